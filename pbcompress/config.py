@@ -1,0 +1,287 @@
+"""Every choice as a frozen value: keyword-only, checked at once, always JSON."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+from pbcompress.errors import CompressionError, StateMismatchError
+
+__all__ = ["Budget", "CompressConfig", "DendriteConfig", "RecoveryConfig", "WidthConfig"]
+
+CONFIG_VERSION = 1
+
+Rule = Literal["correlation", "gradient", "hybrid"]
+Form = Literal["full", "grouped", "lowrank", "shared"]
+Activation = Literal["relu", "tanh", "sigmoid", "gelu", "silu"]
+
+
+def _require(condition: bool, config: object, name: str, wanted: str) -> None:
+    if not condition:
+        found = getattr(config, name)
+        kind = type(config).__name__
+        raise ValueError(f"{kind}.{name} was given as {found!r}; it must be {wanted}.")
+
+
+class _Choices:
+    """What all configurations share: checks of literals, and JSON."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                _require(getattr(self, name) in get_args(hint), self, name, f"one of {get_args(hint)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data from which `from_dict` makes an equal value."""
+        data: dict[str, Any] = {}
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if isinstance(value, _Choices):
+                value = value.to_dict()
+            data[item.name] = list(value) if isinstance(value, tuple) else value
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild a configuration; unknown names are refused, missing ones take their default."""
+        hints = get_type_hints(cls)
+        unknown = sorted(set(data) - set(hints))
+        if unknown:
+            raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; it has {', '.join(hints)}.")
+        values: dict[str, Any] = {}
+        for name, value in data.items():
+            hint = hints[name]
+            if isinstance(hint, type) and issubclass(hint, _Choices):
+                value = hint.from_dict(value)
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Budget(_Choices):
+    """What the compressed network may cost; every bound that is set holds at once.
+
+    Args:
+        params: Parameters (elements, shared ones once): an int is a count, a float in (0, 1) a
+            share of the original.
+        flops: Multiply-adds of one sample in eval mode: a count, or a share of the original.
+        latency_ms: Not supported by the planner of this version.
+        file_bytes: Not supported by the planner of this version.
+
+    Example:
+        >>> Budget(params=0.25).params
+        0.25
+    """
+
+    params: int | float | None = None
+    flops: int | float | None = None
+    latency_ms: float | None = None
+    file_bytes: int | float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("latency_ms", "file_bytes"):
+            if getattr(self, name) is not None:
+                raise CompressionError(
+                    f"Budget({name}=...) was asked for; this version plans for params and flops. "
+                    "Set one of these, and check the other figure in the report."
+                )
+        if self.params is None and self.flops is None:
+            raise ValueError("Budget() has no bound; set params, flops or both.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthConfig(_Choices):
+    """How widths are chosen.
+
+    Args:
+        allocation: "uniform" narrows every channel group alike; "global" ranks the channels of
+            all groups in one list, each group's importance scaled to mean 1.
+        round_to: Widths are multiples of this wherever a group's original width allows.
+        min_width: Fewest channels that a group keeps, at least 1.
+        max_ratio: Largest share of a group's channels that may go, in (0, 1).
+        keep: Layers (names or ``fnmatch`` patterns) whose width stays.
+    """
+
+    allocation: Literal["uniform", "global"] = "uniform"
+    round_to: int = 1
+    min_width: int = 1
+    max_ratio: float = 0.99
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.round_to >= 1, self, "round_to", "at least 1")
+        _require(self.min_width >= 1, self, "min_width", "at least 1")
+        _require(0 < self.max_ratio < 1, self, "max_ratio", "between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DendriteConfig(_Choices):
+    """What a dendrite is, how it learns and how many may grow.
+
+    Args:
+        rule: "correlation" trains a dendrite to correlate with its neuron's remaining error and
+            then accepts it; "gradient" accepts it at once and trains it by the task loss;
+            "hybrid" does the first, then trains everything together.
+        backprop_through: False cuts the gradient from a dendrite to earlier layers (perforated).
+            None is the rule's own: False for "correlation", True for the others.
+        freeze_after: True fixes the input weights of an accepted dendrite for good. For "gradient"
+            and "hybrid" they move in the neuron phase after their acceptance, and are fixed when
+            the next set grows. None is the rule's own: True for "correlation".
+        form: "full" is a copy of the layer; "grouped" the same map in ``groups`` groups; "lowrank"
+            a map through ``rank`` channels; "shared" ``nodes`` nodes for the whole layer, each
+            reaching every neuron through a dense U.
+        activation: Nonlinearity of a dendrite.
+        cascade: Whether a dendrite hears the earlier ones of its neuron (V).
+        normalize: Give a dendrite its own BatchNorm where the layer is followed by one.
+        layers: Names or ``fnmatch`` patterns of the layers that may grow; None is every Linear and
+            convolution that can.
+        max_sets: Most sets that may grow; 0 turns dendrites off.
+        candidates: Size of the candidate pool; this version trains one.
+        share: Largest part of the target that dendrites may take, in [0, 1]; "auto" trains a
+            network with dendrites and one without, and lets validation decide.
+        groups: Groups of form "grouped", as far as they divide the layer's channels.
+        rank: Channels of form "lowrank".
+        nodes: Nodes of form "shared".
+
+    Example:
+        >>> DendriteConfig(rule="gradient").backprop_through
+        True
+        >>> DendriteConfig.from_dict(DendriteConfig(form="shared").to_dict()).form
+        'shared'
+
+    Source:
+        Brenner and Itti, Perforated Backpropagation, 2025, https://arxiv.org/abs/2501.18018;
+        Fahlman and Lebiere, The Cascade-Correlation Learning Architecture, 1990.
+    """
+
+    rule: Rule = "correlation"
+    backprop_through: bool | None = None
+    freeze_after: bool | None = None
+    form: Form = "full"
+    activation: Activation = "relu"
+    cascade: bool = True
+    normalize: bool = True
+    layers: tuple[str, ...] | None = None
+    max_sets: int = 1
+    candidates: int = 1
+    share: float | Literal["auto"] = "auto"
+    groups: int = 4
+    rank: int = 4
+    nodes: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_correlation = self.rule == "correlation"
+        if self.backprop_through is None:
+            object.__setattr__(self, "backprop_through", not is_correlation)
+        if self.freeze_after is None:
+            object.__setattr__(self, "freeze_after", is_correlation)
+        _require(self.max_sets >= 0, self, "max_sets", "at least 0")
+        _require(self.candidates == 1, self, "candidates", "1 in this version")
+        for name in ("groups", "rank", "nodes"):
+            _require(getattr(self, name) >= 1, self, name, "at least 1")
+        is_share = self.share == "auto" or (
+            isinstance(self.share, int | float) and 0 <= self.share <= 1
+        )
+        _require(is_share, self, "share", "'auto' or a number from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryConfig(_Choices):
+    """How the weights are trained after a change of structure.
+
+    Args:
+        epochs: Longest neuron phase, in epochs; the learning rate's schedule spans it.
+        dendrite_epochs: Longest dendrite phase.
+        patience: End a neuron phase after so many epochs without a better score; None: run
+            ``epochs``, which is right for a schedule that ends at zero.
+        dendrite_patience: End a dendrite phase after so many epochs in which no node of the
+            network improved its score by ``node_improvement``.
+        node_improvement: Relative gain of a node's score that counts.
+        improvement: Relative gain of the validation score that counts, by the number of sets
+            grown so far; the last one holds for more.
+        max_failures: Failed sets that end growth.
+        max_epochs: Bound on all epochs together.
+        max_minutes: Bound on the time of training; with it a run is no longer repeatable.
+        optimizer: "adamw", "adam" or "sgd".
+        lr: Peak learning rate of neuron phases.
+        dendrite_lr: Peak learning rate of dendrite phases.
+        weight_decay: Weight decay of neuron phases; a dendrite phase has none.
+        momentum: Momentum of "sgd".
+        schedule: "cosine" (after ``warmup``), "linear" or "constant".
+        warmup: Share of a phase in which the learning rate rises from zero, in [0, 1).
+        max_grad_norm: Clip the gradient's norm; None: do not.
+    """
+
+    epochs: int = 20
+    dendrite_epochs: int = 8
+    patience: int | None = None
+    dendrite_patience: int = 3
+    node_improvement: float = 0.1
+    improvement: tuple[float, ...] = (1e-3, 1e-4, 0.0)
+    max_failures: int = 2
+    max_epochs: int | None = None
+    max_minutes: float | None = None
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = 3e-3
+    dendrite_lr: float = 3e-3
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.2
+    max_grad_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "dendrite_epochs", "dendrite_patience", "max_failures"):
+            _require(getattr(self, name) >= 1, self, name, "at least 1")
+        for name in ("patience", "max_epochs", "max_minutes", "max_grad_norm"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, self, name, "positive, or None")
+        for name in ("lr", "dendrite_lr"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value > 0, self, name, "positive and finite")
+        for name in ("weight_decay", "momentum", "node_improvement"):
+            _require(getattr(self, name) >= 0, self, name, "zero or positive")
+        _require(0 <= self.warmup < 1, self, "warmup", "at least 0 and below 1")
+        _require(len(self.improvement) > 0, self, "improvement", "at least one number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressConfig(_Choices):
+    """All choices of one call of `compress`.
+
+    Args:
+        width: How widths are chosen.
+        dendrites: What grows.
+        recovery: How weights are trained.
+        deploy: Whether `compress` also exports both networks, for the file size and latency rows
+            of its table.
+
+    Example:
+        >>> config = CompressConfig(recovery=RecoveryConfig(epochs=3))
+        >>> CompressConfig.from_dict(config.to_dict()) == config
+        True
+    """
+
+    width: WidthConfig = field(default_factory=WidthConfig)
+    dendrites: DendriteConfig = field(default_factory=DendriteConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    deploy: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data with the version of its form."""
+        return {"version": CONFIG_VERSION, **super().to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild a configuration from `to_dict`; a newer version is refused."""
+        version = data.get("version", CONFIG_VERSION)
+        if version > CONFIG_VERSION:
+            raise StateMismatchError(
+                f"This configuration has version {version}; this pbcompress reads up to "
+                f"{CONFIG_VERSION}. Update pbcompress."
+            )
+        return super().from_dict({k: v for k, v in data.items() if k != "version"})

@@ -1,0 +1,68 @@
+"""The exceptions that pbcompress raises for what a caller can cause.
+
+Every message has three parts: what was asked, what was found, what to do.
+"""
+
+__all__ = [
+    "CompressionError",
+    "DivergedError",
+    "ExportMismatchError",
+    "StateMismatchError",
+    "TargetUnreachableError",
+    "UnsupportedLayerError",
+]
+
+
+class CompressionError(Exception):
+    """Root of all errors of pbcompress.
+
+    Example:
+        >>> issubclass(TargetUnreachableError, (CompressionError, ValueError))
+        True
+    """
+
+
+class TargetUnreachableError(CompressionError, ValueError):
+    """The target is below the smallest network that the layers allow.
+
+    Attributes:
+        smallest: The smallest reachable number of parameters.
+    """
+
+    def __init__(self, message: str, smallest: int) -> None:
+        super().__init__(message)
+        self.smallest = smallest
+
+
+class UnsupportedLayerError(CompressionError, ValueError):
+    """A layer was asked for something that its kind does not allow.
+
+    Attributes:
+        layer: Dotted name of the layer.
+        reason: Why it cannot be done.
+    """
+
+    def __init__(self, message: str, layer: str, reason: str) -> None:
+        super().__init__(message)
+        self.layer = layer
+        self.reason = reason
+
+
+class StateMismatchError(CompressionError, RuntimeError):
+    """A file on disk does not belong to this model, call or version."""
+
+
+class ExportMismatchError(CompressionError, RuntimeError):
+    """The exported network does not compute what the torch network computes.
+
+    Attributes:
+        max_difference: Largest absolute difference of any output element.
+    """
+
+    def __init__(self, message: str, max_difference: float) -> None:
+        super().__init__(message)
+        self.max_difference = max_difference
+
+
+class DivergedError(CompressionError, RuntimeError):
+    """Training produced a loss that is not a finite number."""

@@ -1,0 +1,190 @@
+"""The forms of a dendrite: what module it is, and what it costs as a closed form in the widths."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from pbcompress.config import DendriteConfig
+from pbcompress.errors import CompressionError, UnsupportedLayerError
+from pbcompress.geometry import LayerGeometry
+from pbcompress.surgery import matches, seeded
+
+__all__ = ["growable_layers", "make_branch", "node_count", "set_params", "spatial_dims"]
+
+_GROWABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+def spatial_dims(layer: nn.Module) -> int:
+    """Return 0 for a Linear, 1 to 3 for a convolution."""
+    return len(layer.kernel_size) if isinstance(layer, nn.modules.conv._ConvNd) else 0
+
+
+def growable_layers(model: nn.Module, config: DendriteConfig) -> dict[str, bool]:
+    """Return the layers that may grow dendrites, and whether each is followed by a BatchNorm.
+
+    A layer counts as followed when the next module in the order of registration is a BatchNorm of
+    its width, which is how networks are written.
+
+    Raises:
+        UnsupportedLayerError: ``config.layers`` names a layer of a kind that cannot grow.
+        CompressionError: ``config.layers`` matches nothing.
+    """
+    leaves = [
+        (name, module)
+        for name, module in model.named_modules()
+        if name and not any(True for _ in module.children())
+    ]
+    found: dict[str, bool] = {}
+    for i, (name, layer) in enumerate(leaves):
+        if config.layers is not None and not matches(name, config.layers):
+            continue
+        reason = _refusal(model, name, layer)
+        if reason is None:
+            width = LayerGeometry.of(layer).out_width
+            following = leaves[i + 1][1] if i + 1 < len(leaves) else None
+            is_normed = isinstance(following, nn.modules.batchnorm._BatchNorm)
+            found[name] = (
+                config.normalize and is_normed and getattr(following, "num_features", 0) == width
+            )
+        elif config.layers is not None and name in config.layers:
+            raise UnsupportedLayerError(
+                f"DendriteConfig.layers names {name!r}: {reason}. Leave it out.", name, reason
+            )
+    if config.layers is not None and not found:
+        raise CompressionError(
+            f"DendriteConfig.layers={config.layers} matches no layer that can grow dendrites. "
+            f"Candidates: {', '.join(growable_layers(model, DendriteConfig())) or 'none'}."
+        )
+    return found
+
+
+def _refusal(model: nn.Module, name: str, layer: nn.Module) -> str | None:
+    if type(layer) not in _GROWABLE:
+        return f"a {type(layer).__name__} cannot grow dendrites"
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if type(parent).__module__ == "torch.nn.modules.transformer":
+        return f"its parent {type(parent).__name__} reads its weight directly"
+    return None
+
+
+def node_count(out_width: int, config: DendriteConfig) -> int:
+    """Return how many nodes one set has in a layer of ``out_width`` channels."""
+    return config.nodes if config.form == "shared" else out_width
+
+
+def _groups(geometry: LayerGeometry, out_width: int, in_width: int, config: DendriteConfig) -> int:
+    if geometry.groups == 0:
+        return out_width
+    return math.gcd(math.gcd(in_width, out_width), config.groups * geometry.groups)
+
+
+def set_params(
+    geometry: LayerGeometry,
+    out_width: int,
+    in_width: int,
+    config: DendriteConfig,
+    *,
+    normalized: bool,
+) -> int:
+    """Return the parameters of ``config.max_sets`` sets on one layer: nodes, norms, U and V."""
+    sets, nodes = config.max_sets, node_count(out_width, config)
+    bias = min(geometry.per_channel, 1)
+    dense = in_width * geometry.taps
+    if config.form == "full":
+        weights = geometry.weights(out_width, in_width)
+    elif config.form == "grouped":
+        weights = out_width * dense // _groups(geometry, out_width, in_width, config)
+    elif config.form == "lowrank":
+        weights = config.rank * (dense + out_width)
+    else:
+        weights = nodes * dense
+    per_set = weights + nodes * bias + (2 * nodes if normalized else 0)
+    gains = out_width * nodes if config.form == "shared" else out_width
+    links = nodes * sets * (sets - 1) // 2 if config.cascade else 0
+    return sets * (per_set + gains) + links
+
+
+def make_branch(
+    layer: nn.Module, config: DendriteConfig, *, normalized: bool, seed: tuple[int | str, ...]
+) -> nn.Module:
+    """Return the input map D_d of one new dendrite set, freshly initialised.
+
+    Args:
+        layer: The base layer, a Linear or a convolution.
+        config: Form and sizes.
+        normalized: Whether a BatchNorm follows the map.
+        seed: Names the random stream of the initial weights.
+    """
+    geometry = LayerGeometry.of(layer)
+    out_width, in_width = geometry.out_width, geometry.in_width
+    with seeded("branch", *seed):
+        if config.form == "lowrank":
+            down = _like(layer, in_width, config.rank, 1, bias=False)
+            up = _pointwise(layer, config.rank, out_width)
+            branch: nn.Module = nn.Sequential(down, up)
+        else:
+            groups = {"full": getattr(layer, "groups", 1), "shared": 1}.get(
+                config.form, _groups(geometry, out_width, in_width, config)
+            )
+            nodes = node_count(out_width, config)
+            branch = _like(layer, in_width, nodes, groups, bias=geometry.per_channel > 0)
+    if normalized:
+        norm = _NORMS[spatial_dims(layer)](node_count(out_width, config))
+        branch = nn.Sequential(branch, norm)
+    weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+    return branch.to(device=weight.device, dtype=weight.dtype)
+
+
+def _geometry_arguments(layer: nn.Module) -> Mapping[str, object]:
+    names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+    return {name: getattr(layer, name) for name in names}
+
+
+def _like(layer: nn.Module, in_width: int, out_width: int, groups: int, *, bias: bool) -> nn.Module:
+    if spatial_dims(layer) == 0:
+        if groups > 1:
+            return GroupedLinear(in_width, out_width, groups, bias=bias)
+        return nn.Linear(in_width, out_width, bias=bias)
+    conv = _CONVS[spatial_dims(layer)]
+    arguments: dict[str, object] = dict(_geometry_arguments(layer))
+    return conv(in_width, out_width, groups=groups, bias=bias, **arguments)  # type: ignore[arg-type]
+
+
+def _pointwise(layer: nn.Module, in_width: int, out_width: int) -> nn.Module:
+    bias = getattr(layer, "bias", None) is not None
+    if spatial_dims(layer) == 0:
+        return nn.Linear(in_width, out_width, bias=bias)
+    return _CONVS[spatial_dims(layer)](in_width, out_width, 1, bias=bias)
+
+
+class GroupedLinear(nn.Module):
+    """A Linear whose inputs and outputs fall into groups that do not see each other.
+
+    Args:
+        in_features: Size of the last axis of the input, a multiple of ``groups``.
+        out_features: Size of the last axis of the output, a multiple of ``groups``.
+        groups: Number of groups.
+        bias: Whether to add a bias.
+
+    Example:
+        >>> GroupedLinear(6, 4, 2)(torch.zeros(3, 5, 6)).shape
+        torch.Size([3, 5, 4])
+    """
+
+    def __init__(self, in_features: int, out_features: int, groups: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.groups = groups
+        per_in, per_out = in_features // groups, out_features // groups
+        bound = 1 / math.sqrt(per_in)
+        self.weight = nn.Parameter(torch.empty(groups, per_in, per_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(out_features).uniform_(-bound, bound)) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        grouped = x.unflatten(-1, (self.groups, -1)).unsqueeze(-2)
+        y = (grouped @ self.weight).squeeze(-2).flatten(-2)
+        return y if self.bias is None else y + self.bias

@@ -1,0 +1,157 @@
+"""Parameters and FLOPs of a model. The only module that imports fvcore."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pbcompress.errors import CompressionError
+from pbcompress.surgery import Call, as_call, copy_model, parameter_count, single_sample
+
+__all__ = ["LayerCost", "ModelCost", "measure"]
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Cost of one module that holds parameters or does counted work itself.
+
+    Attributes:
+        kind: Class of the module.
+        params: Parameter elements that it owns; a shared one counts at its first owner.
+        flops: Multiply-adds of one sample.
+        width: Output channels, or None where the module has no such number.
+    """
+
+    kind: str
+    params: int
+    flops: int
+    width: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Cost of one forward pass at batch size 1 in eval mode.
+
+    Attributes:
+        params: Parameter elements, shared ones counted once.
+        flops: Multiply-adds: one multiply-add is one FLOP, as fvcore counts.
+        uncounted_ops: Operations that are not in ``flops``, with their number of calls.
+        input_shapes: Shape of every input tensor, by position or name.
+        by_layer: Cost of each layer by its dotted name, in the order of registration.
+    """
+
+    params: int
+    flops: int
+    uncounted_ops: Mapping[str, int]
+    input_shapes: Mapping[str, tuple[int, ...]]
+    by_layer: Mapping[str, LayerCost]
+
+    def __str__(self) -> str:
+        skipped = ", ".join(f"{name} x{count}" for name, count in self.uncounted_ops.items())
+        return (
+            f"{self.params:,} parameters, {self.flops:,} FLOPs (1 multiply-add = 1 FLOP, batch 1)"
+            + (f"; not counted: {skipped}" if skipped else "")
+        )
+
+
+class _Positional(nn.Module):
+    """Calls a model with named inputs from positional tensors, which is what tracing takes."""
+
+    def __init__(self, model: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.model = model
+        args, kwargs = call
+        self._leaves, self._spec = torch.utils._pytree.tree_flatten((args, kwargs))
+        self._slots = [i for i, leaf in enumerate(self._leaves) if isinstance(leaf, Tensor)]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(self._leaves[i] for i in self._slots)
+
+    def forward(self, *tensors: Tensor) -> Any:
+        leaves = list(self._leaves)
+        for slot, tensor in zip(self._slots, tensors, strict=True):
+            leaves[slot] = tensor
+        args, kwargs = torch.utils._pytree.tree_unflatten(leaves, self._spec)
+        return self.model(*args, **kwargs)
+
+
+def measure(model: nn.Module, example_inputs: object) -> ModelCost:
+    """Return parameters and FLOPs of ``model``, by layer and in total.
+
+    The count is made on a deep copy in eval mode with the first sample of ``example_inputs``:
+    training mode would move BatchNorm statistics, and a larger batch would scale the count.
+
+    Args:
+        model: Any network; left as it is.
+        example_inputs: A tensor, a tuple of positional or a dict of named inputs. The first axis
+            of every tensor is the batch.
+
+    Returns:
+        The cost, with the operations that the counter does not know listed beside it.
+
+    Raises:
+        CompressionError: The forward pass fails on one sample of ``example_inputs``.
+
+    Example:
+        >>> cost = measure(nn.Linear(3, 2), torch.zeros(5, 3))
+        >>> cost.params, cost.flops
+        (8, 6)
+    """
+    network = copy_model(model).eval()
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    call = single_sample(as_call(example_inputs))
+    wrapped = _Positional(network, call)
+    inputs = tuple(t.to(device) for t in wrapped.tensors)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # fvcore needs torch.jit, which is deprecated
+        from fvcore.nn import FlopCountAnalysis
+
+        try:
+            wrapped(*inputs)
+        except Exception as err:
+            shapes = [tuple(t.shape) for t in inputs]
+            raise CompressionError(
+                f"The model was run on one sample of example_inputs, shapes {shapes}, and its "
+                f"forward failed: {err}. Give inputs whose first axis is the batch."
+            ) from err
+        analysis = FlopCountAnalysis(wrapped, inputs)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        analysis.tracer_warnings("none")
+        by_module = analysis.by_module()
+        uncounted = dict(sorted(analysis.unsupported_ops().items()))
+    flops = {name.removeprefix("model").removeprefix("."): n for name, n in by_module.items()}
+    return ModelCost(
+        params=parameter_count(network),
+        flops=int(by_module[""]),
+        uncounted_ops=uncounted,
+        input_shapes=_shapes(call),
+        by_layer=_layers(network, flops),
+    )
+
+
+def _shapes(call: Call) -> dict[str, tuple[int, ...]]:
+    args, kwargs = call
+    named = {**{str(i): a for i, a in enumerate(args)}, **kwargs}
+    return {name: tuple(value.shape) for name, value in named.items() if isinstance(value, Tensor)}
+
+
+def _layers(network: nn.Module, flops: Mapping[str, float]) -> dict[str, LayerCost]:
+    counted: set[int] = set()
+    layers: dict[str, LayerCost] = {}
+    for name, module in network.named_modules():
+        own = [p for p in module.parameters(recurse=False) if id(p) not in counted]
+        counted.update(id(p) for p in own)
+        children = sum(
+            int(flops.get(f"{name}.{child}" if name else child, 0))
+            for child, _ in module.named_children()
+        )
+        work = int(flops.get(name, 0)) - children
+        if own or (work > 0 and not list(module.children())):
+            width = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
+            kind = type(module).__name__
+            layers[name] = LayerCost(kind, sum(p.numel() for p in own), work, width)
+    return layers
