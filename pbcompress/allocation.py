@@ -106,7 +106,10 @@ def allocate(
         else:
             threshold = every[min(int((1 - level) * len(every)), len(every) - 1)]
             wanted = [sum(v >= threshold for v in values) for values in ranked]
-        return [max([c for c in cs if c <= w], default=cs[0]) for cs, w in zip(choices, wanted, strict=True)]
+        return [
+            max([c for c in cs if c <= w], default=cs[0])
+            for cs, w in zip(choices, wanted, strict=True)
+        ]
 
     widths = [c[0] for c in choices]
     if cost.total(widths) > target:
@@ -116,7 +119,10 @@ def allocate(
         middle = (low + high) / 2
         trial = desired(middle)
         if cost.total(trial) <= target:
-            low, widths = middle, [max(a, b) for a, b in zip(trial, [c[0] for c in choices], strict=True)]
+            low, widths = (
+                middle,
+                [max(a, b) for a, b in zip(trial, [c[0] for c in choices], strict=True)],
+            )
         else:
             high = middle
     uniform = config.allocation == "uniform"

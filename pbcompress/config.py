@@ -30,7 +30,9 @@ class _Choices:
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             if get_origin(hint) is Literal:
-                _require(getattr(self, name) in get_args(hint), self, name, f"one of {get_args(hint)}")
+                _require(
+                    getattr(self, name) in get_args(hint), self, name, f"one of {get_args(hint)}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data from which `from_dict` makes an equal value."""
@@ -48,7 +50,9 @@ class _Choices:
         hints = get_type_hints(cls)
         unknown = sorted(set(data) - set(hints))
         if unknown:
-            raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; it has {', '.join(hints)}.")
+            raise ValueError(
+                f"{cls.__name__} has no {', '.join(unknown)}; it has {', '.join(hints)}."
+            )
         values: dict[str, Any] = {}
         for name, value in data.items():
             hint = hints[name]

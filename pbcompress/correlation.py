@@ -35,7 +35,7 @@ def correlate(
 
     Example:
         >>> a = torch.tensor([[0.0], [1.0], [2.0]])
-        >>> correlate(a, -3 * a)[0]
+        >>> correlate(a, -3 * a)[0].round(decimals=3)
         tensor([-1.])
     """
     n = activation.shape[0]
@@ -66,9 +66,10 @@ class CorrelationProbe(torch.autograd.Function):
     """Identity on a layer's output that trains a candidate on the error passing back through it.
 
     Forward takes the output y, the candidate's activation, and a *score leaf*: a tensor that
-    requires grad, of the shape of r. Backward returns the error unchanged for y, the gradient of
-    `correlate` for the activation, and r for the score leaf. So r accumulates in ``score.grad`` by
-    autograd's own means: one backward pass, no hook, no stored graph.
+    requires grad, of the shape of r with one row more. Backward returns the error unchanged for y, the gradient of
+    `correlate` for the activation, and r for the score leaf, with a last row of ones that counts the
+    batches. So the sum of r is in ``score.grad`` by autograd's own means: one backward pass, no
+    hook, no stored graph.
     """
 
     @staticmethod
@@ -92,7 +93,8 @@ class CorrelationProbe(torch.autograd.Function):
             a.reshape(-1, a.shape[-1]).to(working),
             error.movedim(ctx.axis, -1).reshape(-1, error.shape[ctx.axis]).to(working),
             pairwise=ctx.pairwise,
-            direction=so_far.to(working),
+            direction=so_far[:-1].to(working),
         )
         gradient = gradient.reshape(a.shape).movedim(-1, ctx.axis).to(activation.dtype)
-        return error, gradient, r.to(so_far.dtype), None, None
+        counted = torch.cat([r, torch.ones_like(r[:1])]).to(so_far.dtype)
+        return error, gradient, counted, None, None

@@ -136,8 +136,14 @@ class DendriteLayer(nn.Module):
     def begin_candidacy(self) -> None:
         """Train the newest set by correlation from now on, and collect its scores."""
         is_shared = self.config.form == "shared"
-        shape = (self.nodes, self.channels) if is_shared else (self.nodes,)
+        shape = (self.nodes + 1, self.channels) if is_shared else (self.nodes + 1,)
         self.candidate = self._weight.new_zeros(shape).requires_grad_()
+
+    def summed_correlation(self) -> Tensor | None:
+        """Return the sum of r over the phase, with the number of batches as last row; a copy."""
+        if self.candidate is None or self.candidate.grad is None:
+            return None
+        return self.candidate.grad.clone()
 
     def freeze(self, num_sets: int) -> None:
         """Fix the first ``num_sets`` sets and let the others train."""

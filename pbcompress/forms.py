@@ -175,13 +175,17 @@ class GroupedLinear(nn.Module):
         torch.Size([3, 5, 4])
     """
 
-    def __init__(self, in_features: int, out_features: int, groups: int, *, bias: bool = True) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, groups: int, *, bias: bool = True
+    ) -> None:
         super().__init__()
         self.groups = groups
         per_in, per_out = in_features // groups, out_features // groups
         bound = 1 / math.sqrt(per_in)
         self.weight = nn.Parameter(torch.empty(groups, per_in, per_out).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(out_features).uniform_(-bound, bound)) if bias else None
+        self.bias = (
+            nn.Parameter(torch.empty(out_features).uniform_(-bound, bound)) if bias else None
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in_features) to (..., out_features)."""

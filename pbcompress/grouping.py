@@ -32,15 +32,73 @@ _BY_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
 
 # Operations, by the name of their autograd node, that treat every channel alike and alone.
 _ELEMENTWISE = frozenset(
-    "Abs Add Clamp ClampMin ClampMax Div Elu Exp Gelu Hardsigmoid Hardswish Hardtanh LeakyRelu Log "
-    "LogSigmoid Maximum Minimum Mish Mul NativeDropout Neg Pow Relu Relu6 Rsqrt Sigmoid Silu "
-    "Softplus Sqrt Sub Tanh Where "
-    "AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D AdaptiveMaxPool3D AvgPool2D AvgPool3D "
-    "MaxPool2DWithIndices MaxPool3DWithIndices MkldnnMaxPool2D MkldnnMaxPool3D MkldnnAvgPool2D "
-    "Mean Sum Amax UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleBilinear2D "
-    "UpsampleLinear1D UpsampleTrilinear3D UpsampleBicubic2D ConstantPadNd ReflectionPad1D "
-    "ReflectionPad2D ReplicationPad1D ReplicationPad2D "
-    "Alias Clone ToCopy Squeeze Unsqueeze UnsafeView T".split()
+    [
+        "Abs",
+        "Add",
+        "Clamp",
+        "ClampMin",
+        "ClampMax",
+        "Div",
+        "Elu",
+        "Exp",
+        "Gelu",
+        "Hardsigmoid",
+        "Hardswish",
+        "Hardtanh",
+        "LeakyRelu",
+        "Log",
+        "LogSigmoid",
+        "Maximum",
+        "Minimum",
+        "Mish",
+        "Mul",
+        "NativeDropout",
+        "Neg",
+        "Pow",
+        "Relu",
+        "Relu6",
+        "Rsqrt",
+        "Sigmoid",
+        "Silu",
+        "Softplus",
+        "Sqrt",
+        "Sub",
+        "Tanh",
+        "Where",
+        "AdaptiveAvgPool2D",
+        "AdaptiveAvgPool3D",
+        "AdaptiveMaxPool2D",
+        "AdaptiveMaxPool3D",
+        "AvgPool2D",
+        "AvgPool3D",
+        "MaxPool2DWithIndices",
+        "MaxPool3DWithIndices",
+        "MkldnnMaxPool2D",
+        "MkldnnMaxPool3D",
+        "MkldnnAvgPool2D",
+        "Mean",
+        "Sum",
+        "Amax",
+        "UpsampleNearest1D",
+        "UpsampleNearest2D",
+        "UpsampleNearest3D",
+        "UpsampleBilinear2D",
+        "UpsampleLinear1D",
+        "UpsampleTrilinear3D",
+        "UpsampleBicubic2D",
+        "ConstantPadNd",
+        "ReflectionPad1D",
+        "ReflectionPad2D",
+        "ReplicationPad1D",
+        "ReplicationPad2D",
+        "Alias",
+        "Clone",
+        "ToCopy",
+        "Squeeze",
+        "Unsqueeze",
+        "UnsafeView",
+        "T",
+    ]
 )
 # What F.linear consists of on inputs of rank 3 and more: part of a Linear, never on its own.
 _INSIDE_LINEAR = frozenset(["Addmm", "Mm", "Bmm"])
@@ -126,7 +184,9 @@ def find_groups(model: nn.Module, call: Call) -> Grouping:
             continue
         try:
             group = _read_group(graph, root, names, tied)
-            cells = {(m.layer, m.dim, i) for m in group.members for unit in m.positions for i in unit}
+            cells = {
+                (m.layer, m.dim, i) for m in group.members for unit in m.positions for i in unit
+            }
             if cells & taken:
                 raise _NotPrunableError("its channels overlap those of another group")
         except _NotPrunableError as reason:
@@ -153,7 +213,9 @@ def _trace(network: nn.Module, call: Call) -> tp.DependencyGraph:
                 f"The model was run on the example inputs and its forward failed: {err}. "
                 "Give example_inputs that the model accepts."
             ) from err
-        tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.grad_fn is not None]
+        tensors = [
+            t for t in tree_leaves(output) if isinstance(t, Tensor) and t.grad_fn is not None
+        ]
         if not tensors:
             raise CompressionError(
                 "The model was traced and none of its outputs depends on a parameter, so no width "
@@ -312,7 +374,9 @@ def _check_reduction(name: str, gradient: Any) -> None:
             raise _NotPrunableError("its channels are reduced to one")
 
 
-def _units(width: int, layers: Sequence[tuple[nn.Module, Dim, list[int], list[int]]]) -> list[list[int]]:
+def _units(
+    width: int, layers: Sequence[tuple[nn.Module, Dim, list[int], list[int]]]
+) -> list[list[int]]:
     """Join channels that a grouped convolution can only lose together: one of every group."""
     leader = list(range(width))
 

@@ -38,7 +38,9 @@ def unit_scores(model: nn.Module, group: ChannelGroup) -> Tensor:
 
 
 def _energy(layer: nn.Module, weight: Tensor, member: Member) -> Tensor:
-    squares = weight.square().reshape(*weight.shape[:2], -1) if weight.dim() > 1 else weight.square()
+    squares = (
+        weight.square().reshape(*weight.shape[:2], -1) if weight.dim() > 1 else weight.square()
+    )
     if member.dim == "out" or is_depthwise(layer):
         return squares.flatten(1).sum(1) if squares.dim() > 1 else squares
     groups = getattr(layer, "groups", 1)

@@ -95,7 +95,9 @@ class WidthPlan:
                 now = after.by_layer[name].width
                 note = f"  ({self.left_alone[name]})" if name in self.left_alone else ""
                 grow = "  + dendrites" if name in self.grow else ""
-                lines.append(f"  {name:<32} {layer.kind:<12} {layer.width:>5} -> {now:<5}{grow}{note}")
+                lines.append(
+                    f"  {name:<32} {layer.kind:<12} {layer.width:>5} -> {now:<5}{grow}{note}"
+                )
         return "\n".join(lines)
 
 
@@ -115,7 +117,11 @@ def resolve_target(asked: float | Budget, cost: ModelCost) -> tuple[int, int | N
             bounds.append(None)
             continue
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        count = (int(value * full) if isinstance(value, float) and value < 1 else value) if is_number else 0
+        count = (
+            (int(value * full) if isinstance(value, float) and value < 1 else value)
+            if is_number
+            else 0
+        )
         if not is_number or value <= 0 or count >= full or (value >= 1 and value != int(value)):
             raise TargetUnreachableError(
                 f"A target of {value!r} {name} was asked for; the model has {full:,}. Ask for a whole "
@@ -266,7 +272,9 @@ class _Search:
             order = torch.argsort(scores, descending=True, stable=True).tolist()
             for unit in order[width:]:
                 for member in group.members:
-                    removed.setdefault((member.layer, member.dim), []).extend(member.positions[unit])
+                    removed.setdefault((member.layer, member.dim), []).extend(
+                        member.positions[unit]
+                    )
         return tuple(
             LayerCut(layer, dim, tuple(sorted(indices)), _width(self.geometries[layer], dim))
             for (layer, dim), indices in removed.items()
@@ -309,7 +317,10 @@ def _without_guilty(model: nn.Module, grouping: Grouping, call: Call, failure: s
 def _one_unit(model: nn.Module, group: ChannelGroup) -> tuple[LayerCut, ...]:
     return tuple(
         LayerCut(
-            m.layer, m.dim, m.positions[0], _width(LayerGeometry.of(model.get_submodule(m.layer)), m.dim)
+            m.layer,
+            m.dim,
+            m.positions[0],
+            _width(LayerGeometry.of(model.get_submodule(m.layer)), m.dim),
         )
         for m in group.members
     )
@@ -331,7 +342,7 @@ def _proof_failure(
                 _zero_inputs(masked.get_submodule(step.layer), step.removed)
         try:
             expected = _outputs(masked.to(dtype), call, dtype)
-        except Exception:  # noqa: S112 - the user's forward may insist on its own precision
+        except Exception:
             continue
         try:
             found = _outputs(sliced.to(dtype), call, dtype)

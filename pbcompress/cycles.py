@@ -1,0 +1,390 @@
+"""Cycles of growth as a generator of phases: it freezes, yields, and takes scores back."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pbcompress.config import CompressConfig, DendriteConfig
+from pbcompress.dendrite import DendriteLayer, attach_dendrites_, dendrite_layers, detach_dendrites_
+from pbcompress.errors import CompressionError, DivergedError
+from pbcompress.phases import Action, PhaseKind, PhaseLog, best_epoch, next_action
+
+__all__ = ["Cycles", "Phase", "cycles"]
+
+Weights = dict[str, Tensor]
+SMALLEST_NODE_GAIN = 1e-5
+
+
+class Phase:
+    """One phase of a growth: who trains, and the way to report a score.
+
+    Attributes:
+        kind: ``PhaseKind.NEURON`` or ``PhaseKind.DENDRITE``.
+        index: Number of the phase, from 0.
+        done: Whether the phase is over; then go on to the next one.
+    """
+
+    def __init__(self, owner: "Cycles", index: int, kind: PhaseKind) -> None:
+        self._owner = owner
+        self.index = index
+        self.kind = kind
+        self.done = False
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what trains in this phase; make a fresh optimizer over it."""
+        return [p for p in self._owner.model.parameters() if p.requires_grad]
+
+    def train(self) -> None:
+        """Put the model into training mode for this phase; use it instead of ``model.train()``.
+
+        In a dendrite phase only the candidates train: the neurons' BatchNorm and dropout stay in
+        eval mode.
+        """
+        model = self._owner.model
+        model.train(self.kind is PhaseKind.NEURON)
+        if self.kind is PhaseKind.DENDRITE:
+            for layer in dendrite_layers(model).values():
+                layer.dendrites[-1].train()
+
+    def report(self, score: float) -> bool:
+        """Take the validation score of one epoch, higher is better.
+
+        Returns:
+            Whether the phase goes on.
+
+        Raises:
+            DivergedError: The score is not a finite number.
+        """
+        self._owner.take(float(score))
+        return not self.done
+
+    @property
+    def correlation(self) -> float | None:
+        """Mean |r| of the candidates in the last epoch; None in a neuron phase."""
+        return self._owner.correlation if self.kind is PhaseKind.DENDRITE else None
+
+    @property
+    def improved(self) -> int:
+        """Nodes that improved their |r| in the last epoch."""
+        return (
+            self._owner.log[self.index].improved[-1] if self._owner.log[self.index].improved else 0
+        )
+
+    @property
+    def sets(self) -> int:
+        """Dendrite sets in the network, a candidate included."""
+        return self._owner.log[self.index].sets
+
+
+class Cycles(Iterator[Phase]):
+    """The iterator that `cycles` returns; it also can be saved and restored between epochs."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: CompressConfig,
+        *,
+        layers: Mapping[str, bool] | None = None,
+        lengths: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.seed = seed
+        self.layers = layers
+        self.dendrites: DendriteConfig = config.dendrites
+        self._take_untrained_set()
+        self.lengths = lengths
+        if lengths is not None:
+            self.dendrites = replace(self.dendrites, max_sets=0)
+        self.recovery = config.recovery
+        self.log: list[PhaseLog] = []
+        self.minutes = 0.0
+        self.correlation: float | None = None
+        self.phase: Phase | None = None
+        self.best: Weights = {}
+        self._trainable = {n for n, p in self._neuron_parameters().items() if p.requires_grad}
+        if not self._trainable:
+            raise CompressionError(
+                "Recovery was asked for and no parameter of the model requires grad, so nothing can "
+                "train. Call model.requires_grad_(True), or leave data out to shrink only."
+            )
+        self._best_sets = self._num_sets
+        self._attempts = 0
+        self._reported = True
+        self._clock = time.monotonic()
+        self._node_best: dict[str, Tensor] = {}
+        self._summed: dict[str, Tensor] = {}
+        self._fixed_buffers: Weights = {}
+
+    # --- the iterator -------------------------------------------------------------------------
+
+    def __next__(self) -> Phase:
+        """Return the current phase while it lasts, then the next one."""
+        if self.phase is not None and not self.phase.done:
+            if not self._reported:
+                raise CompressionError(
+                    "The loop came back for the next phase without a score. Call phase.report(score) "
+                    "once after each epoch."
+                )
+            self._reported = False
+            return self.phase
+        if self.phase is None:
+            self._start(PhaseKind.NEURON)
+        else:
+            self._advance(self._action())
+        self._reported = False
+        assert self.phase is not None  # _advance raises StopIteration at the end
+        return self.phase
+
+    def _advance(self, action: Action) -> None:
+        if action is Action.ACCEPT:
+            for layer in dendrite_layers(self.model).values():
+                layer.candidate = None
+            self._start(PhaseKind.NEURON)
+            return
+        self._load_best()
+        if action is Action.STOP:
+            self._let_train(PhaseKind.NEURON)
+            raise StopIteration
+        if self.lengths is not None:
+            self._start(PhaseKind.NEURON)
+            return
+        self._grow()
+        is_gradient = self.dendrites.rule == "gradient"
+        self._start(PhaseKind.NEURON if is_gradient else PhaseKind.DENDRITE)
+
+    def _action(self) -> Action:
+        """Return the next action; with fixed lengths, phases follow each other by count alone."""
+        if self.lengths is None:
+            return next_action(self.log, self.recovery, self.dendrites, minutes=self.minutes)
+        if len(self.log[-1].scores) < self.lengths[len(self.log) - 1]:
+            return Action.CONTINUE
+        return Action.GROW if len(self.log) < len(self.lengths) else Action.STOP
+
+    def _start(self, kind: PhaseKind) -> None:
+        self.log.append(PhaseLog(kind, self._num_sets))
+        self._open_phase()
+        if kind is PhaseKind.DENDRITE:
+            for layer in dendrite_layers(self.model).values():
+                layer.begin_candidacy()
+            self._node_best, self._summed = {}, {}
+
+    def _open_phase(self) -> None:
+        kind = self.log[-1].kind
+        self.phase = Phase(self, len(self.log) - 1, kind)
+        self._let_train(kind)
+        newest = _newest_prefixes(self.model)
+        self._fixed_buffers = {
+            name: buffer.clone()
+            for name, buffer in self.model.named_buffers()
+            if kind is PhaseKind.DENDRITE and not name.startswith(newest)
+        }
+
+    # --- scores -------------------------------------------------------------------------------
+
+    def take(self, score: float) -> None:
+        """Record the score of one epoch and decide whether the phase is over."""
+        if self.phase is None:
+            raise CompressionError("A score was reported before the first phase began.")
+        if not math.isfinite(score):
+            raise DivergedError(
+                f"The validation score of an epoch is {score}. Lower RecoveryConfig.lr, or make the "
+                "metric defined for every output."
+            )
+        now = time.monotonic()
+        self.minutes += (now - self._clock) / 60
+        self._clock, self._reported = now, True
+        improved = 0
+        if self.phase.kind is PhaseKind.DENDRITE:
+            improved = self._take_node_scores()
+            for name, buffer in self.model.named_buffers():
+                if name in self._fixed_buffers:  # a loop that called model.train() moved them
+                    buffer.copy_(self._fixed_buffers[name])
+        self.log[-1] = self.log[-1].with_epoch(score, improved)
+        latest = (len(self.log) - 1, len(self.log[-1].scores) - 1)
+        if best_epoch(self.log, self.recovery) == latest:
+            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            self._best_sets = self._num_sets
+        self.phase.done = self._action() is not Action.CONTINUE
+
+    def _take_node_scores(self) -> int:
+        improved, means = 0, []
+        for name, layer in dendrite_layers(self.model).items():
+            summed = layer.summed_correlation()
+            if summed is None:
+                continue
+            latest = summed - self._summed.get(name, torch.zeros_like(summed))
+            self._summed[name] = summed
+            r = (latest[:-1] / latest[-1:].clamp(min=1)).abs()
+            score = r if r.dim() == 1 else r.mean(1)
+            best = self._node_best.get(name, torch.zeros_like(score))
+            gain = torch.clamp(best * self.recovery.node_improvement, min=SMALLEST_NODE_GAIN)
+            improved += int((score > best + gain).sum())
+            self._node_best[name] = torch.maximum(best, score)
+            means.append(score.mean())
+        self.correlation = float(torch.stack(means).mean()) if means else 0.0
+        return improved
+
+    # --- structure and who trains --------------------------------------------------------------
+
+    @property
+    def _num_sets(self) -> int:
+        return max((layer.num_sets for layer in dendrite_layers(self.model).values()), default=0)
+
+    def _take_untrained_set(self) -> None:
+        """Put a set that was attached and never trained back in line as the first candidate."""
+        layers = dendrite_layers(self.model)
+        if not layers:
+            return
+        any_layer = next(iter(layers.values()))
+        self.dendrites = replace(any_layer.config, max_sets=self.dendrites.max_sets)
+        self.layers = {name: layer.normalized for name, layer in layers.items()}
+        if not any(bool(layer.gains[-1].any()) for layer in layers.values()):
+            detach_dendrites_(self.model)
+
+    def _grow(self) -> None:
+        wrapped = dendrite_layers(self.model)
+        config = next(iter(wrapped.values())).config if wrapped else self.dendrites
+        seed = self.seed + 1000 * self._attempts
+        attach_dendrites_(self.model, config, layers=self.layers, seed=seed)
+        self._attempts += 1
+
+    def _neuron_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the original parameters under their original names."""
+        own = {id(p) for layer in dendrite_layers(self.model).values() for p in _added(layer)}
+        return {
+            name.replace(".base_layer.", "."): p
+            for name, p in self.model.named_parameters()
+            if id(p) not in own
+        }
+
+    def _let_train(self, kind: PhaseKind) -> None:
+        is_neuron = kind is PhaseKind.NEURON
+        for name, parameter in self._neuron_parameters().items():
+            parameter.requires_grad_(is_neuron and name in self._trainable)
+        newest_trains = not is_neuron or self.dendrites.rule != "correlation"
+        for layer in dendrite_layers(self.model).values():
+            layer.gains.requires_grad_(is_neuron)
+            if is_neuron and not self.dendrites.freeze_after:
+                layer.freeze(0)
+            else:
+                layer.freeze(layer.num_sets - int(newest_trains))
+
+    def _load_best(self) -> None:
+        if not self.best:
+            return
+        surplus = self._num_sets - self._best_sets
+        if surplus:
+            detach_dendrites_(self.model, surplus)
+        for layer in dendrite_layers(self.model).values():
+            layer.candidate = None
+        self.model.load_state_dict(self.best)
+
+    # --- save and restore ---------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that a fresh `Cycles` over the original model needs to go on from here."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        for name, layer in dendrite_layers(self.model).items():
+            summed = layer.summed_correlation()
+            if summed is not None:
+                tensors[f"candidate.{name}"] = summed
+        tensors |= {f"node_best.{k}": v for k, v in self._node_best.items()}
+        tensors |= {f"summed.{k}": v for k, v in self._summed.items()}
+        return tensors, {
+            "log": [phase.to_dict() for phase in self.log],
+            "sets": self._num_sets,
+            "best_sets": self._best_sets,
+            "attempts": self._attempts,
+            "minutes": self.minutes,
+            "correlation": self.correlation,
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Go on from `state`; call it before the first phase."""
+        parts: dict[str, Weights] = {}
+        for name, tensor in tensors.items():
+            part, _, key = name.partition(".")
+            parts.setdefault(part, {})[key] = tensor
+        self.log = [PhaseLog.from_dict(phase) for phase in state["log"]]
+        while self._num_sets < state["sets"]:
+            self._grow()
+        self._attempts = state["attempts"]
+        self.minutes = state["minutes"]
+        self.correlation = state["correlation"]
+        self._best_sets = state["best_sets"]
+        self.best = parts.get("best", {})
+        self.model.load_state_dict(parts["model"])
+        self._open_phase()
+        if self.log[-1].kind is PhaseKind.DENDRITE:
+            for name, layer in dendrite_layers(self.model).items():
+                layer.begin_candidacy()
+                assert layer.candidate is not None
+                layer.candidate.grad = parts.get("candidate", {}).get(name)
+        self._node_best = parts.get("node_best", {})
+        self._summed = parts.get("summed", {})
+        assert self.phase is not None
+        self.phase.done = bool(self.log[-1].scores) and self._action() is not Action.CONTINUE
+
+
+def _added(layer: DendriteLayer) -> list[nn.Parameter]:
+    return [*layer.dendrites.parameters(), *layer.links, layer.gains]
+
+
+def _newest_prefixes(model: nn.Module) -> tuple[str, ...]:
+    return tuple(
+        f"{name}.dendrites.{layer.num_sets - 1}." for name, layer in dendrite_layers(model).items()
+    )
+
+
+def cycles(
+    model: nn.Module,
+    *,
+    config: CompressConfig | None = None,
+    layers: Mapping[str, bool] | None = None,
+    lengths: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Cycles:
+    """Yield the phases of a growth, for a training loop of your own.
+
+    Each phase says what trains; the loop, the optimizer and the data stay yours. When a set did not
+    help, the best former weights are put back before the next phase; after the last phase the model
+    holds the best weights. A phase that is not over is yielded again, so one report for each
+    turn of the loop is as good as an inner loop over ``phase.done``.
+
+    Args:
+        model: Trained network, grown in place.
+        config: ``dendrites`` and ``recovery`` (lengths, patience, bounds).
+        layers: Exactly these layers grow, with whether each dendrite has its own BatchNorm.
+        lengths: Grow nothing, and run neuron phases of so many epochs each: the control.
+        seed: Seed of the new weights.
+
+    Returns:
+        An iterator of `Phase`.
+
+    Example:
+        >>> net, x, y = nn.Linear(2, 1), torch.randn(8, 2), torch.randn(8, 1)
+        >>> net = nn.Sequential(net)
+        >>> from pbcompress.config import RecoveryConfig
+        >>> config = CompressConfig(recovery=RecoveryConfig(epochs=2, dendrite_epochs=1))
+        >>> kinds = []
+        >>> for phase in cycles(net, config=config):
+        ...     optimizer = torch.optim.SGD(phase.parameters(), lr=0.1)
+        ...     while not phase.done:
+        ...         phase.train()
+        ...         optimizer.zero_grad()
+        ...         loss = (net(x) - y).square().mean()
+        ...         loss.backward()
+        ...         optimizer.step()
+        ...         _ = phase.report(-loss.item())
+        ...     kinds.append(str(phase.kind))
+        >>> kinds[:3]
+        ['neuron', 'dendrite', 'neuron']
+    """
+    return Cycles(model, config or CompressConfig(), layers=layers, lengths=lengths, seed=seed)

@@ -1,0 +1,61 @@
+"""What happened, epoch by epoch."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["History"]
+
+
+@dataclass
+class History:
+    """Records of epochs, in order; it decides nothing.
+
+    Each record is a dict with ``stage`` (the network that was trained: "dendrites" or "width"),
+    ``phase`` (0, 1, ...), ``kind`` ("neuron" or "dendrite"), ``epoch`` (within its phase), ``sets``,
+    ``loss`` (mean train loss), ``metric`` (validation), ``steps`` (optimizer steps), ``lr`` (at the
+    end of the epoch), ``seconds``, and in dendrite phases ``correlation`` (mean |r| of the
+    candidates) and ``improved`` (nodes whose |r| rose).
+
+    Example:
+        >>> history = History([{"stage": "width", "kind": "neuron", "steps": 3, "seconds": 0.5}])
+        >>> History.from_jsonl(history.to_jsonl()).steps
+        3
+    """
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        return sum(record["steps"] for record in self.records)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training and validation in all."""
+        return float(sum(record["seconds"] for record in self.records))
+
+    def stage(self, name: str) -> "History":
+        """Return the records of one stage."""
+        return History([record for record in self.records if record["stage"] == name])
+
+    def to_jsonl(self) -> str:
+        """Return one line of JSON for each record."""
+        return "".join(json.dumps(record) + "\n" for record in self.records)
+
+    @classmethod
+    def from_jsonl(cls, text: str) -> "History":
+        """Read what `to_jsonl` wrote."""
+        return cls([json.loads(line) for line in text.splitlines() if line.strip()])
+
+    @classmethod
+    def joined(cls, parts: Sequence["History"]) -> "History":
+        """Return the records of several histories, one after the other."""
+        return cls([record for part in parts for record in part.records])

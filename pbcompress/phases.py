@@ -1,0 +1,168 @@
+"""What to do next, as a pure function of the scores so far. No tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from pbcompress.config import DendriteConfig, RecoveryConfig
+
+__all__ = ["Action", "PhaseKind", "PhaseLog", "best_epoch", "next_action", "sets_kept"]
+
+SMALLEST_GAIN = 1e-5
+
+
+class PhaseKind(StrEnum):
+    """Who trains: the neurons (with U), or the newest dendrites."""
+
+    NEURON = "neuron"
+    DENDRITE = "dendrite"
+
+
+class Action(StrEnum):
+    """The next step of a growth.
+
+    GROW and STOP load the best checkpoint first, so a set that did not help is gone with them.
+    """
+
+    CONTINUE = "continue"
+    GROW = "grow"
+    ACCEPT = "accept"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class PhaseLog:
+    """Scores of one phase.
+
+    Attributes:
+        kind: Neuron or dendrite phase.
+        sets: Sets in the network during the phase, a candidate included.
+        scores: Validation score of each epoch, higher is better.
+        improved: Dendrite phase: nodes that improved their own score, by epoch.
+    """
+
+    kind: PhaseKind
+    sets: int
+    scores: tuple[float, ...] = ()
+    improved: tuple[int, ...] = ()
+
+    def with_epoch(self, score: float, improved: int = 0) -> "PhaseLog":
+        """Return the log with one more epoch."""
+        return replace(self, scores=(*self.scores, score), improved=(*self.improved, improved))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return {
+            "kind": str(self.kind),
+            "sets": self.sets,
+            "scores": list(self.scores),
+            "improved": list(self.improved),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "PhaseLog":
+        """Rebuild a log."""
+        kind, scores, improved = PhaseKind(data["kind"]), data["scores"], data["improved"]
+        return cls(kind, data["sets"], tuple(scores), tuple(improved))
+
+
+def is_better(score: float, best: float | None, sets: int, config: RecoveryConfig) -> bool:
+    """Tell whether ``score`` beats ``best`` by the margin for a network that has ``sets`` sets."""
+    if best is None:
+        return True
+    relative = config.improvement[min(sets, len(config.improvement) - 1)]
+    return score - best > max(relative * abs(best), SMALLEST_GAIN)
+
+
+def _neuron_phases(log: Sequence[PhaseLog]) -> list[PhaseLog]:
+    return [phase for phase in log if phase.kind is PhaseKind.NEURON and phase.scores]
+
+
+def sets_kept(log: Sequence[PhaseLog], config: RecoveryConfig) -> tuple[int, int]:
+    """Return how many sets helped so far and how many failed."""
+    kept = failed = 0
+    best: float | None = None
+    for phase in _neuron_phases(log):
+        top = max(phase.scores)
+        if phase.sets > kept:
+            if is_better(top, best, kept, config):
+                kept = phase.sets
+            else:
+                failed += 1
+                continue
+        best = top if best is None else max(best, top)
+    return kept, failed
+
+
+def best_epoch(log: Sequence[PhaseLog], config: RecoveryConfig) -> tuple[int, int]:
+    """Return the (phase, epoch) whose weights are the best: of the highest score that counts.
+
+    A grown network counts only if it beats the best smaller one by the margin.
+    """
+    best: tuple[float, tuple[int, int]] | None = None
+    kept = 0
+    for index, phase in enumerate(log):
+        if phase.kind is not PhaseKind.NEURON or not phase.scores:
+            continue
+        top = max(phase.scores)
+        if phase.sets > kept and not is_better(top, best[0] if best else None, kept, config):
+            continue
+        kept = phase.sets
+        if best is None or top > best[0]:
+            best = (top, (index, phase.scores.index(top)))
+    return best[1] if best else (-1, -1)
+
+
+def next_action(
+    log: Sequence[PhaseLog],
+    recovery: RecoveryConfig,
+    dendrites: DendriteConfig,
+    *,
+    minutes: float = 0.0,
+) -> Action:
+    """Return what follows, given every phase so far, the current one last.
+
+    Args:
+        log: At least one phase.
+        recovery: Lengths, patience and bounds.
+        dendrites: ``max_sets``.
+        minutes: Training time so far.
+
+    Example:
+        >>> log = [PhaseLog(PhaseKind.NEURON, 0, (0.5, 0.6))]
+        >>> next_action(log, RecoveryConfig(epochs=2), DendriteConfig(max_sets=1))
+        <Action.GROW: 'grow'>
+
+    Source:
+        Brenner and Itti, 2025, section 3, in the version that docs/decisions.md states.
+    """
+    phase = log[-1]
+    epochs = sum(len(p.scores) for p in log)
+    if recovery.max_epochs is not None and epochs >= recovery.max_epochs:
+        return Action.STOP
+    if recovery.max_minutes is not None and minutes >= recovery.max_minutes:
+        return Action.STOP
+    if phase.kind is PhaseKind.DENDRITE:
+        recent = phase.improved[-recovery.dendrite_patience :]
+        stalled = len(recent) == recovery.dendrite_patience and not any(recent)
+        is_over = stalled or len(phase.scores) >= recovery.dendrite_epochs
+        return Action.ACCEPT if is_over else Action.CONTINUE
+    if len(phase.scores) < recovery.epochs and not _plateaued(log, recovery):
+        return Action.CONTINUE
+    kept, failed = sets_kept(log, recovery)
+    if kept >= dendrites.max_sets or failed >= recovery.max_failures:
+        return Action.STOP
+    return Action.GROW
+
+
+def _plateaued(log: Sequence[PhaseLog], config: RecoveryConfig) -> bool:
+    """Tell whether the current neuron phase had no better score for ``patience`` epochs."""
+    scores, sets = log[-1].scores, log[-1].sets
+    if config.patience is None or not scores:
+        return False
+    best, last = None, 0
+    for epoch, score in enumerate(scores):
+        if is_better(score, best, sets, config):
+            best, last = score, epoch
+    return len(scores) - 1 - last >= config.patience

@@ -1,0 +1,272 @@
+"""Train the cycles of a growth to their end, and go on where a killed run stopped."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pbcompress.config import CompressConfig, RecoveryConfig
+from pbcompress.cycles import Cycles, Phase
+from pbcompress.errors import StateMismatchError
+from pbcompress.history import History
+from pbcompress.phases import PhaseKind
+from pbcompress.tensorfile import read_tensors, write_tensors
+from pbcompress.training import (
+    Callback,
+    Data,
+    Task,
+    check_data,
+    evaluate,
+    lr_factor,
+    make_optimizer,
+    train_epoch,
+)
+
+__all__ = ["Checkpoint", "recover_"]
+
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a recovery keeps its state, and which run that state must be of.
+
+    Attributes:
+        path: The file, replaced after every epoch.
+        fingerprint: Identifies the call; a file with another one is refused.
+    """
+
+    path: Path
+    fingerprint: str
+
+
+def recover_(
+    model: nn.Module,
+    data: Data,
+    task: Task | None = None,
+    *,
+    config: CompressConfig | None = None,
+    seed: int = 0,
+    callbacks: Sequence[Callback] = (),
+    stage: str = "dendrites",
+    layers: Mapping[str, bool] | None = None,
+    lengths: Sequence[int] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> History:
+    """Win accuracy back in place: neuron phase, dendrite phase, neuron phase, and so on.
+
+    The model ends with the weights of its best validation score and with the dendrite sets that
+    helped, in eval mode. Each epoch has its own random stream, so the same call gives the same
+    weights on the same machine; the global random state is left alone.
+
+    Args:
+        model: Network to train, on its device.
+        data: ``train`` trains, ``val`` decides, ``test`` is not touched.
+        task: Loss and metric; the default is classification.
+        config: ``dendrites`` and ``recovery``.
+        seed: Seed of everything random.
+        callbacks: Told of every epoch.
+        stage: Name of this training in the history.
+        layers: Exactly these layers grow, with whether each dendrite has its own BatchNorm.
+        lengths: Grow nothing, and train phases of so many epochs: the control by width alone.
+        checkpoint: Where to keep the state after every epoch, and to go on from.
+
+    Returns:
+        One record for each epoch.
+
+    Raises:
+        CompressionError: The data, the loss or the metric cannot be used; nothing was trained.
+        DivergedError: A loss or score is not finite.
+
+    Example:
+        >>> from pbcompress.config import DendriteConfig
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> batches = [(torch.randn(16, 4), torch.randint(2, (16,)))]
+        >>> config = CompressConfig(recovery=RecoveryConfig(epochs=2, dendrite_epochs=1, max_failures=1))
+        >>> history = recover_(net, Data(train=batches, val=batches), config=config)
+        >>> [record["kind"] for record in history]
+        ['neuron', 'neuron', 'dendrite', 'neuron', 'neuron']
+    """
+    task, config = task or Task(), config or CompressConfig()
+    device = next(model.parameters()).device
+    growth = Cycles(model, config, layers=layers, lengths=lengths, seed=seed)
+    check_data(data, task, model, device)
+    run = _Run(growth, config.recovery, data, task, seed, stage, checkpoint)
+    run.resume()
+    most = _most_epochs(config, lengths)
+    for callback in callbacks:
+        callback.on_stage(stage, most)
+        for record in run.history:
+            callback.on_epoch(record)
+    for phase in growth:
+        while not phase.done:
+            record = run.epoch(phase)
+            for callback in callbacks:
+                callback.on_epoch(record)
+    for callback in callbacks:
+        callback.on_end()
+    model.eval()
+    return run.history
+
+
+def _most_epochs(config: CompressConfig, lengths: Sequence[int] | None) -> int:
+    if lengths is not None:
+        return sum(lengths)
+    r, sets = config.recovery, config.dendrites.max_sets
+    tries = sets + r.max_failures - 1 if sets else 0
+    wait = 0 if config.dendrites.rule == "gradient" else r.dendrite_epochs
+    most = r.epochs + tries * (wait + r.epochs)
+    return most if r.max_epochs is None else min(most, r.max_epochs)
+
+
+class _Run:
+    """The state of one recovery between two epochs."""
+
+    def __init__(
+        self,
+        growth: Cycles,
+        config: RecoveryConfig,
+        data: Data,
+        task: Task,
+        seed: int,
+        stage: str,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self.growth, self.config, self.data, self.task = growth, config, data, task
+        self.seed, self.stage, self.checkpoint = seed, stage, checkpoint
+        self.history = History()
+        self._optimizer: tuple[int, torch.optim.Optimizer] | None = None
+
+    def epoch(self, phase: Phase) -> dict[str, Any]:
+        """Train and score one epoch, record it, and keep the state."""
+        started = time.monotonic()
+        epoch = len(self.growth.log[phase.index].scores)
+        optimizer = self._optimizer_of(phase)
+        length = self._length(phase)
+        rates = [group["initial_lr"] for group in optimizer.param_groups]
+
+        def set_lr(done: float) -> None:
+            factor = lr_factor(self.config, min((epoch + done) / length, 1.0))
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+
+        phase.train()
+        loss, steps = train_epoch(
+            self.growth.model,
+            self.data.train,
+            self.task,
+            optimizer,
+            set_lr,
+            seed=(self.seed, self.stage, phase.index, epoch),
+            max_grad_norm=self.config.max_grad_norm,
+        )
+        metric, _ = evaluate(self.growth.model, self.data.val, self.task)
+        lr = optimizer.param_groups[0]["lr"]
+        phase.report(self.task.score(metric))
+        record: dict[str, Any] = {
+            "stage": self.stage,
+            "phase": phase.index,
+            "kind": str(phase.kind),
+            "epoch": epoch,
+            "sets": phase.sets,
+            "loss": loss,
+            "metric": metric,
+            "steps": steps,
+            "lr": lr,
+        }
+        if phase.kind is PhaseKind.DENDRITE:
+            record |= {"correlation": phase.correlation, "improved": phase.improved}
+        record["seconds"] = round(time.monotonic() - started, 3)
+        self.history.records.append(record)
+        self._save()
+        return record
+
+    def _length(self, phase: Phase) -> int:
+        if self.growth.lengths is not None:
+            return self.growth.lengths[phase.index]
+        is_neuron = phase.kind is PhaseKind.NEURON
+        return self.config.epochs if is_neuron else self.config.dendrite_epochs
+
+    def _optimizer_of(self, phase: Phase) -> torch.optim.Optimizer:
+        """Return the optimizer of a phase, a fresh one where the phase is new."""
+        if self._optimizer is None or self._optimizer[0] != phase.index:
+            is_dendrite = phase.kind is PhaseKind.DENDRITE
+            optimizer = make_optimizer(phase.parameters(), self.config, is_dendrite=is_dendrite)
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
+            self._optimizer = (phase.index, optimizer)
+        return self._optimizer[1]
+
+    def _save(self) -> None:
+        if self.checkpoint is None or self._optimizer is None:
+            return
+        tensors, state = self.growth.state()
+        index, optimizer = self._optimizer
+        numbers: dict[str, dict[str, float]] = {}
+        for key, slots in optimizer.state_dict()["state"].items():
+            for name, value in slots.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{key}.{name}"] = value
+                elif value is not None:
+                    numbers.setdefault(str(key), {})[name] = value
+        write_tensors(
+            self.checkpoint.path,
+            tensors,
+            {
+                "format": CHECKPOINT_FORMAT,
+                "fingerprint": self.checkpoint.fingerprint,
+                "growth": state,
+                "optimizer": {"phase": index, "numbers": numbers},
+                "history": self.history.records,
+            },
+        )
+
+    def resume(self) -> None:
+        """Take up the state that a former run left, if there is one."""
+        if self.checkpoint is None or not self.checkpoint.path.is_file():
+            return
+        path = self.checkpoint.path
+        device = str(next(self.growth.model.parameters()).device)
+        tensors, state = read_tensors(path, device)
+        if state.get("format") != CHECKPOINT_FORMAT:
+            raise StateMismatchError(
+                f"{path} is a checkpoint of version {state.get('format')}; this pbcompress reads "
+                f"{CHECKPOINT_FORMAT}. Finish the run with the version that began it."
+            )
+        if state["fingerprint"] != self.checkpoint.fingerprint:
+            raise StateMismatchError(
+                f"{path} belongs to another model, target, configuration or seed than this call. "
+                "Choose another run_dir, or delete this one to start anew."
+            )
+        slots = {
+            k.removeprefix("optimizer."): v
+            for k, v in tensors.items()
+            if k.startswith("optimizer.")
+        }
+        rest = {k: v for k, v in tensors.items() if not k.startswith("optimizer.")}
+        self.growth.restore(rest, state["growth"])
+        self.history = History(state["history"])
+        phase = self.growth.phase
+        if phase is None or phase.done or state["optimizer"]["phase"] != phase.index:
+            return
+        _restore_optimizer(self._optimizer_of(phase), slots, state["optimizer"]["numbers"])
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    numbers: Mapping[str, Mapping[str, float]],
+) -> None:
+    slots: dict[int, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        slots.setdefault(int(index), {})[name] = value
+    for index_text, values in numbers.items():
+        slots.setdefault(int(index_text), {}).update(values)
+    state = optimizer.state_dict()
+    state["state"] = slots
+    optimizer.load_state_dict(state)

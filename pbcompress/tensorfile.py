@@ -1,0 +1,68 @@
+"""Tensors and JSON in one file, written whole or not at all. The only module on safetensors."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pbcompress.errors import CompressionError, StateMismatchError
+
+__all__ = ["read_tensors", "write_bytes", "write_tensors"]
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file in one rename; on any error the former file stays and nothing else does.
+
+    Raises:
+        CompressionError: The folder cannot be written to, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as err:
+        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+        raise CompressionError(
+            f"{path} was to be written and could not be: {err.strerror or err}. Free some space or "
+            "choose another folder; a former file of that name is as it was."
+        ) from err
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write tensors, with JSON data in the file's header."""
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    write_bytes(path, save(plain, metadata={"state": json.dumps(state)}))
+
+
+def read_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote; nothing is ever unpickled.
+
+    Raises:
+        StateMismatchError: The file is missing, truncated, or of another kind.
+    """
+    if not path.is_file():
+        raise StateMismatchError(f"{path} was to be read and is not there.")
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            state = json.loads((file.metadata() or {}).get("state", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError) as err:
+        raise StateMismatchError(
+            f"{path} is not a whole safetensors file: {err}. It is truncated or of another kind; "
+            "restore it from a copy, or delete it and run again."
+        ) from err
+    if not isinstance(state, dict):
+        raise StateMismatchError(
+            f"{path} is a safetensors file that pbcompress did not write: it has no state in its "
+            "header. Give a file that save or compress(run_dir=...) made."
+        )
+    return tensors, state
