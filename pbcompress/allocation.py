@@ -130,7 +130,7 @@ def allocate(
     def priority(index: int) -> float:
         if uniform:
             return -widths[index] / cost.groups[index].width
-        return ranked[index][widths[index]]
+        return float(ranked[index][widths[index]])
 
     _fill(cost, widths, choices, target, priority)
     if cost.total(widths) < FILL_GOAL * target:

@@ -44,10 +44,7 @@ def correlate(
     r = (a * e).mean(0) if pairwise else a.T @ e / n
     r = r.clamp(-1, 1)
     sign = torch.sign(r if direction is None else direction + r)
-    if pairwise:
-        ascent = sign * (e - r * a)
-    else:
-        ascent = e @ sign.T - a * (sign * r).sum(1)
+    ascent = sign * (e - r * a) if pairwise else e @ sign.T - a * (sign * r).sum(1)
     alive = a_std > 0
     scale = torch.where(alive, 1 / (n * torch.where(alive, a_std, 1)), 0)
     return r, -ascent * scale
@@ -66,10 +63,10 @@ class CorrelationProbe(torch.autograd.Function):
     """Identity on a layer's output that trains a candidate on the error passing back through it.
 
     Forward takes the output y, the candidate's activation, and a *score leaf*: a tensor that
-    requires grad, of the shape of r with one row more. Backward returns the error unchanged for y, the gradient of
-    `correlate` for the activation, and r for the score leaf, with a last row of ones that counts the
-    batches. So the sum of r is in ``score.grad`` by autograd's own means: one backward pass, no
-    hook, no stored graph.
+    requires grad, of the shape of r with one row more. Backward returns the error unchanged for y,
+    the gradient of `correlate` for the activation, and r for the score leaf, with a last row of
+    ones that counts the batches. So the sum of r is in ``score.grad`` by autograd's own means: one
+    backward pass, no hook, no stored graph.
     """
 
     @staticmethod

@@ -110,8 +110,8 @@ class Cycles(Iterator[Phase]):
         self._trainable = {n for n, p in self._neuron_parameters().items() if p.requires_grad}
         if not self._trainable:
             raise CompressionError(
-                "Recovery was asked for and no parameter of the model requires grad, so nothing can "
-                "train. Call model.requires_grad_(True), or leave data out to shrink only."
+                "Recovery was asked for and no parameter of the model requires grad, so nothing "
+                "can train. Call model.requires_grad_(True), or leave data out to shrink only."
             )
         self._best_sets = self._num_sets
         self._attempts = 0
@@ -128,8 +128,8 @@ class Cycles(Iterator[Phase]):
         if self.phase is not None and not self.phase.done:
             if not self._reported:
                 raise CompressionError(
-                    "The loop came back for the next phase without a score. Call phase.report(score) "
-                    "once after each epoch."
+                    "The loop came back for the next phase without a score. Call "
+                    "phase.report(score) once after each epoch."
                 )
             self._reported = False
             return self.phase
@@ -193,8 +193,8 @@ class Cycles(Iterator[Phase]):
             raise CompressionError("A score was reported before the first phase began.")
         if not math.isfinite(score):
             raise DivergedError(
-                f"The validation score of an epoch is {score}. Lower RecoveryConfig.lr, or make the "
-                "metric defined for every output."
+                f"The validation score of an epoch is {score}. Lower RecoveryConfig.lr, or make "
+                "the metric defined for every output."
             )
         now = time.monotonic()
         self.minutes += (now - self._clock) / 60

@@ -51,7 +51,9 @@ class DendriteLayer(nn.Module):
 
     For output channel c, dendrites d = 1..D and activation function f::
 
-        z_d = D_d(x) + sum_{e<d} V[d,e,c] * a_e        a_d = f(z_d)        y = base(x) + sum_d U[d,c] * a_d
+        z_d = D_d(x) + sum_{e<d} V[d,e,c] * a_e
+        a_d = f(z_d)
+        y   = base(x) + sum_d U[d,c] * a_d
 
     A new set has U = 0, so it never changes the function. With form "shared" the nodes are fewer
     than the channels, and U[d] is a dense map from nodes to channels.

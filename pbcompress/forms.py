@@ -171,7 +171,7 @@ class GroupedLinear(nn.Module):
         bias: Whether to add a bias.
 
     Example:
-        >>> GroupedLinear(6, 4, 2)(torch.zeros(3, 5, 6)).shape
+        >>> GroupedLinear(6, 4, 2, bias=True)(torch.zeros(3, 5, 6)).shape
         torch.Size([3, 5, 4])
     """
 
@@ -189,6 +189,6 @@ class GroupedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        grouped = x.unflatten(-1, (self.groups, -1)).unsqueeze(-2)
-        y = (grouped @ self.weight).squeeze(-2).flatten(-2)
+        grouped = x.reshape(*x.shape[:-1], self.groups, 1, -1)
+        y: torch.Tensor = (grouped @ self.weight).squeeze(-2).flatten(-2)
         return y if self.bias is None else y + self.bias

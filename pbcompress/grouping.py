@@ -26,79 +26,28 @@ from pbcompress.surgery import Call, copy_model
 __all__ = ["ChannelGroup", "Grouping", "Member", "cut_", "find_groups"]
 
 Dim = Literal["out", "in"]
+Reached = tuple[
+    nn.Module, Dim, list[int], list[int]
+]  # a layer, its indices, and their root channels
 
 _MIXING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BY_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.PReLU)
 
 # Operations, by the name of their autograd node, that treat every channel alike and alone.
 _ELEMENTWISE = frozenset(
-    [
-        "Abs",
-        "Add",
-        "Clamp",
-        "ClampMin",
-        "ClampMax",
-        "Div",
-        "Elu",
-        "Exp",
-        "Gelu",
-        "Hardsigmoid",
-        "Hardswish",
-        "Hardtanh",
-        "LeakyRelu",
-        "Log",
-        "LogSigmoid",
-        "Maximum",
-        "Minimum",
-        "Mish",
-        "Mul",
-        "NativeDropout",
-        "Neg",
-        "Pow",
-        "Relu",
-        "Relu6",
-        "Rsqrt",
-        "Sigmoid",
-        "Silu",
-        "Softplus",
-        "Sqrt",
-        "Sub",
-        "Tanh",
-        "Where",
-        "AdaptiveAvgPool2D",
-        "AdaptiveAvgPool3D",
-        "AdaptiveMaxPool2D",
-        "AdaptiveMaxPool3D",
-        "AvgPool2D",
-        "AvgPool3D",
-        "MaxPool2DWithIndices",
-        "MaxPool3DWithIndices",
-        "MkldnnMaxPool2D",
-        "MkldnnMaxPool3D",
-        "MkldnnAvgPool2D",
-        "Mean",
-        "Sum",
-        "Amax",
-        "UpsampleNearest1D",
-        "UpsampleNearest2D",
-        "UpsampleNearest3D",
-        "UpsampleBilinear2D",
-        "UpsampleLinear1D",
-        "UpsampleTrilinear3D",
-        "UpsampleBicubic2D",
-        "ConstantPadNd",
-        "ReflectionPad1D",
-        "ReflectionPad2D",
-        "ReplicationPad1D",
-        "ReplicationPad2D",
-        "Alias",
-        "Clone",
-        "ToCopy",
-        "Squeeze",
-        "Unsqueeze",
-        "UnsafeView",
-        "T",
-    ]
+    (
+        *("Abs", "Add", "Clamp", "ClampMin", "ClampMax", "Div", "Elu", "Exp", "Gelu"),
+        *("Hardsigmoid", "Hardswish", "Hardtanh", "LeakyRelu", "Log", "LogSigmoid", "Maximum"),
+        *("Minimum", "Mish", "Mul", "NativeDropout", "Neg", "Pow", "Relu", "Relu6", "Rsqrt"),
+        *("Sigmoid", "Silu", "Softplus", "Sqrt", "Sub", "Tanh", "Where"),
+        *("AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D"),
+        *("AvgPool2D", "AvgPool3D", "MaxPool2DWithIndices", "MaxPool3DWithIndices"),
+        *("MkldnnMaxPool2D", "MkldnnMaxPool3D", "MkldnnAvgPool2D", "Mean", "Sum", "Amax"),
+        *("UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D", "UpsampleLinear1D"),
+        *("UpsampleBilinear2D", "UpsampleBicubic2D", "UpsampleTrilinear3D", "ConstantPadNd"),
+        *("ReflectionPad1D", "ReflectionPad2D", "ReplicationPad1D", "ReplicationPad2D"),
+        *("Alias", "Clone", "ToCopy", "Squeeze", "Unsqueeze", "UnsafeView", "T"),
+    )
 )
 # What F.linear consists of on inputs of rank 3 and more: part of a Linear, never on its own.
 _INSIDE_LINEAR = frozenset(["Addmm", "Mm", "Bmm"])
@@ -238,7 +187,8 @@ def _map_concatenation(node: Any) -> None:
     sources = node.grad_fn.next_functions
     if len(_shape(node.grad_fn)) < 2 or len(sources) != len(node.inputs):
         return  # refused by _check_concatenation
-    start, done = 0, []
+    start = 0
+    done: list[Any] = []
     for source, (gradient, slot) in zip(node.inputs, sources, strict=True):
         offset = (start, start + _shape(gradient, slot)[1])
         start = offset[1]
@@ -284,7 +234,7 @@ def _read_group(
         items = graph.get_pruning_group(root, pruner.prune_out_channels, list(range(width)))
     except Exception as err:
         raise _NotPrunableError(f"torch-pruning cannot follow its channels ({err})") from err
-    layers: list[tuple[nn.Module, Dim, list[int], list[int]]] = []
+    layers: list[Reached] = []
     for item in items:
         node, handler = item.dep.target, item.dep.handler
         if node.module in names:
@@ -388,10 +338,11 @@ def _units(
     for module, dim, idxs, roots in layers:
         if type(module) not in _MIXING or is_depthwise(module) or getattr(module, "groups", 1) == 1:
             continue
-        size = module.out_channels if dim == "out" else module.in_channels
+        geometry = LayerGeometry.of(module)
+        size = geometry.out_width if dim == "out" else geometry.in_width
         if len(idxs) != size:
             raise _NotPrunableError("a grouped convolution reads it together with other channels")
-        per_group = size // module.groups
+        per_group = size // geometry.groups
         first: dict[int, int] = {}
         for index, root in zip(idxs, roots, strict=True):
             leader[find(root)] = find(first.setdefault(index % per_group, root))

@@ -13,10 +13,10 @@ class History:
     """Records of epochs, in order; it decides nothing.
 
     Each record is a dict with ``stage`` (the network that was trained: "dendrites" or "width"),
-    ``phase`` (0, 1, ...), ``kind`` ("neuron" or "dendrite"), ``epoch`` (within its phase), ``sets``,
-    ``loss`` (mean train loss), ``metric`` (validation), ``steps`` (optimizer steps), ``lr`` (at the
-    end of the epoch), ``seconds``, and in dendrite phases ``correlation`` (mean |r| of the
-    candidates) and ``improved`` (nodes whose |r| rose).
+    ``phase`` (0, 1, ...), ``kind`` ("neuron" or "dendrite"), ``epoch`` (within its phase),
+    ``sets``, ``loss`` (mean train loss), ``metric`` (validation), ``steps`` (optimizer steps),
+    ``lr`` (at the end of the epoch), ``seconds``, and in dendrite phases ``correlation`` (mean |r|
+    of the candidates) and ``improved`` (nodes whose |r| rose).
 
     Example:
         >>> history = History([{"stage": "width", "kind": "neuron", "steps": 3, "seconds": 0.5}])

@@ -86,8 +86,9 @@ def recover_(
         >>> from pbcompress.config import DendriteConfig
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> batches = [(torch.randn(16, 4), torch.randint(2, (16,)))]
-        >>> config = CompressConfig(recovery=RecoveryConfig(epochs=2, dendrite_epochs=1, max_failures=1))
-        >>> history = recover_(net, Data(train=batches, val=batches), config=config)
+        >>> recovery = RecoveryConfig(epochs=2, dendrite_epochs=1, max_failures=1)
+        >>> data = Data(train=batches, val=batches)
+        >>> history = recover_(net, data, config=CompressConfig(recovery=recovery))
         >>> [record["kind"] for record in history]
         ['neuron', 'neuron', 'dendrite', 'neuron', 'neuron']
     """

@@ -1,7 +1,7 @@
 """Data, task and one epoch: a plain loop that knows nothing of compression."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -120,7 +120,7 @@ def _describe(batch: Any) -> str:
 
 
 class Callback:
-    """Hooks into `compress` and `recover_`; override what you need. They must not draw random numbers."""
+    """Hooks into `compress` and `recover_`: override what you need, and draw no random numbers."""
 
     def on_stage(self, stage: str, total_epochs: int) -> None:
         """Run when a stage of training begins, with the most epochs that it can take."""
@@ -155,13 +155,13 @@ def check_data(data: Data, task: Task, model: nn.Module, device: torch.device) -
 def _first_batch(split: Any, name: str) -> Any:
     if split is None or not isinstance(split, Iterable):
         raise CompressionError(
-            f"Data.{name} must be batches that can be gone through again, such as a DataLoader or a "
-            f"list; found {type(split).__name__}."
+            f"Data.{name} must be batches that can be gone through again, such as a DataLoader "
+            f"or a list; found {type(split).__name__}."
         )
     if isinstance(split, Iterator):
         raise CompressionError(
-            f"Data.{name} is an iterator that ends after one pass. Give what makes it: a DataLoader, "
-            "a list, or an object whose __iter__ starts anew."
+            f"Data.{name} is an iterator that ends after one pass. Give what makes it: a "
+            "DataLoader, a list, or an object whose __iter__ starts anew."
         )
     with seeded("first batch"), _seeded_generators(split, 0):
         for batch in split:
@@ -204,7 +204,8 @@ def _check_loss(loss: Any) -> None:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise CompressionError(
-            f"Task.loss must return a scalar tensor; it returned {found}. Reduce it, e.g. with .mean()."
+            f"Task.loss must return a scalar tensor; it returned {found}. Reduce it, e.g. with "
+            ".mean()."
         )
     if not loss.requires_grad:
         raise CompressionError(
@@ -294,7 +295,7 @@ def train_epoch(
     """
     device = next(model.parameters()).device
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    expected = len(batches) if hasattr(batches, "__len__") else 0
+    expected = len(batches) if isinstance(batches, Sized) else 0
     total, steps = 0.0, 0
     with seeded(*seed), _seeded_generators(batches, torch.initial_seed() % 2**63):
         for raw in batches:
@@ -306,8 +307,8 @@ def train_epoch(
             if not loss.isfinite():
                 _check_finite(batch, f"batch {steps} of Data.train")
                 raise DivergedError(
-                    f"The loss became {loss.item()} at step {steps} of an epoch on finite data. Lower "
-                    "RecoveryConfig.lr, or set max_grad_norm."
+                    f"The loss became {loss.item()} at step {steps} of an epoch on finite data. "
+                    "Lower RecoveryConfig.lr, or set max_grad_norm."
                 )
             loss.backward()  # type: ignore[no-untyped-call]
             if max_grad_norm is not None:
@@ -337,12 +338,16 @@ def evaluate(model: nn.Module, batches: Batches, task: Task) -> tuple[float, int
     """
     device = next(model.parameters()).device
     outputs, targets = [], []
-    with preserved_mode(model, training=False), torch.no_grad(), seeded("evaluate"):
-        with _seeded_generators(batches, 0):
-            for batch in batches:
-                output, target = task.run(model, _move(batch, device))
-                outputs.append(tree_map(_to_cpu, output))
-                targets.append(tree_map(_to_cpu, target))
+    with (
+        preserved_mode(model, training=False),
+        torch.no_grad(),
+        seeded("evaluate"),
+        _seeded_generators(batches, 0),
+    ):
+        for batch in batches:
+            output, target = task.run(model, _move(batch, device))
+            outputs.append(tree_map(_to_cpu, output))
+            targets.append(tree_map(_to_cpu, target))
     if not outputs:
         raise CompressionError(
             "A split yielded no batch. Give batches that can be gone through again."

@@ -1,5 +1,6 @@
 """Plan narrower widths for a parameter target, prove the plan, and apply it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -108,7 +109,7 @@ def resolve_target(asked: float | Budget, cost: ModelCost) -> tuple[int, int | N
         CompressionError: A bound is zero, negative, not a number, or not below the original.
     """
     budget = asked if isinstance(asked, Budget) else Budget(params=asked)
-    bounds = []
+    bounds: list[int | None] = []
     for name, value, full in (
         ("params", budget.params, cost.params),
         ("flops", budget.flops, cost.flops),
@@ -117,15 +118,13 @@ def resolve_target(asked: float | Budget, cost: ModelCost) -> tuple[int, int | N
             bounds.append(None)
             continue
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        count = (
-            (int(value * full) if isinstance(value, float) and value < 1 else value)
-            if is_number
-            else 0
-        )
-        if not is_number or value <= 0 or count >= full or (value >= 1 and value != int(value)):
+        is_share = is_number and 0 < value < 1
+        count = int(value * full) if is_share else value
+        is_count = is_number and math.isfinite(value) and value == int(value)
+        if not (is_share or is_count) or not 0 < count < full:
             raise TargetUnreachableError(
-                f"A target of {value!r} {name} was asked for; the model has {full:,}. Ask for a whole "
-                "number below that, or a share between 0 and 1.",
+                f"A target of {value!r} {name} was asked for; the model has {full:,}. Ask for a "
+                "whole number below that, or a share between 0 and 1.",
                 smallest=0,
             )
         bounds.append(int(count))
@@ -334,7 +333,7 @@ def _proof_failure(
     A network that does not read some channels computes the same as one that does not have them, so
     the sliced copy is held against a copy whose weights on the removed inputs are zero.
     """
-    shrink_with(small, steps)
+    _cut_all_(small, steps)
     for dtype, tolerance in PROOF_TOLERANCE.items():
         masked, sliced = copy_model(model).eval(), copy_model(small).eval()
         for step in steps:
@@ -357,7 +356,7 @@ def _first_line(err: Exception) -> str:
 
 
 def _zero_inputs(layer: nn.Module, removed: Sequence[int]) -> None:
-    weight: Tensor = layer.weight.data  # type: ignore[union-attr, assignment]
+    weight: Tensor = layer.weight.data  # type: ignore[assignment]
     groups = int(getattr(layer, "groups", 1)) if not is_depthwise(layer) else 1
     columns, rows = weight.shape[1], weight.shape[0] // groups
     for index in removed:
@@ -398,7 +397,7 @@ def _difference(
     return None
 
 
-def shrink_with(model: nn.Module, steps: Sequence[LayerCut]) -> None:
+def _cut_all_(model: nn.Module, steps: Sequence[LayerCut]) -> None:
     """Carry out cuts in place."""
     for step in steps:
         cut_(model.get_submodule(step.layer), step.dim, step.removed)
@@ -430,7 +429,7 @@ def shrink_(model: nn.Module, plan: WidthPlan | Sequence[LayerCut]) -> None:
                 f"The plan cuts {step.layer!r} ({step.dim}, width {step.width}); this model has "
                 f"{width} there. Apply a plan to the architecture that it was made for."
             )
-    shrink_with(model, steps)
+    _cut_all_(model, steps)
 
 
 def shrink(model: nn.Module, plan: WidthPlan) -> nn.Module:
