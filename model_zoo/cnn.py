@@ -17,6 +17,8 @@ def small_cnn(
     in_channels: int = 1,
     widths: Sequence[int] = (32, 64, 128),
     num_classes: int = 10,
+    *,
+    first_stride: int = 1,
 ) -> nn.Sequential:
     """Build a small image classifier from 3x3 convolutions, BatchNorm and ReLU.
 
@@ -28,6 +30,7 @@ def small_cnn(
         in_channels: Channels of the images.
         widths: Channels of each block, at least one.
         num_classes: Number of outputs.
+        first_stride: Stride of the first block; 2 needs a quarter of the work.
 
     Returns:
         Network from ``(N, in_channels, H, W)`` to logits ``(N, num_classes)``; 94,186 parameters
@@ -42,9 +45,12 @@ def small_cnn(
         torch.Size([2, 10])
     """
     _check_widths(widths)
+    strides = [first_stride] + [2] * (len(widths) - 1)
     blocks = [
-        conv_bn(width_in, width_out, 3, stride=1 if place == 0 else 2, activation=nn.ReLU())
-        for place, (width_in, width_out) in enumerate(pairwise((in_channels, *widths)))
+        conv_bn(width_in, width_out, 3, stride=stride, activation=nn.ReLU())
+        for stride, (width_in, width_out) in zip(
+            strides, pairwise((in_channels, *widths)), strict=True
+        )
     ]
     return _classifier(blocks, nn.AdaptiveAvgPool2d(1), nn.Linear(widths[-1], num_classes))
 

@@ -1,1 +1,69 @@
-"""Placeholder."""
+"""pbcompress: shrink a trained network to a size, win its accuracy back, prove what ships.
+
+The names below are the public API; docs of each are on the name. Those that need ONNX are resolved
+on first use, so that ``import pbcompress`` stays light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pbcompress.checkpoint import load as load
+from pbcompress.config import Budget as Budget
+from pbcompress.config import CompressConfig as CompressConfig
+from pbcompress.config import DendriteConfig as DendriteConfig
+from pbcompress.config import RecoveryConfig as RecoveryConfig
+from pbcompress.config import WidthConfig as WidthConfig
+from pbcompress.cycles import Phase as Phase
+from pbcompress.cycles import cycles as cycles
+from pbcompress.dendrite import DendriteLayer as DendriteLayer
+from pbcompress.dendrite import attach_dendrites_ as attach_dendrites_
+from pbcompress.dendrite import detach_dendrites_ as detach_dendrites_
+from pbcompress.errors import CompressionError as CompressionError
+from pbcompress.errors import DivergedError as DivergedError
+from pbcompress.errors import ExportMismatchError as ExportMismatchError
+from pbcompress.errors import StateMismatchError as StateMismatchError
+from pbcompress.errors import TargetUnreachableError as TargetUnreachableError
+from pbcompress.errors import UnsupportedLayerError as UnsupportedLayerError
+from pbcompress.fuse import fuse as fuse
+from pbcompress.history import History as History
+from pbcompress.measure import LayerCost as LayerCost
+from pbcompress.measure import ModelCost as ModelCost
+from pbcompress.measure import measure as measure
+from pbcompress.phases import PhaseKind as PhaseKind
+from pbcompress.recovery import recover_ as recover_
+from pbcompress.training import Callback as Callback
+from pbcompress.training import Data as Data
+from pbcompress.training import Task as Task
+from pbcompress.training import evaluate as evaluate
+from pbcompress.widths import LayerCut as LayerCut
+from pbcompress.widths import WidthPlan as WidthPlan
+from pbcompress.widths import plan_widths as plan_widths
+from pbcompress.widths import shrink as shrink
+from pbcompress.widths import shrink_ as shrink_
+
+if TYPE_CHECKING:
+    from pbcompress.comparison import Comparison as Comparison
+    from pbcompress.comparison import compare as compare
+    from pbcompress.export import ExportReport as ExportReport
+    from pbcompress.export import export_onnx as export_onnx
+    from pbcompress.pipeline import compress as compress
+    from pbcompress.result import CompressionResult as CompressionResult
+
+_ON_FIRST_USE = {
+    "Comparison": "comparison",
+    "CompressionResult": "result",
+    "ExportReport": "export",
+    "compare": "comparison",
+    "compress": "pipeline",
+    "export_onnx": "export",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module 'pbcompress' has no attribute {name!r}")
+    return getattr(import_module(f"pbcompress.{_ON_FIRST_USE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_FIRST_USE})

@@ -4,9 +4,13 @@ Costs are sums of products of widths, so they are evaluated in closed form, and 
 bisection over one threshold, a greedy fill of what is left, and an exchange where that is coarse.
 """
 
+import itertools
+import math
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor
 
@@ -14,11 +18,12 @@ from pbcompress.config import WidthConfig
 from pbcompress.geometry import LayerGeometry
 from pbcompress.grouping import ChannelGroup
 
-__all__ = ["CostModel", "allocate"]
+__all__ = ["CostModel", "allocate", "narrowest"]
 
 Widths = list[int]
 FILL_GOAL = 0.97
 BISECTIONS = 40
+EXHAUSTIVE = 4096
 
 
 @dataclass
@@ -76,9 +81,16 @@ class CostModel:
 def _choices(group: ChannelGroup, config: WidthConfig) -> Widths:
     """Return the allowed widths of a group, in units, narrowest first."""
     per_unit = group.channels_per_unit
-    floor = max(config.min_width, group.width - int(config.max_ratio * group.width))
+    floor = max(
+        math.ceil(config.min_width / per_unit), group.width - int(config.max_ratio * group.width)
+    )
     choices = [w for w in range(1, group.width + 1) if w * per_unit % config.round_to == 0]
     return [w for w in choices if w >= floor and w < group.width] + [group.width]
+
+
+def narrowest(groups: Sequence[ChannelGroup], config: WidthConfig) -> Widths:
+    """Return the smallest width in units that ``config`` allows each group."""
+    return [_choices(group, config)[0] for group in groups]
 
 
 def allocate(
@@ -119,10 +131,7 @@ def allocate(
         middle = (low + high) / 2
         trial = desired(middle)
         if cost.total(trial) <= target:
-            low, widths = (
-                middle,
-                [max(a, b) for a, b in zip(trial, [c[0] for c in choices], strict=True)],
-            )
+            low, widths = middle, trial
         else:
             high = middle
     uniform = config.allocation == "uniform"
@@ -135,6 +144,9 @@ def allocate(
     _fill(cost, widths, choices, target, priority)
     if cost.total(widths) < FILL_GOAL * target:
         _exchange(cost, widths, choices, target)
+    is_small = math.prod(len(c) for c in choices) <= EXHAUSTIVE
+    if cost.total(widths) < FILL_GOAL * target and is_small:
+        widths = _nearest_of_all(cost, widths, choices, target)
     return widths
 
 
@@ -162,23 +174,56 @@ def _fill(
 
 
 def _exchange(cost: CostModel, widths: Widths, choices: Sequence[Widths], target: int) -> None:
-    """Narrow one group and widen another while that brings the total nearer to the target."""
+    """Narrow one group and widen another while that brings the total nearer to the target.
+
+    The smallest narrowing that reaches `FILL_GOAL` wins, so that widths move little.
+    """
     total = cost.total(widths)
-    for _ in range(len(widths) * 4):
-        best: tuple[int, Widths] = (total, widths)
-        for narrow in range(len(widths)):
-            for width in [w for w in choices[narrow] if w < widths[narrow]][-4:]:
-                trial = [*widths[:narrow], width, *widths[narrow + 1 :]]
-                base = cost.total(trial)
-                for wide in range(len(widths)):
-                    for w in [w for w in choices[wide] if w > trial[wide] and wide != narrow]:
-                        size = base + cost.change(wide, w, trial)
-                        if size > target:
-                            break
-                        if size > best[0]:
-                            best = (size, [*trial[:wide], w, *trial[wide + 1 :]])
+    while total < FILL_GOAL * target:
+        best = (total, widths)
+        for distance in range(1, max(len(c) for c in choices)):
+            for narrow, allowed in enumerate(choices):
+                place = bisect_right(allowed, widths[narrow]) - 1 - distance
+                if place >= 0:
+                    trial = [*widths[:narrow], allowed[place], *widths[narrow + 1 :]]
+                    best = max(best, _widest(cost, trial, narrow, choices, target))
+            if best[0] >= FILL_GOAL * target:
+                break
         if best[0] == total:
             return
-        total, widths[:] = best[0], best[1]
-        if total >= FILL_GOAL * target:
-            return
+        total, widths[:] = best
+
+
+def _widest(
+    cost: CostModel, trial: Widths, narrow: int, choices: Sequence[Widths], target: int
+) -> tuple[int, Widths]:
+    """Return the largest network that fits when one group other than ``narrow`` is widened."""
+    base = cost.total(trial)
+    best = (base, trial)
+
+    def price(index: int, width: int) -> int:
+        return cost.change(index, width, trial)
+
+    for wide, allowed in enumerate(choices):
+        wider = [w for w in allowed if w > trial[wide]] if wide != narrow else []
+        left = target - base
+        count = bisect_right(wider, left, key=partial(price, wide))
+        if count:
+            width = wider[count - 1]
+            size = base + cost.change(wide, width, trial)
+            if best[0] < size <= target:
+                best = (size, [*trial[:wide], width, *trial[wide + 1 :]])
+    return best
+
+
+def _nearest_of_all(
+    cost: CostModel, widths: Widths, choices: Sequence[Widths], target: int
+) -> Widths:
+    """Return the combination nearest to ``widths`` that reaches `FILL_GOAL`, or the largest."""
+
+    def rank(trial: Widths) -> tuple[float, float]:
+        total = cost.total(trial)
+        moved = sum(abs(a - b) / max(a, b) for a, b in zip(trial, widths, strict=True))
+        return (-1.0 if total > target else min(total, FILL_GOAL * target), -moved)
+
+    return max((list(trial) for trial in itertools.product(*choices)), key=rank)

@@ -4,7 +4,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from pbcompress.errors import CompressionError, StateMismatchError
 
@@ -24,15 +25,37 @@ def _require(condition: bool, config: object, name: str, wanted: str) -> None:
         raise ValueError(f"{kind}.{name} was given as {found!r}; it must be {wanted}.")
 
 
+def _fits(value: object, hint: Any) -> bool:
+    """Tell whether a value is what a field's annotation says; a bool is no number."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, option) for option in args)
+    if origin is Literal:
+        return isinstance(value, str) and value in args
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
+    if hint in (int, float):
+        kinds = (int,) if hint is int else (int, float)
+        is_number = isinstance(value, kinds) and not isinstance(value, bool)
+        return is_number and math.isfinite(value)  # type: ignore[arg-type]
+    return isinstance(value, hint)
+
+
+def _described(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(repr, get_args(hint)))}"
+    return f"of type {getattr(hint, '__name__', None) if isinstance(hint, type) else hint}"
+
+
 class _Choices:
-    """What all configurations share: checks of literals, and JSON."""
+    """What all configurations share: checks of types and literals, and JSON."""
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal:
-                _require(
-                    getattr(self, name) in get_args(hint), self, name, f"one of {get_args(hint)}"
-                )
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+            _require(_fits(getattr(self, name), hint), self, name, _described(hint))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data from which `from_dict` makes an equal value."""
@@ -48,6 +71,8 @@ class _Choices:
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Rebuild a configuration; unknown names are refused, missing ones take their default."""
         hints = get_type_hints(cls)
+        if not isinstance(data, Mapping):
+            raise ValueError(f"{cls.__name__} is made from a dict of its fields; found {data!r}.")
         unknown = sorted(set(data) - set(hints))
         if unknown:
             raise ValueError(
@@ -58,7 +83,7 @@ class _Choices:
             hint = hints[name]
             if isinstance(hint, type) and issubclass(hint, _Choices):
                 value = hint.from_dict(value)
-            values[name] = tuple(value) if isinstance(value, list) else value
+            values[name] = value
         return cls(**values)
 
 
@@ -84,6 +109,7 @@ class Budget(_Choices):
     file_bytes: int | float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("latency_ms", "file_bytes"):
             if getattr(self, name) is not None:
                 raise CompressionError(
@@ -186,9 +212,7 @@ class DendriteConfig(_Choices):
         _require(self.candidates == 1, self, "candidates", "1 in this version")
         for name in ("groups", "rank", "nodes"):
             _require(getattr(self, name) >= 1, self, name, "at least 1")
-        is_share = self.share == "auto" or (
-            isinstance(self.share, int | float) and 0 <= self.share <= 1
-        )
+        is_share = self.share == "auto" or 0 <= float(self.share) <= 1
         _require(is_share, self, "share", "'auto' or a number from 0 to 1")
 
 
@@ -245,8 +269,7 @@ class RecoveryConfig(_Choices):
             value = getattr(self, name)
             _require(value is None or value > 0, self, name, "positive, or None")
         for name in ("lr", "dendrite_lr"):
-            value = getattr(self, name)
-            _require(math.isfinite(value) and value > 0, self, name, "positive and finite")
+            _require(getattr(self, name) > 0, self, name, "positive")
         for name in ("weight_decay", "momentum", "node_improvement"):
             _require(getattr(self, name) >= 0, self, name, "zero or positive")
         _require(0 <= self.warmup < 1, self, "warmup", "at least 0 and below 1")
@@ -282,7 +305,11 @@ class CompressConfig(_Choices):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Rebuild a configuration from `to_dict`; a newer version is refused."""
-        version = data.get("version", CONFIG_VERSION)
+        version = data.get("version", CONFIG_VERSION) if isinstance(data, Mapping) else None
+        if not isinstance(version, int):
+            raise StateMismatchError(
+                f"A configuration was expected, as CompressConfig.to_dict makes it; found {data!r}."
+            )
         if version > CONFIG_VERSION:
             raise StateMismatchError(
                 f"This configuration has version {version}; this pbcompress reads up to "

@@ -38,10 +38,10 @@ def correlate(
         >>> correlate(a, -3 * a)[0].round(decimals=3)
         tensor([-1.])
     """
-    n = activation.shape[0]
+    n = max(activation.shape[0], 1)
     a, a_std = _standardize(activation)
     e, _ = _standardize(error)
-    r = (a * e).mean(0) if pairwise else a.T @ e / n
+    r = (a * e).sum(0) / n if pairwise else a.T @ e / n
     r = r.clamp(-1, 1)
     sign = torch.sign(r if direction is None else direction + r)
     ascent = sign * (e - r * a) if pairwise else e @ sign.T - a * (sign * r).sum(1)
@@ -52,11 +52,17 @@ def correlate(
 
 def _standardize(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return (values - mean) / std by column and std; a constant column gives zeros and zero."""
-    centred = values - values.mean(0)
+    if len(values) == 0:
+        return values, values.sum(0)
+    info = torch.finfo(values.dtype)
+    shifted = values - values[:1]  # a constant becomes exactly zero
+    peak = shifted.abs().amax(0)
+    alive = peak > (values.abs().amax(0) * 4 * info.eps).clamp(min=info.tiny)
+    unit = shifted / torch.where(alive, peak, 1)  # its squares neither under- nor overflow
+    centred = unit - unit.mean(0)
     std = centred.square().mean(0).sqrt()
-    floor = values.abs().amax(0) * torch.finfo(values.dtype).eps * 4
-    alive = std > floor
-    return torch.where(alive, centred / torch.where(alive, std, 1), 0), torch.where(alive, std, 0)
+    standard = torch.where(alive, centred / torch.where(alive, std, 1), 0)
+    return standard, torch.where(alive, std * peak, 0)
 
 
 class CorrelationProbe(torch.autograd.Function):
@@ -77,7 +83,7 @@ class CorrelationProbe(torch.autograd.Function):
         so_far = torch.zeros_like(score) if score.grad is None else score.grad.clone()
         ctx.save_for_backward(activation, so_far)
         ctx.axis, ctx.pairwise = axis, pairwise
-        return output.view_as(output)
+        return output.clone()  # a view could not be changed in place by what follows
 
     @staticmethod
     def backward(ctx: Any, *errors: Tensor) -> tuple[Tensor | None, ...]:

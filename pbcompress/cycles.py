@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.config import CompressConfig, DendriteConfig
-from pbcompress.dendrite import DendriteLayer, attach_dendrites_, dendrite_layers, detach_dendrites_
+from pbcompress.dendrite import (
+    attach_dendrites_,
+    dendrite_layers,
+    detach_dendrites_,
+    neuron_parameters,
+)
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.phases import Action, PhaseKind, PhaseLog, best_epoch, next_action
 
@@ -59,8 +64,9 @@ class Phase:
 
         Raises:
             DivergedError: The score is not a finite number.
+            CompressionError: Another phase has begun since.
         """
-        self._owner.take(float(score))
+        self._owner.take(self, float(score))
         return not self.done
 
     @property
@@ -71,9 +77,8 @@ class Phase:
     @property
     def improved(self) -> int:
         """Nodes that improved their |r| in the last epoch."""
-        return (
-            self._owner.log[self.index].improved[-1] if self._owner.log[self.index].improved else 0
-        )
+        counts = self._owner.log[self.index].improved
+        return counts[-1] if counts else 0
 
     @property
     def sets(self) -> int:
@@ -97,8 +102,10 @@ class Cycles(Iterator[Phase]):
         self.seed = seed
         self.layers = layers
         self.dendrites: DendriteConfig = config.dendrites
-        self._take_untrained_set()
         self.lengths = lengths
+        self._trainable = {n for n, p in neuron_parameters(model).items() if p.requires_grad}
+        self._check()
+        self._untrained = self._take_untrained_sets()
         if lengths is not None:
             self.dendrites = replace(self.dendrites, max_sets=0)
         self.recovery = config.recovery
@@ -106,20 +113,26 @@ class Cycles(Iterator[Phase]):
         self.minutes = 0.0
         self.correlation: float | None = None
         self.phase: Phase | None = None
-        self.best: Weights = {}
-        self._trainable = {n for n, p in self._neuron_parameters().items() if p.requires_grad}
-        if not self._trainable:
-            raise CompressionError(
-                "Recovery was asked for and no parameter of the model requires grad, so nothing "
-                "can train. Call model.requires_grad_(True), or leave data out to shrink only."
-            )
-        self._best_sets = self._num_sets
+        self._keep_best()
+        self._first_sets = self._best_sets
         self._attempts = 0
         self._reported = True
         self._clock = time.monotonic()
         self._node_best: dict[str, Tensor] = {}
         self._summed: dict[str, Tensor] = {}
         self._fixed_buffers: Weights = {}
+
+    def _check(self) -> None:
+        if not self._trainable:
+            raise CompressionError(
+                "Recovery was asked for and no parameter of the model requires grad, so nothing "
+                "can train. Call model.requires_grad_(True), or leave data out to shrink only."
+            )
+        if self.lengths is not None and min(self.lengths, default=0) < 1:
+            raise CompressionError(
+                f"lengths was given as {list(self.lengths)}. Give at least one phase, each of at "
+                "least one epoch."
+            )
 
     # --- the iterator -------------------------------------------------------------------------
 
@@ -178,6 +191,7 @@ class Cycles(Iterator[Phase]):
         kind = self.log[-1].kind
         self.phase = Phase(self, len(self.log) - 1, kind)
         self._let_train(kind)
+        self.model.zero_grad(set_to_none=True)  # a gradient left on what is frozen now is stale
         newest = _newest_prefixes(self.model)
         self._fixed_buffers = {
             name: buffer.clone()
@@ -187,10 +201,13 @@ class Cycles(Iterator[Phase]):
 
     # --- scores -------------------------------------------------------------------------------
 
-    def take(self, score: float) -> None:
-        """Record the score of one epoch and decide whether the phase is over."""
-        if self.phase is None:
-            raise CompressionError("A score was reported before the first phase began.")
+    def take(self, phase: Phase, score: float) -> None:
+        """Record the score of one epoch of ``phase`` and decide whether it is over."""
+        if phase is not self.phase:
+            raise CompressionError(
+                f"A score was reported to phase {phase.index}, and a later one has begun. Report "
+                "to the phase that the loop yielded last."
+            )
         if not math.isfinite(score):
             raise DivergedError(
                 f"The validation score of an epoch is {score}. Lower RecoveryConfig.lr, or make "
@@ -200,7 +217,7 @@ class Cycles(Iterator[Phase]):
         self.minutes += (now - self._clock) / 60
         self._clock, self._reported = now, True
         improved = 0
-        if self.phase.kind is PhaseKind.DENDRITE:
+        if phase.kind is PhaseKind.DENDRITE:
             improved = self._take_node_scores()
             for name, buffer in self.model.named_buffers():
                 if name in self._fixed_buffers:  # a loop that called model.train() moved them
@@ -208,9 +225,8 @@ class Cycles(Iterator[Phase]):
         self.log[-1] = self.log[-1].with_epoch(score, improved)
         latest = (len(self.log) - 1, len(self.log[-1].scores) - 1)
         if best_epoch(self.log, self.recovery) == latest:
-            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-            self._best_sets = self._num_sets
-        self.phase.done = self._action() is not Action.CONTINUE
+            self._keep_best()
+        phase.done = self._action() is not Action.CONTINUE
 
     def _take_node_scores(self) -> int:
         improved, means = 0, []
@@ -236,16 +252,19 @@ class Cycles(Iterator[Phase]):
     def _num_sets(self) -> int:
         return max((layer.num_sets for layer in dendrite_layers(self.model).values()), default=0)
 
-    def _take_untrained_set(self) -> None:
-        """Put a set that was attached and never trained back in line as the first candidate."""
+    def _take_untrained_sets(self) -> int:
+        """Put sets that were attached and never trained back in line as candidates."""
         layers = dendrite_layers(self.model)
         if not layers:
-            return
+            return 0
         any_layer = next(iter(layers.values()))
         self.dendrites = replace(any_layer.config, max_sets=self.dendrites.max_sets)
         self.layers = {name: layer.normalized for name, layer in layers.items()}
-        if not any(bool(layer.gains[-1].any()) for layer in layers.values()):
-            detach_dendrites_(self.model)
+        trained = max(layer.trained_sets for layer in layers.values())
+        untrained = self._num_sets - trained
+        if untrained:
+            detach_dendrites_(self.model, untrained)
+        return untrained
 
     def _grow(self) -> None:
         wrapped = dendrite_layers(self.model)
@@ -254,18 +273,9 @@ class Cycles(Iterator[Phase]):
         attach_dendrites_(self.model, config, layers=self.layers, seed=seed)
         self._attempts += 1
 
-    def _neuron_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the original parameters under their original names."""
-        own = {id(p) for layer in dendrite_layers(self.model).values() for p in _added(layer)}
-        return {
-            name.replace(".base_layer.", "."): p
-            for name, p in self.model.named_parameters()
-            if id(p) not in own
-        }
-
     def _let_train(self, kind: PhaseKind) -> None:
         is_neuron = kind is PhaseKind.NEURON
-        for name, parameter in self._neuron_parameters().items():
+        for name, parameter in neuron_parameters(self.model).items():
             parameter.requires_grad_(is_neuron and name in self._trainable)
         newest_trains = not is_neuron or self.dendrites.rule != "correlation"
         for layer in dendrite_layers(self.model).values():
@@ -275,9 +285,23 @@ class Cycles(Iterator[Phase]):
             else:
                 layer.freeze(layer.num_sets - int(newest_trains))
 
+    def abandon(self) -> None:
+        """Leave a training that failed: the model gets its best weights so far.
+
+        Before the first score these are the ones that it came with, with the sets it came with.
+        """
+        self._load_best()
+        self._let_train(PhaseKind.NEURON)
+        if self._num_sets == self._first_sets:
+            self._attempts = 0
+            for _ in range(self._untrained):
+                self._grow()
+
+    def _keep_best(self) -> None:
+        self.best: Weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self._best_sets = self._num_sets
+
     def _load_best(self) -> None:
-        if not self.best:
-            return
         surplus = self._num_sets - self._best_sets
         if surplus:
             detach_dendrites_(self.model, surplus)
@@ -318,9 +342,8 @@ class Cycles(Iterator[Phase]):
         self._attempts = state["attempts"]
         self.minutes = state["minutes"]
         self.correlation = state["correlation"]
-        self._best_sets = state["best_sets"]
-        self.best = parts.get("best", {})
         self.model.load_state_dict(parts["model"])
+        self.best, self._best_sets = parts["best"], state["best_sets"]
         self._open_phase()
         if self.log[-1].kind is PhaseKind.DENDRITE:
             for name, layer in dendrite_layers(self.model).items():
@@ -331,10 +354,6 @@ class Cycles(Iterator[Phase]):
         self._summed = parts.get("summed", {})
         assert self.phase is not None
         self.phase.done = bool(self.log[-1].scores) and self._action() is not Action.CONTINUE
-
-
-def _added(layer: DendriteLayer) -> list[nn.Parameter]:
-    return [*layer.dendrites.parameters(), *layer.links, layer.gains]
 
 
 def _newest_prefixes(model: nn.Module) -> tuple[str, ...]:

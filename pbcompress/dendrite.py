@@ -19,6 +19,7 @@ __all__ = [
     "dendrite_layers",
     "detach_dendrites_",
     "mix",
+    "neuron_parameters",
 ]
 
 ACTIVATIONS = {
@@ -105,6 +106,12 @@ class DendriteLayer(nn.Module):
         return len(self.dendrites)
 
     @property
+    def trained_sets(self) -> int:
+        """Number of sets up to the newest one that adds something: whose U is not zero."""
+        speaking = [index for index, gain in enumerate(self.gains) if bool(gain.any())]
+        return max(speaking, default=-1) + 1
+
+    @property
     def _weight(self) -> Tensor:
         weight: Tensor = self.base_layer.weight  # type: ignore[assignment]
         return weight.detach()
@@ -139,7 +146,8 @@ class DendriteLayer(nn.Module):
         """Train the newest set by correlation from now on, and collect its scores."""
         is_shared = self.config.form == "shared"
         shape = (self.nodes + 1, self.channels) if is_shared else (self.nodes + 1,)
-        self.candidate = self._weight.new_zeros(shape).requires_grad_()
+        working = torch.promote_types(self._weight.dtype, torch.float32)  # sums many batches
+        self.candidate = self._weight.new_zeros(shape, dtype=working).requires_grad_()
 
     def summed_correlation(self) -> Tensor | None:
         """Return the sum of r over the phase, with the number of batches as last row; a copy."""
@@ -172,13 +180,14 @@ class DendriteLayer(nn.Module):
             through = self.config.backprop_through and not is_candidate
             z = dendrite(x if through else x.detach())
             for link, earlier in zip(self.links[index], activations, strict=False):
-                z = z + earlier * link.reshape(-1, *[1] * self.dims)
+                heard = earlier.detach() if is_candidate else earlier
+                z = z + heard * link.reshape(-1, *[1] * self.dims)
             a = function(z)
             if is_candidate:  # its U is zero: it listens, and does not speak
                 axis, pairwise = channel_axis(self.base_layer), self.config.form != "shared"
                 return _probe(y, a, self.candidate, axis, pairwise)
             activations.append(a)
-            y = y + mix(a, self.gains[index], self.dims)
+            y = y + mix(a, self.gains[index], self.dims).to(y.dtype)  # differs under autocast
         return y
 
     def extra_repr(self) -> str:
@@ -195,6 +204,17 @@ def _probe(y: Tensor, a: Tensor, score: Tensor | None, axis: int, pairwise: bool
 def dendrite_layers(model: nn.Module) -> dict[str, DendriteLayer]:
     """Return the layers of ``model`` that have dendrites, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, DendriteLayer)}
+
+
+def neuron_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that are no dendrite's, by the name they have without dendrites."""
+    layers = dendrite_layers(model).values()
+    added = {id(p) for m in layers for p in [*m.dendrites.parameters(), *m.links, m.gains]}
+    return {
+        name.replace(".base_layer.", "."): p
+        for name, p in model.named_parameters()
+        if id(p) not in added
+    }
 
 
 def attach_dendrites_(

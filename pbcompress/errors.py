@@ -23,13 +23,14 @@ class CompressionError(Exception):
 
 
 class TargetUnreachableError(CompressionError, ValueError):
-    """The target is below the smallest network that the layers allow.
+    """The target is below the smallest network that the layers allow, or no target at all.
 
     Attributes:
-        smallest: The smallest reachable number of parameters.
+        smallest: The smallest reachable number of parameters; None where the target was not a
+            number below the original, and nothing was searched.
     """
 
-    def __init__(self, message: str, smallest: int) -> None:
+    def __init__(self, message: str, smallest: int | None) -> None:
         super().__init__(message)
         self.smallest = smallest
 

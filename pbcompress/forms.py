@@ -11,11 +11,35 @@ from pbcompress.errors import CompressionError, UnsupportedLayerError
 from pbcompress.geometry import LayerGeometry
 from pbcompress.surgery import matches, seeded
 
-__all__ = ["growable_layers", "make_branch", "node_count", "set_params", "spatial_dims"]
+__all__ = [
+    "FeatureNorm",
+    "GroupedLinear",
+    "growable_layers",
+    "make_branch",
+    "node_count",
+    "set_params",
+    "spatial_dims",
+]
 
 _GROWABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+class FeatureNorm(nn.BatchNorm1d):
+    """A BatchNorm over the last axis, where a Linear has its channels, at any rank.
+
+    Example:
+        >>> FeatureNorm(4)(torch.randn(3, 5, 4)).shape
+        torch.Size([3, 5, 4])
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalise (..., num_features) over all axes but the last."""
+        flat = input.flatten(0, -2) if input.dim() > 2 else input
+        return super().forward(flat).reshape(input.shape)
+
+
+_NORMS = {0: FeatureNorm, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 def spatial_dims(layer: nn.Module) -> int:
@@ -189,6 +213,6 @@ class GroupedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        grouped = x.reshape(*x.shape[:-1], self.groups, 1, -1)
+        grouped = x.reshape(*x.shape[:-1], self.groups, 1, self.weight.shape[1])
         y: torch.Tensor = (grouped @ self.weight).squeeze(-2).flatten(-2)
         return y if self.bias is None else y + self.bias

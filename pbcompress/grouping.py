@@ -6,10 +6,12 @@ elementwise, a tensor input is unpacked) is kept out here: the trace runs on a c
 on and an explicit forward, and a group is used only where every operation it meets is known.
 """
 
+import math
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,18 +19,16 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch_pruning import ops
-from torch_pruning.dependency.index_mapping import _ConcatIndexMapping
+from torch_pruning.dependency.index_mapping import _ConcatIndexMapping, _FlattenIndexMapping
 
 from pbcompress.errors import CompressionError
 from pbcompress.geometry import LayerGeometry, is_depthwise
-from pbcompress.surgery import Call, copy_model
+from pbcompress.surgery import Call, copy_model, map_tensors, seeded
 
-__all__ = ["ChannelGroup", "Grouping", "Member", "cut_", "find_groups"]
+__all__ = ["ChannelGroup", "Grouping", "Member", "cut_", "find_groups", "is_cuttable"]
 
 Dim = Literal["out", "in"]
-Reached = tuple[
-    nn.Module, Dim, list[int], list[int]
-]  # a layer, its indices, and their root channels
+Reached = tuple[nn.Module, Dim, list[int], list[int]]  # its indices, and their root channels
 
 _MIXING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BY_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.PReLU)
@@ -101,6 +101,11 @@ class _NotPrunableError(Exception):
     """Carries the reason why a group keeps its width."""
 
 
+def is_cuttable(layer: nn.Module) -> bool:
+    """Tell whether `cut_` can narrow a layer: of a known kind, its weight a plain parameter."""
+    return type(layer) in _MIXING + _BY_CHANNEL and "weight" in layer._parameters
+
+
 def find_groups(model: nn.Module, call: Call) -> Grouping:
     """Trace one forward pass and return the coupled channel groups of ``model``.
 
@@ -114,14 +119,15 @@ def find_groups(model: nn.Module, call: Call) -> Grouping:
     Raises:
         CompressionError: The forward pass fails, or no parameter takes part in it.
     """
-    network = copy_model(model).eval()
-    for parameter in network.parameters():
-        if parameter.is_floating_point():
-            parameter.requires_grad_(True)  # a frozen parameter is invisible to the trace
-    names = {module: name for name, module in network.named_modules()}
-    with torch.enable_grad(), warnings.catch_warnings():
+    with torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = _trace(network, call)
+        network = copy_model(model).eval()
+        for parameter in network.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(True)  # a frozen parameter is invisible to the trace
+        with seeded("trace"):
+            graph = _trace(network, map_tensors(call, torch.clone))
+    names = {module: name for name, module in network.named_modules()}
     tied = _tied_modules(network)
     groups: list[ChannelGroup] = []
     left_alone: dict[str, str] = {}
@@ -176,28 +182,53 @@ def _trace(network: nn.Module, call: Call) -> tp.DependencyGraph:
     for node in graph.module2node.values():
         if isinstance(node.module, ops._ConcatOp):
             _map_concatenation(node)
+        elif isinstance(node.module, ops._ReshapeOp) and node.inputs:
+            _map_reshape(node)
     return graph
 
 
 def _map_concatenation(node: Any) -> None:
     """Set the channel offsets of a concatenation from the shapes that autograd recorded.
 
-    torch-pruning infers them from the layers around, and gives up before a flatten.
+    torch-pruning infers them from the layers around, which fails before and after a flatten.
     """
     sources = node.grad_fn.next_functions
     if len(_shape(node.grad_fn)) < 2 or len(sources) != len(node.inputs):
         return  # refused by _check_concatenation
+    node.type = ops.OPTYPE.ELEMENTWISE  # so that torch-pruning does not infer again
     start = 0
     done: list[Any] = []
     for source, (gradient, slot) in zip(node.inputs, sources, strict=True):
         offset = (start, start + _shape(gradient, slot)[1])
         start = offset[1]
-        for owner, target, reverse in ((node, source, True), (source, node, False)):
-            for link in owner.dependencies:
-                if link.target is target and not any(link is other for other in done):
-                    link.index_mapping[1] = _ConcatIndexMapping(offset, reverse=reverse)
-                    done.append(link)
-                    break
+        _map_link(node, source, 1, partial(_ConcatIndexMapping, offset), done)
+
+
+def _map_reshape(node: Any) -> None:
+    """Set how many positions a flatten makes of a channel from the recorded shapes."""
+    before, after = _shape(*node.grad_fn.next_functions[0]), _shape(node.grad_fn)
+    stride = math.prod(before[2:]) if _flattens(before, after) else 1
+    node.type = ops.OPTYPE.ELEMENTWISE
+    if stride > 1:
+        _map_link(node, node.inputs[0], 0, partial(_FlattenIndexMapping, stride), [])
+    else:
+        _map_link(node, node.inputs[0], 0, lambda reverse: None, [])
+
+
+def _map_link(
+    node: Any, source: Any, place: int, make: Callable[..., Any], done: list[Any]
+) -> None:
+    """Put an index mapping on the first link not yet done between two nodes, in both directions."""
+    for owner, target, reverse in ((node, source, True), (source, node, False)):
+        for link in owner.dependencies:
+            if link.target is target and not any(link is other for other in done):
+                link.index_mapping[place] = make(reverse=reverse)
+                done.append(link)
+                break
+
+
+def _flattens(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    return len(before) > 2 and len(after) == 2 and before[0] == after[0]
 
 
 def _shape(gradient: Any, slot: int = 0) -> tuple[int, ...]:
@@ -246,8 +277,8 @@ def _read_group(
             _check_operation(node)
     units = _units(width, layers)
     members = tuple(
-        Member(names[module], dim, _positions(module, names, units, idxs, roots))
-        for module, dim, idxs, roots in layers
+        Member(names[reached[0]], reached[1], _positions(reached, names, units))
+        for reached in layers
     )
     if len(units) < 2:
         raise _NotPrunableError("it has one channel, or one per group of a grouped convolution")
@@ -263,7 +294,7 @@ def _check_layer(
 ) -> Dim:
     module, name = node.module, names[node.module]
     kind = type(module).__name__
-    if type(module) not in _MIXING + _BY_CHANNEL:
+    if not is_cuttable(module):
         raise _NotPrunableError(f"its channels reach {name!r} ({kind}), which keeps its width")
     if module in tied:
         raise _NotPrunableError(f"its channels reach {name!r}, which shares a parameter")
@@ -304,12 +335,13 @@ def _check_concatenation(node: Any) -> None:
 
 
 def _check_reshape(node: Any) -> None:
+    if not node.inputs and all(isinstance(n.module, nn.PReLU) for n in node.outputs):
+        return  # its slopes, which are a member of the group
     before = _shape(*node.grad_fn.next_functions[0]) if node.inputs else ()
     after = _shape(node.grad_fn)
     keeps_axis = len(before) > 1 and len(after) > 1 and before[1] == after[1]
-    flattens = len(before) > 2 and len(after) == 2 and before[0] == after[0]
     joins_tokens = bool(before) and before[-1] == after[-1] and min(len(before), len(after)) == 2
-    if not (keeps_axis or flattens or joins_tokens):
+    if not (keeps_axis or _flattens(before, after) or joins_tokens):
         raise _NotPrunableError(f"its channels meet a reshape of {before} into {after}")
 
 
@@ -324,9 +356,7 @@ def _check_reduction(name: str, gradient: Any) -> None:
             raise _NotPrunableError("its channels are reduced to one")
 
 
-def _units(
-    width: int, layers: Sequence[tuple[nn.Module, Dim, list[int], list[int]]]
-) -> list[list[int]]:
+def _units(width: int, layers: Sequence[Reached]) -> list[list[int]]:
     """Join channels that a grouped convolution can only lose together: one of every group."""
     leader = list(range(width))
 
@@ -353,26 +383,20 @@ def _units(
 
 
 def _positions(
-    module: nn.Module,
-    names: Mapping[nn.Module, str],
-    units: list[list[int]],
-    idxs: list[int],
-    roots: list[int],
+    reached: Reached, names: Mapping[nn.Module, str], units: list[list[int]]
 ) -> tuple[tuple[int, ...], ...]:
+    module, dim, idxs, roots = reached
+    geometry = LayerGeometry.of(module)
+    size = geometry.out_width if dim == "out" else geometry.in_width
     by_root: dict[int, list[int]] = defaultdict(list)
     for index, root in zip(idxs, roots, strict=True):
         by_root[root].append(index)
-    if len(set(idxs)) != len(idxs) or max(idxs) >= _largest_dimension(module):
+    if len(set(idxs)) != len(idxs) or max(idxs) >= size:
         raise _NotPrunableError(f"its channels do not fit {names[module]!r}")
     positions = tuple(tuple(sorted(i for r in unit for i in by_root[r])) for unit in units)
     if len(Counter(len(p) for p in positions)) != 1 or not positions[0]:
         raise _NotPrunableError(f"its channels reach {names[module]!r} unevenly")
     return positions
-
-
-def _largest_dimension(module: nn.Module) -> int:
-    geometry = LayerGeometry.of(module)
-    return max(geometry.out_width, geometry.in_width)
 
 
 def cut_(layer: nn.Module, dim: Dim, removed: Sequence[int]) -> None:

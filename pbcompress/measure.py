@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.errors import CompressionError
-from pbcompress.surgery import Call, as_call, copy_model, parameter_count, single_sample
+from pbcompress.surgery import (
+    Call,
+    as_call,
+    copy_model,
+    parameter_count,
+    seeded,
+    single_sample,
+)
 
 __all__ = ["LayerCost", "ModelCost", "measure"]
 
@@ -106,7 +113,9 @@ def measure(model: nn.Module, example_inputs: object) -> ModelCost:
     call = single_sample(as_call(example_inputs))
     wrapped = _Positional(network, call)
     inputs = tuple(t.to(device) for t in wrapped.tensors)
-    with warnings.catch_warnings(), torch.no_grad():
+    if any(t.dim() and not len(t) for t in inputs):
+        raise CompressionError("example_inputs holds no sample; give a batch of at least one.")
+    with warnings.catch_warnings(), torch.no_grad(), seeded("measure"):
         warnings.simplefilter("ignore")  # fvcore needs torch.jit, which is deprecated
         from fvcore.nn import FlopCountAnalysis
 
@@ -118,11 +127,17 @@ def measure(model: nn.Module, example_inputs: object) -> ModelCost:
                 f"The model was run on one sample of example_inputs, shapes {shapes}, and its "
                 f"forward failed: {err}. Give inputs whose first axis is the batch."
             ) from err
-        analysis = FlopCountAnalysis(wrapped, inputs)
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        analysis.tracer_warnings("none")
-        by_module = analysis.by_module()
-        uncounted = dict(sorted(analysis.unsupported_ops().items()))
+        try:
+            analysis = FlopCountAnalysis(wrapped, inputs)
+            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+            analysis.tracer_warnings("none")
+            by_module = analysis.by_module()
+            uncounted = dict(sorted(analysis.unsupported_ops().items()))
+        except Exception as err:
+            raise CompressionError(
+                f"The model was traced to count its FLOPs, and cannot be: {err}. Give the plain "
+                "module, not compiled or scripted, with tensors, tuples or dicts as outputs."
+            ) from err
     flops = {name.removeprefix("model").removeprefix("."): n for name, n in by_module.items()}
     return ModelCost(
         params=parameter_count(network),
@@ -134,9 +149,15 @@ def measure(model: nn.Module, example_inputs: object) -> ModelCost:
 
 
 def _shapes(call: Call) -> dict[str, tuple[int, ...]]:
+    """Name every tensor by position or name; one inside a dict or list also by its place there."""
     args, kwargs = call
     named = {**{str(i): a for i, a in enumerate(args)}, **kwargs}
-    return {name: tuple(value.shape) for name, value in named.items() if isinstance(value, Tensor)}
+    leaves, _ = torch.utils._pytree.tree_flatten_with_path(named)
+    return {
+        ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path): tuple(t.shape)
+        for path, t in leaves
+        if isinstance(t, Tensor)
+    }
 
 
 def _layers(network: nn.Module, flops: Mapping[str, float]) -> dict[str, LayerCost]:

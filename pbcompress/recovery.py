@@ -20,6 +20,7 @@ from pbcompress.training import (
     Data,
     Task,
     check_data,
+    device_of,
     evaluate,
     lr_factor,
     make_optimizer,
@@ -42,6 +43,33 @@ class Checkpoint:
 
     path: Path
     fingerprint: str
+
+    def read(self, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the tensors and the state of a former run of this call; None without a file.
+
+        Raises:
+            StateMismatchError: The file is not whole, of another kind, version or call.
+        """
+        path = self.path
+        if not path.is_file():
+            return None
+        tensors, state = read_tensors(path, str(device))
+        if "growth" not in state:
+            raise StateMismatchError(
+                f"{path} was to be a checkpoint and is another file of pbcompress. Choose another "
+                "run_dir, or move the file away."
+            )
+        if state.get("format") != CHECKPOINT_FORMAT:
+            raise StateMismatchError(
+                f"{path} is a checkpoint of version {state.get('format')}; this pbcompress reads "
+                f"{CHECKPOINT_FORMAT}. Finish the run with the version that began it."
+            )
+        if state.get("fingerprint") != self.fingerprint:
+            raise StateMismatchError(
+                f"{path} belongs to another model, target, configuration or seed than this call. "
+                "Choose another run_dir, or delete this one to start anew."
+            )
+        return tensors, state
 
 
 def recover_(
@@ -93,33 +121,42 @@ def recover_(
         ['neuron', 'neuron', 'dendrite', 'neuron', 'neuron']
     """
     task, config = task or Task(), config or CompressConfig()
-    device = next(model.parameters()).device
+    check_data(data, task, model, device_of(model))
+    saved = None if checkpoint is None else checkpoint.read(device_of(model))
     growth = Cycles(model, config, layers=layers, lengths=lengths, seed=seed)
-    check_data(data, task, model, device)
     run = _Run(growth, config.recovery, data, task, seed, stage, checkpoint)
-    run.resume()
-    most = _most_epochs(config, lengths)
-    for callback in callbacks:
-        callback.on_stage(stage, most)
-        for record in run.history:
-            callback.on_epoch(record)
-    for phase in growth:
-        while not phase.done:
-            record = run.epoch(phase)
-            for callback in callbacks:
-                callback.on_epoch(record)
+    try:
+        if saved is not None:
+            run.resume(*saved)
+        _train(run, callbacks)
+    except BaseException:
+        growth.abandon()
+        raise
     for callback in callbacks:
         callback.on_end()
     model.eval()
     return run.history
 
 
-def _most_epochs(config: CompressConfig, lengths: Sequence[int] | None) -> int:
-    if lengths is not None:
-        return sum(lengths)
-    r, sets = config.recovery, config.dendrites.max_sets
+def _train(run: "_Run", callbacks: Sequence[Callback]) -> None:
+    most = _most_epochs(run.growth)
+    for callback in callbacks:
+        callback.on_stage(run.stage, most)
+        for record in run.history:
+            callback.on_epoch(record)
+    for phase in run.growth:
+        while not phase.done:
+            record = run.epoch(phase)
+            for callback in callbacks:
+                callback.on_epoch(record)
+
+
+def _most_epochs(growth: Cycles) -> int:
+    if growth.lengths is not None:
+        return sum(growth.lengths)
+    r, sets = growth.recovery, growth.dendrites.max_sets
     tries = sets + r.max_failures - 1 if sets else 0
-    wait = 0 if config.dendrites.rule == "gradient" else r.dendrite_epochs
+    wait = 0 if growth.dendrites.rule == "gradient" else r.dendrite_epochs
     most = r.epochs + tries * (wait + r.epochs)
     return most if r.max_epochs is None else min(most, r.max_epochs)
 
@@ -226,30 +263,21 @@ class _Run:
             },
         )
 
-    def resume(self) -> None:
-        """Take up the state that a former run left, if there is one."""
-        if self.checkpoint is None or not self.checkpoint.path.is_file():
-            return
-        path = self.checkpoint.path
-        device = str(next(self.growth.model.parameters()).device)
-        tensors, state = read_tensors(path, device)
-        if state.get("format") != CHECKPOINT_FORMAT:
-            raise StateMismatchError(
-                f"{path} is a checkpoint of version {state.get('format')}; this pbcompress reads "
-                f"{CHECKPOINT_FORMAT}. Finish the run with the version that began it."
-            )
-        if state["fingerprint"] != self.checkpoint.fingerprint:
-            raise StateMismatchError(
-                f"{path} belongs to another model, target, configuration or seed than this call. "
-                "Choose another run_dir, or delete this one to start anew."
-            )
+    def resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take up the state that a former run left."""
         slots = {
             k.removeprefix("optimizer."): v
             for k, v in tensors.items()
             if k.startswith("optimizer.")
         }
         rest = {k: v for k, v in tensors.items() if not k.startswith("optimizer.")}
-        self.growth.restore(rest, state["growth"])
+        try:
+            self.growth.restore(rest, state["growth"])
+        except (KeyError, RuntimeError) as err:
+            raise StateMismatchError(
+                f"The checkpoint does not fit this model: {err}. Choose another run_dir, or delete "
+                "the checkpoint to start anew."
+            ) from err
         self.history = History(state["history"])
         phase = self.growth.phase
         if phase is None or phase.done or state["optimizer"]["phase"] != phase.index:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,13 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as err:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
         raise CompressionError(
             f"{path} was to be written and could not be: {err.strerror or err}. Free some space or "
             "choose another folder; a former file of that name is as it was."
         ) from err
+    finally:
+        with suppress(OSError):  # after the rename, or without a folder, there is none
+            temporary.unlink()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -50,7 +53,9 @@ def read_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], di
         StateMismatchError: The file is missing, truncated, or of another kind.
     """
     if not path.is_file():
-        raise StateMismatchError(f"{path} was to be read and is not there.")
+        raise StateMismatchError(
+            f"{path} was to be read and there is no such file. Check the path, or write it first."
+        )
     try:
         with safe_open(path, framework="pt", device=device) as file:
             state = json.loads((file.metadata() or {}).get("state", "null"))

@@ -21,6 +21,7 @@ __all__ = [
     "Task",
     "accuracy",
     "check_data",
+    "device_of",
     "evaluate",
     "inputs_of",
     "lr_factor",
@@ -145,11 +146,17 @@ def check_data(data: Data, task: Task, model: nn.Module, device: torch.device) -
             continue
         batch = _move(_first_batch(split, name), device)
         _check_finite(batch, f"the first batch of Data.{name}")
-        output, target = task.run(network, batch)
-        if name == "train":
-            _check_loss(task.loss(output, target))
-        else:
-            _to_number(task.metric(output, target), "Task.metric")
+        with seeded("check"), torch.set_grad_enabled(name == "train"):
+            output, target = task.run(network, batch)
+            if name == "train":
+                _check_loss(task.loss(output, target))
+            else:
+                _to_number(task.metric(output, target), "Task.metric")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's first parameter, the CPU where it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _first_batch(split: Any, name: str) -> Any:
@@ -177,8 +184,9 @@ def inputs_of(data: Data, task: Task, model: nn.Module, device: torch.device) ->
         calls.append((args, kwargs))
 
     network.register_forward_pre_hook(record, with_kwargs=True)
-    with torch.no_grad():
-        task.run(network, _move(_first_batch(data.train, "train"), device))
+    batch = _move(_first_batch(data.train, "train"), device)
+    with torch.no_grad(), seeded("check"):
+        task.run(network, batch)
     if not calls:
         raise CompressionError(
             "Task.forward did not call the model, so its inputs are not known. Pass example_inputs."
@@ -211,6 +219,11 @@ def _check_loss(loss: Any) -> None:
         raise CompressionError(
             "Task.loss returned a value without gradient. Use torch operations only, and a model "
             "with at least one parameter that requires grad."
+        )
+    if not loss.isfinite():
+        raise CompressionError(
+            f"Task.loss must return a finite number; it returned {loss.item()} on the first batch "
+            "of Data.train. Check the targets and the model's weights."
         )
 
 
@@ -283,7 +296,8 @@ def train_epoch(
         batches: The train split.
         task: Loss and forward.
         optimizer: Holds what trains.
-        set_lr: Called before every step with the share of the epoch that is done.
+        set_lr: Called before every step with the share of the epoch that is done halfway
+            through it, so no step of a warm-up is lost to a rate of zero.
         seed: Names the random stream of this epoch: order of samples, dropout, augmentation.
         max_grad_norm: Clip to this norm.
 
@@ -293,13 +307,13 @@ def train_epoch(
     Raises:
         DivergedError: A loss is not finite; the message says if the data was not.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    expected = len(batches) if isinstance(batches, Sized) else 0
+    expected = _length(batches)
     total, steps = 0.0, 0
     with seeded(*seed), _seeded_generators(batches, torch.initial_seed() % 2**63):
         for raw in batches:
-            set_lr(steps / expected if expected else 0.0)
+            set_lr(min((steps + 0.5) / expected, 1.0) if expected else 0.5)
             batch = _move(raw, device)
             optimizer.zero_grad(set_to_none=True)
             output, target = task.run(model, batch)
@@ -323,6 +337,13 @@ def train_epoch(
     return total / steps, steps
 
 
+def _length(batches: Batches) -> int:
+    try:
+        return len(batches) if isinstance(batches, Sized) else 0
+    except TypeError:  # a DataLoader over an IterableDataset
+        return 0
+
+
 def evaluate(model: nn.Module, batches: Batches, task: Task) -> tuple[float, int]:
     """Return the metric of a split and its number of samples; mode and statistics stay.
 
@@ -336,7 +357,7 @@ def evaluate(model: nn.Module, batches: Batches, task: Task) -> tuple[float, int
         >>> evaluate(net, [(torch.zeros(3, 2), torch.zeros(3, dtype=torch.long))], Task())[1]
         3
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     outputs, targets = [], []
     with (
         preserved_mode(model, training=False),
@@ -364,7 +385,16 @@ def _to_cpu(leaf: Any) -> Any:
 
 def _join(parts: list[Any]) -> Any:
     def join(*leaves: Any) -> Any:
-        is_batch = isinstance(leaves[0], Tensor) and leaves[0].dim() > 0
-        return torch.cat(leaves) if is_batch else leaves[0]
+        first = leaves[0]
+        if isinstance(first, Tensor):
+            return torch.cat(leaves) if first.dim() > 0 else torch.stack(leaves)
+        is_constant = isinstance(first, str | int | float | None) and len(set(leaves)) == 1
+        if len(leaves) == 1 or is_constant:
+            return first
+        raise CompressionError(
+            "Task.metric gets the outputs and targets of a whole split, and there is a "
+            f"{type(first).__name__} among them, which cannot be joined. Return tensors from "
+            "Task.forward."
+        )
 
     return tree_map(join, parts[0], *parts[1:])

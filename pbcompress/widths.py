@@ -1,60 +1,38 @@
 """Plan narrower widths for a parameter target, prove the plan, and apply it."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
-from pbcompress.allocation import CostModel, Widths, allocate
+from pbcompress.allocation import CostModel, Widths, allocate, narrowest
 from pbcompress.config import Budget, CompressConfig
-from pbcompress.errors import CompressionError, StateMismatchError, TargetUnreachableError
+from pbcompress.cuts import LayerCut, check_cuts, cut_all_, layer_width, proof_failure
+from pbcompress.dendrite import attach_dendrites_
+from pbcompress.errors import CompressionError, TargetUnreachableError
 from pbcompress.forms import growable_layers, set_params
-from pbcompress.geometry import LayerGeometry, is_depthwise
-from pbcompress.grouping import ChannelGroup, Dim, Grouping, cut_, find_groups
+from pbcompress.geometry import LayerGeometry
+from pbcompress.grouping import ChannelGroup, Dim, Grouping, find_groups
 from pbcompress.importance import unit_scores
 from pbcompress.measure import ModelCost, measure
 from pbcompress.surgery import (
     Call,
     as_call,
     copy_model,
-    map_tensors,
     matches,
     parameter_count,
-    seeded,
     single_sample,
     to_device,
 )
 
 __all__ = ["LayerCut", "WidthPlan", "plan_widths", "resolve_target", "shrink", "shrink_"]
 
-PROOF_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-
-
-@dataclass(frozen=True)
-class LayerCut:
-    """The channels that one dimension of one layer loses.
-
-    Attributes:
-        layer: Dotted name.
-        dim: "out" or "in".
-        removed: Indices along the dimension before the cut, ascending.
-        width: Size of the dimension before the cut.
-    """
-
-    layer: str
-    dim: Dim
-    removed: tuple[int, ...]
-    width: int
-
-    @property
-    def width_after(self) -> int:
-        """Size of the dimension after the cut."""
-        return self.width - len(self.removed)
+FLOPS_GOAL = 0.97
+FLOPS_TRIALS = 12
 
 
 @dataclass(frozen=True)
@@ -106,29 +84,37 @@ def resolve_target(asked: float | Budget, cost: ModelCost) -> tuple[int, int | N
     """Return the bounds on parameters and FLOPs as counts, the second None if there is none.
 
     Raises:
-        CompressionError: A bound is zero, negative, not a number, or not below the original.
+        TargetUnreachableError: A bound is neither a whole number nor a share in (0, 1), or it is
+            not below the original.
     """
-    budget = asked if isinstance(asked, Budget) else Budget(params=asked)
-    bounds: list[int | None] = []
-    for name, value, full in (
-        ("params", budget.params, cost.params),
-        ("flops", budget.flops, cost.flops),
-    ):
-        if value is None:
-            bounds.append(None)
+    values: dict[str, object] = {"params": asked, "flops": None}
+    if isinstance(asked, Budget):
+        values = {"params": asked.params, "flops": asked.flops}
+    bounds: dict[str, int] = {}
+    for name, full in (("params", cost.params), ("flops", cost.flops)):
+        value = values[name]
+        if value is None and values != {"params": None, "flops": None}:
             continue
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        is_share = is_number and 0 < value < 1
-        count = int(value * full) if is_share else value
-        is_count = is_number and math.isfinite(value) and value == int(value)
-        if not (is_share or is_count) or not 0 < count < full:
+        count = _count(value, full)
+        if count is None or count >= full:
             raise TargetUnreachableError(
                 f"A target of {value!r} {name} was asked for; the model has {full:,}. Ask for a "
                 "whole number below that, or a share between 0 and 1.",
-                smallest=0,
+                smallest=None,
             )
-        bounds.append(int(count))
-    return (cost.params - 1 if bounds[0] is None else bounds[0]), bounds[1]
+        bounds[name] = count
+    return bounds.get("params", cost.params - 1), bounds.get("flops")
+
+
+def _count(value: Any, full: int) -> int | None:
+    """Return a bound as a count: a share of the original, or a whole number; else None."""
+    is_all = isinstance(value, float) and value == 1  # reads as "all of it", not as a count
+    if is_all or isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    number = float(value)
+    if 0 < number < 1:
+        return int(number * full)
+    return int(number) if number.is_integer() else None
 
 
 def plan_widths(
@@ -170,34 +156,110 @@ def plan_widths(
         Coupled channels: Fang et al., DepGraph, 2023, https://arxiv.org/abs/2301.12900.
     """
     config = config or CompressConfig()
+    if isinstance(model, nn.Module) and any(map(nn.parameter.is_lazy, model.parameters())):
+        raise CompressionError(
+            "plan_widths was called with a model whose lazy layers have no shape yet. Run one "
+            "forward pass on it first."
+        )
     cost_before = measure(model, example_inputs)
     target, max_flops = resolve_target(target_params, cost_before)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     call = to_device(single_sample(as_call(example_inputs)), device)
-    grouping = _without_kept(find_groups(model, call), config.width.keep)
-    bound = target
-    while True:
-        search = _Search(model, grouping, config)
-        widths = search.solve(bound)
-        steps = search.steps(widths)
-        small = copy_model(model)
-        failure = _proof_failure(model, small, steps, call)
-        if failure is not None:
-            grouping = _without_guilty(model, grouping, call, failure)
-            continue
-        cost_after = measure(small, example_inputs)
-        if max_flops is None or cost_after.flops <= max_flops:
-            break
-        bound = min(bound - 1, int(cost_after.params * max_flops / cost_after.flops))
-    return WidthPlan(
-        steps=steps,
-        cost_before=cost_before,
-        cost_after=cost_after,
-        target_params=target,
-        reserved_params=search.cost.reserved(widths),
-        grow=search.grow,
-        left_alone=grouping.left_alone,
-    )
+    planner = _Planner(model, example_inputs, call, config, cost_before)
+    plan = planner.plan(target)
+    return plan if max_flops is None else planner.plan_within(plan, max_flops)
+
+
+class _Planner:
+    """Plans for one model; remembers the groups that a proof has excluded."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: object,
+        call: Call,
+        config: CompressConfig,
+        cost_before: ModelCost,
+    ) -> None:
+        self.model, self.example_inputs, self.call = model, example_inputs, call
+        self.config, self.cost_before = config, cost_before
+        self.grouping = _without_kept(model, find_groups(model, call), config.width.keep)
+
+    def _prove(self, target: int) -> tuple["_Search", Widths | None, tuple[LayerCut, ...]]:
+        """Return proven cuts: for a target, or if there are none (widths None) the narrowest."""
+        while True:
+            search = _Search(self.model, self.grouping, self.config)
+            widths = search.solve(target)
+            steps = search.steps(search.narrowest() if widths is None else widths)
+            failure = proof_failure(self.model, steps, self.call)
+            if failure is None:
+                return search, widths, steps
+            self.grouping = _without_guilty(self.model, self.grouping, self.call, failure)
+
+    def plan(self, target: int) -> WidthPlan:
+        """Return a proven plan for a number of parameters."""
+        search, widths, steps = self._prove(target)
+        if widths is None:
+            raise self._unreachable(search, f"{target:,} parameters")
+        small = copy_model(self.model)
+        cut_all_(small, steps)
+        return WidthPlan(
+            steps=steps,
+            cost_before=self.cost_before,
+            cost_after=measure(small, self.example_inputs),
+            target_params=target,
+            reserved_params=search.cost.reserved(widths),
+            grow=search.grow,
+            left_alone=self.grouping.left_alone,
+        )
+
+    def plan_within(self, plan: WidthPlan, max_flops: int) -> WidthPlan:
+        """Return ``plan``, or the plan for the largest parameter target that keeps to a bound."""
+        if self._flops(plan) <= max_flops:
+            return plan
+        target, high = plan.target_params, plan.target_params
+        search, _, _ = self._prove(0)
+        low = search.cost.total(search.narrowest())
+        best = self.plan(low)
+        if self._flops(best) > max_flops:
+            raise self._unreachable(search, f"{max_flops:,} FLOPs", self._flops(best))
+        for _ in range(FLOPS_TRIALS):
+            if self._flops(best) >= FLOPS_GOAL * max_flops or high - low < 2:
+                break
+            middle = (low + high) // 2
+            trial = self.plan(middle)
+            if self._flops(trial) <= max_flops:
+                low, best = middle, trial
+            else:
+                high = middle
+        return replace(best, target_params=target)
+
+    def _flops(self, plan: WidthPlan) -> int:
+        """FLOPs of the shrunk network with all the dendrites that the reserve is for."""
+        if not plan.grow:
+            return plan.cost_after.flops
+        grown = shrink(self.model, plan)
+        for _ in range(self.config.dendrites.max_sets):
+            attach_dendrites_(grown, self.config.dendrites, layers=plan.grow)
+        return measure(grown, self.example_inputs).flops
+
+    def _unreachable(
+        self, search: "_Search", asked: str, flops: int | None = None
+    ) -> TargetUnreachableError:
+        smallest = search.cost.total(search.narrowest())
+        has = f"{smallest:,}" if flops is None else f"{smallest:,} parameters and {flops:,} FLOPs"
+        fixed = (
+            "; ".join(
+                f"{k or 'the model itself'}: {v}" for k, v in self.grouping.left_alone.items()
+            )
+            or "none"
+        )
+        return TargetUnreachableError(
+            f"A target of {asked} was asked for; the smallest reachable network has {has}. Ask "
+            "for at least that, or allow narrower layers (WidthConfig.max_ratio, min_width, "
+            f"round_to). Layers that keep their width: {fixed}.",
+            smallest=smallest,
+        )
 
 
 class _Search:
@@ -210,11 +272,8 @@ class _Search:
         reserve = dendrites.max_sets > 0 and dendrites.share not in ("auto", 0)
         self.grow = growable_layers(model, dendrites) if reserve else {}
         names = {m.layer for g in grouping.groups for m in g.members} | set(self.grow)
-        self.geometries = {
-            name: LayerGeometry.of(module)
-            for name, module in model.named_modules()
-            if name in names
-        }
+        self.layers = {name: layer for name, layer in model.named_modules() if name in names}
+        self.geometries = {name: LayerGeometry.of(layer) for name, layer in self.layers.items()}
         inside = sum(g.params(g.out_width, g.in_width) for g in self.geometries.values())
         self.base = parameter_count(model) - inside
         self.cost = self._cost_model()
@@ -228,8 +287,8 @@ class _Search:
         }
         return CostModel(self.grouping.groups, self.geometries, self.base, reserve)
 
-    def solve(self, target: int) -> Widths:
-        """Return widths; layers whose dendrites exceed the share stop growing, dearest first."""
+    def solve(self, target: int) -> Widths | None:
+        """Return widths, or None; layers whose dendrites are too dear stop growing."""
         while True:
             widths = allocate(self.cost, self.scores, target, self.config.width)
             share = self.config.dendrites.share
@@ -239,8 +298,8 @@ class _Search:
             if widths is not None and fits:
                 return widths
             if not self.grow:
-                self._raise_unreachable(target)
-            prices = widths or [1 for _ in self.grouping.groups]
+                return None
+            prices = widths or self.narrowest()
             dearest = max(
                 self.grow,
                 key=lambda name: self.cost.reserve[name](*self.cost.layer_widths(name, prices)),
@@ -248,21 +307,9 @@ class _Search:
             self.grow = {k: v for k, v in self.grow.items() if k != dearest}
             self.cost = self._cost_model()
 
-    def _raise_unreachable(self, target: int) -> None:
-        low, high = target, self.cost.total([g.width for g in self.grouping.groups])
-        while low < high:  # the first target that has a solution
-            middle = (low + high) // 2
-            if allocate(self.cost, self.scores, middle, self.config.width) is None:
-                low = middle + 1
-            else:
-                high = middle
-        fixed = "; ".join(f"{k}: {v}" for k, v in self.grouping.left_alone.items()) or "none"
-        raise TargetUnreachableError(
-            f"A target of {target:,} parameters was asked for; the smallest reachable network has "
-            f"{low:,}. Ask for at least that, or allow narrower layers (WidthConfig.max_ratio, "
-            f"min_width, round_to). Layers that keep their width: {fixed}.",
-            smallest=low,
-        )
+    def narrowest(self) -> Widths:
+        """Return the smallest widths that the configuration allows."""
+        return narrowest(self.grouping.groups, self.config.width)
 
     def steps(self, widths: Widths) -> tuple[LayerCut, ...]:
         """Return the cuts that keep the best units of every group."""
@@ -275,22 +322,31 @@ class _Search:
                         member.positions[unit]
                     )
         return tuple(
-            LayerCut(layer, dim, tuple(sorted(indices)), _width(self.geometries[layer], dim))
+            LayerCut(
+                layer,
+                dim,
+                tuple(sorted(indices)),
+                layer_width(self.layers[layer], dim),
+            )
             for (layer, dim), indices in removed.items()
         )
 
 
-def _width(geometry: LayerGeometry, dim: Dim) -> int:
-    return geometry.out_width if dim == "out" else geometry.in_width
-
-
-def _without_kept(grouping: Grouping, keep: tuple[str, ...]) -> Grouping:
-    kept = {
-        group.name: "WidthConfig.keep names it"
-        for group in grouping.groups
-        if any(m.dim == "out" and matches(m.layer, keep) for m in group.members)
-    }
-    return _drop(grouping, kept)
+def _without_kept(model: nn.Module, grouping: Grouping, keep: tuple[str, ...]) -> Grouping:
+    names = [name for name, _ in model.named_modules()]
+    for pattern in keep:
+        if not any(matches(name, (pattern,)) for name in names):
+            raise CompressionError(
+                f"WidthConfig.keep names {pattern!r}; the model has no such layer. Its layers are "
+                f"{', '.join(name for name in names if name)}."
+            )
+    reasons = {}
+    for group in grouping.groups:
+        kept = [m.layer for m in group.members if m.dim == "out" and matches(m.layer, keep)]
+        if kept:
+            who = "it" if group.name in kept else f"{kept[0]!r}, whose channels go with its own"
+            reasons[group.name] = f"WidthConfig.keep names {who}"
+    return _drop(grouping, reasons)
 
 
 def _drop(grouping: Grouping, reasons: Mapping[str, str]) -> Grouping:
@@ -302,7 +358,7 @@ def _without_guilty(model: nn.Module, grouping: Grouping, call: Call, failure: s
     """Leave alone every group whose narrowing by one unit fails the proof on its own."""
     reasons = {}
     for group in grouping.groups:
-        failed = _proof_failure(model, copy_model(model), _one_unit(model, group), call)
+        failed = proof_failure(model, _one_unit(model, group), call)
         if failed is not None:
             reasons[group.name] = failed
     if not reasons:
@@ -315,92 +371,9 @@ def _without_guilty(model: nn.Module, grouping: Grouping, call: Call, failure: s
 
 def _one_unit(model: nn.Module, group: ChannelGroup) -> tuple[LayerCut, ...]:
     return tuple(
-        LayerCut(
-            m.layer,
-            m.dim,
-            m.positions[0],
-            _width(LayerGeometry.of(model.get_submodule(m.layer)), m.dim),
-        )
+        LayerCut(m.layer, m.dim, m.positions[0], layer_width(model.get_submodule(m.layer), m.dim))
         for m in group.members
     )
-
-
-def _proof_failure(
-    model: nn.Module, small: nn.Module, steps: Sequence[LayerCut], call: Call
-) -> str | None:
-    """Cut ``small``, a copy of ``model``, and say how it differs from what it must compute.
-
-    A network that does not read some channels computes the same as one that does not have them, so
-    the sliced copy is held against a copy whose weights on the removed inputs are zero.
-    """
-    _cut_all_(small, steps)
-    for dtype, tolerance in PROOF_TOLERANCE.items():
-        masked, sliced = copy_model(model).eval(), copy_model(small).eval()
-        for step in steps:
-            if step.dim == "in":
-                _zero_inputs(masked.get_submodule(step.layer), step.removed)
-        try:
-            expected = _outputs(masked.to(dtype), call, dtype)
-        except Exception:
-            continue
-        try:
-            found = _outputs(sliced.to(dtype), call, dtype)
-        except Exception as err:
-            return f"the forward pass fails without its channels ({_first_line(err)})"
-        return _difference(expected, found, tolerance)
-    return None
-
-
-def _first_line(err: Exception) -> str:
-    return (str(err).splitlines() or [type(err).__name__])[0]
-
-
-def _zero_inputs(layer: nn.Module, removed: Sequence[int]) -> None:
-    weight: Tensor = layer.weight.data  # type: ignore[assignment]
-    groups = int(getattr(layer, "groups", 1)) if not is_depthwise(layer) else 1
-    columns, rows = weight.shape[1], weight.shape[0] // groups
-    for index in removed:
-        group, column = divmod(index, columns)
-        weight[group * rows : (group + 1) * rows, column] = 0
-
-
-def _outputs(model: nn.Module, call: Call, dtype: torch.dtype) -> list[list[Tensor]]:
-    """Return all output tensors at batch sizes 1 and 2, on random values for float inputs."""
-
-    def randomize(copies: int) -> Callable[[Tensor], Tensor]:
-        def change(t: Tensor) -> Tensor:
-            batch = torch.cat([t] * copies) if t.dim() else t
-            return torch.randn_like(batch, dtype=dtype) if t.is_floating_point() else batch
-
-        return change
-
-    results = []
-    with torch.no_grad():
-        for copies in (1, 2):
-            with seeded("proof", copies):
-                args, kwargs = map_tensors(call, randomize(copies))
-                output = model(*args, **kwargs)
-            results.append([t for t in tree_leaves(output) if isinstance(t, Tensor)])
-    return results
-
-
-def _difference(
-    expected: list[list[Tensor]], found: list[list[Tensor]], tolerance: float
-) -> str | None:
-    for wanted, got in zip(expected, found, strict=True):
-        if [t.shape for t in wanted] != [t.shape for t in got]:
-            return "the shape of the network's output depends on its channels"
-        for a, b in zip(wanted, got, strict=True):
-            scale = a.abs().max().item() if a.numel() else 0.0
-            if not torch.allclose(a, b, rtol=0, atol=tolerance * max(scale, 1e-12), equal_nan=True):
-                return "the network mixes its channels in a way that slicing does not follow"
-    return None
-
-
-def _cut_all_(model: nn.Module, steps: Sequence[LayerCut]) -> None:
-    """Carry out cuts in place."""
-    for step in steps:
-        cut_(model.get_submodule(step.layer), step.dim, step.removed)
 
 
 def shrink_(model: nn.Module, plan: WidthPlan | Sequence[LayerCut]) -> None:
@@ -420,16 +393,8 @@ def shrink_(model: nn.Module, plan: WidthPlan | Sequence[LayerCut]) -> None:
         4
     """
     steps = plan.steps if isinstance(plan, WidthPlan) else tuple(plan)
-    modules = dict(model.named_modules())
-    for step in steps:
-        found = LayerGeometry.of(modules[step.layer]) if step.layer in modules else None
-        if found is None or _width(found, step.dim) != step.width:
-            width = "no such layer" if found is None else f"width {_width(found, step.dim)}"
-            raise StateMismatchError(
-                f"The plan cuts {step.layer!r} ({step.dim}, width {step.width}); this model has "
-                f"{width} there. Apply a plan to the architecture that it was made for."
-            )
-    _cut_all_(model, steps)
+    check_cuts(model, steps)
+    cut_all_(model, steps)
 
 
 def shrink(model: nn.Module, plan: WidthPlan) -> nn.Module:

@@ -11,7 +11,7 @@ The usual two lines:
 
 from model_zoo.datasets.image_dataset import ImageDataset
 from model_zoo.datasets.load import list_datasets, load_dataset
-from model_zoo.datasets.loaders import BatchLoader, Loaders, make_loaders
+from model_zoo.datasets.loaders import BatchLoader, Loaders, load_loaders, make_loaders
 
 __all__ = [
     "BatchLoader",
@@ -19,5 +19,6 @@ __all__ = [
     "Loaders",
     "list_datasets",
     "load_dataset",
+    "load_loaders",
     "make_loaders",
 ]

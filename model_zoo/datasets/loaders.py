@@ -6,15 +6,18 @@ whole batch is one indexing operation, many times faster for small images.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from model_zoo.datasets.augment import random_crop_and_flip
 from model_zoo.datasets.image_dataset import ImageDataset
+from model_zoo.datasets.load import load_dataset
 from model_zoo.datasets.split import stratified_split
 
-__all__ = ["BatchLoader", "Loaders", "make_loaders"]
+__all__ = ["BatchLoader", "Loaders", "load_loaders", "make_loaders"]
 
 
 class BatchLoader:
@@ -174,3 +177,18 @@ def make_loaders(
         val=loader(images[val], labels[val], is_train=False),
         test=loader(dataset.test_images, dataset.test_labels, is_train=False),
     )
+
+
+def load_loaders(name: str, folder: str | Path = "data", **options: Any) -> Loaders:
+    """Load a data set and batch it; one call for recipes.
+
+    Args:
+        name: Data set, see `list_datasets`.
+        folder: Where `scripts/fetch_data.py` put it.
+        **options: Those of `make_loaders`.
+
+    Example:
+        >>> len(load_loaders("digits", batch_size=360).test)
+        1
+    """
+    return make_loaders(load_dataset(name, folder), **options)

@@ -1,0 +1,49 @@
+# Two commands for a new user: make demo, make test. The rest is for those who change the code.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# torch is pinned here, not in the library: this version has a CPU wheel without CUDA packages.
+TORCH := torch==2.13.0
+
+.PHONY: demo test test-all check format setup
+
+demo: $(VENV)/.demo
+	@echo "== Running the main job on embedded real data (about a minute on 2 cores)"
+	@$(BIN)/pbcompress demo --out demo
+
+test: $(VENV)/.dev check
+	@echo "== Running the tests (several minutes; make test-all adds the slow ones)"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-all: $(VENV)/.dev check
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu"
+
+check: $(VENV)/.dev
+	@echo "== Checking style, types and format"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.dev
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+setup: $(VENV)/.dev
+
+$(VENV)/.torch:
+	@echo "== Making an environment in $(VENV) and installing torch (a few minutes at first)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet "$(TORCH)"
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	@echo "== Installing pbcompress with what the demo needs"
+	@$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	@echo "== Installing pbcompress with what the tests need"
+	@$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[dev]"
+	@touch $@ $(VENV)/.demo

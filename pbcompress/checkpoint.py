@@ -1,0 +1,155 @@
+"""Save and load a compressed network: JSON for its structure, safetensors for its weights."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pbcompress.config import DendriteConfig
+from pbcompress.dendrite import attach_dendrites_, dendrite_layers
+from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.surgery import shared_parameter_names
+from pbcompress.tensorfile import read_tensors, write_bytes, write_tensors
+from pbcompress.widths import LayerCut, shrink_
+
+__all__ = ["load", "read_state", "save"]
+
+KIND = "pbcompress run"
+STATE_VERSION = 1
+STATE_FILE, WEIGHTS_FILE = "state.json", "weights.safetensors"
+
+
+def save(
+    directory: str | Path,
+    model: nn.Module,
+    steps: Sequence[LayerCut] = (),
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write what `load` needs: the cuts, the dendrites and the weights. Nothing is pickled.
+
+    Args:
+        directory: Made if it is not there; files of the same name are replaced one by one.
+        model: The compressed network.
+        steps: The cuts that made it from the user's constructor.
+        facts: Further JSON data, for the report.
+
+    Raises:
+        CompressionError: The folder cannot be written to, or the disk is full.
+    """
+    folder = Path(directory)
+    grown = dendrite_layers(model)
+    aliases = shared_parameter_names(model)
+    tensors = {k: v for k, v in model.state_dict().items() if k not in aliases}
+    strange = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise CompressionError(
+            f"The model keeps extra state that is no tensor ({', '.join(strange)}); a run holds "
+            "tensors and JSON only. Turn it into buffers."
+        )
+    state = {
+        "kind": KIND,
+        "version": STATE_VERSION,
+        "plan": [[s.layer, s.dim, s.width, list(s.removed)] for s in steps],
+        "dendrites": {
+            "config": next(iter(grown.values())).config.to_dict() if grown else None,
+            "layers": {
+                name: {
+                    "sets": layer.num_sets,
+                    "normalized": layer.normalized,
+                    "frozen": layer.frozen_sets,
+                }
+                for name, layer in grown.items()
+            },
+        },
+        "aliases": aliases,
+        **(facts or {}),
+    }
+    write_tensors(folder / WEIGHTS_FILE, tensors, {"kind": KIND, "version": STATE_VERSION})
+    write_bytes(folder / STATE_FILE, json.dumps(state, indent=1).encode())
+
+
+def read_state(directory: str | Path) -> dict[str, Any]:
+    """Return the structure and facts of a saved run.
+
+    Raises:
+        StateMismatchError: The file is missing, truncated, of another kind or of a newer version.
+    """
+    path = Path(directory) / STATE_FILE
+    if not path.is_file():
+        raise StateMismatchError(
+            f"{path} is not there. Give the folder that result.save or compress(run_dir=...) wrote; "
+            "a run that was stopped has only checkpoints until the same call finishes it."
+        )
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise StateMismatchError(f"{path} is truncated or no JSON ({err}). Save it again.") from err
+    if not isinstance(state, dict) or state.get("kind") != KIND:
+        raise StateMismatchError(f"{path} is JSON of another kind. Give a folder of pbcompress.")
+    if state["version"] > STATE_VERSION:
+        raise StateMismatchError(
+            f"{path} has version {state['version']}; this pbcompress reads up to {STATE_VERSION}. "
+            "Update pbcompress."
+        )
+    return state
+
+
+def load(
+    directory: str | Path, make_model: Callable[[], nn.Module], *, device: str = "cpu"
+) -> nn.Module:
+    """Rebuild a saved network; its outputs are bit-identical on the same machine.
+
+    Args:
+        directory: What `CompressionResult.save` or ``compress(run_dir=...)`` wrote.
+        make_model: Builds the original architecture; its weights are replaced.
+        device: Where the network shall live.
+
+    Returns:
+        The compressed network with its dendrites, in eval mode.
+
+    Raises:
+        StateMismatchError: A file is missing, truncated, newer or of another kind, or
+            ``make_model`` builds another architecture.
+
+    Example:
+        >>> import tempfile
+        >>> net = nn.Sequential(nn.Linear(3, 2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(folder, net)
+        ...     again = load(folder, lambda: nn.Sequential(nn.Linear(3, 2)))
+        >>> bool(torch.equal(again(torch.ones(1, 3)), net(torch.ones(1, 3))))
+        True
+    """
+    state = read_state(directory)
+    tensors, _ = read_tensors(Path(directory) / WEIGHTS_FILE, device)
+    model = make_model().to(device)
+    shrink_(model, [LayerCut(layer, dim, tuple(r), w) for layer, dim, w, r in state["plan"]])
+    _grow_(model, state["dendrites"])
+    full = tensors | {alias: tensors[owner] for alias, owner in state["aliases"].items()}
+    try:
+        model.load_state_dict(full)
+    except RuntimeError as err:
+        raise StateMismatchError(
+            f"{directory} holds the weights of another architecture than make_model builds: {err}"
+        ) from err
+    return model.eval()
+
+
+def _grow_(model: nn.Module, dendrites: Mapping[str, Any]) -> None:
+    layers = dendrites["layers"]
+    if not layers:
+        return
+    missing = [name for name in layers if name not in dict(model.named_modules())]
+    if missing:
+        raise StateMismatchError(
+            f"The run has dendrites on {', '.join(missing)}, which make_model does not build. Give "
+            "the constructor of the network that was compressed."
+        )
+    config = DendriteConfig.from_dict(dendrites["config"])
+    normalized = {name: entry["normalized"] for name, entry in layers.items()}
+    for _ in range(max(entry["sets"] for entry in layers.values())):
+        attach_dendrites_(model, config, layers=normalized)
+    for name, layer in dendrite_layers(model).items():
+        layer.freeze(layers[name]["frozen"])

@@ -1,0 +1,215 @@
+"""The command line. Thin: each command calls one public function and prints what it returns."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pbcompress.errors import CompressionError
+
+__all__ = ["main"]
+
+MODEL_HELP = "package.module:function that builds the network, importable from this folder"
+INPUT_HELP = "shape of one input with the batch first, e.g. 1,3,32,32; repeat it for several inputs"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 if it worked, 1 if the job failed (one line on the standard error stream says why).
+        Wrong usage exits with 2.
+    """
+    sys.path.insert(0, str(Path.cwd()))  # so that a recipe can name code of this folder
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except CompressionError as err:
+        print(f"pbcompress: {' '.join(str(err).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("pbcompress: stopped; the same command goes on with its run_dir", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pbcompress",
+        description="Shrink a trained PyTorch network to a size target, win its accuracy back with "
+        "cycles of dendrite growth, measure it, and export it to ONNX, proven equal.",
+        epilog="Try: pbcompress demo",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="compress a small network on embedded real data (about a minute, no download)",
+        description="Train a small convolutional network on scikit-learn's handwritten digits, "
+        "compress it to 25 % of its parameters, and write model, report and run to a folder.",
+    )
+    demo.add_argument("--out", default="demo", help="folder to write to (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of everything (default: 0)")
+    demo.set_defaults(run=_demo)
+
+    job = commands.add_parser(
+        "compress",
+        help="run a recipe: network, data, target and choices in one TOML file",
+        description="Run a recipe. A run that was stopped goes on where it was; see "
+        "model_zoo/recipes/ for examples.",
+    )
+    job.add_argument("recipe", help="the TOML file")
+    job.add_argument("--run-dir", help="folder to write to, instead of the recipe's")
+    job.set_defaults(run=_compress)
+
+    measure = commands.add_parser(
+        "measure",
+        help="parameters and FLOPs of a network or an ONNX file",
+        description="Count parameters and multiply-adds (1 multiply-add = 1 FLOP, batch 1).",
+    )
+    measure.add_argument("model", help=f"an ONNX file, or {MODEL_HELP}")
+    _add_inputs(measure)
+    measure.add_argument("--json", action="store_true", help="print JSON, layers included")
+    measure.set_defaults(run=_measure)
+
+    export = commands.add_parser(
+        "export",
+        help="export a saved run to ONNX and prove the file equal",
+        description="Load a saved run, put it into its inference form, export it, and compare the "
+        "file with torch. No file is kept if they differ.",
+    )
+    export.add_argument("run_dir", help="folder of a finished run")
+    export.add_argument("output", help="the ONNX file to write")
+    export.add_argument("--model", required=True, help=MODEL_HELP)
+    export.add_argument("--opset", type=int, default=20, help="operator set (default: 20)")
+    export.set_defaults(run=_export)
+
+    compare = commands.add_parser(
+        "compare",
+        help="two networks or ONNX files side by side",
+        description="Compare size, work, speed (interleaved, one thread) and outputs of two "
+        "networks on random inputs.",
+    )
+    compare.add_argument("before", help=f"an ONNX file, or {MODEL_HELP}")
+    compare.add_argument("after", help="the same")
+    _add_inputs(compare)
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.set_defaults(run=_compare)
+
+    report = commands.add_parser(
+        "report",
+        help="write the report of a saved run",
+        description="Write a report from the facts and the history of a run.",
+    )
+    report.add_argument("run_dir", help="folder of a finished run")
+    report.add_argument(
+        "--out", help="report.html, .md or .json (default: RUN_DIR/report.html)", default=None
+    )
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input", action="append", type=_shape, required=True, metavar="SHAPE", help=INPUT_HELP
+    )
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    shape = tuple(int(size) for size in text.split(","))
+    if not shape or min(shape) < 1:
+        raise ValueError(text)
+    return shape
+
+
+def _inputs(arguments: argparse.Namespace) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(shape, generator=generator) for shape in arguments.input)
+
+
+def _network(name: str) -> nn.Module | Path:
+    from pbcompress.recipe import resolve
+
+    if name.endswith(".onnx"):
+        return Path(name)
+    module = resolve(name)()
+    if not isinstance(module, nn.Module):
+        raise CompressionError(f"{name} was to build a network; it made a {type(module).__name__}.")
+    return module.eval()
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from pbcompress.demo import run_demo
+
+    torch.set_num_threads(1)  # faster than two for so small a network
+    folder = Path(arguments.out)
+    print("Training a small network on 1,797 real handwritten digits, then compressing it to 25 %.")
+    result = run_demo(folder, seed=arguments.seed)
+    print(f"\n{result}\n")
+    print(f"Look next at {folder / 'report.html'} (the report) and {folder / 'model.onnx'} (the")
+    print("network that ships, proven equal). Load it again with pb.load; see the README.")
+
+
+def _compress(arguments: argparse.Namespace) -> None:
+    from pbcompress.recipe import Recipe, run_recipe
+
+    recipe = Recipe.read(arguments.recipe)
+    if arguments.run_dir:
+        recipe = replace(recipe, run_dir=arguments.run_dir)
+    result = run_recipe(recipe)
+    print(f"{result}\n\nLook next at {Path(recipe.run_dir) / 'report.html'}.")
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    from pbcompress.export import measure_onnx
+    from pbcompress.measure import measure
+    from pbcompress.result import cost_facts
+
+    model = _network(arguments.model)
+    if isinstance(model, Path):
+        file = measure_onnx(model)
+        facts: dict[str, Any] = dict(vars(file))
+        text = f"{file.params:,} weights, {file.flops:,} FLOPs, {file.file_bytes:,} bytes"
+    else:
+        cost = measure(model, _inputs(arguments))
+        facts, text = cost_facts(cost), str(cost)
+    print(json.dumps(facts, indent=1) if arguments.json else text)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from pbcompress.checkpoint import load
+    from pbcompress.export import export_onnx
+    from pbcompress.fuse import fuse
+    from pbcompress.recipe import resolve
+    from pbcompress.report import read_run
+
+    facts, _ = read_run(arguments.run_dir)
+    model = load(arguments.run_dir, resolve(arguments.model))
+    shapes = facts["before"]["input_shapes"]
+    arguments.input = list(shapes.values())
+    tensors = _inputs(arguments)
+    named = not all(name.isdigit() for name in shapes)
+    inputs: object = dict(zip(shapes, tensors, strict=True)) if named else tensors
+    print(export_onnx(fuse(model), arguments.output, inputs, opset=arguments.opset))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from pbcompress.comparison import compare
+
+    before, after = _network(arguments.before), _network(arguments.after)
+    comparison = compare(before, after, _inputs(arguments))
+    print(json.dumps(comparison.to_dict(), indent=1) if arguments.json else comparison)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from pbcompress.report import read_run, write_report
+
+    output = Path(arguments.out or Path(arguments.run_dir) / "report.html")
+    write_report(output, *read_run(arguments.run_dir))
+    print(f"Wrote {output}.")

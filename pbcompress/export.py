@@ -1,0 +1,366 @@
+"""Export to ONNX, prove the file equal, and count what is in a file. The only module on onnx."""
+
+import inspect
+import logging
+import math
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pbcompress.errors import CompressionError, ExportMismatchError, StateMismatchError
+from pbcompress.runtime import Session
+from pbcompress.surgery import (
+    Call,
+    as_call,
+    copy_model,
+    map_tensors,
+    seeded,
+    to_device,
+)
+from pbcompress.tensorfile import write_bytes
+
+__all__ = ["ExportReport", "FileCost", "export_onnx", "measure_onnx"]
+
+BATCH_SIZES = (1, 2, 5)
+RANDOM_SEEDS = (0, 1, 2)
+# float32 sums in another order; mismatches of structure are orders of magnitude larger
+TOLERANCE = 1e-4
+OPSETS = range(18, 26)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was exported and how it was proven.
+
+    Attributes:
+        path: The ONNX file.
+        opset: Operator set of the file.
+        file_bytes: Size of the file.
+        max_difference: Largest absolute difference from torch over all checks.
+        max_relative: The same, relative to the largest output magnitude of its check.
+        batch_sizes: Batch sizes that were run.
+        checks: Forward passes compared.
+        input_names: Inputs of the file.
+        output_names: Outputs of the file.
+        operations: Number of nodes by operation.
+    """
+
+    path: str
+    opset: int
+    file_bytes: int
+    max_difference: float
+    max_relative: float
+    batch_sizes: tuple[int, ...]
+    checks: int
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    operations: Mapping[str, int]
+
+    def __str__(self) -> str:
+        sizes = ", ".join(map(str, self.batch_sizes))
+        return (
+            f"{self.path}: opset {self.opset}, {self.file_bytes:,} bytes, "
+            f"{sum(self.operations.values())} nodes; torch and ONNX Runtime differ by at most "
+            f"{self.max_difference:.2e} over {self.checks} runs at batch sizes {sizes}"
+        )
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    example_inputs: object,
+    *,
+    quantize: None = None,
+    opset: int = 20,
+    dynamic_batch: bool = True,
+    samples: Sequence[object] = (),
+) -> ExportReport:
+    """Write one ONNX file, and keep it only if it computes what the model computes.
+
+    The file is checked in full, then run in ONNX Runtime beside torch at batch sizes 1, 2 and 5, on
+    the example inputs, on ``samples`` and on random values. The proof happens before the file
+    takes its place, so on an error a former file of that name is as it was.
+
+    Args:
+        model: Usually from `fuse`; exported as a copy in eval mode on the CPU.
+        path: The file to write.
+        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
+        quantize: Not supported by this version; None.
+        opset: ONNX operator set, 18 to 25.
+        dynamic_batch: Whether the file takes any batch size.
+        samples: Further inputs to compare on, e.g. real batches.
+
+    Returns:
+        The facts of the file and of the proof.
+
+    Raises:
+        ExportMismatchError: The outputs differ by more than rounding.
+        CompressionError: The network cannot be exported, or the path cannot be written.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = export_onnx(nn.Linear(3, 2), f"{folder}/a.onnx", torch.zeros(1, 3))
+        >>> report.operations["Gemm"], report.batch_sizes
+        (1, (1, 2, 5))
+    """
+    if quantize is not None:
+        raise CompressionError(
+            f"quantize={quantize!r} was asked for; this version exports float32. Leave it None."
+        )
+    if opset not in OPSETS:
+        raise CompressionError(
+            f"opset={opset} was asked for; this version writes {OPSETS[0]} to {OPSETS[-1]}."
+        )
+    target = Path(path)
+    network = copy_model(model).cpu().eval()
+    calls = [to_device(as_call(inputs), "cpu") for inputs in (example_inputs, *samples)]
+    write_bytes(target.with_name(f".{target.name}.writable"), b"")  # fail before the work
+    target.with_name(f".{target.name}.writable").unlink()
+    with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
+        draft = Path(folder) / "draft.onnx"
+        _export(network, calls[0], draft, opset, dynamic_batch)
+        proto = onnx.load(str(draft))
+        onnx.checker.check_model(str(draft), full_check=True)
+        sizes = BATCH_SIZES if dynamic_batch else (_batch_size(calls[0]),)
+        difference, relative, checks = _prove(network, Session(draft), calls, sizes)
+        content = draft.read_bytes()
+    write_bytes(target, content)
+    return ExportReport(
+        path=str(target),
+        opset=max(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),
+        file_bytes=len(content),
+        max_difference=difference,
+        max_relative=relative,
+        batch_sizes=tuple(sizes),
+        checks=checks,
+        input_names=tuple(value.name for value in proto.graph.input),
+        output_names=tuple(value.name for value in proto.graph.output),
+        operations=dict(Counter(node.op_type for node in proto.graph.node).most_common()),
+    )
+
+
+def _export(network: nn.Module, call: Call, path: Path, opset: int, dynamic_batch: bool) -> None:
+    args, kwargs = _resized(call, 2) if dynamic_batch else call
+    shapes: dict[str, Any] | None = None
+    if dynamic_batch:
+        batch = torch.export.Dim("batch", min=1)
+        bound = inspect.signature(network.forward).bind(*args, **kwargs)
+        shapes = {
+            name: tree_map(lambda leaf: {0: batch} if _is_batched(leaf) else None, value)
+            for name, value in bound.arguments.items()
+        }
+    try:
+        with _quiet(), torch.no_grad(), seeded("export"):
+            torch.onnx.export(
+                network,
+                args,
+                str(path),
+                kwargs=kwargs,
+                dynamo=True,
+                external_data=False,
+                opset_version=opset,
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+    except Exception as err:
+        hint = " Pass dynamic_batch=False if its batch size is fixed." if dynamic_batch else ""
+        raise CompressionError(
+            f"The model was to be exported to ONNX (opset {opset}) and torch.export could not: "
+            f"{_first_line(err)}.{hint}"
+        ) from err
+
+
+def _first_line(err: BaseException) -> str:
+    while err.__cause__ is not None:
+        err = err.__cause__
+    return next((line for line in str(err).splitlines() if line.strip()), type(err).__name__)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's own deprecations, and its remarks that torchvision is absent."""
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        registration.setLevel(level)
+
+
+def _is_batched(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0
+
+
+def _batch_size(call: Call) -> int:
+    return next((len(leaf) for leaf in tree_leaves(call) if _is_batched(leaf)), 1)
+
+
+def _resized(call: Call, size: int) -> Call:
+    """Return the inputs with the first axis repeated or cut to ``size``."""
+
+    def resize(t: Tensor) -> Tensor:
+        if not t.dim() or len(t) == size:
+            return t
+        return torch.cat([t] * math.ceil(size / len(t)))[:size].clone()
+
+    return map_tensors(call, resize)
+
+
+def _prove(
+    network: nn.Module, session: Session, calls: Sequence[Call], sizes: Sequence[int]
+) -> tuple[float, float, int]:
+    """Return the largest absolute and relative difference, and the number of comparisons."""
+    worst = worst_relative = 0.0
+    checks = 0
+    for size in sizes:
+        for call in _inputs(calls, size):
+            expected, found = _run_both(network, session, call, size)
+            for name, wanted, got in zip(session.output_names, expected, found, strict=True):
+                difference, relative = _differ(name, size, wanted.numpy(), got)
+                worst, worst_relative = max(worst, difference), max(worst_relative, relative)
+            checks += 1
+    return worst, worst_relative, checks
+
+
+def _run_both(
+    network: nn.Module, session: Session, call: Call, size: int
+) -> tuple[list[Tensor], list[Any]]:
+    args, kwargs = call
+    try:
+        with torch.no_grad():
+            leaves = tree_leaves(network(*args, **kwargs))
+        expected = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in tree_leaves(call) if isinstance(leaf, Tensor)]
+        return expected, session.run(session.feeds(tensors))
+    except CompressionError:
+        raise
+    except Exception as err:
+        raise CompressionError(
+            f"The exported file and the model were to be run at batch size {size}, and one of them "
+            f"failed: {_first_line(err)}. Pass dynamic_batch=False if the batch size is fixed."
+        ) from err
+
+
+def _inputs(calls: Sequence[Call], size: int) -> Iterator[Call]:
+    yield from (_resized(call, size) for call in calls)
+    for seed in RANDOM_SEEDS:
+        with seeded("parity", seed, size):
+            call = map_tensors(
+                _resized(calls[0], size),
+                lambda t: torch.randn_like(t) if t.is_floating_point() else t,
+            )
+        yield call
+
+
+def _differ(name: str, size: int, wanted: Any, got: Any) -> tuple[float, float]:
+    """Return the absolute and relative difference of one output; raise if it is no rounding."""
+    problem, difference = "", math.inf
+    if wanted.shape != got.shape:
+        problem = f"has shape {got.shape} instead of {wanted.shape}"
+    elif not np.array_equal(np.isfinite(wanted), np.isfinite(got)):
+        problem = "has NaN or infinity in other places"
+    elif wanted.size == 0:
+        return 0.0, 0.0
+    else:
+        finite = np.isfinite(wanted)
+        gap = np.abs(wanted[finite].astype(np.float64) - got[finite].astype(np.float64))
+        difference = float(gap.max(initial=0.0))
+        scale = float(np.abs(wanted[finite].astype(np.float64)).max(initial=0.0))
+        relative = difference / max(scale, 1e-6)
+        if relative <= TOLERANCE:
+            return difference, relative
+        problem = f"differs by {difference:.3e} where values reach {scale:.3e}"
+    raise ExportMismatchError(
+        f"The exported file was compared with torch at batch size {size}, and its output {name!r} "
+        f"{problem}. No file was kept; report the layers of this network as a bug.",
+        max_difference=difference,
+    )
+
+
+@dataclass(frozen=True)
+class FileCost:
+    """What an ONNX file costs, read from the file alone.
+
+    Attributes:
+        params: Elements of its floating-point weights (BatchNorm is folded in most files).
+        flops: Multiply-adds of its convolutions and matrix products at batch size 1.
+        file_bytes: Size on disk.
+        uncounted_ops: Other operations, with their number.
+    """
+
+    params: int
+    flops: int
+    file_bytes: int
+    uncounted_ops: Mapping[str, int]
+
+
+def measure_onnx(path: str | Path) -> FileCost:
+    """Count weights and multiply-adds of an ONNX file at batch size 1.
+
+    Raises:
+        StateMismatchError: The file is missing or no ONNX file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise StateMismatchError(f"{file} was to be measured and is not there.")
+    try:
+        proto = onnx.load(str(file))
+        onnx.checker.check_model(proto)
+    except Exception as err:
+        raise StateMismatchError(f"{file} is no whole ONNX file: {_first_line(err)}.") from err
+    graph = proto.graph
+    for value in graph.input:
+        for axis in value.type.tensor_type.shape.dim:
+            if not axis.HasField("dim_value"):
+                axis.dim_value = 1
+    del graph.value_info[:]
+    for value in graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in [*inferred.input, *inferred.value_info, *inferred.output]
+    }
+    shapes |= {t.name: list(t.dims) for t in graph.initializer}
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+    flops, uncounted = 0, Counter[str]()
+    for node in graph.node:
+        work = _node_flops(node, shapes)
+        if work is None:
+            uncounted[node.op_type] += 1
+        flops += work or 0
+    return FileCost(
+        params=sum(math.prod(t.dims) for t in graph.initializer if t.data_type in floats),
+        flops=flops,
+        file_bytes=file.stat().st_size,
+        uncounted_ops=dict(uncounted),
+    )
+
+
+def _node_flops(node: Any, shapes: Mapping[str, list[int]]) -> int | None:
+    inputs = [shapes.get(name, []) for name in node.input]
+    output = shapes.get(node.output[0], [])
+    if node.op_type == "Conv":
+        return math.prod(output) * math.prod(inputs[1][1:])
+    if node.op_type == "ConvTranspose":
+        return math.prod(inputs[0]) * math.prod(inputs[1][1:])
+    if node.op_type == "Gemm":
+        transposed = any(a.name == "transA" and a.i for a in node.attribute)
+        return math.prod(output) * inputs[0][0 if transposed else -1]
+    if node.op_type == "MatMul":
+        return math.prod(output) * inputs[0][-1]
+    return None

@@ -1,0 +1,213 @@
+"""The inference form: BatchNorm folded, base and dendrites of a layer as one wide operation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from pbcompress.dendrite import ACTIVATIONS, DendriteLayer, dendrite_layers, mix
+from pbcompress.forms import GroupedLinear
+from pbcompress.surgery import copy_model, replace_module
+
+__all__ = ["FusedDendriteLayer", "fuse"]
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+Conv = nn.modules.conv._ConvNd
+
+
+class FusedDendriteLayer(nn.Module):
+    """A frozen `DendriteLayer`: maps of equal geometry run as one wide operation.
+
+    Base and dendrites read the same input, so their weights are stacked along the output: one
+    Linear or convolution with (D + 1) times the channels, then the cheap formula per channel.
+    Dendrites of another geometry (other groups, low rank) run beside it.
+
+    Args:
+        layer: In eval mode; its tensors are copied.
+    """
+
+    def __init__(self, layer: DendriteLayer) -> None:
+        super().__init__()
+        self.function = layer.config.activation
+        self.dims, self.axis = layer.dims, -1 - layer.dims
+        maps = [_folded(module) for module in [layer.base_layer, *layer.dendrites]]
+        alike = [0] + [i for i in range(1, len(maps)) if _stackable(maps[0], maps[i])]
+        self.wide = _stack([maps[i] for i in alike])
+        self.groups = int(getattr(maps[0], "groups", 1))
+        self.sizes = [_out_width(maps[i]) // self.groups for i in alike]
+        self.alike = alike
+        self.others = nn.ModuleDict(
+            {str(i): module for i, module in enumerate(maps) if i not in alike}
+        )
+        self.gains = nn.Parameter(layer.gains.detach().clone())
+        self.links = nn.ParameterList([nn.Parameter(v.detach().clone()) for v in layer.links])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the layer's input to its output."""
+        parts = dict(zip(self.alike, self._split(self.wide(x)), strict=True))
+        for key, module in self.others.items():
+            parts[int(key)] = module(x)
+        y = parts[0]
+        activations: list[Tensor] = []
+        for index, links in enumerate(self.links):
+            z = parts[index + 1]
+            for link, earlier in zip(links, activations, strict=False):
+                z = z + earlier * link.reshape(-1, *[1] * self.dims)
+            activations.append(ACTIVATIONS[self.function](z))
+            y = y + mix(activations[-1], self.gains[index], self.dims)
+        return y
+
+    def _split(self, wide: Tensor) -> Sequence[Tensor]:
+        """Undo the stacking: each group of the wide map holds that group of every part."""
+        if len(self.sizes) == 1:
+            return [wide]
+        if self.groups == 1:
+            return torch.split(wide, self.sizes, dim=self.axis)
+        grouped = wide.unflatten(self.axis, (self.groups, sum(self.sizes)))  # type: ignore[no-untyped-call]
+        parts = torch.split(grouped, self.sizes, dim=self.axis)
+        return [part.flatten(self.axis - 1, self.axis) for part in parts]
+
+
+def _folded(module: nn.Module) -> nn.Module:
+    """Return a map with its BatchNorm folded in, or two maps of a low-rank pair."""
+    if isinstance(module, nn.Sequential) and isinstance(module[-1], BatchNorm):
+        inner = module[0]
+        if isinstance(inner, nn.Sequential):
+            return nn.Sequential(inner[0], _fold(inner[1], module[-1]))
+        return _fold(inner, module[-1])
+    return module
+
+
+def _fold(layer: nn.Module, norm: Any) -> nn.Module:
+    if isinstance(layer, GroupedLinear):
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        offset = 0 if layer.bias is None else layer.bias
+        layer.weight = nn.Parameter(layer.weight * scale.reshape(layer.groups, 1, -1))
+        layer.bias = nn.Parameter((offset - norm.running_mean) * scale + norm.bias)
+        return layer
+    fused: nn.Module
+    if isinstance(layer, nn.Linear):
+        fused = fuse_linear_bn_eval(layer, norm)
+    else:
+        fused = fuse_conv_bn_eval(layer, norm)  # type: ignore[type-var]
+    return fused
+
+
+def _out_width(module: nn.Module) -> int:
+    return int(getattr(module, "out_channels", 0) or module.out_features)  # type: ignore[arg-type]
+
+
+def _stackable(base: nn.Module, other: nn.Module) -> bool:
+    if type(base) is not type(other):
+        return False
+    if isinstance(base, nn.Linear):
+        return True
+    names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return all(getattr(base, name) == getattr(other, name) for name in names)
+
+
+def _stack(maps: Sequence[nn.Module]) -> nn.Module:
+    """Return one map whose outputs are, group by group, the outputs of all ``maps``."""
+    if len(maps) == 1:
+        return maps[0]
+    groups = int(getattr(maps[0], "groups", 1))
+    weights = [_tensor(m.weight) for m in maps]
+    biases = [
+        w.new_zeros(len(w)) if m.bias is None else _tensor(m.bias)
+        for m, w in zip(maps, weights, strict=True)
+    ]
+    wide = copy_model(maps[0])
+    width = sum(len(w) for w in weights)
+    setattr(wide, "out_features" if isinstance(wide, nn.Linear) else "out_channels", width)
+    wide.weight = nn.Parameter(_by_group(weights, groups))
+    wide.bias = nn.Parameter(_by_group(biases, groups))
+    return wide
+
+
+def _tensor(parameter: Any) -> Tensor:
+    tensor: Tensor = parameter.detach()
+    return tensor
+
+
+def _by_group(tensors: Sequence[Tensor], groups: int) -> Tensor:
+    blocks = [t.reshape(groups, -1, *t.shape[1:]) for t in tensors]
+    return torch.cat(blocks, dim=1).flatten(0, 1)
+
+
+class _Tracer(fx.Tracer):
+    """Traces a network down to its layers; a layer with dendrites is one of them."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, DendriteLayer) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
+    """Return (layer, BatchNorm) names where the norm is the only reader of the layer's output."""
+    try:
+        graph = _Tracer().trace(model)
+    except Exception:  # control flow that cannot be traced: nothing is folded, nothing is wrong
+        return []
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    targets = [str(node.target) for node in calls]
+    modules = dict(model.named_modules())
+    pairs = []
+    for node in calls:
+        source: Any = node.args[0] if node.args else None
+        if not isinstance(modules[str(node.target)], BatchNorm) or source not in calls:
+            continue
+        names = (str(source.target), str(node.target))
+        is_layer = isinstance(modules[names[0]], nn.Linear | Conv | DendriteLayer)
+        is_only_reader = len(source.users) == 1 and all(targets.count(n) == 1 for n in names)
+        if is_layer and is_only_reader and _can_fold(modules[names[0]], modules[names[1]]):
+            pairs.append(names)
+    return pairs
+
+
+def _can_fold(layer: nn.Module, norm: Any) -> bool:
+    if isinstance(layer, DendriteLayer):
+        return _can_fold(layer.base_layer, norm)
+    has_statistics = norm.running_mean is not None and norm.running_var is not None
+    is_plain = not isinstance(layer, Conv) or not layer.transposed
+    return has_statistics and is_plain and type(layer).__module__.startswith("torch.nn.modules")
+
+
+def _fold_into_dendrites(layer: DendriteLayer, norm: Any) -> None:
+    """Scale base and U alike: norm(base + sum U a) = folded base + sum (scale U) a."""
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    layer.base_layer = _fold(layer.base_layer, norm)
+    layer.gains.data.mul_(scale.detach())
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Return the inference form of a network: a plain module in eval mode, ``model`` untouched.
+
+    A BatchNorm that is the only reader of a Linear, a convolution or a layer with dendrites is
+    folded into it, and each layer with dendrites becomes one wide operation followed by the
+    formula. Where the forward cannot be traced symbolically, BatchNorm stays as it is.
+
+    Args:
+        model: A network with or without dendrites.
+
+    Returns:
+        A deep copy whose outputs agree to rounding.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+        >>> type(fuse(net)[1]).__name__
+        'Identity'
+    """
+    frozen = copy_model(model).eval().requires_grad_(False)
+    for name, norm_name in _norm_pairs(frozen):
+        layer, norm = frozen.get_submodule(name), frozen.get_submodule(norm_name)
+        if isinstance(layer, DendriteLayer):
+            _fold_into_dendrites(layer, norm)
+        else:
+            replace_module(frozen, name, _fold(layer, norm))
+        replace_module(frozen, norm_name, nn.Identity())
+    for name, layer in dendrite_layers(frozen).items():
+        replace_module(frozen, name, FusedDendriteLayer(layer))
+    return frozen.eval().requires_grad_(False)

@@ -1,0 +1,319 @@
+"""The path from a model to a smaller one, in one call."""
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pbcompress.checkpoint import STATE_FILE, read_state
+from pbcompress.config import Budget, CompressConfig
+from pbcompress.dendrite import dendrite_layers
+from pbcompress.deploy import deploy
+from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.history import History
+from pbcompress.measure import measure
+from pbcompress.progress import ProgressBar
+from pbcompress.recovery import Checkpoint, recover_
+from pbcompress.result import Arm, CompressionResult, Score
+from pbcompress.surgery import as_call, copy_model, to_device
+from pbcompress.tensorfile import write_bytes
+from pbcompress.training import Callback, Data, Task, check_data, evaluate, inputs_of
+from pbcompress.widths import WidthPlan, plan_widths, resolve_target, shrink
+
+__all__ = ["compress"]
+
+logger = logging.getLogger(__name__)
+
+
+def compress(
+    model: nn.Module,
+    target_params: float | Budget,
+    *,
+    example_inputs: object = None,
+    data: Data | None = None,
+    task: Task | None = None,
+    config: CompressConfig | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    control: bool = False,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+) -> CompressionResult:
+    """Shrink a trained network to a target, win its accuracy back, and measure the result.
+
+    Widths are planned and proven, the narrower network is trained in cycles of dendrite growth,
+    and original and result are compared on size, work, speed and metric. With ``share="auto"`` a
+    network without dendrites is trained for as many steps, and validation decides between them.
+
+    Args:
+        model: A trained network of Linear and convolution layers; never modified.
+        target_params: At most so many parameters, dendrites included: a count, a share in (0, 1) of
+            the original, or a `Budget`.
+        example_inputs: A tensor, tuple or dict of one forward pass; default: those of the first
+            train batch.
+        data: Batches to train, decide and test on; None shrinks only, and leaves the accuracy low.
+        task: Loss and metric; default: classification.
+        config: All further choices.
+        device: Where to train; default: CUDA, then MPS, then CPU.
+        seed: Seed of everything random. The same call gives the same numbers on the same machine.
+        run_dir: Folder for checkpoints, weights, history and report. The same call with the same
+            folder goes on where it was stopped.
+        control: Also train the network that spends the whole target on width, and report it.
+        callbacks: Told of every epoch.
+        progress: Show a progress bar on the standard error stream.
+
+    Returns:
+        The compressed network and all that was measured.
+
+    Raises:
+        TargetUnreachableError: The target is not below the original or below what is reachable.
+        CompressionError: Something about the inputs, the data or the folder is wrong; the message
+            says what. Nothing was trained.
+        StateMismatchError: ``run_dir`` holds another run.
+        DivergedError: Training produced a loss that is not finite.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
+        >>> config = CompressConfig(deploy=False)
+        >>> result = compress(net, 0.5, example_inputs=torch.zeros(1, 8), config=config)
+        >>> result.cost_after.params <= 353
+        True
+    """
+    job = _Job(
+        model, target_params, example_inputs, data, task, config, device, seed, run_dir, callbacks
+    )
+    if progress and data is not None:
+        job.callbacks = (*job.callbacks, ProgressBar())
+    return job.shrink_only() if data is None else job.shrink_and_recover(data, control)
+
+
+class _Job:
+    """One call of `compress`, checked before anything changes."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_params: float | Budget,
+        example_inputs: object,
+        data: Data | None,
+        task: Task | None,
+        config: CompressConfig | None,
+        device: str | torch.device | None,
+        seed: int,
+        run_dir: str | Path | None,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        if example_inputs is None and data is None:
+            raise CompressionError(
+                "compress(model, target) does not know what goes into the model. Call "
+                "compress(model, target, example_inputs=torch.zeros(1, 3, 32, 32)) with inputs of "
+                "your model, or pass data=pb.Data(train=..., val=...)."
+            )
+        self.config, self.task, self.seed = config or CompressConfig(), task or Task(), seed
+        self.target, self.callbacks = target_params, tuple(callbacks)
+        self.device = _choose_device(device)
+        self.original = copy_model(model).to(self.device).eval()
+        if data is not None:
+            check_data(data, self.task, self.original, self.device)
+        if example_inputs is not None:
+            self.call = to_device(as_call(example_inputs), self.device)
+        else:
+            assert data is not None
+            self.call = inputs_of(data, self.task, self.original, self.device)
+        self.cost_before = measure(self.original, self._inputs())
+        self.bound = resolve_target(target_params, self.cost_before)[0]
+        self.run_dir = Path(run_dir) if run_dir is not None else None
+        self.fingerprint = self._fingerprint()
+        if self.run_dir is not None:
+            _check_run_dir(self.run_dir, self.fingerprint)
+
+    def _inputs(self) -> object:
+        args, kwargs = self.call
+        if kwargs and args:
+            raise CompressionError(
+                "Task.forward calls the model with positional and named inputs at once. Pass "
+                "example_inputs as a tuple or a dict."
+            )
+        return kwargs or args
+
+    def _fingerprint(self) -> str:
+        """Identify what decides the outcome: weights, target, configuration, seed and task."""
+        digest = hashlib.sha256()
+        for name, tensor in self.original.state_dict().items():
+            digest.update(name.encode())
+            if isinstance(tensor, Tensor):
+                digest.update(str(tensor.dtype).encode() + str(tuple(tensor.shape)).encode())
+                flat = tensor.detach().cpu().contiguous().reshape(-1)
+                digest.update(flat.view(torch.uint8).numpy().tobytes())
+        target = self.target.to_dict() if isinstance(self.target, Budget) else self.target
+        choices = [self.config.to_dict(), target, self.seed, self.task.metric_name]
+        digest.update(json.dumps(choices, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def _plan(self, config: CompressConfig) -> WidthPlan:
+        return plan_widths(self.original, self._inputs(), self.target, config=config)
+
+    # --- the two ways ---------------------------------------------------------------------------
+
+    def shrink_only(self) -> CompressionResult:
+        """Shrink without training."""
+        note = "No data was given: the network was only shrunk, and its accuracy was not recovered."
+        logger.warning(note)
+        plan = self._plan(_without_dendrites(self.config))
+        arm = Arm("width", shrink(self.original, plan).eval(), plan, plan.cost_after, None, None, 0)
+        return self._finish(arm, None, None, History(), note)
+
+    def shrink_and_recover(self, data: Data, control: bool) -> CompressionResult:
+        """Train the arms, choose by validation, and score the test split once each."""
+        dendrites = self.config.dendrites
+        grown: Arm | None = None
+        histories: list[History] = []
+        if dendrites.max_sets > 0 and dendrites.share != 0:
+            share = 1.0 if dendrites.share == "auto" else dendrites.share
+            config = replace(self.config, dendrites=replace(dendrites, share=share))
+            plan = self._plan(config)
+            if plan.grow:
+                grown = self._train("dendrites", config, plan, data, None, histories)
+        wide: Arm | None = None
+        if grown is None or dendrites.share == "auto" or control or grown.sets == 0:
+            config = _without_dendrites(self.config)
+            lengths = _phase_lengths(histories[0]) if histories else None
+            wide = self._train("width", config, self._plan(config), data, lengths, histories)
+        chosen, other, note = self._choose(grown, wide)
+        before = self._score(self.original, data)
+        return self._finish(chosen, other, before, History.joined(histories), note)
+
+    def _train(
+        self,
+        stage: str,
+        config: CompressConfig,
+        plan: WidthPlan,
+        data: Data,
+        lengths: Sequence[int] | None,
+        histories: list[History],
+    ) -> Arm:
+        network = shrink(self.original, plan)
+        checkpoint = None
+        if self.run_dir is not None:
+            path = self.run_dir / "checkpoints" / f"{stage}.safetensors"
+            checkpoint = Checkpoint(path, self.fingerprint)
+        history = recover_(
+            network,
+            data,
+            self.task,
+            config=config,
+            seed=self.seed,
+            callbacks=self.callbacks,
+            stage=stage,
+            layers=plan.grow or None,
+            lengths=lengths,
+            checkpoint=checkpoint,
+        )
+        histories.append(history)
+        sets = max((layer.num_sets for layer in dendrite_layers(network).values()), default=0)
+        score = self._score(network, data)
+        return Arm(stage, network, plan, measure(network, self._inputs()), score, history, sets)
+
+    def _score(self, network: nn.Module, data: Data) -> Score:
+        value, samples = evaluate(network, data.val, self.task)
+        if data.test is None:
+            return Score(value, samples)
+        return Score(value, samples, *evaluate(network, data.test, self.task))
+
+    def _choose(self, grown: Arm | None, wide: Arm | None) -> tuple[Arm, Arm | None, str]:
+        """Return result, control and the reason; the test scores take no part."""
+        if grown is None or wide is None:
+            arm = grown or wide
+            assert arm is not None
+            kind = "dendrites" if arm is grown else "width alone"
+            return arm, None, f"One network was trained: {kind}."
+        assert grown.score is not None
+        assert wide.score is not None
+        if grown.sets == 0:
+            return wide, grown, "No dendrite set helped on validation: the result is width alone."
+        ahead = self.task.score(grown.score.val) - self.task.score(wide.score.val)
+        if self.config.dendrites.share != "auto":
+            return grown, wide, "The share of the dendrites was given; width alone is the control."
+        if ahead > 0:
+            return grown, wide, "Validation chose the network with dendrites over width alone."
+        return wide, grown, "Validation chose width alone over the network with dendrites."
+
+    def _finish(
+        self, chosen: Arm, other: Arm | None, before: Score | None, history: History, note: str
+    ) -> CompressionResult:
+        if chosen.cost.params > self.bound:
+            raise AssertionError(f"result has {chosen.cost.params} parameters of {self.bound}")
+        deployment = self._deploy(chosen) if self.config.deploy else None
+        result = CompressionResult(
+            model=chosen.network,
+            plan=chosen.plan,
+            cost_before=self.cost_before,
+            cost_after=chosen.cost,
+            target_params=self.bound,
+            score_before=before,
+            score_after=chosen.score,
+            chosen=chosen,
+            other=other,
+            deployment=deployment,
+            history=history,
+            config=self.config,
+            task=self.task,
+            seed=self.seed,
+            note=note,
+            example_inputs=self._inputs(),
+            fingerprint=self.fingerprint,
+        )
+        if self.run_dir is not None:
+            result.save(self.run_dir)
+            result.write_reports(self.run_dir)
+        return result
+
+    def _deploy(self, chosen: Arm) -> Any:
+        with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
+            path = (self.run_dir or Path(folder)) / "model.onnx"
+            return deploy(self.original, chosen.network, self._inputs(), path)
+
+
+def _without_dendrites(config: CompressConfig) -> CompressConfig:
+    return replace(config, dendrites=replace(config.dendrites, max_sets=0))
+
+
+def _phase_lengths(history: History) -> list[int]:
+    """Return the epochs of every phase: the control trains as long, with the same restarts."""
+    return [len(list(group)) for _, group in groupby(history, key=lambda r: r["phase"])]
+
+
+def _choose_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen)
+    except Exception as err:
+        raise CompressionError(
+            f"device={device!r} was asked for and is not usable here ({str(err).splitlines()[0]}). "
+            "Leave device out, or pass 'cpu'."
+        ) from err
+    return chosen
+
+
+def _check_run_dir(folder: Path, fingerprint: str) -> None:
+    if (folder / STATE_FILE).is_file() and read_state(folder).get("fingerprint") != fingerprint:
+        raise StateMismatchError(
+            f"{folder} holds a run of another model, target, configuration or seed. Choose another "
+            "run_dir, or delete this one."
+        )
+    probe = folder / ".writable"
+    write_bytes(probe, b"")
+    probe.unlink()

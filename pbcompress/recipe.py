@@ -1,0 +1,164 @@
+"""A run of `compress` as a TOML file: network, data, base training and choices."""
+
+import hashlib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig, WidthConfig
+from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.pipeline import compress
+from pbcompress.progress import ProgressBar
+from pbcompress.recovery import Checkpoint, recover_
+from pbcompress.result import CompressionResult
+from pbcompress.surgery import seeded
+from pbcompress.tensorfile import read_tensors
+from pbcompress.training import Data
+
+__all__ = ["Recipe", "resolve", "run_recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe file says.
+
+    Sections::
+
+        [model]     build = "package.module:function", arguments = {...}, weights = "file" (optional)
+        [data]      build = "package.module:function", arguments = {...}: an object with train, val
+                    and test batches
+        [train]     choices of RecoveryConfig: how to train the base network; needed without weights
+        [compress]  target_params, run_dir, seed, control, and the tables width, dendrites, recovery
+
+    Attributes:
+        model: The table [model].
+        data: The table [data].
+        target_params: See `compress`.
+        run_dir: See `compress`.
+        config: See `compress`.
+        train: How to train the base network; None if it has weights.
+        seed: Seed of the base network and of the compression.
+        control: See `compress`.
+    """
+
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    target_params: float
+    run_dir: str
+    config: CompressConfig
+    train: RecoveryConfig | None = None
+    seed: int = 0
+    control: bool = False
+    digest: str = field(default="", repr=False)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Recipe":
+        """Read a recipe file.
+
+        Raises:
+            CompressionError: The file is missing, no TOML, or says something unknown.
+        """
+        file = Path(path)
+        try:
+            content = file.read_bytes()
+            tables = tomllib.loads(content.decode())
+        except OSError as err:
+            raise CompressionError(f"The recipe {file} cannot be read: {err.strerror}.") from err
+        except ValueError as err:
+            raise CompressionError(f"The recipe {file} is no TOML: {err}.") from err
+        try:
+            return cls._from_tables(tables, hashlib.sha256(content).hexdigest())
+        except (ValueError, TypeError, KeyError) as err:
+            reason = f"{err} is missing" if isinstance(err, KeyError) else err
+            raise CompressionError(f"The recipe {file} cannot be used: {reason}.") from err
+
+    @classmethod
+    def _from_tables(cls, tables: dict[str, Any], digest: str) -> "Recipe":
+        unknown = set(tables) - {"model", "data", "train", "compress"}
+        if unknown:
+            raise ValueError(f"it has unknown sections {', '.join(sorted(unknown))}")
+        choices = dict(tables["compress"])
+        config = CompressConfig(
+            width=WidthConfig.from_dict(choices.pop("width", {})),
+            dendrites=DendriteConfig.from_dict(choices.pop("dendrites", {})),
+            recovery=RecoveryConfig.from_dict(choices.pop("recovery", {})),
+        )
+        train = RecoveryConfig.from_dict(tables["train"]) if "train" in tables else None
+        for name in ("model", "data"):
+            extra = set(tables[name]) - {"build", "arguments", "weights"}
+            if extra or "build" not in tables[name]:
+                raise ValueError(f"[{name}] takes build, arguments and weights; found {tables[name]}")
+        if train is None and "weights" not in tables["model"]:
+            raise ValueError("[model] has no weights and there is no [train] to make them")
+        return cls(tables["model"], tables["data"], config=config, train=train, digest=digest, **choices)
+
+    def make_model(self) -> nn.Module:
+        """Build the original architecture."""
+        build = resolve(self.model["build"])
+        with seeded(self.seed, "model"):
+            model: nn.Module = build(**self.model.get("arguments", {}))
+        return model
+
+
+def resolve(name: str) -> Callable[..., Any]:
+    """Import ``package.module:function``.
+
+    Raises:
+        CompressionError: There is no such thing.
+
+    Example:
+        >>> resolve("math:sqrt")(4.0)
+        2.0
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found: Callable[..., Any] = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as err:
+        raise CompressionError(
+            f"{name!r} was to be imported and could not be: {err}. Write package.module:function, "
+            "importable from where you are."
+        ) from err
+    return found
+
+
+def run_recipe(recipe: Recipe, *, progress: bool = True) -> CompressionResult:
+    """Train the base network if need be, and compress it; a stopped run goes on."""
+    loaders = resolve(recipe.data["build"])(**recipe.data.get("arguments", {}))
+    data = Data(train=loaders.train, val=loaders.val, test=loaders.test)
+    model = recipe.make_model()
+    run_dir = Path(recipe.run_dir)
+    callbacks = (ProgressBar(),) if progress else ()
+    if "weights" in recipe.model:
+        tensors, _ = read_tensors(Path(recipe.model["weights"]))
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as err:
+            raise StateMismatchError(f"{recipe.model['weights']} fits another model: {err}") from err
+    else:
+        assert recipe.train is not None
+        base = CompressConfig(dendrites=DendriteConfig(max_sets=0), recovery=recipe.train)
+        checkpoint = Checkpoint(run_dir / "checkpoints" / "base.safetensors", recipe.digest)
+        recover_(
+            model,
+            data,
+            config=base,
+            seed=recipe.seed,
+            stage="base",
+            callbacks=callbacks,
+            checkpoint=checkpoint,
+        )
+    return compress(
+        model,
+        recipe.target_params,
+        data=data,
+        config=recipe.config,
+        seed=recipe.seed,
+        run_dir=run_dir,
+        control=recipe.control,
+        progress=progress,
+    )

@@ -1,0 +1,101 @@
+"""The report of a run, from its facts and history alone. The only module that imports jinja2."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pbcompress.checkpoint import read_state
+from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.history import History
+from pbcompress.tables import before_after, dendrite_account, layer_widths, render_markdown
+from pbcompress.tensorfile import write_bytes
+
+__all__ = ["REPORT_FILES", "read_run", "to_html", "to_json", "to_markdown", "write_report"]
+
+REPORT_FILES = ("report.json", "report.md", "report.html")
+
+logger = logging.getLogger(__name__)
+
+
+def read_run(directory: str | Path) -> tuple[dict[str, Any], History]:
+    """Return facts and history of a saved run."""
+    state = read_state(directory)
+    if "facts" not in state:
+        raise StateMismatchError(f"{directory} holds a network without the facts of its run.")
+    path = Path(directory) / "history.jsonl"
+    history = History.from_jsonl(path.read_text(encoding="utf-8")) if path.is_file() else History()
+    return state["facts"], history
+
+
+def to_json(facts: Mapping[str, Any], history: History) -> str:
+    """Return facts and history as JSON."""
+    return json.dumps({**facts, "history": history.records}, indent=1)
+
+
+def to_markdown(facts: Mapping[str, Any], history: History) -> str:
+    """Return the report as Markdown."""
+    parts = ["# Compression report", facts["note"], render_markdown(before_after(facts))]
+    account = dendrite_account(facts)
+    if account:
+        parts += ["## What the dendrites brought and cost", render_markdown(account)]
+    parts += ["## Widths", render_markdown(layer_widths(facts)), "## Proof", proof_sentence(facts)]
+    parts.append(
+        f"{len(history)} epochs, {history.steps:,} optimizer steps. Target "
+        f"{facts['target_params']:,} parameters, seed {facts['seed']}, pbcompress "
+        f"{facts['pbcompress']}, torch {facts['torch']}."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def proof_sentence(facts: Mapping[str, Any]) -> str:
+    """Return in a sentence how the exported file was proven, or why there is none."""
+    shipped = facts["deployment"]
+    if shipped is None:
+        return "Nothing was exported (CompressConfig.deploy is off)."
+    if isinstance(shipped, str):
+        return f"The network could not be exported: {shipped}"
+    proof = shipped["proof"]
+    sizes = ", ".join(map(str, proof["batch_sizes"]))
+    return (
+        f"The ONNX file (opset {proof['opset']}) was run beside torch {proof['checks']} times at "
+        f"batch sizes {sizes}; the largest difference of any output is "
+        f"{proof['max_difference']:.1e} ({proof['max_relative']:.1e} of the largest output)."
+    )
+
+
+def write_report(
+    path: str | Path, facts: Mapping[str, Any], history: History, *, optional: bool = False
+) -> None:
+    """Write the report in the form that the file's ending names: .html, .md or .json.
+
+    Args:
+        path: The file.
+        facts: See `CompressionResult.facts`.
+        history: Every epoch.
+        optional: Pass over HTML in silence where its packages are not installed.
+
+    Raises:
+        CompressionError: The ending is another one, the packages for HTML are not installed, or
+            the file cannot be written.
+    """
+    file = Path(path)
+    makers = {".html": to_html, ".md": to_markdown, ".json": to_json}
+    if file.suffix not in makers:
+        raise CompressionError(f"A report was to be written to {file}; use .html, .md or .json.")
+    try:
+        text = makers[file.suffix](facts, history)
+    except ImportError as err:
+        if optional:
+            logger.info("No HTML report: %s", err)
+            return
+        raise CompressionError(
+            f"The HTML report needs {err.name}. Install it: pip install 'pbcompress[report]'."
+        ) from err
+    write_bytes(file, text.encode())
+
+
+def to_html(facts: Mapping[str, Any], history: History) -> str:
+    """Return the report as one self-contained page."""
+    raise NotImplementedError

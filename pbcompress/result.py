@@ -1,0 +1,207 @@
+"""What `compress` returns: the network, and every number that was measured on the way."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pbcompress.checkpoint import save
+from pbcompress.config import CompressConfig
+from pbcompress.dendrite import dendrite_layers
+from pbcompress.deploy import Deployment
+from pbcompress.export import ExportReport, export_onnx
+from pbcompress.fuse import fuse
+from pbcompress.history import History
+from pbcompress.measure import ModelCost
+from pbcompress.report import REPORT_FILES, write_report
+from pbcompress.tables import before_after, layer_widths, render_text
+from pbcompress.tensorfile import write_bytes
+from pbcompress.training import Task
+from pbcompress.widths import WidthPlan
+
+__all__ = ["Arm", "CompressionResult", "Score"]
+
+HISTORY_FILE = "history.jsonl"
+
+
+@dataclass(frozen=True)
+class Score:
+    """Metric of a network on the splits that decide (val) and that report (test)."""
+
+    val: float
+    val_samples: int
+    test: float | None = None
+    test_samples: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One network that was made from the original for the same target.
+
+    Attributes:
+        name: "dendrites" or "width".
+        network: The trained network.
+        plan: Its widths.
+        cost: Parameters and FLOPs, dendrites included.
+        score: Its metric; None if it was not trained.
+        history: Its training; None if it was not trained.
+        sets: Dendrite sets that it kept.
+    """
+
+    name: str
+    network: nn.Module
+    plan: WidthPlan
+    cost: ModelCost
+    score: Score | None
+    history: History | None
+    sets: int
+
+    @property
+    def dendrite_params(self) -> int:
+        """Parameters of dendrites, U and V included."""
+        layers = dendrite_layers(self.network).values()
+        base = sum(p.numel() for layer in layers for p in layer.base_layer.parameters())
+        return sum(p.numel() for layer in layers for p in layer.parameters()) - base
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data for the report."""
+        return {
+            "name": self.name,
+            "sets": self.sets,
+            "dendrite_params": self.dendrite_params,
+            "steps": self.history.steps if self.history else 0,
+            "epochs": len(self.history) if self.history else 0,
+            **cost_facts(self.cost),
+            "score": self.score.to_dict() if self.score else None,
+        }
+
+
+def cost_facts(cost: ModelCost) -> dict[str, Any]:
+    """Return a cost as JSON data."""
+    return {
+        "params": cost.params,
+        "flops": cost.flops,
+        "uncounted_ops": dict(cost.uncounted_ops),
+        "input_shapes": {name: list(shape) for name, shape in cost.input_shapes.items()},
+        "layers": {name: dict(vars(layer)) for name, layer in cost.by_layer.items()},
+    }
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """The compressed network and what is known of it; ``print(result)`` shows the table.
+
+    Attributes:
+        model: Trained, dendrites attached, in eval mode.
+        plan: The widths that were cut.
+        cost_before: Cost of the original.
+        cost_after: Cost of ``model``, dendrites included; never above ``target_params``.
+        target_params: The bound, as a count.
+        score_before: Metric of the original; None without data.
+        score_after: Metric of ``model``.
+        chosen: The network that became the result.
+        other: The network beside it, if one was trained: the control.
+        deployment: Files and latencies, the reason why there are none, or None if not asked for.
+        history: Every epoch of every network.
+        config: All choices.
+        task: Loss and metric.
+        seed: Seed.
+        note: How the result was chosen, in a sentence.
+        example_inputs: Inputs of one forward pass.
+        fingerprint: Identifies model, target, configuration, seed and task.
+    """
+
+    model: nn.Module
+    plan: WidthPlan
+    cost_before: ModelCost
+    cost_after: ModelCost
+    target_params: int
+    score_before: Score | None
+    score_after: Score | None
+    chosen: Arm
+    other: Arm | None
+    deployment: Deployment | str | None
+    history: History
+    config: CompressConfig
+    task: Task
+    seed: int
+    note: str
+    example_inputs: object
+    fingerprint: str
+
+    def __str__(self) -> str:
+        facts = self.facts()
+        return "\n\n".join(
+            [render_text(before_after(facts)), render_text(layer_widths(facts)), self.note]
+        )
+
+    def __repr__(self) -> str:
+        before, after = self.cost_before.params, self.cost_after.params
+        return f"CompressionResult({before:,} -> {after:,} parameters)"
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything that the report shows, as JSON data."""
+        deployment = self.deployment
+        return {
+            "pbcompress": _version("pbcompress"),
+            "torch": torch.__version__,
+            "target_params": self.target_params,
+            "seed": self.seed,
+            "note": self.note,
+            "fingerprint": self.fingerprint,
+            "metric": {
+                "name": self.task.metric_name,
+                "higher_is_better": self.task.higher_is_better,
+            },
+            "config": self.config.to_dict(),
+            "before": {
+                **cost_facts(self.cost_before),
+                "score": self.score_before.to_dict() if self.score_before else None,
+            },
+            "after": self.chosen.to_dict(),
+            "other": self.other.to_dict() if self.other else None,
+            "deployment": (
+                deployment.to_dict() if isinstance(deployment, Deployment) else deployment
+            ),
+            "left_alone": dict(self.plan.left_alone),
+        }
+
+    def frozen(self) -> nn.Module:
+        """Return the inference form; see `fuse`."""
+        return fuse(self.model)
+
+    def export_onnx(self, path: str | Path, **options: Any) -> ExportReport:
+        """Export the inference form and prove the file equal; see `export_onnx`."""
+        return export_onnx(self.frozen(), path, self.example_inputs, **options)
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``state.json``, ``weights.safetensors`` and ``history.jsonl``; see `load`."""
+        save(directory, self.model, self.plan.steps, {"facts": self.facts(), **self._identity()})
+        write_bytes(Path(directory) / HISTORY_FILE, self.history.to_jsonl().encode())
+
+    def _identity(self) -> Mapping[str, Any]:
+        return {"fingerprint": self.fingerprint, "seed": self.seed, "config": self.config.to_dict()}
+
+    def report(self, path: str | Path) -> None:
+        """Write the report: HTML, Markdown or JSON by the file's ending."""
+        write_report(path, self.facts(), self.history)
+
+    def write_reports(self, directory: str | Path) -> None:
+        """Write the report in all forms into a folder; HTML where its packages are installed."""
+        for name in REPORT_FILES:
+            write_report(Path(directory) / name, self.facts(), self.history, optional=True)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"

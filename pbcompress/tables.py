@@ -1,0 +1,127 @@
+"""Tables of a result, made from its facts alone: no torch, no computing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = [
+    "Table",
+    "before_after",
+    "dendrite_account",
+    "layer_widths",
+    "render_markdown",
+    "render_text",
+]
+
+Facts = Mapping[str, Any]
+Table = Sequence[Sequence[str]]  # the first row is the header
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _kept(before: float | None, after: float | None) -> str:
+    return f"{after / before:.1%}" if before and after is not None else ""
+
+
+def _metric(score: Mapping[str, Any] | None, split: str) -> str:
+    if not score or score[split] is None:
+        return "-"
+    return f"{score[split]:.4f} (n={score[f'{split}_samples']:,})"
+
+
+def _change(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, split: str) -> str:
+    if not before or not after or before[split] is None or after[split] is None:
+        return ""
+    return f"{after[split] - before[split]:+.4f}"
+
+
+def before_after(facts: Facts) -> Table:
+    """Return the table of the original against the result."""
+    before, after, metric = facts["before"], facts["after"], facts["metric"]["name"]
+    rows: list[Sequence[str]] = [("", "before", "after", "after / before")]
+    for label, key in (("parameters", "params"), ("FLOPs (multiply-adds)", "flops")):
+        kept = _kept(before[key], after[key])
+        rows.append((label, _count(before[key]), _count(after[key]), kept))
+    shipped = facts["deployment"]
+    if isinstance(shipped, Mapping):
+        sizes = shipped["bytes_before"], shipped["bytes_after"]
+        rows.append(("ONNX file, bytes", _count(sizes[0]), _count(sizes[1]), _kept(*sizes)))
+        old, new = shipped["latency_before"], shipped["latency_after"]
+        rows.append(
+            (
+                "ONNX Runtime, median ms",
+                f"{old['median']:.3f}",
+                f"{new['median']:.3f}",
+                f"{new['ratio']:.2f}x as fast",
+            )
+        )
+    for label, split in (("val", "val"), ("test", "test")):
+        scores = before["score"], after["score"]
+        if scores[1] and scores[1][split] is not None:
+            values = _metric(scores[0], split), _metric(scores[1], split)
+            rows.append((f"{metric}, {label}", *values, _change(*scores, split)))
+    return rows
+
+
+def layer_widths(facts: Facts) -> Table:
+    """Return the width of every layer before and after, dendrites beside it."""
+    rows: list[Sequence[str]] = [("layer", "kind", "before", "after", "dendrites", "note")]
+    after = facts["after"]["layers"]
+    for name, layer in facts["before"]["layers"].items():
+        if layer["width"] is None:
+            continue
+        wrapped = after.get(f"{name}.base_layer")
+        now = wrapped or after.get(name, layer)
+        sets = f"{facts['after']['sets']} set(s)" if wrapped else ""
+        note = facts["left_alone"].get(name, "")
+        rows.append((name, layer["kind"], str(layer["width"]), str(now["width"]), sets, note))
+    return rows
+
+
+def dendrite_account(facts: Facts) -> Table | None:
+    """Return what dendrites brought and cost beside width alone; None if only one was trained."""
+    arms = [arm for arm in (facts["after"], facts["other"]) if arm]
+    if len(arms) < 2:
+        return None
+    arms.sort(key=lambda arm: str(arm["name"]))  # "dendrites" before "width"
+    labels = {"dendrites": "with dendrites", "width": "width alone"}
+    rows: list[Sequence[str]] = [("", *(labels[arm["name"]] for arm in arms))]
+    rows.append(("chosen", *("yes" if arm is facts["after"] else "no" for arm in arms)))
+    for label, key in (
+        ("parameters", "params"),
+        ("of them in dendrites", "dendrite_params"),
+        ("dendrite sets", "sets"),
+        ("FLOPs", "flops"),
+        ("optimizer steps", "steps"),
+    ):
+        rows.append((label, *(_count(arm[key]) for arm in arms)))
+    for split in ("val", "test"):
+        name = f"{facts['metric']['name']}, {split}"
+        rows.append((name, *(_metric(arm["score"], split) for arm in arms)))
+    return rows
+
+
+def render_text(table: Table) -> str:
+    """Return a table for a terminal: the first column to the left, the others to the right."""
+    columns = [c for c in zip(*table, strict=True) if any(c[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    is_number = [any(ch.isdigit() for cell in c[1:] for ch in cell[:1]) for c in columns]
+    lines = []
+    for row in zip(*columns, strict=True):
+        cells = [
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, is_number, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def render_markdown(table: Table) -> str:
+    """Return a table in Markdown."""
+    columns = [c for c in zip(*table, strict=True) if any(c[1:])]
+    rows = list(zip(*columns, strict=True))
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + " --- |" * len(columns))
+    return "\n".join(lines)

@@ -1,0 +1,271 @@
+"""Pearson's r and its gradient, against numpy and finite differences."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pbcompress.correlation import CorrelationProbe, correlate
+
+SHAPES = [(2, 1), (3, 2), (7, 3), (50, 4)]
+EXTREMES = [1e-30, 1e-12, 1e-6, 1.0, 1e6, 1e30]
+
+
+def corrcoef(activation: Tensor, error: Tensor) -> np.ndarray:
+    """All pairs, (nodes, channels), in float64."""
+    a, e = activation.double().numpy(), error.double().numpy()
+    return np.corrcoef(a, e, rowvar=False)[: a.shape[1], a.shape[1] :]
+
+
+def reference(activation: Tensor, error: Tensor, pairwise: bool) -> np.ndarray:
+    table = corrcoef(activation, error)
+    return np.diag(table) if pairwise else table
+
+
+def numeric_gradient(activation: Tensor, error: Tensor, weight: np.ndarray) -> np.ndarray:
+    """Central differences of -sum(weight * r) over all pairs."""
+    gradient, h = np.zeros(activation.shape), 1e-6
+    for index in np.ndindex(*activation.shape):
+        sides = []
+        for step in (h, -h):
+            moved = activation.clone()
+            moved[index] += step
+            sides.append(-(weight * corrcoef(moved, error)).sum())
+        gradient[index] = (sides[0] - sides[1]) / (2 * h)
+    return gradient
+
+
+def signs(activation: Tensor, error: Tensor, pairwise: bool) -> np.ndarray:
+    table = np.sign(corrcoef(activation, error))
+    return table * np.eye(len(table)) if pairwise else table
+
+
+def pair(n: int, nodes: int, channels: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(n, nodes).double(), torch.randn(n, channels).double()
+
+
+def test_the_lists_of_cases_are_whole() -> None:
+    assert len(SHAPES) == 4
+    assert len(EXTREMES) == 6
+
+
+@pytest.mark.parametrize(("n", "nodes"), SHAPES)
+def test_r_of_pairs_equals_numpy_corrcoef(n: int, nodes: int) -> None:
+    a, e = pair(n, nodes, nodes)
+    np.testing.assert_allclose(correlate(a, e)[0], reference(a, e, True), atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "nodes"), SHAPES)
+def test_r_of_shared_nodes_equals_numpy_corrcoef_of_every_pair(n: int, nodes: int) -> None:
+    a, e = pair(n, nodes, nodes + 2)
+    r, _ = correlate(a, e, pairwise=False)
+    np.testing.assert_allclose(r, reference(a, e, False), atol=1e-12)
+
+
+@pytest.mark.parametrize("pairwise", [True, False])
+@pytest.mark.parametrize(("n", "nodes"), SHAPES[1:])  # with two samples |r| is 1 everywhere
+def test_gradient_equals_finite_differences(n: int, nodes: int, pairwise: bool) -> None:
+    a, e = pair(n, nodes, nodes if pairwise else nodes + 2)
+    _, gradient = correlate(a, e, pairwise=pairwise)
+    expected = numeric_gradient(a, e, signs(a, e, pairwise))
+    np.testing.assert_allclose(gradient, expected, atol=1e-8)  # h^2 and rounding over h
+
+
+@pytest.mark.parametrize("pairwise", [True, False])
+def test_gradient_pushes_towards_the_given_direction(pairwise: bool) -> None:
+    a, e = pair(9, 3, 3)
+    weight = np.array([[1.0, -1, 1], [-1, -1, 1], [1, 1, -1]])
+    direction = torch.tensor(5 * weight) if not pairwise else torch.tensor(5 * np.diag(weight))
+    _, gradient = correlate(a, e, pairwise=pairwise, direction=direction)
+    weight = weight * np.eye(3) if pairwise else weight
+    np.testing.assert_allclose(gradient, numeric_gradient(a, e, weight), atol=1e-8)
+
+
+def test_a_weak_direction_yields_to_the_batch() -> None:
+    a, e = pair(9, 3, 3)
+    r, gradient = correlate(a, e)
+    _, same = correlate(a, e, direction=-0.5 * r)
+    assert torch.equal(same, gradient)
+
+
+def test_no_direction_is_a_direction_of_zero() -> None:
+    a, e = pair(9, 3, 3)
+    assert torch.equal(correlate(a, e)[1], correlate(a, e, direction=torch.zeros(3))[1])
+
+
+@pytest.mark.parametrize("pairwise", [True, False])
+@pytest.mark.parametrize("value", [0.0, 0.1, -1 / 3, 7e-3, 1e4 / 3, 1e-20, 1e20])
+@pytest.mark.parametrize("constant", ["activation", "error"])
+def test_a_constant_has_neither_correlation_nor_gradient(
+    constant: str, value: float, pairwise: bool
+) -> None:
+    flat, other = torch.full((1003, 2), value), torch.randn(1003, 2)
+    a, e = (flat, other) if constant == "activation" else (other, flat)
+    r, gradient = correlate(a, e, pairwise=pairwise, direction=torch.ones(2))
+    assert not r.any()
+    assert not gradient.any()
+
+
+def test_a_constant_over_a_million_samples_is_still_constant() -> None:
+    r, gradient = correlate(torch.full((10**6, 1), 0.1), torch.randn(10**6, 1))
+    assert not r.any()
+    assert not gradient.any()
+
+
+def test_one_dead_node_leaves_the_others_alone() -> None:
+    a, e = pair(20, 3, 3)
+    a[:, 1] = 0.1
+    r, gradient = correlate(a, e)
+    alone = correlate(a[:, [0, 2]], e[:, [0, 2]])
+    assert torch.equal(r[[0, 2]], alone[0])
+    assert torch.equal(gradient[:, [0, 2]], alone[1])
+
+
+@pytest.mark.parametrize("pairwise", [True, False])
+@pytest.mark.parametrize("n", [0, 1])
+def test_too_few_samples_have_no_correlation(n: int, pairwise: bool) -> None:
+    r, gradient = correlate(torch.randn(n, 2), torch.randn(n, 2), pairwise=pairwise)
+    assert not r.any()
+    assert gradient.shape == (n, 2)
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("of_error", EXTREMES)
+@pytest.mark.parametrize("of_activation", EXTREMES)
+def test_r_does_not_depend_on_scale(of_activation: float, of_error: float) -> None:
+    a, e = torch.randn(40, 3), torch.randn(40, 3)
+    r, gradient = correlate(a * of_activation, e * of_error)
+    np.testing.assert_allclose(r, reference(a, e, True), atol=1e-5)  # float32 sums of 40
+    assert gradient.isfinite().all()
+
+
+def test_a_large_offset_costs_no_precision() -> None:
+    a, e = torch.randn(200, 3) + 1000, torch.randn(200, 3) - 1000
+    np.testing.assert_allclose(correlate(a, e)[0], reference(a, e, True), atol=1e-5)
+
+
+scale = st.floats(-6, 6).map(lambda power: 10.0**power)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    n=st.integers(2, 40),
+    nodes=st.integers(1, 5),
+    extra=st.integers(0, 3),
+    scales=st.tuples(scale, scale),
+    seed=st.integers(0, 2**31),
+    alike=st.booleans(),
+)
+def test_any_shape_and_scale_agrees_with_numpy(
+    n: int, nodes: int, extra: int, scales: tuple[float, float], seed: int, alike: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(n, nodes, generator=generator) * scales[0]
+    e = torch.randn(n, nodes + extra, generator=generator) * scales[1]
+    if alike:
+        e[:, :nodes] = -a
+    r, gradient = correlate(a, e, pairwise=False)
+    assert r.abs().max() <= 1
+    np.testing.assert_allclose(r, corrcoef(a, e).reshape(r.shape), atol=2e-4)  # n = 2: cancels
+    assert gradient.isfinite().all()
+    # r is blind to an offset of the activation, so the gradient has none; 1e-4: float32 sums
+    assert (gradient.sum(0).abs() <= 1e-4 * (1e-30 + gradient.abs().sum(0) + 1 / scales[0])).all()
+
+
+@pytest.mark.parametrize("pairwise", [True, False])
+def test_a_step_against_the_gradient_raises_the_correlation(pairwise: bool) -> None:
+    a, e = pair(30, 4, 4)
+    r, gradient = correlate(a, e, pairwise=pairwise)
+    further, _ = correlate(a - 0.1 * gradient, e, pairwise=pairwise)
+    assert further.abs().sum() > r.abs().sum()
+
+
+# --- the probe ------------------------------------------------------------------------------------
+
+PROBED = [((6,), -1), ((5, 6), -1), ((5, 3, 6), -1), ((6, 7), -2), ((5, 6, 7), -2)]
+PROBED += [((6, 4, 3), -3), ((5, 6, 4, 3), -3), ((5, 6, 2, 3, 2), -4)]
+
+
+def as_samples(values: Tensor, axis: int) -> Tensor:
+    return values.detach().movedim(axis, -1).reshape(-1, values.shape[axis])
+
+
+def probe(
+    y: Tensor, a: Tensor, score: Tensor, delta: Tensor, axis: int = -1, pairwise: bool = True
+) -> None:
+    CorrelationProbe.apply(y, a, score, axis, pairwise).backward(delta)
+
+
+def test_the_probe_is_tried_on_every_layout() -> None:
+    assert len(PROBED) == 8
+
+
+@pytest.mark.parametrize(("shape", "axis"), PROBED)
+def test_probe_gives_the_activation_the_gradient_of_its_channel(
+    shape: tuple[int, ...], axis: int
+) -> None:
+    y, a, delta = (torch.randn(shape).double().requires_grad_() for _ in range(3))
+    score = torch.zeros(7).double().requires_grad_()
+    probe(y, a, score, delta.detach(), axis)
+    expected = correlate(as_samples(a, axis), as_samples(delta, axis))[1]
+    torch.testing.assert_close(as_samples(a.grad, axis), expected)
+
+
+def test_probe_serves_nodes_that_are_fewer_than_the_channels() -> None:
+    y, delta = torch.randn(5, 6, 4, 3).double().requires_grad_(), torch.randn(5, 6, 4, 3).double()
+    a = torch.randn(5, 2, 4, 3).double().requires_grad_()
+    score = torch.zeros(3, 6).double().requires_grad_()
+    probe(y, a, score, delta, -3, pairwise=False)
+    samples, errors = as_samples(a, -3), as_samples(delta, -3)
+    np.testing.assert_allclose(score.grad[:2], corrcoef(samples, errors), atol=1e-12)
+    expected = numeric_gradient(samples, errors, np.sign(corrcoef(samples, errors)))
+    np.testing.assert_allclose(as_samples(a.grad, -3), expected, atol=1e-8)
+
+
+def test_probe_returns_output_and_error_bit_equal() -> None:
+    y, a = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    delta, score = torch.randn(5, 3), torch.zeros(4, requires_grad=True)
+    out = CorrelationProbe.apply(y, a, score, -1, True)
+    out.backward(delta)
+    assert torch.equal(out, y)
+    assert torch.equal(y.grad, delta)
+
+
+def test_probed_output_may_be_changed_in_place() -> None:
+    y, a = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    before = y.detach().clone()
+    out = CorrelationProbe.apply(y, a, torch.zeros(4, requires_grad=True), -1, True)
+    out.relu_().sum().backward()
+    assert torch.equal(y, before)
+    assert torch.equal(y.grad, (before > 0).float())
+
+
+def test_score_sums_r_and_counts_batches() -> None:
+    score, total = torch.zeros(4).double().requires_grad_(), np.zeros(3)
+    for _ in range(3):
+        a, delta = torch.randn(9, 3).double(), torch.randn(9, 3).double()
+        probe(torch.zeros(9, 3), a.requires_grad_(), score, delta)
+        total += reference(a.detach(), delta, True)
+    np.testing.assert_allclose(score.grad[:3], total, atol=1e-12)
+    assert score.grad[3] == 3
+
+
+def test_probe_pushes_along_the_sum_of_all_batches_so_far() -> None:
+    score = torch.zeros(4).double().requires_grad_()
+    delta = torch.randn(9, 3).double()
+    probe(torch.zeros(9, 3), delta.clone().requires_grad_(), score, delta)  # r is one
+    a = (0.3 * torch.randn(9, 3).double() - delta).requires_grad_()  # r is almost minus one
+    probe(torch.zeros(9, 3), a, score, delta)
+    expected = numeric_gradient(a.detach(), delta, np.eye(3))
+    np.testing.assert_allclose(a.grad, expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_probe_works_in_float32_on_low_precision(dtype: torch.dtype) -> None:
+    a, delta = torch.randn(64, 3).to(dtype).requires_grad_(), torch.randn(64, 3).to(dtype)
+    score = torch.zeros(4, requires_grad=True)
+    probe(torch.zeros(64, 3, dtype=dtype), a, score, delta)
+    np.testing.assert_allclose(score.grad[:3], reference(a.detach(), delta, True), atol=1e-5)
+    assert a.grad.dtype == dtype

@@ -1,0 +1,219 @@
+"""What is exported is proven, and what cannot be proven leaves no file."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import model_zoo
+from pbcompress import (
+    CompressionError,
+    DendriteConfig,
+    ExportMismatchError,
+    StateMismatchError,
+    attach_dendrites_,
+    export_onnx,
+    fuse,
+    measure,
+)
+from pbcompress.export import measure_onnx
+from pbcompress.runtime import Session, interleaved_latency
+
+INPUTS = {
+    "cnn1d": (1, 6, 40),
+    "mlp": (1, 1, 28, 28),
+    "mobilenet_small": (1, 3, 32, 32),
+    "resnet20": (1, 3, 32, 32),
+    "resnet56": (1, 3, 32, 32),
+    "small_cnn": (1, 1, 28, 28),
+}
+FAST = ("cnn1d", "mlp", "small_cnn")
+
+
+def test_every_zoo_network_has_an_input():
+    assert sorted(INPUTS) == model_zoo.list_models()
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in INPUTS]
+)
+def test_zoo_networks_export_proven_equal(name, tmp_path):
+    network = model_zoo.create_model(name)
+
+    report = export_onnx(fuse(network), tmp_path / "x.onnx", torch.randn(INPUTS[name]))
+
+    assert report.file_bytes == (tmp_path / "x.onnx").stat().st_size
+    assert report.batch_sizes == (1, 2, 5)
+    assert report.max_relative < 1e-4
+    assert report.opset == 20
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.onnx"]  # one file, no external data
+
+
+@pytest.mark.parametrize("form", ["full", "grouped", "lowrank", "shared"])
+def test_dendrites_of_every_form_export_fused_and_unfused(form, tmp_path):
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+    )
+    for _ in range(2):
+        attach_dendrites_(network, DendriteConfig(form=form, groups=2))
+    for name, parameter in network.named_parameters():
+        if "gains" in name or "links" in name:
+            nn.init.normal_(parameter)
+    x = torch.randn(1, 2, 6, 6)
+
+    plain = export_onnx(network, tmp_path / "plain.onnx", x)
+    fused = export_onnx(fuse(network), tmp_path / "fused.onnx", x)
+
+    feeds = {plain.input_names[0]: torch.randn(7, 2, 6, 6).numpy()}
+    a = Session(tmp_path / "plain.onnx").run(feeds)[0]
+    b = Session(tmp_path / "fused.onnx").run(feeds)[0]
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)  # float32, sums in another order
+    if form == "full":
+        assert fused.operations["Conv"] == 1
+        assert fused.operations["Gemm"] == 1
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(5, 4)
+
+    def forward(self, left, right, scale=1.0):
+        return {"sum": self.a(left) + self.b(right) * scale, "left": self.a(left)}
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        (torch.randn(2, 3), torch.randn(2, 5)),
+        {"left": torch.randn(2, 3), "right": torch.randn(2, 5), "scale": 2.0},
+        {"right": torch.randn(2, 5), "left": torch.randn(2, 3)},
+    ],
+    ids=["tuple", "dict with a number", "dict in another order"],
+)
+def test_several_inputs_and_outputs(inputs, tmp_path):
+    report = export_onnx(Named(), tmp_path / "x.onnx", inputs)
+
+    assert len(report.input_names) == 2
+    assert len(report.output_names) == 2
+
+
+def test_a_fixed_batch_is_a_clear_error_and_can_be_exported_as_such(tmp_path):
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(x).reshape(2, 2, 2)
+
+    with pytest.raises(CompressionError, match="dynamic_batch=False"):
+        export_onnx(Fixed(), tmp_path / "x.onnx", torch.randn(2, 4))
+    assert not list(tmp_path.iterdir())
+
+    report = export_onnx(Fixed(), tmp_path / "x.onnx", torch.randn(2, 4), dynamic_batch=False)
+    assert report.batch_sizes == (2,)
+
+
+class Fickle(nn.Module):
+    """Answers differently each time it is asked: no file can equal it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(x) + self.calls
+
+
+def test_a_mismatch_raises_and_leaves_no_file(tmp_path):
+    with pytest.raises(ExportMismatchError, match="differs by") as caught:
+        export_onnx(Fickle(), tmp_path / "x.onnx", torch.randn(1, 3))
+
+    assert caught.value.max_difference >= 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mismatch_leaves_a_former_file_as_it_was(tmp_path):
+    (tmp_path / "x.onnx").write_bytes(b"former")
+
+    with pytest.raises(ExportMismatchError):
+        export_onnx(Fickle(), tmp_path / "x.onnx", torch.randn(1, 3))
+
+    assert (tmp_path / "x.onnx").read_bytes() == b"former"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"opset": 17}, "18 to 25"), ({"quantize": "int8"}, "float32")],
+)
+def test_options_that_cannot_be_had_are_refused(options, message, tmp_path):
+    with pytest.raises(CompressionError, match=message):
+        export_onnx(nn.Linear(3, 3), tmp_path / "x.onnx", torch.randn(1, 3), **options)
+
+
+def test_an_unwritable_path_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+
+    with pytest.raises(CompressionError, match="could not be"):
+        export_onnx(nn.Linear(3, 3), tmp_path / "file" / "x.onnx", torch.randn(1, 3))
+
+
+def test_export_leaves_the_model_and_the_random_state_as_they_were(tmp_path):
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    state = torch.get_rng_state()
+
+    export_onnx(network, tmp_path / "x.onnx", torch.randn(4, 3, generator=torch.Generator()))
+
+    assert network.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(v, network.state_dict()[k]) for k, v in before.items())
+
+
+def test_a_file_is_measured_like_its_module(tmp_path):
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, groups=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.Flatten(),
+        nn.Linear(32, 5),
+    )
+    x = torch.randn(1, 3, 6, 6)
+    export_onnx(network, tmp_path / "x.onnx", x)
+
+    file, module = measure_onnx(tmp_path / "x.onnx"), measure(network, x)
+
+    assert (file.params, file.flops) == (module.params, module.flops)
+
+
+@pytest.mark.parametrize("content", [b"", b"not onnx at all", None])
+def test_a_file_that_is_no_onnx_has_its_own_sentence(content, tmp_path):
+    if content is not None:
+        (tmp_path / "x.onnx").write_bytes(content)
+
+    with pytest.raises(StateMismatchError, match=r"x\.onnx"):
+        measure_onnx(tmp_path / "x.onnx")
+
+
+def test_the_file_passes_onnx_own_full_check_and_has_a_free_batch(tmp_path):
+    export_onnx(nn.Linear(3, 2), tmp_path / "x.onnx", torch.randn(1, 3))
+
+    onnx.checker.check_model(str(tmp_path / "x.onnx"), full_check=True)
+    axis = onnx.load(str(tmp_path / "x.onnx")).graph.input[0].type.tensor_type.shape.dim[0]
+    assert not axis.HasField("dim_value")
+
+
+def test_latencies_are_interleaved_and_the_first_is_the_yardstick(tmp_path):
+    export_onnx(nn.Linear(3, 2), tmp_path / "x.onnx", torch.randn(1, 3))
+    session = Session(tmp_path / "x.onnx")
+    feeds = session.feeds([torch.randn(1, 3)])
+
+    first, second = interleaved_latency([session, session], [feeds, feeds], rounds=9)
+
+    assert first.ratio == 1
+    assert first.rounds == second.rounds == 9
+    assert 0 < second.median <= second.p95

@@ -1,0 +1,434 @@
+"""The one call, end to end: what it promises, what it leaves alone, and how it is killed."""
+
+import copy
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import pbcompress as pb
+
+FAST = pb.RecoveryConfig(epochs=3, dendrite_epochs=2, max_failures=1)
+
+
+def make_network() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1, bias=False),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 16, 3, stride=2, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 4),
+    )
+
+
+def quadrants(samples: int, seed: int) -> TensorDataset:
+    """Images whose class is the quadrant that holds a bright spot: learnable, and quickly."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (samples,), generator=generator)
+    images = torch.randn(samples, 1, 8, 8, generator=generator) * 0.3
+    for image, label in zip(images, labels.tolist(), strict=True):
+        row, column = divmod(label, 2)
+        image[0, row * 4 : row * 4 + 4, column * 4 : column * 4 + 2] += 1 + label
+    return TensorDataset(images, labels)
+
+
+def make_data() -> pb.Data:
+    return pb.Data(
+        train=DataLoader(quadrants(96, 0), batch_size=32, shuffle=True),
+        val=DataLoader(quadrants(64, 1), batch_size=32),
+        test=DataLoader(quadrants(64, 2), batch_size=32),
+    )
+
+
+def fast_config(**dendrites) -> pb.CompressConfig:
+    return pb.CompressConfig(recovery=FAST, dendrites=pb.DendriteConfig(**dendrites), deploy=False)
+
+
+def weights(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def assert_equal_weights(a, b):
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        assert torch.equal(value, b[key]), key
+
+
+@pytest.mark.parametrize("target", [0.5, 0.25, 600])
+@pytest.mark.parametrize(
+    "dendrites", [{}, {"share": 0.0}, {"share": 1.0}, {"share": 0.3, "form": "shared", "nodes": 2}]
+)
+def test_target_is_kept_and_used(target, dendrites):
+    original = sum(p.numel() for p in make_network().parameters())
+    bound = int(target * original) if isinstance(target, float) else target
+
+    result = pb.compress(
+        make_network(), target, data=make_data(), config=fast_config(**dendrites), progress=False
+    )
+
+    params = sum(p.numel() for p in result.model.parameters())
+    assert params == result.cost_after.params <= bound
+    assert params >= 0.9 * bound  # so few channels cannot always come nearer
+
+
+def test_a_wide_network_uses_at_least_97_percent_of_the_target():
+    network = nn.Sequential(
+        nn.Linear(16, 96), nn.ReLU(), nn.Linear(96, 64), nn.ReLU(), nn.Linear(64, 4)
+    )
+    original = sum(p.numel() for p in network.parameters())
+
+    for share in (0.7, 0.4, 0.1):
+        result = pb.compress(
+            network,
+            share,
+            example_inputs=torch.zeros(1, 16),
+            config=pb.CompressConfig(deploy=False),
+        )
+        assert 0.97 * share * original <= result.cost_after.params <= share * original
+
+
+def test_the_callers_model_and_random_state_stay_as_they_were():
+    network, data = make_network(), make_data()
+    network[0].eval()
+    network[3].weight.requires_grad_(False)
+    network.register_forward_hook(lambda *_: None)
+    before, modes = weights(network), [m.training for m in network.modules()]
+    grads = [p.requires_grad for p in network.parameters()]
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+
+    pb.compress(network, 0.5, data=data, config=fast_config(), progress=False)
+
+    assert_equal_weights(before, network.state_dict())
+    assert modes == [m.training for m in network.modules()]
+    assert grads == [p.requires_grad for p in network.parameters()]
+    assert all(p.grad is None for p in network.parameters())
+    assert len(network._forward_hooks) == 1
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == random.getstate()
+    assert (states[2] == np.random.get_state()[1]).all()
+
+
+def test_same_seed_same_numbers_and_another_seed_others():
+    results = [
+        pb.compress(
+            make_network(), 0.4, data=make_data(), config=fast_config(), seed=seed, progress=False
+        )
+        for seed in (5, 5, 6)
+    ]
+
+    assert_equal_weights(results[0].model.state_dict(), results[1].model.state_dict())
+    losses = [[record["loss"] for record in result.history] for result in results]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_both_networks_take_the_same_steps_and_validation_decides():
+    result = pb.compress(
+        make_network(), 0.5, data=make_data(), config=fast_config(), progress=False
+    )
+
+    steps = [result.history.stage(name).steps for name in ("dendrites", "width")]
+    assert steps[0] == steps[1] > 0
+    assert result.other is not None
+    eligible = [arm for arm in (result.chosen, result.other) if arm.name == "width" or arm.sets]
+    assert result.chosen in eligible
+    assert result.score_after.val == max(arm.score.val for arm in eligible)
+
+
+def test_control_is_trained_beside_a_given_share():
+    config = fast_config(share=1.0, rule="gradient")
+
+    alone = pb.compress(make_network(), 0.6, data=make_data(), config=config, progress=False)
+    beside = pb.compress(
+        make_network(), 0.6, data=make_data(), config=config, control=True, progress=False
+    )
+
+    assert beside.other is not None
+    assert {record["stage"] for record in beside.history} == {"dendrites", "width"}
+    if alone.chosen.name == "dendrites":
+        assert_equal_weights(alone.model.state_dict(), beside.model.state_dict())
+
+
+def test_without_data_it_shrinks_only_and_says_so(caplog):
+    result = pb.compress(
+        make_network(), 0.5, example_inputs=torch.zeros(1, 1, 8, 8), config=fast_config()
+    )
+
+    assert "only shrunk" in result.note
+    assert "only shrunk" in caplog.text
+    assert "only shrunk" in str(result)
+    assert len(result.history) == 0
+
+
+def test_without_inputs_and_data_the_error_shows_the_call():
+    with pytest.raises(pb.CompressionError, match=r"example_inputs=torch\.zeros"):
+        pb.compress(make_network(), 0.5)
+
+
+def test_a_lower_is_better_metric_is_minimised():
+    mse = nn.functional.mse_loss
+    x = torch.randn(64, 6)
+    batches = [(x, x[:, :2] * 2)]
+    network = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 2))
+    task = pb.Task(loss=mse, metric=mse, higher_is_better=False, name="mse")
+
+    result = pb.compress(
+        network,
+        0.6,
+        data=pb.Data(batches, batches),
+        task=task,
+        config=fast_config(),
+        progress=False,
+    )
+
+    best = min(
+        r["metric"] for r in result.history.stage(result.chosen.name) if r["kind"] == "neuron"
+    )
+    assert result.score_after.val == pytest.approx(best, rel=1e-5)
+    assert "mse, val" in str(result)
+
+
+class Killed(Exception):  # noqa: N818 - stands for a signal, not for an error
+    pass
+
+
+class KillAfter(pb.Callback):
+    def __init__(self, epochs):
+        self.left = epochs
+
+    def on_epoch(self, record):
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+
+
+def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(tmp_path):
+    config = fast_config(share="auto")
+    whole = pb.compress(make_network(), 0.4, data=make_data(), config=config, progress=False)
+
+    def attempt(callbacks=()):
+        return pb.compress(
+            make_network(),
+            0.4,
+            data=make_data(),
+            config=config,
+            run_dir=tmp_path,
+            callbacks=callbacks,
+            progress=False,
+        )
+
+    kills = 0
+    for epochs in range(len(whole.history)):
+        try:
+            attempt([KillAfter(epochs)])
+        except Killed:
+            kills += 1
+    result = attempt()
+
+    assert kills >= 8
+    assert_equal_weights(whole.model.state_dict(), result.model.state_dict())
+    timeless = [
+        [{k: v for k, v in r.items() if k != "seconds"} for r in run.history]
+        for run in (whole, result)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    options = {"data": make_data(), "config": fast_config(), "run_dir": tmp_path, "progress": False}
+    first = pb.compress(make_network(), 0.4, **options)
+
+    class Count(pb.Callback):
+        steps = 0
+
+        def on_epoch(self, record):
+            self.steps += 1
+
+    count = Count()
+    checkpoints = {p: p.stat().st_mtime_ns for p in (tmp_path / "checkpoints").iterdir()}
+    second = pb.compress(make_network(), 0.4, callbacks=[count], **options)
+
+    assert_equal_weights(first.model.state_dict(), second.model.state_dict())
+    assert checkpoints == {p: p.stat().st_mtime_ns for p in (tmp_path / "checkpoints").iterdir()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"target": 0.5}, {"config": fast_config(form="shared")}, {"network": "other"}],
+    ids=["seed", "target", "config", "weights"],
+)
+def test_a_run_dir_of_another_call_is_refused(change, tmp_path):
+    data = make_data()
+    pb.compress(
+        make_network(), 0.4, data=data, config=fast_config(), run_dir=tmp_path, progress=False
+    )
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    network = make_network()
+    if "network" in change:
+        nn.init.zeros_(network[8].bias)
+
+    with pytest.raises(pb.StateMismatchError, match="another"):
+        pb.compress(
+            network,
+            change.get("target", 0.4),
+            data=data,
+            config=change.get("config", fast_config()),
+            seed=change.get("seed", 0),
+            run_dir=tmp_path,
+            progress=False,
+        )
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_the_whole_run_on_disk(tmp_path):
+    config = pb.CompressConfig(recovery=FAST)
+    result = pb.compress(
+        make_network(), 0.4, data=make_data(), config=config, run_dir=tmp_path, progress=False
+    )
+
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        "state.json", "weights.safetensors", "history.jsonl", "checkpoints", "model.onnx",
+        "report.html", "report.md", "report.json",
+    }  # fmt: skip
+    again = pb.load(tmp_path, make_network)
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(again(x), result.model(x))
+    torch.testing.assert_close(result.frozen()(x), result.model(x), rtol=1e-4, atol=1e-5)
+    facts = json.loads((tmp_path / "report.json").read_text())
+    assert facts["after"]["params"] == result.cost_after.params
+    assert facts["deployment"]["bytes_after"] == (tmp_path / "model.onnx").stat().st_size
+    assert len(facts["history"]) == len(result.history)
+    text = str(result)
+    for label in (
+        "parameters",
+        "FLOPs",
+        "ONNX file",
+        "ONNX Runtime",
+        "accuracy, val",
+        "accuracy, test",
+    ):
+        assert label in text
+
+
+def test_a_network_that_cannot_be_exported_still_gives_its_result():
+    class Stubborn(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 64), nn.Linear(64, 2)
+
+        def forward(self, x):
+            y = self.b(self.a(x).relu())
+            return y if y.sum().item() > 0 else y + 0
+
+    result = pb.compress(Stubborn(), 0.5, example_inputs=torch.randn(1, 8))
+
+    assert isinstance(result.deployment, str)
+    assert "torch.export" in result.deployment
+    assert result.cost_after.params <= 0.5 * (8 * 64 + 64 + 130)
+
+
+class NanLoader(list):
+    pass
+
+
+BAD_CALLS = {
+    "zero": ({"target": 0}, pb.TargetUnreachableError, "smallest reachable"),
+    "negative": ({"target": -3}, pb.TargetUnreachableError, "smallest reachable"),
+    "above the original": ({"target": 10**9}, pb.TargetUnreachableError, "the model has"),
+    "unreachable": ({"target": 3}, pb.TargetUnreachableError, "smallest reachable"),
+    "no module": ({"network": "a string"}, pb.CompressionError, "torch.nn.Module"),
+    "frozen model": ({"frozen": True}, pb.CompressionError, "requires grad"),
+    "empty loader": ({"train": []}, pb.CompressionError, "no batch"),
+    "one-shot iterator": ({"train": iter([1])}, pb.CompressionError, "one pass"),
+    "odd batch": ({"train": [torch.zeros(2, 1, 8, 8)]}, pb.CompressionError, "inputs, target"),
+    "NaN in data": (
+        {"train": [(torch.full((2, 1, 8, 8), math.nan), torch.zeros(2, dtype=torch.long))]},
+        pb.CompressionError,
+        "NaN",
+    ),
+    "loss is no scalar": (
+        {"task": pb.Task(loss=lambda o, t: nn.functional.cross_entropy(o, t, reduction="none"))},
+        pb.CompressionError,
+        "scalar",
+    ),
+    "metric is no number": (
+        {"task": pb.Task(metric=lambda o, t: "good")},
+        pb.CompressionError,
+        "number",
+    ),
+    "no such device": ({"device": "cuda:7"}, pb.CompressionError, "not usable"),
+    "run_dir is a file": ({"run_dir": "file"}, pb.CompressionError, "could not be"),
+    "unknown layer to grow": (
+        {"config": fast_config(layers=("nothing*",))},
+        pb.CompressionError,
+        "matches no layer",
+    ),
+    "layer that cannot grow": (
+        {"config": fast_config(layers=("1",))},
+        pb.UnsupportedLayerError,
+        "BatchNorm",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_input_is_one_clear_error_and_changes_nothing(name, tmp_path):
+    assert len(BAD_CALLS) == 16
+    change, kind, message = BAD_CALLS[name]
+    data, network = make_data(), change.get("network", make_network())
+    if "train" in change:
+        data = pb.Data(change["train"], data.val, data.test)
+    if change.get("frozen"):
+        network.requires_grad_(False)
+    run_dir = None
+    if "run_dir" in change:
+        run_dir = tmp_path / "file" / "run"
+        (tmp_path / "file").write_text("in the way")
+    before = copy.deepcopy(network.state_dict()) if isinstance(network, nn.Module) else None
+
+    with pytest.raises(kind, match=message):
+        pb.compress(
+            network,
+            change.get("target", 0.5),
+            data=data,
+            task=change.get("task"),
+            device=change.get("device"),
+            config=change.get("config", fast_config()),
+            run_dir=run_dir,
+            progress=False,
+        )
+    if before is not None:
+        assert_equal_weights(before, network.state_dict())
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_no_half_file(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    real = Path.open
+
+    def full(self, mode="r", *args, **kwargs):
+        if "w" in mode and "safetensors" in self.name:
+            raise OSError(28, "No space left on device")
+        return real(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(pb.CompressionError, match="No space left"):
+        pb.compress(
+            make_network(),
+            0.5,
+            data=make_data(),
+            config=fast_config(),
+            run_dir=tmp_path,
+            progress=False,
+        )
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]

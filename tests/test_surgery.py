@@ -1,0 +1,187 @@
+"""The small operations on models, and that each puts back what it moved."""
+
+import random
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pbcompress.errors import CompressionError
+from pbcompress.surgery import (
+    as_call,
+    channel_axis,
+    copy_model,
+    map_tensors,
+    matches,
+    parameter_count,
+    preserved_mode,
+    replace_module,
+    seeded,
+    shared_parameter_names,
+    single_sample,
+    to_device,
+)
+
+
+def states():
+    return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
+
+
+def draw():
+    return torch.rand(3).tolist(), random.random(), np.random.rand()
+
+
+def test_example_inputs_become_positions_and_names():
+    x = torch.zeros(2)
+    assert as_call(x) == ((x,), {})
+    assert as_call((x, 3)) == as_call([x, 3]) == ((x, 3), {})
+    assert as_call({"a": x}) == ((), {"a": x})
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "x", {1, 2}, np.zeros(3)])
+def test_other_example_inputs_are_refused(wrong):
+    with pytest.raises(CompressionError, match=f"Found {type(wrong).__name__}"):
+        as_call(wrong)
+
+
+def test_tensors_are_mapped_at_any_depth_and_the_rest_is_kept():
+    call = ((torch.ones(2), [torch.ones(1), "a"]), {"k": {"deep": torch.ones(3)}, "n": 5})
+    args, kwargs = map_tensors(call, lambda t: t * 2)
+    assert args[0].tolist() == [2, 2]
+    assert (args[1][0].tolist(), args[1][1]) == ([2], "a")
+    assert (kwargs["k"]["deep"].tolist(), kwargs["n"]) == ([2, 2, 2], 5)
+
+
+def test_a_single_sample_is_the_first_and_no_view():
+    x = torch.arange(6.0).reshape(3, 2)
+    (first, scalar), _ = single_sample(((x, torch.tensor(4.0)), {}))
+    assert first.tolist() == [[0, 1]]
+    assert scalar.item() == 4
+    first += 1
+    assert x[0].tolist() == [0, 1]
+
+
+def test_tensors_on_a_device_have_no_gradient():
+    (x,), _ = to_device(((torch.ones(1, requires_grad=True) * 2,), {}), "cpu")
+    assert not x.requires_grad
+
+
+def test_a_copy_shares_no_tensor_and_keeps_ties():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    model[2].weight = model[0].weight
+    model[0].bias.requires_grad_(False)
+    copied = copy_model(model)
+    pointers = {t.data_ptr() for t in model.state_dict().values()}
+    assert not pointers & {t.data_ptr() for t in copied.state_dict().values()}
+    assert copied[2].weight is copied[0].weight
+    assert not copied[0].bias.requires_grad
+
+
+def test_what_cannot_be_copied_is_named():
+    model = nn.Linear(2, 2)
+    model.lock = threading.Lock()
+    with pytest.raises(CompressionError, match=r"cannot be copied.*lock"):
+        copy_model(model)
+
+
+def test_parameters_count_once_however_often_they_are_used():
+    layer = nn.Linear(3, 4)
+    model = nn.Sequential(layer, layer, nn.Linear(4, 3, bias=False))
+    model[2].weight = nn.Parameter(torch.zeros(2))
+    assert parameter_count(model) == 16 + 2
+    assert parameter_count(nn.ReLU()) == 0
+
+
+def test_aliases_name_the_first_owner():
+    layer = nn.BatchNorm1d(3)
+    model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "c": layer, "d": layer})
+    model["b"].weight = model["a"].weight
+    names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    expected = {"b.weight": "a.weight"} | {f"d.{n}": f"c.{n}" for n in names}
+    assert shared_parameter_names(model) == expected
+    assert shared_parameter_names(nn.Linear(2, 2)) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "patterns", "expected"),
+    [
+        ("layer1.conv", ("layer1",), True),
+        ("layer10.conv", ("layer1",), False),
+        ("layer1.conv", ("layer?.conv",), True),
+        ("layer1.conv", ("*conv",), True),
+        ("layer1.conv", ("conv",), False),
+        ("head", (), False),
+        ("head", ("tail", "head"), True),
+        ("Head", ("head",), False),
+    ],
+)
+def test_patterns_match_a_layer_or_what_lies_below(name, patterns, expected):
+    assert matches(name, patterns) is expected
+
+
+def test_a_replaced_module_is_replaced_under_all_its_names():
+    layer = nn.Linear(3, 3)
+    model = nn.Sequential(layer, nn.Sequential(layer, nn.ReLU()))
+    new = nn.Identity()
+    replace_module(model, "1.0", new)
+    assert model[0] is new
+    assert model[1][0] is new
+
+
+def test_a_module_can_be_wrapped_in_place():
+    model = nn.Sequential(nn.Linear(3, 3))
+    inner = model[0]
+    replace_module(model, "0", nn.Sequential(inner))
+    assert model[0][0] is inner
+
+
+@pytest.mark.parametrize(
+    ("layer", "axis"),
+    [
+        (nn.Linear(2, 2), -1),
+        (nn.Conv1d(2, 2, 1), -2),
+        (nn.Conv2d(2, 2, 1), -3),
+        (nn.Conv3d(2, 2, 1), -4),
+    ],
+)
+def test_the_channel_axis_counts_from_the_end(layer, axis):
+    assert channel_axis(layer) == axis
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_modes_come_back_also_after_an_error(training):
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm1d(2)))
+    model[1].eval()
+    before = [m.training for m in model.modules()]
+    with (
+        pytest.raises(RuntimeError, match="inside"),
+        preserved_mode(model, training=training) as same,
+    ):
+        assert same is model
+        assert all(m.training is training for m in model.modules())
+        raise RuntimeError("inside")
+    assert [m.training for m in model.modules()] == before
+
+
+def test_a_seed_names_a_stream_and_the_old_one_goes_on():
+    before = states()
+    with seeded("a", 1):
+        first = draw()
+    with seeded("a", 2):
+        other = draw()
+    with seeded("a", 1):
+        again = draw()
+    assert first == again
+    assert first[0] != other[0]
+    assert first[1] != other[1]
+    assert states() == before
+
+
+def test_random_states_come_back_after_an_error():
+    before = states()
+    with pytest.raises(RuntimeError, match="inside"), seeded(0):
+        draw()
+        raise RuntimeError("inside")
+    assert states() == before
