@@ -79,8 +79,8 @@ def read_state(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / STATE_FILE
     if not path.is_file():
         raise StateMismatchError(
-            f"{path} is not there. Give the folder that result.save or compress(run_dir=...) wrote; "
-            "a run that was stopped has only checkpoints until the same call finishes it."
+            f"{path} is not there. Give the folder that result.save or compress(run_dir=...) "
+            "wrote; a run that was stopped has only checkpoints until the same call finishes it."
         )
     try:
         state = json.loads(path.read_text(encoding="utf-8"))

@@ -213,3 +213,7 @@ def _report(arguments: argparse.Namespace) -> None:
     output = Path(arguments.out or Path(arguments.run_dir) / "report.html")
     write_report(output, *read_run(arguments.run_dir))
     print(f"Wrote {output}.")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

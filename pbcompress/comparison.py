@@ -151,16 +151,16 @@ def _side(
     cost = measure_onnx(file)
     if isinstance(model, nn.Module):
         own = measure(model, example_inputs)
-        name, params, flops, uncounted = type(model).__name__, own.params, own.flops, own.uncounted_ops
-    else:
-        name, params, flops, uncounted = file.name, cost.params, cost.flops, cost.uncounted_ops
-    return Side(name, params, flops, cost.file_bytes, uncounted, latency)
+        name, bytes_ = type(model).__name__, cost.file_bytes
+        return Side(name, own.params, own.flops, bytes_, own.uncounted_ops, latency)
+    return Side(file.name, cost.params, cost.flops, cost.file_bytes, cost.uncounted_ops, latency)
 
 
 def _distance(a: list[Any], b: list[Any]) -> tuple[float | None, float | None]:
     if [x.shape for x in a] != [y.shape for y in b]:
         return None, None
-    gaps = [np.abs(x.astype(float) - y.astype(float)).max(initial=0) for x, y in zip(a, b, strict=True)]
+    pairs = [(x.astype(float), y.astype(float)) for x, y in zip(a, b, strict=True)]
+    gaps = [np.abs(x - y).max(initial=0) for x, y in pairs]
     has_classes = a[0].ndim == 2 and a[0].shape[1] > 1
     same = float((a[0].argmax(1) == b[0].argmax(1)).mean()) if has_classes else None
     return float(max(gaps)), same

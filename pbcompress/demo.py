@@ -22,7 +22,7 @@ VAL_SAMPLES = TEST_SAMPLES = 360
 TARGET = 0.25
 BASE_TRAINING = RecoveryConfig(epochs=40)
 CONFIG = CompressConfig(
-    dendrites=DendriteConfig(),
+    dendrites=DendriteConfig(rule="hybrid", form="shared", nodes=8, layers=("0", "3")),
     recovery=RecoveryConfig(epochs=40, dendrite_epochs=10, max_failures=1),
 )
 
@@ -41,7 +41,7 @@ class _Batches:
     def __iter__(self):  # type: ignore[no-untyped-def]
         count = len(self.images)
         order = torch.randperm(count) if self.shuffle else torch.arange(count)
-        for indices in order.split(BATCH_SIZE):
+        for indices in torch.split(order, BATCH_SIZE):
             yield self.images[indices], self.labels[indices]
 
 
@@ -98,7 +98,7 @@ def make_network() -> nn.Module:
 
 
 def run_demo(folder: str | Path, *, seed: int = 0, progress: bool = True) -> CompressionResult:
-    """Train the network, compress it to 25 % of its parameters, and write all files to ``folder``."""
+    """Train the network, compress it to 25 % of its parameters, and write it all to ``folder``."""
     data = digits()
     with seeded(seed, "demo"):
         model = make_network()

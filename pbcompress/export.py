@@ -184,7 +184,8 @@ def _export(network: nn.Module, call: Call, path: Path, opset: int, dynamic_batc
 def _first_line(err: BaseException) -> str:
     while err.__cause__ is not None:
         err = err.__cause__
-    return next((line for line in str(err).splitlines() if line.strip()), type(err).__name__)
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return (lines[0] if lines else type(err).__name__).rstrip(".")
 
 
 @contextmanager

@@ -29,10 +29,11 @@ class Recipe:
 
     Sections::
 
-        [model]     build = "package.module:function", arguments = {...}, weights = "file" (optional)
+        [model]     build = "package.module:function", arguments = {...}, and optionally
+                    weights = "file.safetensors"
         [data]      build = "package.module:function", arguments = {...}: an object with train, val
                     and test batches
-        [train]     choices of RecoveryConfig: how to train the base network; needed without weights
+        [train]     choices of RecoveryConfig, to train the base network; needed without weights
         [compress]  target_params, run_dir, seed, control, and the tables width, dendrites, recovery
 
     Attributes:
@@ -92,10 +93,11 @@ class Recipe:
         for name in ("model", "data"):
             extra = set(tables[name]) - {"build", "arguments", "weights"}
             if extra or "build" not in tables[name]:
-                raise ValueError(f"[{name}] takes build, arguments and weights; found {tables[name]}")
+                raise ValueError(f"[{name}] takes build, arguments, weights; not {tables[name]}")
         if train is None and "weights" not in tables["model"]:
             raise ValueError("[model] has no weights and there is no [train] to make them")
-        return cls(tables["model"], tables["data"], config=config, train=train, digest=digest, **choices)
+        model, data = tables["model"], tables["data"]
+        return cls(model, data, config=config, train=train, digest=digest, **choices)
 
     def make_model(self) -> nn.Module:
         """Build the original architecture."""
@@ -134,11 +136,11 @@ def run_recipe(recipe: Recipe, *, progress: bool = True) -> CompressionResult:
     run_dir = Path(recipe.run_dir)
     callbacks = (ProgressBar(),) if progress else ()
     if "weights" in recipe.model:
-        tensors, _ = read_tensors(Path(recipe.model["weights"]))
+        path = Path(recipe.model["weights"])
         try:
-            model.load_state_dict(tensors)
+            model.load_state_dict(read_tensors(path, any_kind=True)[0])
         except RuntimeError as err:
-            raise StateMismatchError(f"{recipe.model['weights']} fits another model: {err}") from err
+            raise StateMismatchError(f"{path} holds the weights of another model: {err}") from err
     else:
         assert recipe.train is not None
         base = CompressConfig(dendrites=DendriteConfig(max_sets=0), recovery=recipe.train)

@@ -46,8 +46,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
     write_bytes(path, save(plain, metadata={"state": json.dumps(state)}))
 
 
-def read_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write_tensors` wrote; nothing is ever unpickled.
+def read_tensors(
+    path: Path, device: str = "cpu", *, any_kind: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote, or with ``any_kind`` any safetensors file.
+
+    Nothing is ever unpickled.
 
     Raises:
         StateMismatchError: The file is missing, truncated, or of another kind.
@@ -66,6 +70,8 @@ def read_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], di
             "restore it from a copy, or delete it and run again."
         ) from err
     if not isinstance(state, dict):
+        if any_kind:
+            return tensors, {}
         raise StateMismatchError(
             f"{path} is a safetensors file that pbcompress did not write: it has no state in its "
             "header. Give a file that save or compress(run_dir=...) made."

@@ -400,6 +400,16 @@ def shrink_(model: nn.Module, plan: WidthPlan | Sequence[LayerCut]) -> None:
 def shrink(model: nn.Module, plan: WidthPlan) -> nn.Module:
     """Return a pruned deep copy of ``model``; see `shrink_`.
 
+    Args:
+        model: A network of the architecture that was planned for; left as it is.
+        plan: The plan.
+
+    Returns:
+        The narrower copy, with new parameters, in the mode that ``model`` is in.
+
+    Raises:
+        StateMismatchError: A layer of the plan is missing or has another width.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
         >>> shrink(net, plan_widths(net, torch.zeros(1, 8), 50))(torch.zeros(3, 8)).shape

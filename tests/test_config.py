@@ -19,8 +19,8 @@ OTHERS = [
     WidthConfig(allocation="global", round_to=8, min_width=4, max_ratio=0.5, keep=("a", "b.*")),
     DendriteConfig(
         rule="hybrid",
-        backprop_through=False,
-        freeze_after=True,
+        backprop_through=True,
+        freeze_after=False,
         form="shared",
         activation="tanh",
         cascade=False,

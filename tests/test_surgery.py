@@ -155,13 +155,15 @@ def test_modes_come_back_also_after_an_error(training):
     model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm1d(2)))
     model[1].eval()
     before = [m.training for m in model.modules()]
-    with (
-        pytest.raises(RuntimeError, match="inside"),
-        preserved_mode(model, training=training) as same,
-    ):
-        assert same is model
-        assert all(m.training is training for m in model.modules())
-        raise RuntimeError("inside")
+
+    def fail():
+        with preserved_mode(model, training=training) as same:
+            assert same is model
+            assert all(m.training is training for m in model.modules())
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
     assert [m.training for m in model.modules()] == before
 
 
@@ -180,8 +182,12 @@ def test_a_seed_names_a_stream_and_the_old_one_goes_on():
 
 
 def test_random_states_come_back_after_an_error():
+    def fail():
+        with seeded(0):
+            draw()
+            raise RuntimeError("inside")
+
     before = states()
-    with pytest.raises(RuntimeError, match="inside"), seeded(0):
-        draw()
-        raise RuntimeError("inside")
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
     assert states() == before

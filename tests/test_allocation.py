@@ -1,0 +1,287 @@
+"""The closed form against real networks, and the search against all combinations."""
+
+import itertools
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import CASES
+from torch import nn
+
+from pbcompress import WidthConfig
+from pbcompress.allocation import FILL_GOAL, CostModel, allocate, narrowest
+from pbcompress.cuts import LayerCut, cut_all_, layer_width
+from pbcompress.geometry import LayerGeometry, is_depthwise
+from pbcompress.grouping import ChannelGroup, Member, find_groups
+from pbcompress.importance import unit_scores
+from pbcompress.surgery import as_call, copy_model, single_sample
+
+LAYERS = [
+    nn.Linear(6, 4),
+    nn.Linear(6, 4, bias=False),
+    nn.Conv1d(6, 4, 3),
+    nn.Conv2d(6, 4, (1, 3)),
+    nn.Conv3d(6, 4, 2, bias=False),
+    nn.Conv2d(6, 4, 3, groups=2),
+    nn.Conv2d(6, 6, 3, groups=6),
+    nn.Conv2d(6, 12, 3, groups=6),
+    nn.BatchNorm1d(6),
+    nn.BatchNorm2d(6, affine=False),
+    nn.PReLU(6),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_geometry_counts_the_parameters_of_a_layer(layer):
+    geometry = LayerGeometry.of(layer)
+    assert geometry.params(geometry.out_width, geometry.in_width) == sum(
+        p.numel() for p in layer.parameters()
+    )
+
+
+def test_geometry_follows_the_widths():
+    assert LayerGeometry.of(nn.Linear(6, 4)).params(3, 2) == 9
+    assert LayerGeometry.of(nn.Conv2d(6, 4, 3, groups=2)).params(2, 4) == 2 * 2 * 9 + 2
+    assert LayerGeometry.of(nn.Conv2d(6, 6, 3, groups=6)).params(3, 3) == 3 * 9 + 3
+    assert LayerGeometry.of(nn.BatchNorm2d(6)).params(2, 2) == 4
+
+
+def test_only_one_filter_per_channel_is_depthwise():
+    assert is_depthwise(nn.Conv2d(6, 6, 3, groups=6))
+    for other in (
+        nn.Conv2d(6, 12, 3, groups=6),
+        nn.Conv2d(6, 6, 3, groups=3),
+        nn.Conv2d(1, 1, 3),
+        nn.ConvTranspose2d(6, 6, 3, groups=6),
+        nn.Linear(6, 6),
+    ):
+        assert not is_depthwise(other)
+
+
+def cost_of(name):
+    model = CASES[name].build()
+    grouping = find_groups(model, single_sample(as_call(CASES[name].inputs(1))))
+    groups = [g for g in grouping.groups if g.name != "narrow"]  # its residual is the input
+    names = {m.layer for g in groups for m in g.members}
+    geometries = {n: LayerGeometry.of(model.get_submodule(n)) for n in names}
+    inside = sum(g.params(g.out_width, g.in_width) for g in geometries.values())
+    return model, groups, CostModel(groups, geometries, CASES[name].params - inside)
+
+
+def cut_to(model, groups, widths):
+    """Remove the last units of every group."""
+    removed = {}
+    for group, width in zip(groups, widths, strict=True):
+        for member in group.members:
+            lost = [i for unit in member.positions[width:] for i in unit]
+            removed.setdefault((member.layer, member.dim), []).extend(lost)
+    small = copy_model(model)
+    cut_all_(
+        small,
+        [
+            LayerCut(name, dim, tuple(r), layer_width(model.get_submodule(name), dim))
+            for (name, dim), r in removed.items()
+        ],
+    )
+    return small
+
+
+def test_every_network_has_a_closed_form():
+    assert len(CASES) == 21
+    assert len(LAYERS) == 11
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_closed_form_counts_what_remains_at_any_widths(name):
+    model, groups, cost = cost_of(name)
+    assert groups
+    draw = random.Random(name)
+    for _ in range(5):
+        widths = [draw.randint(1, g.width) for g in groups]
+        small = cut_to(model, groups, widths)
+        assert cost.total(widths) == sum(p.numel() for p in small.parameters())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_change_is_the_difference_of_totals(name):
+    _, groups, cost = cost_of(name)
+    widths = [max(1, g.width // 2) for g in groups]
+    for i, group in enumerate(groups):
+        for width in (1, group.width):
+            other = [*widths[:i], width, *widths[i + 1 :]]
+            assert cost.change(i, width, widths) == cost.total(other) - cost.total(widths)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("share", [0.7, 0.5, 0.25])
+@pytest.mark.parametrize("name", CASES)
+def test_97_percent_are_filled_wherever_any_widths_allow_it(name, share, allocation):
+    model, groups, cost = cost_of(name)
+    target = int(share * CASES[name].params)
+    scores = [unit_scores(model, g) for g in groups]
+    total = cost.total(allocate(cost, scores, target, WidthConfig(allocation=allocation)))
+    assert total <= target
+    if total < FILL_GOAL * target:
+        assert math.prod(g.width for g in groups) < 5000  # few enough to try all
+        combinations = itertools.product(*(range(1, g.width + 1) for g in groups))
+        best = max(t for w in combinations if (t := cost.total(list(w))) <= target)
+        assert best < FILL_GOAL * target
+
+
+def chain_cost(widths, taps=9, image=3, classes=10):
+    """A chain of convolutions: group i is the output of layer i and the input of layer i + 1."""
+    sizes = [image, *widths, classes]
+    geometries = {
+        f"{i}": LayerGeometry(sizes[i + 1], sizes[i], taps, 1, 1) for i in range(len(widths) + 1)
+    }
+    groups = [
+        ChannelGroup(
+            f"{i}",
+            width,
+            (
+                Member(f"{i}", "out", tuple((u,) for u in range(width))),
+                Member(f"{i + 1}", "in", tuple((u,) for u in range(width))),
+            ),
+        )
+        for i, width in enumerate(widths)
+    ]
+    return groups, CostModel(groups, geometries, 0)
+
+
+def formula(widths, taps=9, image=3, classes=10):
+    sizes = [image, *widths, classes]
+    return sum((a * taps + 1) * b for a, b in itertools.pairwise(sizes))
+
+
+CHAINS = st.lists(st.integers(8, 200), min_size=1, max_size=6)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    CHAINS,
+    st.floats(0.05, 0.99),
+    st.sampled_from(["uniform", "global"]),
+    st.sampled_from([1, 2, 8]),
+    st.sampled_from([1, 5]),
+    st.floats(0.3, 0.99),
+)
+def test_random_chains_keep_target_floors_and_multiples(
+    original, share, allocation, round_to, min_width, max_ratio
+):
+    groups, cost = chain_cost(original)
+    torch.manual_seed(len(original))
+    scores = [torch.rand(w, dtype=torch.float64) for w in original]
+    config = WidthConfig(
+        allocation=allocation, round_to=round_to, min_width=min_width, max_ratio=max_ratio
+    )
+    target = int(share * formula(original))
+    widths = allocate(cost, scores, target, config)
+    smallest = narrowest(groups, config)
+    assert (widths is None) == (formula(smallest) > target)
+    for width, least, before in zip(widths or smallest, smallest, original, strict=True):
+        assert width >= least >= min_width
+        assert before - width <= max_ratio * before
+        assert width % round_to == 0 or width == before
+    if widths is not None:
+        assert cost.total(widths) == formula(widths) <= target
+
+
+WIDTH = st.integers(8, 200)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(WIDTH, WIDTH, st.floats(0.05, 0.95), st.sampled_from(["uniform", "global"]))
+def test_two_groups_are_filled_wherever_any_two_widths_allow_it(first, second, share, allocation):
+    groups, cost = chain_cost([first, second])
+    scores = [torch.rand(w, dtype=torch.float64) for w in (first, second)]
+    target = int(share * formula([first, second]))
+    widths = allocate(cost, scores, target, WidthConfig(allocation=allocation))
+    low = narrowest(groups, WidthConfig())
+    a, b = np.ogrid[low[0] : first + 1, low[1] : second + 1]
+    totals = 28 * a + (9 * a + 1) * b + (9 * b + 1) * 10
+    fitting = totals[totals <= target]
+    assert (widths is None) == (len(fitting) == 0)
+    if widths is not None:
+        goal = FILL_GOAL * target
+        assert formula(widths) >= goal or fitting.max() < goal
+
+
+def test_uniform_narrows_all_groups_alike():
+    original = [64, 128, 256, 100]
+    _, cost = chain_cost(original)
+    scores = [torch.rand(w, dtype=torch.float64) for w in original]
+    widths = allocate(cost, scores, int(0.25 * formula(original)), WidthConfig())
+    kept = [w / full for w, full in zip(widths, original, strict=True)]
+    # each is rounded to a channel, and the remainder goes to whatever is cheap enough for it
+    assert max(kept) - min(kept) <= 2 / min(original)
+
+
+def test_global_keeps_the_groups_that_matter():
+    original = [64, 64]
+    _, cost = chain_cost(original)
+    scores = [torch.full((64,), 3.0).double(), torch.full((64,), 1.0).double()]
+    widths = allocate(cost, scores, formula(original) // 2, WidthConfig(allocation="global"))
+    assert widths[0] == 64 > widths[1]
+
+
+def test_min_width_counts_channels_and_not_units():
+    unit = Member("a", "out", tuple((u, u + 10) for u in range(10)))
+    group = ChannelGroup("a", 10, (unit,))
+    assert narrowest([group], WidthConfig(min_width=6)) == [3]
+    assert narrowest([group], WidthConfig(min_width=5)) == [3]
+    assert narrowest([group], WidthConfig(round_to=8)) == [4]
+
+
+def test_a_group_narrower_than_its_floor_stays():
+    groups, _ = chain_cost([4, 20])
+    assert narrowest(groups, WidthConfig(min_width=6)) == [4, 6]
+    assert narrowest(groups, WidthConfig(round_to=8)) == [4, 8]
+
+
+def test_reserve_is_part_of_the_total():
+    _, cost = chain_cost([16, 16])
+    with_reserve = CostModel(cost.groups, cost.geometries, 7, {"1": lambda out, in_: 2 * out + in_})
+    assert with_reserve.total([8, 4]) == formula([8, 4]) + 7 + 16
+    assert with_reserve.reserved([8, 4]) == 16
+
+
+# --- importance --------------------------------------------------------------------------------
+
+
+def test_importance_is_the_mean_of_scaled_squared_norms():
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 0], [0, 2], [2, 1]]))
+        model[2].weight.copy_(torch.tensor([[1.0, 0, 1], [0, 3, 1]]))
+    (group,) = find_groups(model, ((torch.zeros(1, 2),), {})).groups
+    # rows 1, 4, 5 of mean 10/3; columns 1, 9, 2 of mean 4
+    expected = torch.tensor([1 / (10 / 3) + 1 / 4, 4 / (10 / 3) + 9 / 4, 5 / (10 / 3) + 2 / 4])
+    torch.testing.assert_close(unit_scores(model, group), expected.double() / 2)
+
+
+def test_zero_weights_matter_alike():
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 2, bias=False))
+    for layer in model:
+        nn.init.zeros_(layer.weight)
+    (group,) = find_groups(model, ((torch.zeros(1, 2),), {})).groups
+    assert unit_scores(model, group).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_importance_has_mean_one_and_ranks_dead_units_last(name):
+    model, groups, _ = cost_of(name)
+    for group in groups:
+        scores = unit_scores(model, group)
+        assert scores.shape == (group.width,)
+        assert scores.mean().item() == pytest.approx(1)
+    group = groups[0]
+    with torch.no_grad():
+        for member in group.members:
+            weight = getattr(model.get_submodule(member.layer), "weight", None)
+            if member.dim == "out" and weight is not None:
+                weight[list(member.positions[1])] = 0
+    assert unit_scores(model, group).argmin() == 1

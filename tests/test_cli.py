@@ -1,0 +1,204 @@
+"""The command line as a user meets it: output, files, exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pbcompress import load
+from pbcompress.cli import main
+from pbcompress.recipe import Recipe
+from pbcompress.tensorfile import write_tensors
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ("demo", "compress", "measure", "export", "compare", "report")
+
+RECIPE = """
+[model]
+build = "model_zoo:create_model"
+arguments = { name = "mlp", in_features = 64, hidden = [16] }
+
+[data]
+build = "model_zoo.datasets:load_loaders"
+arguments = { name = "digits", batch_size = 200, train_limit = 400 }
+
+[train]
+epochs = 2
+
+[compress]
+target_params = 0.5
+run_dir = "run"
+
+[compress.recovery]
+epochs = 2
+dendrite_epochs = 1
+max_failures = 1
+"""
+
+
+def make_network() -> nn.Module:
+    import model_zoo
+
+    return model_zoo.create_model("mlp", in_features=64, hidden=[16])
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "recipe.toml").write_text(RECIPE)
+    code = main(["compress", str(folder / "recipe.toml"), "--run-dir", str(folder / "run")])
+    assert code == 0
+    return folder / "run"
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert len(capsys.readouterr().out) > 200
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense"], ["measure"], ["measure", "x.onnx", "--input", "a"]]
+)
+def test_wrong_usage_exits_with_2(arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["compress", "missing.toml"], "cannot be read"),
+        (["measure", "missing.onnx", "--input", "1,3"], "is not there"),
+        (["measure", "nowhere:net", "--input", "1,3"], "could not be"),
+        (["report", "nowhere"], "is not there"),
+        (["export", "nowhere", "x.onnx", "--model", "torch.nn:Identity"], "is not there"),
+    ],
+)
+def test_a_failed_job_exits_with_1_and_says_why_in_one_line(arguments, sentence, capsys):
+    assert main(arguments) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert sentence in lines[0]
+
+
+def test_a_recipe_runs_and_can_be_loaded(finished_run):
+    names = {path.name for path in finished_run.iterdir()}
+    assert {
+        "state.json",
+        "weights.safetensors",
+        "history.jsonl",
+        "model.onnx",
+        "report.md",
+    } <= names
+    network = load(finished_run, make_network)
+    assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_a_recipe_that_was_run_goes_on_from_its_end(finished_run, capsys):
+    before = (finished_run / "weights.safetensors").read_bytes()
+    (finished_run.parent / "again.toml").write_text(RECIPE)
+    assert (
+        main(["compress", str(finished_run.parent / "again.toml"), "--run-dir", str(finished_run)])
+        == 0
+    )
+    assert (finished_run / "weights.safetensors").read_bytes() == before
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_export_writes_a_proven_file(finished_run, tmp_path, capsys):
+    import model_zoo.mlp  # noqa: F401 - the constructor is named below
+
+    target = tmp_path / "out.onnx"
+    command = ["export", str(finished_run), str(target), "--model", "tests.test_cli:make_network"]
+    assert main(command) == 0
+    assert target.is_file()
+    assert "differ by at most" in capsys.readouterr().out
+
+
+def test_compare_two_files(finished_run, capsys):
+    file = str(finished_run / "model.onnx")
+    assert main(["compare", file, file, "--input", "1,1,8,8", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["max_difference"] == 0
+    assert facts["agreement"] == 1
+
+
+def test_measure_a_file_and_a_network(finished_run, capsys):
+    assert main(["measure", str(finished_run / "model.onnx"), "--input", "1,1,8,8", "--json"]) == 0
+    from_file = json.loads(capsys.readouterr().out)
+    state = json.loads((finished_run / "state.json").read_text())
+    assert from_file["params"] == state["facts"]["after"]["params"]
+    assert main(["measure", "tests.test_cli:make_network", "--input", "1,1,8,8"]) == 0
+    assert "1,210 parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ending", ["md", "json", "html"])
+def test_report_from_a_run(ending, finished_run, tmp_path):
+    target = tmp_path / f"report.{ending}"
+    assert main(["report", str(finished_run), "--out", str(target)]) == 0
+    assert len(target.read_text()) > 500
+
+
+def test_a_recipe_takes_weights_instead_of_training(tmp_path):
+    network = make_network()
+    write_tensors(tmp_path / "base.safetensors", network.state_dict(), {})
+    text = RECIPE.replace("[train]\nepochs = 2\n", "").replace(
+        "hidden = [16] }", f'hidden = [16] }}\nweights = "{tmp_path}/base.safetensors"'
+    )
+    (tmp_path / "recipe.toml").write_text(text)
+    assert (
+        main(["compress", str(tmp_path / "recipe.toml"), "--run-dir", str(tmp_path / "run")]) == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("[train]", "[trian]"), "trian"),
+        (("epochs = 2\n\n[compress]", "epoch = 2\n\n[compress]"), "epoch"),
+        (("target_params = 0.5\n", ""), "target_params"),
+        (("[train]\nepochs = 2\n", ""), "no weights"),
+        (("[model]", "[model"), "no TOML"),
+    ],
+)
+def test_a_wrong_recipe_says_what_is_wrong(change, sentence, tmp_path, capsys):
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace(*change))
+    assert main(["compress", str(tmp_path / "recipe.toml")]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_every_recipe_of_the_zoo_is_read():
+    recipes = list((ROOT / "model_zoo" / "recipes").glob("*.toml"))
+    assert len(recipes) == 3
+    for path in recipes:
+        recipe = Recipe.read(path)
+        assert 0 < recipe.target_params < 1
+        assert sum(p.numel() for p in recipe.make_model().parameters()) > 1000
+
+
+@pytest.mark.slow
+def test_demo_runs_in_its_own_process_and_repeats_its_numbers(tmp_path):
+    outputs = []
+    for name in ("a", "b"):
+        command = [sys.executable, "-m", "pbcompress.cli", "demo", "--out", str(tmp_path / name)]
+        subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=280)
+        outputs.append((tmp_path / name / "weights.safetensors").read_bytes())
+        assert (tmp_path / name / "model.onnx").is_file()
+        assert (tmp_path / name / "report.html").is_file()
+    assert outputs[0] == outputs[1]
