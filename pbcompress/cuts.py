@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,11 @@ from torch.utils._pytree import tree_leaves
 from pbcompress.errors import StateMismatchError
 from pbcompress.geometry import LayerGeometry, is_depthwise
 from pbcompress.grouping import Dim, cut_, is_cuttable
-from pbcompress.surgery import Call, copy_model, map_tensors, seeded
+from pbcompress.surgery import Call, channel_axis, copy_model, map_tensors, seeded
 
 __all__ = ["LayerCut", "check_cuts", "cut_all_", "layer_width", "proof_failure"]
 
+PROOF_RUNS = ((False, 1), (False, 4), (True, 2))  # whether in training mode, and the batch size
 PROOF_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
@@ -84,14 +86,15 @@ def proof_failure(model: nn.Module, steps: Sequence[LayerCut], call: Call) -> st
     """Return how ``model`` without the channels of ``steps`` is wrong, or None if it is right.
 
     A network that does not read some channels computes the same as one that does not have them, so
-    a sliced copy is held against a copy whose weights on the removed inputs are zero. Both have
-    disturbed weights, so that a layer that starts at zero hides nothing. In training mode, where
-    dropout draws differ, the sliced copy need only run and keep the shapes of its outputs.
+    a sliced copy is held against a copy whose weights on the removed inputs are zero: in the
+    network's outputs and in what every reader of removed channels puts out. Both have disturbed
+    weights, so that a layer that starts at zero hides nothing. In training mode, where dropout
+    draws differ, the sliced copy need only run and keep the shapes.
 
     Args:
         model: The network before the cuts; left as it is.
         steps: The cuts.
-        call: One sample. It is run as it is, and doubled with random values for float inputs.
+        call: One sample. It is run as it is, and repeated with random values for float inputs.
     """
     masked = _disturbed(model)
     sliced = copy_model(masked)
@@ -102,16 +105,18 @@ def proof_failure(model: nn.Module, steps: Sequence[LayerCut], call: Call) -> st
     for step in steps:
         if step.dim == "in":
             _zero_inputs(masked.get_submodule(step.layer), step.removed)
+    reference = _Witness(masked, steps, is_cut=False)
+    candidate = _Witness(sliced, steps, is_cut=True)
     for dtype, tolerance in PROOF_TOLERANCE.items():
         proofs = 0
-        for training, copies in ((False, 1), (False, 2), (True, 2)):
+        for training, copies in PROOF_RUNS:
             try:
-                expected = _outputs(masked, call, dtype, training, copies)
+                expected = reference.outputs(call, dtype, training, copies)
             except Exception:
                 continue  # the original does not take this dtype or batch either
             proofs += 1
             try:
-                found = _outputs(sliced, call, dtype, training, copies)
+                found = candidate.outputs(call, dtype, training, copies)
             except Exception as err:
                 where = " in training mode" if training else ""
                 return f"the forward pass{where} fails without its channels ({_first_line(err)})"
@@ -121,6 +126,39 @@ def proof_failure(model: nn.Module, steps: Sequence[LayerCut], call: Call) -> st
         if proofs:
             return None
     return None
+
+
+class _Witness:
+    """Runs a copy and collects its outputs and those of the layers that read removed channels."""
+
+    def __init__(self, network: nn.Module, steps: Sequence[LayerCut], *, is_cut: bool) -> None:
+        self.network = network
+        self.seen: list[Tensor] = []
+        gone = {s.layer: s.removed for s in steps if s.dim == "out" and not is_cut}
+        for name in {s.layer for s in steps if s.dim == "in"}:
+            hook = partial(self._record, frozenset(gone.get(name, ())))
+            network.get_submodule(name).register_forward_hook(hook)
+
+    def _record(self, gone: frozenset[int], layer: nn.Module, _: object, output: Tensor) -> None:
+        axis = channel_axis(layer)
+        kept = [i for i in range(output.shape[axis]) if i not in gone]
+        self.seen.append(output.index_select(axis, torch.tensor(kept, device=output.device)))
+
+    def outputs(self, call: Call, dtype: torch.dtype, training: bool, copies: int) -> list[Tensor]:
+        """Return all tensors; training mode comes last, as it moves BatchNorm statistics."""
+
+        def change(t: Tensor) -> Tensor:
+            batch = torch.cat([t] * copies) if t.dim() else t
+            if not t.is_floating_point():
+                return batch
+            return batch.to(dtype) if copies == 1 else torch.randn_like(batch, dtype=dtype)
+
+        self.seen.clear()
+        self.network.train(training).to(dtype)
+        with torch.no_grad(), seeded("proof", copies):
+            args, kwargs = map_tensors(call, change)
+            output = self.network(*args, **kwargs)
+        return [t for t in tree_leaves(output) if isinstance(t, Tensor)] + self.seen
 
 
 def _disturbed(model: nn.Module) -> nn.Module:
@@ -145,24 +183,6 @@ def _zero_inputs(layer: nn.Module, removed: Sequence[int]) -> None:
     for index in removed:
         group, column = divmod(index, columns)
         weight[group * rows : (group + 1) * rows, column] = 0
-
-
-def _outputs(
-    model: nn.Module, call: Call, dtype: torch.dtype, training: bool, copies: int
-) -> list[Tensor]:
-    """Return all output tensors; training mode comes last, as it moves BatchNorm statistics."""
-
-    def change(t: Tensor) -> Tensor:
-        batch = torch.cat([t] * copies) if t.dim() else t
-        if not t.is_floating_point():
-            return batch
-        return batch.to(dtype) if copies == 1 else torch.randn_like(batch, dtype=dtype)
-
-    model.train(training).to(dtype)
-    with torch.no_grad(), seeded("proof", copies):
-        args, kwargs = map_tensors(call, change)
-        output = model(*args, **kwargs)
-    return [t for t in tree_leaves(output) if isinstance(t, Tensor)]
 
 
 def _difference(

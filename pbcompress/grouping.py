@@ -261,6 +261,7 @@ def _read_group(
 ) -> ChannelGroup:
     pruner = graph.get_pruner_of_module(root)
     width = pruner.get_out_channels(root)
+    _check_reach(graph, graph.module2node[root], pruner.prune_out_channels, names, tied)
     try:
         items = graph.get_pruning_group(root, pruner.prune_out_channels, list(range(width)))
     except Exception as err:
@@ -283,6 +284,35 @@ def _read_group(
     if len(units) < 2:
         raise _NotPrunableError("it has one channel, or one per group of a grouped convolution")
     return ChannelGroup(names[root], len(units), members)
+
+
+def _check_reach(
+    graph: tp.DependencyGraph,
+    root: Any,
+    prune: Any,
+    names: Mapping[nn.Module, str],
+    tied: set[nn.Module],
+) -> None:
+    """Refuse a group that meets something unknown before its channels are followed.
+
+    torch-pruning follows lists of channels, and in the reshapes of an attention these grow without
+    bound. This walk follows layers alone. It does not go back from a concatenation into its other
+    sources, which have channels of their own.
+    """
+    seen, stack = {(root, prune)}, [(root, prune)]
+    while stack:
+        node, trigger = stack.pop()
+        for link in node.dependencies:
+            step = (link.target, link.handler)
+            goes_back = isinstance(node.module, ops._ConcatOp) and link.target in node.inputs
+            if step in seen or goes_back or not link.is_triggered_by(trigger):
+                continue
+            if link.target.module in names:
+                _check_layer(graph, link.target, link.handler, names, tied)
+            else:
+                _check_operation(link.target)
+            seen.add(step)
+            stack.append(step)
 
 
 def _check_layer(
