@@ -114,7 +114,7 @@ def load(
             ``make_model`` builds another architecture.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> net = nn.Sequential(nn.Linear(3, 2))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(folder, net)

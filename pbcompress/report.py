@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pbcompress.charts import correlation_chart, learning_chart
 from pbcompress.checkpoint import read_state
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.history import History
+from pbcompress.page import page_content
 from pbcompress.tables import before_after, dendrite_account, layer_widths, render_markdown
 from pbcompress.tensorfile import write_bytes
 
 __all__ = ["REPORT_FILES", "read_run", "to_html", "to_json", "to_markdown", "write_report"]
 
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 REPORT_FILES = ("report.json", "report.md", "report.html")
 
 logger = logging.getLogger(__name__)
@@ -97,5 +100,46 @@ def write_report(
 
 
 def to_html(facts: Mapping[str, Any], history: History) -> str:
-    """Return the report as one self-contained page."""
-    raise NotImplementedError
+    """Return the report as one self-contained page: no script, and nothing from elsewhere.
+
+    The same facts and history give the same bytes.
+
+    Raises:
+        ImportError: jinja2 or matplotlib is not installed.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    content = page_content(facts, history)
+    content["charts"] = _charts(facts, content)
+    tables = {
+        "summary": before_after(facts),
+        "account": dendrite_account(facts),
+        "widths": layer_widths(facts),
+    }
+    proof = proof_sentence(facts)
+    return template.render(facts=facts, history=history, tables=tables, proof=proof, **content)
+
+
+def _charts(facts: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, str]:
+    """Return the drawings by name; one that has nothing to show is not there."""
+    charts = {}
+    metric, score = facts["metric"], facts["before"]["score"]
+    if content["curves"]:
+        charts["learning"] = learning_chart(
+            [entry["curve"] for entry in content["curves"]],
+            original=score["val"] if score else None,
+            higher_is_better=metric["higher_is_better"],
+            title=f"Validation {metric['name']} by epoch: "
+            + "; ".join(entry["label"] for entry in content["curves"]),
+        )
+    if content["correlations"]:
+        charts["correlation"] = correlation_chart(
+            [(entry["values"], entry["is_kept"]) for entry in content["correlations"]],
+            title="Mean correlation of the dendrites by epoch: "
+            + "; ".join(entry["text"] for entry in content["correlations"]),
+        )
+    return charts

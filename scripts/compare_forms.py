@@ -1,7 +1,7 @@
 """Compare forms and rules of dendrites with plain width at equal size, on Fashion-MNIST.
 
-One trained network, one target, one line of JSON for each arm; the epochs and restarts of all arms are
-alike. Select by the validation figures: the test figures are there to be reported.
+One trained network, one target, one line of JSON for each arm; the epochs and restarts of all
+arms are alike. Select by the validation figures: the test figures are there to be reported.
 
     python scripts/compare_forms.py --folder data --seed 0 --target 0.25
 """

@@ -359,8 +359,9 @@ def test_autocast_keeps_the_dtype_of_the_output() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         before = network(torch.ones(3, 6))
         attach_dendrites_(network)
-        assert torch.equal(network(torch.ones(3, 6)), before)
-        assert before.dtype == torch.bfloat16
+        after = network(torch.ones(3, 6))
+    assert before.dtype == after.dtype == torch.bfloat16
+    assert torch.equal(after, before)
 
 
 def test_same_seed_same_weights_and_each_set_and_layer_its_own() -> None:

@@ -255,11 +255,13 @@ def test_random_states_and_generators_are_left_alone() -> None:
 
 # --- killed and called again ----------------------------------------------------------------------
 
+NO_SET_HELPS = {"improvement": (10.0,), "max_failures": 3, "epochs": 1, "dendrite_epochs": 1}
 KILLS = [
     ("correlation", "full", "adamw", {}),
     ("correlation", "shared", "sgd", {}),
     ("gradient", "grouped", "adam", {"patience": 1}),
     ("hybrid", "lowrank", "sgd", {"momentum": 0.0}),
+    ("correlation", "full", "sgd", NO_SET_HELPS),
 ]
 
 

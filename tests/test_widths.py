@@ -227,6 +227,18 @@ def test_max_ratio_and_min_width_hold_in_every_layer(name, allocation):
     assert all(s.width_after >= min(6, s.width) for s in outputs)
 
 
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_the_channels_of_small_weights_go_first(allocation):
+    model = nn.Sequential(nn.Linear(10, 12), nn.ReLU(), nn.Linear(12, 5))
+    small = (1, 4, 5, 7, 8, 11)
+    with torch.no_grad():
+        model[0].weight[list(small)] *= 1e-3
+        model[2].weight[:, list(small)] *= 1e-3
+    plan = plan_widths(model, vectors(1), 0.52, config=config_of(allocation))
+    # 16 parameters for each of 12 units and a bias of 5: six units fit
+    assert {s.removed for s in plan.steps} == {small}
+
+
 # --- dendrites -------------------------------------------------------------------------------
 
 
