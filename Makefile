@@ -40,10 +40,10 @@ $(VENV)/.torch:
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@echo "== Installing pbcompress with what the demo needs"
-	@$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[demo]"
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[demo]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@echo "== Installing pbcompress with what the tests need"
-	@$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[dev]"
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[dev]"
 	@touch $@ $(VENV)/.demo

@@ -244,13 +244,10 @@ class _Run:
             return
         tensors, state = self.growth.state()
         index, optimizer = self._optimizer
-        numbers: dict[str, dict[str, float]] = {}
         for key, slots in optimizer.state_dict()["state"].items():
             for name, value in slots.items():
-                if isinstance(value, Tensor):
+                if value is not None:  # the momentum of "sgd" without any
                     tensors[f"optimizer.{key}.{name}"] = value
-                elif value is not None:
-                    numbers.setdefault(str(key), {})[name] = value
         write_tensors(
             self.checkpoint.path,
             tensors,
@@ -258,7 +255,7 @@ class _Run:
                 "format": CHECKPOINT_FORMAT,
                 "fingerprint": self.checkpoint.fingerprint,
                 "growth": state,
-                "optimizer": {"phase": index, "numbers": numbers},
+                "optimizer": {"phase": index},
                 "history": self.history.records,
             },
         )
@@ -282,20 +279,14 @@ class _Run:
         phase = self.growth.phase
         if phase is None or phase.done or state["optimizer"]["phase"] != phase.index:
             return
-        _restore_optimizer(self._optimizer_of(phase), slots, state["optimizer"]["numbers"])
+        _restore_optimizer(self._optimizer_of(phase), slots)
 
 
-def _restore_optimizer(
-    optimizer: torch.optim.Optimizer,
-    tensors: Mapping[str, Tensor],
-    numbers: Mapping[str, Mapping[str, float]],
-) -> None:
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     slots: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         slots.setdefault(int(index), {})[name] = value
-    for index_text, values in numbers.items():
-        slots.setdefault(int(index_text), {}).update(values)
     state = optimizer.state_dict()
     state["state"] = slots
     optimizer.load_state_dict(state)

@@ -238,6 +238,27 @@ def test_the_same_call_gives_the_same_history_and_weights() -> None:
     assert equal(snapshot(one), snapshot(other))
 
 
+def test_every_epoch_has_an_order_of_its_own() -> None:
+    orders: list[list[float]] = []
+
+    def forward(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        if model.training or any(m.training for m in model.modules()):
+            orders[-1].extend(batch[0].flatten(1).sum(1).tolist())
+        return model(batch[0]), batch[1]
+
+    class Turner(Callback):
+        def on_stage(self, stage: str, total_epochs: int) -> None:
+            orders.append([])
+
+        def on_epoch(self, record: dict[str, Any]) -> None:
+            orders.append([])
+
+    history = recover(network(), task=replace(TASK, forward=forward), callbacks=[Turner()])
+    epochs = orders[: len(history)]
+    assert {tuple(sorted(order)) for order in epochs} == {tuple(sorted(epochs[0]))}
+    assert len({tuple(order) for order in epochs}) == len(history)
+
+
 def test_another_seed_gives_other_weights() -> None:
     one, other = network(), network()
     recover(one, config_of(max_epochs=2), seed=4)
