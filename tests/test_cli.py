@@ -202,3 +202,27 @@ def test_demo_runs_in_its_own_process_and_repeats_its_numbers(tmp_path):
         assert (tmp_path / name / "model.onnx").is_file()
         assert (tmp_path / name / "report.html").is_file()
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_any_moment_goes_on_to_the_same_weights(tmp_path):
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("epochs = 2", "epochs = 12"))
+    command = [sys.executable, "-m", "pbcompress.cli", "compress", str(tmp_path / "recipe.toml")]
+
+    def attempt(folder, seconds):
+        process = subprocess.Popen(
+            [*command, "--run-dir", str(tmp_path / folder)], cwd=ROOT, stderr=subprocess.DEVNULL
+        )
+        try:
+            return process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    assert attempt("whole", 200) == 0
+    codes = [attempt("killed", 5 + 0.35 * turn) for turn in range(6)]
+    assert attempt("killed", 200) == 0
+
+    assert -9 in codes
+    whole, killed = (tmp_path / f / "weights.safetensors" for f in ("whole", "killed"))
+    assert whole.read_bytes() == killed.read_bytes()

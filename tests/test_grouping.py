@@ -786,3 +786,15 @@ def test_trap_13_a_hard_coded_view_passes_tracing_and_not_the_proof():
 def test_unknown_operations_do_not_pass_as_elementwise():
     model = nn.Sequential(conv_bn(3, 12), nn.LPPool2d(2, 2), conv(12, 4))
     assert "whose channels are not known" in groups_of(model, images(1)).left_alone["0.0"]
+
+
+@pytest.mark.timeout(60)  # followed channel by channel, an attention takes all memory there is
+def test_an_attention_is_refused_before_its_channels_are_followed():
+    network = nn.Sequential(
+        nn.Linear(16, 32), nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), nn.Linear(32, 4)
+    )
+
+    grouping = find_groups(network, ((torch.randn(2, 7, 16),), {}))
+
+    assert [group.name for group in grouping.groups] == ["1.linear1"]
+    assert "Transpose" in grouping.left_alone["0"]
