@@ -47,7 +47,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Try: pbcompress demo",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_jobs(commands)
+    _add_measures(commands)
+    _add_outputs(commands)
+    return parser
 
+
+def _add_jobs(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
         help="compress a small network on embedded real data (about a minute, no download)",
@@ -68,16 +74,32 @@ def _parser() -> argparse.ArgumentParser:
     job.add_argument("--run-dir", help="folder to write to, instead of the recipe's")
     job.set_defaults(run=_compress)
 
+
+def _add_measures(commands: Any) -> None:
     measure = commands.add_parser(
         "measure",
         help="parameters and FLOPs of a network or an ONNX file",
         description="Count parameters and multiply-adds (1 multiply-add = 1 FLOP, batch 1).",
     )
     measure.add_argument("model", help=f"an ONNX file, or {MODEL_HELP}")
-    _add_inputs(measure)
+    _add_inputs(measure, required=False)
     measure.add_argument("--json", action="store_true", help="print JSON, layers included")
     measure.set_defaults(run=_measure)
 
+    compare = commands.add_parser(
+        "compare",
+        help="two networks or ONNX files side by side",
+        description="Compare size, work, speed (interleaved, one thread) and outputs of two "
+        "networks on random inputs.",
+    )
+    compare.add_argument("before", help=f"an ONNX file, or {MODEL_HELP}")
+    compare.add_argument("after", help="the same")
+    _add_inputs(compare, required=True)
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.set_defaults(run=_compare)
+
+
+def _add_outputs(commands: Any) -> None:
     export = commands.add_parser(
         "export",
         help="export a saved run to ONNX and prove the file equal",
@@ -90,18 +112,6 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--opset", type=int, default=20, help="operator set (default: 20)")
     export.set_defaults(run=_export)
 
-    compare = commands.add_parser(
-        "compare",
-        help="two networks or ONNX files side by side",
-        description="Compare size, work, speed (interleaved, one thread) and outputs of two "
-        "networks on random inputs.",
-    )
-    compare.add_argument("before", help=f"an ONNX file, or {MODEL_HELP}")
-    compare.add_argument("after", help="the same")
-    _add_inputs(compare)
-    compare.add_argument("--json", action="store_true", help="print JSON")
-    compare.set_defaults(run=_compare)
-
     report = commands.add_parser(
         "report",
         help="write the report of a saved run",
@@ -112,12 +122,17 @@ def _parser() -> argparse.ArgumentParser:
         "--out", help="report.html, .md or .json (default: RUN_DIR/report.html)", default=None
     )
     report.set_defaults(run=_report)
-    return parser
 
 
-def _add_inputs(parser: argparse.ArgumentParser) -> None:
+def _add_inputs(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument(
-        "--input", action="append", type=_shape, required=True, metavar="SHAPE", help=INPUT_HELP
+        "--input",
+        action="append",
+        type=_shape,
+        required=required,
+        default=None,
+        metavar="SHAPE",
+        help=INPUT_HELP,
     )
 
 
@@ -176,6 +191,11 @@ def _measure(arguments: argparse.Namespace) -> None:
         file = measure_onnx(model)
         facts: dict[str, Any] = dict(vars(file))
         text = f"{file.params:,} weights, {file.flops:,} FLOPs, {file.file_bytes:,} bytes"
+    elif arguments.input is None:
+        raise CompressionError(
+            f"{arguments.model} was to be measured, and the FLOPs of a network depend on its input. "
+            "Add --input with its shape, e.g. --input 1,3,32,32."
+        )
     else:
         cost = measure(model, _inputs(arguments))
         facts, text = cost_facts(cost), str(cost)

@@ -84,7 +84,8 @@ def test_wrong_usage_exits_with_2(arguments):
     ("arguments", "sentence"),
     [
         (["compress", "missing.toml"], "cannot be read"),
-        (["measure", "missing.onnx", "--input", "1,3"], "is not there"),
+        (["measure", "missing.onnx"], "is not there"),
+        (["measure", "tests.test_cli:make_network"], "Add --input"),
         (["measure", "nowhere:net", "--input", "1,3"], "could not be"),
         (["report", "nowhere"], "is not there"),
         (["export", "nowhere", "x.onnx", "--model", "torch.nn:Identity"], "is not there"),
@@ -140,7 +141,7 @@ def test_compare_two_files(finished_run, capsys):
 
 
 def test_measure_a_file_and_a_network(finished_run, capsys):
-    assert main(["measure", str(finished_run / "model.onnx"), "--input", "1,1,8,8", "--json"]) == 0
+    assert main(["measure", str(finished_run / "model.onnx"), "--json"]) == 0
     from_file = json.loads(capsys.readouterr().out)
     state = json.loads((finished_run / "state.json").read_text())
     assert from_file["params"] == state["facts"]["after"]["params"]

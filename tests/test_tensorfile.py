@@ -186,3 +186,10 @@ def test_a_safetensors_file_of_others_gets_its_own_sentence(
     save_file({"x": torch.ones(2)}, tmp_path / "theirs", metadata=metadata)
     with pytest.raises(StateMismatchError, match="a safetensors file that pbcompress did not"):
         read_tensors(tmp_path / "theirs")
+
+
+def test_a_safetensors_file_of_others_can_be_asked_for(tmp_path: Path) -> None:
+    save_file({"x": torch.ones(2)}, tmp_path / "theirs")
+    tensors, state = read_tensors(tmp_path / "theirs", any_kind=True)
+    assert torch.equal(tensors["x"], torch.ones(2))
+    assert state == {}
