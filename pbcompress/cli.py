@@ -193,7 +193,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         text = f"{file.params:,} weights, {file.flops:,} FLOPs, {file.file_bytes:,} bytes"
     elif arguments.input is None:
         raise CompressionError(
-            f"{arguments.model} was to be measured, and the FLOPs of a network depend on its input. "
+            f"{arguments.model} was to be measured, and its FLOPs depend on the input. "
             "Add --input with its shape, e.g. --input 1,3,32,32."
         )
     else:
