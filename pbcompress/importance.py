@@ -29,7 +29,7 @@ def unit_scores(model: nn.Module, group: ChannelGroup) -> Tensor:
         weight = getattr(layer, "weight", None)
         if weight is None:
             continue
-        by_channel = _energy(layer, weight.detach().double().cpu(), member)
+        by_channel = _energy(layer, weight.detach().cpu().double(), member)
         energy = torch.stack([by_channel[list(p)].sum() for p in member.positions])
         mean = energy.mean()
         if mean > 0:
