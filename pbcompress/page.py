@@ -328,9 +328,9 @@ def verdict(facts: Facts) -> str:
         steps = f"{grown['steps']:,} against {wide['steps']:,}"
     return (
         f"The dendrites {start}: {name} {new:.4f} on validation (n = {samples:,}) against "
-        f"{old:.4f} of width alone{apart}. They had {grown['params']:,} against "
-        f"{wide['params']:,} parameters, {grown['dendrite_params']:,} of them in dendrites, and "
-        f"{steps} optimizer steps."
+        f"{old:.4f} of width alone{apart}. The network with them has {grown['params']:,} "
+        f"parameters, {grown['dendrite_params']:,} of them in dendrites, and width alone "
+        f"{wide['params']:,}, after {steps} optimizer steps."
     )
 
 
@@ -390,11 +390,12 @@ def _notes(facts: Facts) -> list[str]:
             "The validation split chose weights, sets and network. The test split was scored once "
             "for each network and chose nothing."
         )
-    noise = score and _noise(facts, "val" if score["test"] is None else "test")
+    split = "test" if score and score["test"] is not None else "val"
+    noise = _noise(facts, split) if score else None
     if noise:
         notes.append(
-            f"Of the accuracy above, \N{PLUS-MINUS SIGN}{noise:.4f} is chance (two standard errors "
-            "at its number of samples): smaller differences are no evidence."
+            f"Two standard errors of an accuracy of {score[split]:.4f} at n = "
+            f"{score[f'{split}_samples']:,} are {noise:.4f}: smaller differences may be chance."
         )
     return notes
 

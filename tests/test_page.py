@@ -1,0 +1,617 @@
+"""What the page says, in every case; `test_report` holds the files and their forms."""
+
+import builtins
+import copy
+import itertools
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pbcompress import page, tables
+from pbcompress.charts import metric_range
+from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.history import History
+from pbcompress.page import MINUS, TIMES
+from pbcompress.report import (
+    proof_sentence,
+    read_run,
+    to_html,
+    to_json,
+    to_markdown,
+    write_report,
+)
+
+Facts = dict[str, Any]
+NASTY = 'body.<b>&"bold"\'</title></svg>'
+VOID = {"br", "hr", "img", "input", "link", "meta", "wbr"}
+
+
+def layer(kind: str, params: int, flops: int, width: int | None) -> Facts:
+    return {"kind": kind, "params": params, "flops": flops, "width": width}
+
+
+def score(val: float, test: float | None) -> Facts:
+    return {"val": val, "val_samples": 250, "test": test, "test_samples": 1400 if test else 0}
+
+
+def cost(layers: dict[str, Facts]) -> Facts:
+    return {
+        "params": sum(entry["params"] for entry in layers.values()),
+        "flops": sum(entry["flops"] for entry in layers.values()),
+        "uncounted_ops": {},
+        "input_shapes": {"0": [1, 3, 7]},
+        "layers": layers,
+    }
+
+
+def arm(name: str, sets: int, layers: dict[str, Facts], val: float, test: float) -> Facts:
+    grown = sum(entry["params"] for key, entry in layers.items() if ".dendrites." in key)
+    return {
+        "name": name,
+        "sets": sets,
+        "dendrite_params": grown,
+        "steps": 72,
+        "epochs": 8,
+        **cost(layers),
+        "score": score(val, test),
+    }
+
+
+def make_facts() -> Facts:
+    """Two layers and a BatchNorm; the network with dendrites is the result."""
+    before = {
+        "conv": layer("Conv1d", 2400, 9600, 32),
+        "bn": layer("BatchNorm1d", 64, 256, None),
+        "head": layer("Linear", 330, 320, 10),
+    }
+    grown = {
+        "conv": layer("DendriteLayer", 9, 0, None),
+        "conv.base_layer": layer("Conv1d", 675, 2700, 9),
+        "conv.dendrites.0.0": layer("Conv1d", 675, 2700, 9),
+        "bn": layer("BatchNorm1d", 18, 72, None),
+        "head": layer("Linear", 100, 90, 10),
+    }
+    wide = {
+        "conv": layer("Conv1d", 1275, 5100, 17),
+        "bn": layer("BatchNorm1d", 34, 136, None),
+        "head": layer("Linear", 180, 170, 10),
+    }
+    return {
+        "pbcompress": "0.1.0",
+        "torch": "2.13.0",
+        "target_params": 1500,
+        "seed": 7,
+        "note": "Validation chose the network with dendrites over width alone.",
+        "fingerprint": "ab" * 32,
+        "metric": {"name": "accuracy", "higher_is_better": True},
+        "config": {"version": 1, "width": {"keep": []}, "recovery": {"lr": 0.003}, "deploy": True},
+        "before": {**cost(before), "score": score(0.95, 0.94)},
+        "after": arm("dendrites", 1, grown, 0.9442, 0.9321),
+        "other": arm("width", 0, wide, 0.9242, 0.9121),
+        "deployment": {
+            "bytes_before": 12_345,
+            "bytes_after": 6_789,
+            "latency_before": {"median": 0.2345, "p95": 0.3, "rounds": 200, "ratio": 1.0},
+            "latency_after": {"median": 0.1234, "p95": 0.2, "rounds": 200, "ratio": 1.88},
+            "proof": {
+                "path": "model.onnx",
+                "opset": 20,
+                "file_bytes": 6_789,
+                "max_difference": 2.4e-6,
+                "max_relative": 3.7e-7,
+                "batch_sizes": [1, 2, 5],
+                "checks": 12,
+                "operations": {"Conv": 2, "Gemm": 1},
+            },
+        },
+        "left_alone": {"head": "its width is the network's output"},
+    }
+
+
+def make_history() -> History:
+    phases = [(0, "neuron", 0, 3), (1, "dendrite", 1, 2), (2, "neuron", 1, 3)]
+    records = []
+    for stage, best in (("dendrites", 0.9442), ("width", 0.9242)):
+        for phase, kind, sets, epochs in phases:
+            for epoch in range(epochs):
+                is_dendrite = kind == "dendrite" and stage == "dendrites"
+                record = {
+                    "stage": stage,
+                    "phase": phase,
+                    "kind": "dendrite" if is_dendrite else "neuron",
+                    "epoch": epoch,
+                    "sets": sets,
+                    "loss": 0.5,
+                    "metric": best - 0.01 * (2 - phase) - 0.01 * abs(epoch - 1),
+                    "steps": 9,
+                    "lr": 0.001,
+                    "seconds": 0.5,
+                }
+                if is_dendrite:
+                    record |= {"correlation": 0.125 + 0.25 * epoch, "improved": 3}
+                records.append(record)
+    return History(records)
+
+
+def no_data(facts: Facts) -> None:
+    facts["before"]["score"] = facts["after"]["score"] = facts["other"] = None
+
+
+def not_deployed(facts: Facts) -> None:
+    facts["deployment"] = None
+
+
+def not_exportable(facts: Facts) -> None:
+    facts["deployment"] = f"the exporter does not take {NASTY}"
+
+
+def one_network(facts: Facts) -> None:
+    facts["other"] = None
+
+
+def no_test_split(facts: Facts) -> None:
+    for entry in (facts["before"], facts["after"], facts["other"]):
+        entry["score"] |= {"test": None, "test_samples": 0}
+
+
+def lower_is_better(facts: Facts) -> None:
+    facts["metric"] = {"name": "mean squared error", "higher_is_better": False}
+
+
+def set_dropped(facts: Facts) -> None:
+    facts["after"], facts["other"] = facts["other"], facts["after"]
+    facts["other"] |= {"sets": 0, "dendrite_params": 0}
+
+
+def many_layers(facts: Facts) -> None:
+    for i in range(60):
+        name = f"backbone.stages.{i}.inverted_residual.pointwise_projection_with_a_long_name"
+        facts["before"]["layers"][name] = layer("Conv2d", 100, 100, 64)
+        facts["after"]["layers"][name] = layer("Conv2d", 50, 50, 32)
+        facts["left_alone"][name] = "coupled to a sum of which another layer is kept"
+
+
+def nasty_names(facts: Facts) -> None:
+    facts["before"]["layers"][NASTY] = layer("Conv2d", 5, 5, 64)
+    facts["left_alone"][NASTY] = NASTY
+    facts["metric"]["name"] = NASTY
+    facts["note"] = f"{NASTY} $x_"
+    facts["config"]["width"]["keep"] = [NASTY]
+    facts["before"]["uncounted_ops"] = {NASTY: 3}
+
+
+def no_layers(facts: Facts) -> None:
+    facts["before"]["layers"] = facts["after"]["layers"] = facts["left_alone"] = {}
+
+
+def free_of_flops(facts: Facts) -> None:
+    facts["before"]["flops"] = facts["after"]["flops"] = 0
+
+
+VARIANTS: dict[str, Callable[[Facts], None]] = {
+    "whole": lambda facts: None,
+    "no data": no_data,
+    "not deployed": not_deployed,
+    "not exportable": not_exportable,
+    "one network": one_network,
+    "no test split": no_test_split,
+    "lower is better": lower_is_better,
+    "set dropped": set_dropped,
+    "many layers": many_layers,
+    "nasty names": nasty_names,
+    "no layers": no_layers,
+    "free of flops": free_of_flops,
+}
+
+
+def make_variant(name: str) -> tuple[Facts, History]:
+    facts = make_facts()
+    VARIANTS[name](facts)
+    return facts, make_history() if facts["after"]["score"] else History()
+
+
+class Page(HTMLParser):
+    """Tags and text of a page; the parse fails on tags that do not match."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+    def having(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture
+def whole() -> tuple[Facts, History]:
+    return make_facts(), make_history()
+
+
+# --- every page -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def rendered(request: pytest.FixtureRequest) -> str:
+    return to_html(*make_variant(request.param))
+
+
+def test_html_is_well_formed(rendered: str) -> None:
+    assert len(Page(rendered).tags) > 50
+
+
+def test_html_asks_for_nothing_from_elsewhere(rendered: str) -> None:
+    assert not re.search(r"https?://|//[a-z]|url\((?!#)|@import", rendered)
+    references = [
+        value
+        for _, attributes in Page(rendered).tags
+        for key, value in attributes.items()
+        if key in ("src", "href", "xlink:href", "srcset", "action", "data")
+    ]
+    assert all(value is not None and value.startswith(("#", "data:,")) for value in references)
+
+
+def test_html_has_no_script(rendered: str) -> None:
+    tags = Page(rendered).tags
+    assert not [
+        1 for tag, attributes in tags if tag == "script" or any(map(is_handler, attributes))
+    ]
+
+
+def is_handler(attribute: str) -> bool:
+    return attribute.startswith("on")
+
+
+def test_ids_are_unique_and_references_lead_somewhere(rendered: str) -> None:
+    tags = Page(rendered).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) > 5
+    used = re.findall(r'(?:url\(|href=")#([^)"]+)', rendered)
+    used += [a["aria-labelledby"] for _, a in tags if "aria-labelledby" in a]
+    assert set(used) <= set(ids)
+
+
+def test_every_header_cell_has_a_scope(rendered: str) -> None:
+    headers = Page(rendered).having("th")
+    assert headers
+    assert all(attributes.get("scope") in ("row", "col") for attributes in headers)
+
+
+def test_every_image_says_what_it_shows_or_is_hidden(rendered: str) -> None:
+    for drawing in re.findall(r"<svg[^>]*>(?:<title)?", rendered):
+        assert 'aria-hidden="true"' in drawing or ('role="img"' in drawing and "<title" in drawing)
+
+
+def test_all_colours_follow_the_scheme(rendered: str) -> None:
+    body = rendered.split("</style>")[1]
+    assert not re.search(r"(fill|stroke|color): ?#", body)
+
+
+def test_every_number_of_the_tables_is_on_the_page(whole: tuple[Facts, History]) -> None:
+    text = Page(to_html(*whole)).text
+    account = tables.dendrite_account(whole[0])
+    assert account is not None
+    for table in (tables.before_after(whole[0]), tables.layer_widths(whole[0]), account):
+        assert [cell for row in table for cell in row if cell not in text] == []
+
+
+def test_facts_read_back_from_json_give_the_same_page(whole: tuple[Facts, History]) -> None:
+    data = json.loads(to_json(*whole))
+    history = History(data.pop("history"))
+    assert to_html(data, history) == to_html(*whole)
+
+
+def test_facts_stay_as_they_were(whole: tuple[Facts, History]) -> None:
+    former = copy.deepcopy(whole)
+    to_html(*whole)
+    assert whole == former
+
+
+def test_the_users_matplotlib_settings_neither_matter_nor_change(
+    whole: tuple[Facts, History],
+) -> None:
+    import matplotlib as mpl
+
+    expected = to_html(*whole)
+    with mpl.rc_context({"lines.linewidth": 9, "axes.grid": True, "font.size": 30}):
+        former = dict(mpl.rcParams)
+        assert to_html(*whole) == expected
+        assert dict(mpl.rcParams) == former
+
+
+def test_names_are_escaped() -> None:
+    facts, history = make_variant("nasty names")
+    html = to_html(facts, history)
+    assert NASTY not in html
+    assert Page(html).text.count(NASTY) > 5
+
+
+# --- what the page says ---------------------------------------------------------------------------
+
+
+def page_text(variant: str) -> str:
+    return Page(to_html(*make_variant(variant))).text
+
+
+def test_headline_names_both_sizes_and_the_factor() -> None:
+    assert f"2,794 → 1,477 parameters 1.9{TIMES} smaller" in page_text("whole")
+
+
+def test_note_is_on_the_page(whole: tuple[Facts, History]) -> None:
+    assert whole[0]["note"] in page_text("whole")
+
+
+def test_metric_comes_with_its_number_of_samples() -> None:
+    words = f"0.9321 {MINUS}0.0079 (11 of 1,400 samples) was 0.9400, n = 1,400"
+    assert words in page_text("whole")
+
+
+def test_without_a_test_split_the_validation_metric_is_named_as_such() -> None:
+    text = page_text("no test split")
+    assert "accuracy, validation 0.9442" in text
+    assert "flatters the result" in text
+
+
+def test_without_data_the_page_says_that_nothing_was_trained() -> None:
+    assert "Nothing was trained" in page_text("no data")
+
+
+def test_data_without_epochs_are_told_apart_from_no_data(whole: tuple[Facts, History]) -> None:
+    text = Page(to_html(whole[0], History())).text
+    assert "No epochs were recorded" in text
+    assert "Nothing was trained" not in text
+
+
+def test_one_epoch_makes_a_chart(whole: tuple[Facts, History]) -> None:
+    assert 'class="chart wide"' in to_html(whole[0], History(whole[1].records[-1:]))
+
+
+def test_reason_of_a_failed_export_is_on_the_page() -> None:
+    assert NASTY in page_text("not exportable")
+
+
+def test_layer_that_kept_its_width_says_why() -> None:
+    assert "kept: its width is the network's output" in page_text("whole")
+
+
+def test_dendrites_are_marked_at_their_layer() -> None:
+    assert "conv + 1 dendrite set" in page_text("whole")
+
+
+def test_slower_is_called_slower(whole: tuple[Facts, History]) -> None:
+    whole[0]["deployment"]["latency_after"]["ratio"] = 0.8
+    assert f"0.80{TIMES} as fast: slower" in Page(to_html(*whole)).text
+
+
+def test_uncounted_operations_are_listed(whole: tuple[Facts, History]) -> None:
+    whole[0]["after"]["uncounted_ops"] = {"aten::add": 4}
+    assert f"before, none; after, aten::add {TIMES} 4" in Page(to_html(*whole)).text
+
+
+def test_phases_of_dendrites_are_shaded_only_where_there_are_some(
+    whole: tuple[Facts, History],
+) -> None:
+    assert "dendrites learn" in Page(to_html(*whole)).text
+    assert "dendrites learn" not in Page(to_html(whole[0], whole[1].stage("width"))).text
+
+
+def test_correlation_of_each_candidate_is_told() -> None:
+    assert "candidate 1, kept: 0.125 → 0.375" in page_text("whole")
+    assert "candidate 1, taken out again: 0.125 → 0.375" in page_text("set dropped")
+
+
+@pytest.mark.parametrize(
+    ("variant", "words"),
+    [
+        ("whole", "The dendrites won: accuracy 0.9442 on validation (n = 250) against 0.9242"),
+        ("lower is better", "The dendrites lost: mean squared error 0.9442"),
+        ("set dropped", "No set of dendrites helped on validation"),
+        ("one network", "not known"),
+        ("no data", "not known"),
+    ],
+)
+def test_verdict_is_honest(variant: str, words: str) -> None:
+    assert words in page.verdict(make_variant(variant)[0])
+
+
+def test_equal_networks_are_no_win(whole: tuple[Facts, History]) -> None:
+    whole[0]["other"]["score"]["val"] = whole[0]["after"]["score"]["val"]
+    assert "neither won nor lost" in page.verdict(whole[0])
+
+
+def test_width_alone_without_control_had_no_dendrites(whole: tuple[Facts, History]) -> None:
+    facts = {**whole[0], "after": whole[0]["other"], "other": None}
+    assert page.verdict(facts) == "No dendrites were grown."
+
+
+@pytest.mark.parametrize("variant", ["whole", "set dropped", "many layers"])
+def test_rows_of_the_layers_add_up_to_the_network(variant: str) -> None:
+    facts, _ = make_variant(variant)
+    rows = page.layer_rows(facts)["rows"]
+    for column, key in enumerate(("params", "flops"), start=1):
+        cells = [row["cells"][column] for row in rows]
+        assert sum(cell["before"] for cell in cells) == facts["before"][key]
+        assert sum(cell["total"] for cell in cells) == facts["after"][key]
+
+
+def test_bars_stay_within_their_column(whole: tuple[Facts, History]) -> None:
+    cells = [cell for row in page.layer_rows(whole[0])["rows"] for cell in row["cells"] if cell]
+    shares = [share for cell in cells for share in cell["shares"].values()]
+    assert min(shares) >= 0
+    assert max(shares) == 1
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_axis_shows_the_best_and_leaves_out_the_first_epochs(higher_is_better: bool) -> None:
+    sign = 1 if higher_is_better else -1
+    values = [sign * (0.1 if i < 2 else 0.9 + i / 1000) for i in range(40)]
+    low, high = metric_range(values, higher_is_better)
+    assert low < values[-1] < high
+    assert not low < values[0] < high
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.0, 0.0], [0.9, 0.1], [-3.0, -3.0]])
+def test_axis_of_few_values_holds_them_all(values: list[float]) -> None:
+    low, high = metric_range(values, True)
+    assert low < min(values) <= max(values) < high
+
+
+# --- tables, Markdown, JSON -----------------------------------------------------------------------
+
+
+def test_text_table_lines_up_numbers_on_the_right(whole: tuple[Facts, History]) -> None:
+    lines = tables.render_text(tables.before_after(whole[0])).splitlines()
+    ends = [re.match(r".*?\s[\d,]+(?=\s)", line) for line in lines[2:4]]
+    assert all(ends)
+    assert len({match.end() for match in ends if match}) == 1
+
+
+def test_empty_columns_are_left_out(whole: tuple[Facts, History]) -> None:
+    facts = {**whole[0], "after": whole[0]["other"], "left_alone": {}}
+    header = tables.render_text(tables.layer_widths(facts)).splitlines()[0]
+    assert header.split() == ["layer", "kind", "before", "after"]
+
+
+def test_markdown_table_has_as_many_cells_in_every_row(whole: tuple[Facts, History]) -> None:
+    lines = tables.render_markdown(tables.before_after(whole[0])).splitlines()
+    assert len(lines) == 8
+    assert {line.count("|") for line in lines} == {5}
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "nasty names"])
+def test_markdown_tells_all_that_the_table_holds(variant: str) -> None:
+    facts, history = make_variant(variant)
+    text = to_markdown(facts, history)
+    assert facts["note"] in text
+    assert proof_sentence(facts) in text
+    cells = itertools.chain.from_iterable(tables.before_after(facts))
+    assert [cell for cell in cells if cell not in text] == []
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_path_that_cannot_be_written_is_a_clear_error(
+    whole: tuple[Facts, History], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CompressionError, match="could not be"):
+        write_report(tmp_path / "file" / "report.md", *whole)
+
+
+@pytest.fixture(params=["jinja2", "matplotlib"])
+def missing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    real = builtins.__import__
+
+    def refuse(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.split(".")[0] == request.param:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("missing")
+def test_markdown_needs_no_further_package(whole: tuple[Facts, History], tmp_path: Path) -> None:
+    write_report(tmp_path / "report.md", *whole)
+    assert (tmp_path / "report.md").is_file()
+
+
+def test_saved_run_gives_facts_and_history(whole: tuple[Facts, History], tmp_path: Path) -> None:
+    facts, history = whole
+    state = {"kind": "pbcompress run", "version": 1, "facts": facts}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    (tmp_path / "history.jsonl").write_text(history.to_jsonl())
+    assert read_run(tmp_path) == (facts, history)
+
+
+def test_network_saved_without_facts_has_no_report(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"kind": "pbcompress run", "version": 1}')
+    with pytest.raises(StateMismatchError, match="without the facts"):
+        read_run(tmp_path)
+
+
+# --- in a browser ---------------------------------------------------------------------------------
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-logging=stderr",
+    "--virtual-time-budget=2000",
+    "--window-size=1000,900",
+]
+MEASURE = """<!DOCTYPE html><iframe style="width: {width}px; height: 800px; border: 0"></iframe>
+<script>
+const frame = document.querySelector("iframe");
+frame.onload = () => {{
+  const root = frame.contentDocument.documentElement;
+  document.title = "scroll " + root.scrollWidth + " of " + root.clientWidth;
+}};
+frame.srcdoc = {page};
+</script>"""
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Iterator[Callable[[str], tuple[str, str]]]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+
+    def run(html: str) -> tuple[str, str]:
+        file = tmp_path / "page.html"
+        file.write_text(html, encoding="utf-8")
+        profile = f"--user-data-dir={tmp_path / 'profile'}"
+        command = [chromium, *FLAGS, profile, "--dump-dom", file.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        return done.stdout, done.stderr
+
+    yield run
+    shutil.rmtree(tmp_path / "profile", ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["whole", "many layers", "nasty names", "not exportable"])
+def test_page_does_not_scroll_sideways_on_a_phone(
+    variant: str, browse: Callable[[str], tuple[str, str]]
+) -> None:
+    html = json.dumps(to_html(*make_variant(variant))).replace("</", "<\\/")
+    dom, _ = browse(MEASURE.format(width=380, page=html))
+    found = re.search(r"<title>scroll (\d+) of (\d+)</title>", dom)
+    assert found
+    assert found[1] == found[2]
