@@ -51,7 +51,7 @@ def save(
     state = {
         "kind": KIND,
         "version": STATE_VERSION,
-        "plan": [[s.layer, s.dim, s.width, list(s.removed)] for s in steps],
+        "plan": [step.to_list() for step in steps],
         "dendrites": {
             "config": next(iter(grown.values())).config.to_dict() if grown else None,
             "layers": {
@@ -125,7 +125,7 @@ def load(
     state = read_state(directory)
     tensors, _ = read_tensors(Path(directory) / WEIGHTS_FILE, device)
     model = make_model().to(device)
-    shrink_(model, [LayerCut(layer, dim, tuple(r), w) for layer, dim, w, r in state["plan"]])
+    shrink_(model, [LayerCut.from_list(data) for data in state["plan"]])
     _grow_(model, state["dendrites"])
     full = tensors | {alias: tensors[owner] for alias, owner in state["aliases"].items()}
     try:

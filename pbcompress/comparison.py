@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from pbcompress.errors import CompressionError
 from pbcompress.export import export_onnx, measure_onnx
 from pbcompress.fuse import fuse
 from pbcompress.measure import measure
 from pbcompress.runtime import Latency, Session, interleaved_latency
-from pbcompress.surgery import as_call, copy_model, single_sample
+from pbcompress.surgery import (
+    as_call,
+    single_sample,
+    tensors_of,
+)
 from pbcompress.tables import render_markdown, render_text
 
 __all__ = ["Comparison", "Side", "compare"]
@@ -120,18 +123,14 @@ def compare(
         ]
         sessions = [Session(file) for file in files]
         call = as_call(example_inputs)
-        single = _tensors(single_sample(call))
+        single = tensors_of(single_sample(call))
         latencies = interleaved_latency(sessions, [s.feeds(single) for s in sessions])
-        outputs = [s.run(s.feeds(_tensors(call))) for s in sessions]
+        outputs = [s.run(s.feeds(tensors_of(call))) for s in sessions]
         sides = [
             _side(model, file, latency, example_inputs)
             for model, file, latency in zip((before, after), files, latencies, strict=True)
         ]
     return Comparison(sides[0], sides[1], *_distance(outputs[0], outputs[1]))
-
-
-def _tensors(call: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(call) if isinstance(leaf, Tensor)]
 
 
 def _file(model: nn.Module | str | Path, draft: Path, example_inputs: object) -> Path:
@@ -141,7 +140,7 @@ def _file(model: nn.Module | str | Path, draft: Path, example_inputs: object) ->
         raise CompressionError(
             f"compare takes modules and paths of ONNX files; found {type(model).__name__}."
         )
-    export_onnx(fuse(copy_model(model).cpu()), draft, example_inputs)
+    export_onnx(fuse(model), draft, example_inputs)
     return draft
 
 

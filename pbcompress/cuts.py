@@ -3,15 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from pbcompress.errors import StateMismatchError
 from pbcompress.geometry import LayerGeometry, is_depthwise
 from pbcompress.grouping import Dim, cut_, is_cuttable
-from pbcompress.surgery import Call, channel_axis, copy_model, map_tensors, seeded
+from pbcompress.surgery import (
+    Call,
+    channel_axis,
+    copy_model,
+    map_tensors,
+    seeded,
+    tensors_of,
+)
 
 __all__ = ["LayerCut", "check_cuts", "cut_all_", "layer_width", "proof_failure"]
 
@@ -34,6 +41,16 @@ class LayerCut:
     dim: Dim
     removed: tuple[int, ...]
     width: int
+
+    def to_list(self) -> list[Any]:
+        """Return the cut as JSON data."""
+        return [self.layer, self.dim, self.width, list(self.removed)]
+
+    @classmethod
+    def from_list(cls, data: Sequence[Any]) -> "LayerCut":
+        """Rebuild a cut from `to_list`."""
+        layer, dim, width, removed = data
+        return cls(layer, dim, tuple(removed), width)
 
     @property
     def width_after(self) -> int:
@@ -158,7 +175,7 @@ class _Witness:
         with torch.no_grad(), seeded("proof", copies):
             args, kwargs = map_tensors(call, change)
             output = self.network(*args, **kwargs)
-        return [t for t in tree_leaves(output) if isinstance(t, Tensor)] + self.seen
+        return tensors_of(output) + self.seen
 
 
 def _disturbed(model: nn.Module) -> nn.Module:

@@ -6,14 +6,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from pbcompress.errors import CompressionError
 from pbcompress.export import ExportReport, export_onnx
 from pbcompress.fuse import fuse
 from pbcompress.runtime import Latency, Session, interleaved_latency
-from pbcompress.surgery import as_call, copy_model, single_sample
+from pbcompress.surgery import (
+    as_call,
+    single_sample,
+    tensors_of,
+)
 
 __all__ = ["Deployment", "deploy"]
 
@@ -55,14 +58,13 @@ def deploy(
     with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
         original = Path(folder) / "before.onnx"
         try:
-            export_onnx(fuse(copy_model(before).cpu()), original, example_inputs)
-            proof = export_onnx(fuse(copy_model(after).cpu()), path, example_inputs)
+            export_onnx(fuse(before), original, example_inputs)
+            proof = export_onnx(fuse(after), path, example_inputs)
         except CompressionError as err:
             logger.warning("The networks could not be exported: %s", err)
             return str(err)
         sessions = [Session(original), Session(path)]
-        leaves = tree_leaves(single_sample(as_call(example_inputs)))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        tensors = tensors_of(single_sample(as_call(example_inputs)))
         latencies = interleaved_latency(sessions, [s.feeds(tensors) for s in sessions])
         return Deployment(
             original.stat().st_size, path.stat().st_size, latencies[0], latencies[1], proof

@@ -26,6 +26,7 @@ from pbcompress.surgery import (
     copy_model,
     map_tensors,
     seeded,
+    tensors_of,
     to_device,
 )
 from pbcompress.tensorfile import write_bytes
@@ -243,10 +244,8 @@ def _run_both(
     args, kwargs = call
     try:
         with torch.no_grad():
-            leaves = tree_leaves(network(*args, **kwargs))
-        expected = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        tensors = [leaf for leaf in tree_leaves(call) if isinstance(leaf, Tensor)]
-        return expected, session.run(session.feeds(tensors))
+            expected = tensors_of(network(*args, **kwargs))
+        return expected, session.run(session.feeds(tensors_of(call)))
     except CompressionError:
         raise
     except Exception as err:

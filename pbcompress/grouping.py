@@ -17,13 +17,18 @@ from typing import Any, Literal
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch_pruning import ops
 from torch_pruning.dependency.index_mapping import _ConcatIndexMapping, _FlattenIndexMapping
 
 from pbcompress.errors import CompressionError
 from pbcompress.geometry import LayerGeometry, is_depthwise
-from pbcompress.surgery import Call, copy_model, map_tensors, seeded
+from pbcompress.surgery import (
+    Call,
+    copy_model,
+    map_tensors,
+    seeded,
+    tensors_of,
+)
 
 __all__ = ["ChannelGroup", "Grouping", "Member", "cut_", "find_groups", "is_cuttable"]
 
@@ -168,9 +173,7 @@ def _trace(network: nn.Module, call: Call) -> tp.DependencyGraph:
                 f"The model was run on the example inputs and its forward failed: {err}. "
                 "Give example_inputs that the model accepts."
             ) from err
-        tensors = [
-            t for t in tree_leaves(output) if isinstance(t, Tensor) and t.grad_fn is not None
-        ]
+        tensors = [t for t in tensors_of(output) if t.grad_fn is not None]
         if not tensors:
             raise CompressionError(
                 "The model was traced and none of its outputs depends on a parameter, so no width "

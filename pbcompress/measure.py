@@ -13,6 +13,7 @@ from pbcompress.surgery import (
     Call,
     as_call,
     copy_model,
+    device_of,
     parameter_count,
     seeded,
     single_sample,
@@ -109,7 +110,7 @@ def measure(model: nn.Module, example_inputs: object) -> ModelCost:
         (8, 6)
     """
     network = copy_model(model).eval()
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    device = device_of(network)
     call = single_sample(as_call(example_inputs))
     wrapped = _Positional(network, call)
     inputs = tuple(t.to(device) for t in wrapped.tensors)

@@ -14,13 +14,13 @@ from pbcompress.cycles import Cycles, Phase
 from pbcompress.errors import StateMismatchError
 from pbcompress.history import History
 from pbcompress.phases import PhaseKind
+from pbcompress.surgery import device_of
 from pbcompress.tensorfile import read_tensors, write_tensors
 from pbcompress.training import (
     Callback,
     Data,
     Task,
     check_data,
-    device_of,
     evaluate,
     lr_factor,
     make_optimizer,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pbcompress.errors import CompressionError
 
@@ -18,6 +18,7 @@ __all__ = [
     "as_call",
     "channel_axis",
     "copy_model",
+    "device_of",
     "map_tensors",
     "matches",
     "parameter_count",
@@ -26,6 +27,7 @@ __all__ = [
     "seeded",
     "shared_parameter_names",
     "single_sample",
+    "tensors_of",
     "to_device",
 ]
 
@@ -55,6 +57,16 @@ def map_tensors(call: Call, change: Any) -> Call:
     """Return ``call`` with every tensor at any depth replaced by ``change(tensor)``."""
     args, kwargs = tree_map_only(Tensor, change, call)
     return args, kwargs
+
+
+def tensors_of(values: object) -> list[Tensor]:
+    """Return the tensors at any depth of ``values``, in order."""
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's first parameter, the CPU where it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def single_sample(call: Call) -> Call:

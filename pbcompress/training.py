@@ -13,7 +13,14 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from pbcompress.config import RecoveryConfig
 from pbcompress.errors import CompressionError, DivergedError
-from pbcompress.surgery import Call, copy_model, map_tensors, preserved_mode, seeded
+from pbcompress.surgery import (
+    Call,
+    copy_model,
+    device_of,
+    map_tensors,
+    preserved_mode,
+    seeded,
+)
 
 __all__ = [
     "Callback",
@@ -21,7 +28,6 @@ __all__ = [
     "Task",
     "accuracy",
     "check_data",
-    "device_of",
     "evaluate",
     "inputs_of",
     "lr_factor",
@@ -152,11 +158,6 @@ def check_data(data: Data, task: Task, model: nn.Module, device: torch.device) -
                 _check_loss(task.loss(output, target))
             else:
                 _to_number(task.metric(output, target), "Task.metric")
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's first parameter, the CPU where it has none."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _first_batch(split: Any, name: str) -> Any:

@@ -23,6 +23,7 @@ from pbcompress.surgery import (
     Call,
     as_call,
     copy_model,
+    device_of,
     matches,
     parameter_count,
     single_sample,
@@ -59,8 +60,10 @@ class WidthPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `shrink` needs as JSON data."""
-        steps = [[s.layer, s.dim, s.width, list(s.removed)] for s in self.steps]
-        return {"steps": steps, "target_params": self.target_params}
+        return {
+            "steps": [step.to_list() for step in self.steps],
+            "target_params": self.target_params,
+        }
 
     def __str__(self) -> str:
         before, after = self.cost_before, self.cost_after
@@ -163,7 +166,7 @@ def plan_widths(
         )
     cost_before = measure(model, example_inputs)
     target, max_flops = resolve_target(target_params, cost_before)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     call = to_device(single_sample(as_call(example_inputs)), device)
     planner = _Planner(model, example_inputs, call, config, cost_before)
     plan = planner.plan(target)
