@@ -1,81 +1,56 @@
 """How wide every group is: a search over numbers alone, no tensors of the model.
 
-Costs are sums of products of widths, so they are evaluated in closed form, and a target is a
-bisection over one threshold, a greedy fill of what is left, and an exchange where that is coarse.
+Costs are evaluated in closed form, and a target is a bisection over one threshold, a greedy fill
+of what is left, and an exchange where that is coarse. Several bounds hold at once: the load of a
+network is the largest share of a bound that it uses.
 """
 
 import itertools
 import math
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
 
 from pbcompress.config import WidthConfig
-from pbcompress.geometry import LayerGeometry
+from pbcompress.costs import CostModel, Widths
 from pbcompress.grouping import ChannelGroup
 
-__all__ = ["CostModel", "allocate", "narrowest"]
+__all__ = ["Bounds", "allocate", "narrowest"]
 
-Widths = list[int]
-FILL_GOAL = 0.97
+FILL_GOAL = 0.98
 BISECTIONS = 40
 EXHAUSTIVE = 4096
 
 
-@dataclass
-class CostModel:
-    """Parameters of a network as a function of its groups' widths.
+@dataclass(frozen=True)
+class Bounds:
+    """Closed forms of costs, and the most that each may be.
 
     Args:
-        groups: The channel groups.
-        geometries: Every layer that a group reaches.
-        base: Parameters of everything else.
-        reserve: Further parameters of a layer at (out, in) widths: its future dendrites.
+        costs: Cost models over the same groups.
+        limits: Upper bound on each.
     """
 
-    groups: Sequence[ChannelGroup]
-    geometries: Mapping[str, LayerGeometry]
-    base: int
-    reserve: Mapping[str, Callable[[int, int], int]] = field(default_factory=dict)
+    costs: Sequence[CostModel]
+    limits: Sequence[int]
 
-    def __post_init__(self) -> None:
-        self._reach: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
-        for index, group in enumerate(self.groups):
-            for member in group.members:
-                self._reach[member.layer, member.dim].append((index, len(member.positions[0])))
-        self._touched = [sorted({m.layer for m in g.members}) for g in self.groups]
+    def totals(self, widths: Widths) -> list[int]:
+        """Return every cost of a network."""
+        return [cost.total(widths) for cost in self.costs]
 
-    def layer_widths(self, name: str, widths: Widths) -> tuple[int, int]:
-        """Return (out, in) widths of a layer."""
-        geometry = self.geometries[name]
-        out, in_ = geometry.out_width, geometry.in_width
-        for index, channels in self._reach[name, "out"]:
-            out -= (self.groups[index].width - widths[index]) * channels
-        for index, channels in self._reach[name, "in"]:
-            in_ -= (self.groups[index].width - widths[index]) * channels
-        return (out, out) if geometry.groups == 0 else (out, in_)
+    def load(self, totals: Sequence[int]) -> float:
+        """Return the largest share of a bound that costs take; at most 1 fits."""
+        shares = [t / max(b, 1) for t, b in zip(totals, self.limits, strict=True)]
+        return max(shares)
 
-    def _layer(self, name: str, widths: Widths) -> int:
-        sizes = self.layer_widths(name, widths)
-        extra = self.reserve[name](*sizes) if name in self.reserve else 0
-        return self.geometries[name].params(*sizes) + extra
-
-    def reserved(self, widths: Widths) -> int:
-        """Return the part of `total` that waits for dendrites."""
-        return sum(r(*self.layer_widths(name, widths)) for name, r in self.reserve.items())
-
-    def total(self, widths: Widths) -> int:
-        """Return the parameters of the whole network, reserve included."""
-        return self.base + sum(self._layer(name, widths) for name in self.geometries)
-
-    def change(self, index: int, width: int, widths: Widths) -> int:
-        """Return how `total` changes when one group takes another width."""
-        other = [*widths[:index], width, *widths[index + 1 :]]
-        return sum(self._layer(n, other) - self._layer(n, widths) for n in self._touched[index])
+    def after(self, totals: Sequence[int], index: int, width: int, widths: Widths) -> list[int]:
+        """Return the costs when one group takes another width."""
+        changes = [cost.change(index, width, widths) for cost in self.costs]
+        return [t + c for t, c in zip(totals, changes, strict=True)]
 
 
 def _choices(group: ChannelGroup, config: WidthConfig) -> Widths:
@@ -94,136 +69,151 @@ def narrowest(groups: Sequence[ChannelGroup], config: WidthConfig) -> Widths:
 
 
 def allocate(
-    cost: CostModel, scores: Sequence[Tensor], target: int, config: WidthConfig
+    groups: Sequence[ChannelGroup],
+    bounds: Bounds,
+    scores: Sequence[Tensor],
+    config: WidthConfig,
 ) -> Widths | None:
-    """Return the width of every group so that the total is at most ``target`` and near it.
+    """Return the width of every group so that all bounds hold, and one is nearly reached.
 
     Args:
-        cost: The closed form.
+        groups: The channel groups.
+        bounds: The closed forms and their limits.
         scores: Importance of every unit of every group, each with mean 1.
-        target: Upper bound on `CostModel.total`.
         config: Allocation, floors and rounding.
 
     Returns:
-        Widths in units, or None if even the narrowest network is above ``target``.
+        Widths in units, or None if even the narrowest network breaks a bound.
     """
-    choices = [_choices(group, config) for group in cost.groups]
+    choices = [_choices(group, config) for group in groups]
     ranked = [sorted(s.tolist(), reverse=True) for s in scores]
-    every = sorted(value for values in ranked for value in values)
-
-    def desired(level: float) -> Widths:
-        """Widths at a level between 0 (narrowest) and 1 (as it was)."""
-        if config.allocation == "uniform":
-            wanted = [int(level * group.width) for group in cost.groups]
-        else:
-            threshold = every[min(int((1 - level) * len(every)), len(every) - 1)]
-            wanted = [sum(v >= threshold for v in values) for values in ranked]
-        return [
-            max([c for c in cs if c <= w], default=cs[0])
-            for cs, w in zip(choices, wanted, strict=True)
-        ]
-
+    desired = _levels(groups, ranked, choices, config)
     widths = [c[0] for c in choices]
-    if cost.total(widths) > target:
+    if bounds.load(bounds.totals(widths)) > 1:
         return None
     low, high = 0.0, 1.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         trial = desired(middle)
-        if cost.total(trial) <= target:
+        if bounds.load(bounds.totals(trial)) <= 1:
             low, widths = middle, trial
         else:
             high = middle
-    uniform = config.allocation == "uniform"
 
     def priority(index: int) -> float:
-        if uniform:
-            return -widths[index] / cost.groups[index].width
+        if config.allocation == "uniform":
+            return -widths[index] / groups[index].width
         return float(ranked[index][widths[index]])
 
-    _fill(cost, widths, choices, target, priority)
-    if cost.total(widths) < FILL_GOAL * target:
-        _exchange(cost, widths, choices, target)
+    _fill(bounds, widths, choices, priority)
+    if bounds.load(bounds.totals(widths)) < FILL_GOAL:
+        _exchange(bounds, widths, choices)
     is_small = math.prod(len(c) for c in choices) <= EXHAUSTIVE
-    if cost.total(widths) < FILL_GOAL * target and is_small:
-        widths = _nearest_of_all(cost, widths, choices, target)
+    if bounds.load(bounds.totals(widths)) < FILL_GOAL and is_small:
+        widths = _nearest_of_all(bounds, widths, choices)
     return widths
 
 
+def _levels(
+    groups: Sequence[ChannelGroup],
+    ranked: Sequence[Sequence[float]],
+    choices: Sequence[Widths],
+    config: WidthConfig,
+) -> Callable[[float], Widths]:
+    """Return the widths as a function of a level between 0 (narrowest) and 1 (as it was)."""
+    lists: dict[str, list[float]] = defaultdict(list)
+    kinds = [g.kind if config.allocation == "isomorphic" else "" for g in groups]
+    for kind, values in zip(kinds, ranked, strict=True):
+        lists[kind] += values
+    for every in lists.values():
+        every.sort()
+
+    def wanted(level: float, index: int) -> int:
+        if config.allocation == "uniform":
+            return int(level * groups[index].width)
+        every = lists[kinds[index]]
+        threshold = every[min(int((1 - level) * len(every)), len(every) - 1)]
+        return bisect_right(ranked[index], -threshold, key=lambda value: -value)
+
+    def desired(level: float) -> Widths:
+        return [
+            max([c for c in cs if c <= wanted(level, i)], default=cs[0])
+            for i, cs in enumerate(choices)
+        ]
+
+    return desired
+
+
 def _fill(
-    cost: CostModel,
+    bounds: Bounds,
     widths: Widths,
     choices: Sequence[Widths],
-    target: int,
     priority: Callable[[int], float],
 ) -> None:
     """Widen the groups that deserve it most, one step at a time, while that fits."""
-    left = target - cost.total(widths)
+    totals = bounds.totals(widths)
     open_groups = {i for i, c in enumerate(choices) if widths[i] < c[-1]}
     while open_groups:
         index = max(open_groups, key=lambda i: (priority(i), -i))
-        wider = next(w for w in choices[index] if w > widths[index])
-        price = cost.change(index, wider, widths)
-        if price > left:
+        wider = choices[index][bisect_right(choices[index], widths[index])]
+        trial = bounds.after(totals, index, wider, widths)
+        if bounds.load(trial) > 1:
             open_groups.discard(index)
             continue
         widths[index] = wider
-        left -= price
+        totals = trial
         if wider == choices[index][-1]:
             open_groups.discard(index)
 
 
-def _exchange(cost: CostModel, widths: Widths, choices: Sequence[Widths], target: int) -> None:
-    """Narrow one group and widen another while that brings the total nearer to the target.
+def _exchange(bounds: Bounds, widths: Widths, choices: Sequence[Widths]) -> None:
+    """Narrow one group and widen another while that brings the load nearer to 1.
 
     The smallest narrowing that reaches `FILL_GOAL` wins, so that widths move little.
     """
-    total = cost.total(widths)
-    while total < FILL_GOAL * target:
-        best = (total, widths)
+    load = bounds.load(bounds.totals(widths))
+    while load < FILL_GOAL:
+        best = (load, widths)
         for distance in range(1, max(len(c) for c in choices)):
             for narrow, allowed in enumerate(choices):
                 place = bisect_right(allowed, widths[narrow]) - 1 - distance
                 if place >= 0:
                     trial = [*widths[:narrow], allowed[place], *widths[narrow + 1 :]]
-                    best = max(best, _widest(cost, trial, narrow, choices, target))
-            if best[0] >= FILL_GOAL * target:
+                    best = max(best, _widest(bounds, trial, narrow, choices))
+            if best[0] >= FILL_GOAL:
                 break
-        if best[0] == total:
+        if best[0] == load:
             return
-        total, widths[:] = best
+        load, widths[:] = best
 
 
 def _widest(
-    cost: CostModel, trial: Widths, narrow: int, choices: Sequence[Widths], target: int
-) -> tuple[int, Widths]:
+    bounds: Bounds, trial: Widths, narrow: int, choices: Sequence[Widths]
+) -> tuple[float, Widths]:
     """Return the largest network that fits when one group other than ``narrow`` is widened."""
-    base = cost.total(trial)
-    best = (base, trial)
+    totals = bounds.totals(trial)
+    best = (bounds.load(totals), trial)
 
-    def price(index: int, width: int) -> int:
-        return cost.change(index, width, trial)
+    def load(index: int, width: int) -> float:
+        return bounds.load(bounds.after(totals, index, width, trial))
 
     for wide, allowed in enumerate(choices):
-        wider = [w for w in allowed if w > trial[wide]] if wide != narrow else []
-        left = target - base
-        count = bisect_right(wider, left, key=partial(price, wide))
+        wider = allowed[bisect_right(allowed, trial[wide]) :] if wide != narrow else []
+        count = bisect_right(wider, 1.0, key=partial(load, wide))
         if count:
             width = wider[count - 1]
-            size = base + cost.change(wide, width, trial)
-            if best[0] < size <= target:
-                best = (size, [*trial[:wide], width, *trial[wide + 1 :]])
+            share = load(wide, width)
+            if best[0] < share <= 1:
+                best = (share, [*trial[:wide], width, *trial[wide + 1 :]])
     return best
 
 
-def _nearest_of_all(
-    cost: CostModel, widths: Widths, choices: Sequence[Widths], target: int
-) -> Widths:
+def _nearest_of_all(bounds: Bounds, widths: Widths, choices: Sequence[Widths]) -> Widths:
     """Return the combination nearest to ``widths`` that reaches `FILL_GOAL`, or the largest."""
 
     def rank(trial: Widths) -> tuple[float, float]:
-        total = cost.total(trial)
+        load = bounds.load(bounds.totals(trial))
         moved = sum(abs(a - b) / max(a, b) for a, b in zip(trial, widths, strict=True))
-        return (-1.0 if total > target else min(total, FILL_GOAL * target), -moved)
+        return (-1.0 if load > 1 else min(load, FILL_GOAL), -moved)
 
     return max((list(trial) for trial in itertools.product(*choices)), key=rank)

@@ -133,7 +133,7 @@ class WidthConfig(_Choices):
         keep: Layers (names or ``fnmatch`` patterns) whose width stays.
     """
 
-    allocation: Literal["uniform", "global"] = "uniform"
+    allocation: Literal["uniform", "global", "isomorphic"] = "uniform"
     round_to: int = 1
     min_width: int = 1
     max_ratio: float = 0.99

@@ -1,75 +1,37 @@
-"""Which channels must go together, and how one layer is cut. The only module on torch-pruning.
+"""Which channels must go together: the groups of a network that may be narrowed."""
 
-torch-pruning traces the graph and slices layers. What it is known to do wrong (landscape of tools,
-November 2026: frozen parameters vanish, tied ones are untied, unknown operations pass as
-elementwise, a tensor input is unpacked) is kept out here: the trace runs on a copy with gradients
-on and an explicit forward, and a group is used only where every operation it meets is known.
-"""
-
-import math
-import warnings
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
-from torch_pruning import ops
-from torch_pruning.dependency.index_mapping import _ConcatIndexMapping, _FlattenIndexMapping
 
-from pbcompress.errors import CompressionError
-from pbcompress.geometry import LayerGeometry, is_depthwise
-from pbcompress.surgery import (
-    Call,
-    copy_model,
-    map_tensors,
-    seeded,
-    tensors_of,
-)
+from pbcompress.geometry import LayerGeometry
+from pbcompress.sizes import Attribute, Leaf, evaluate, leaves_of
+from pbcompress.slicing import named_dimension
+from pbcompress.surgery import Call
+from pbcompress.tracing import Check, Trace, trace
 
-__all__ = ["ChannelGroup", "Grouping", "Member", "cut_", "find_groups", "is_cuttable"]
+__all__ = ["Axis", "ChannelGroup", "Grouping", "Member", "Work", "find_groups", "layer_axes"]
 
-Dim = Literal["out", "in"]
-Reached = tuple[nn.Module, Dim, list[int], list[int]]  # its indices, and their root channels
-
-_MIXING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_BY_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.PReLU)
-
-# Operations, by the name of their autograd node, that treat every channel alike and alone.
-_ELEMENTWISE = frozenset(
-    (
-        *("Abs", "Add", "Clamp", "ClampMin", "ClampMax", "Div", "Elu", "Exp", "Gelu"),
-        *("Hardsigmoid", "Hardswish", "Hardtanh", "LeakyRelu", "Log", "LogSigmoid", "Maximum"),
-        *("Minimum", "Mish", "Mul", "NativeDropout", "Neg", "Pow", "Relu", "Relu6", "Rsqrt"),
-        *("Sigmoid", "Silu", "Softplus", "Sqrt", "Sub", "Tanh", "Where"),
-        *("AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D"),
-        *("AvgPool2D", "AvgPool3D", "MaxPool2DWithIndices", "MaxPool3DWithIndices"),
-        *("MkldnnMaxPool2D", "MkldnnMaxPool3D", "MkldnnAvgPool2D", "Mean", "Sum", "Amax"),
-        *("UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D", "UpsampleLinear1D"),
-        *("UpsampleBilinear2D", "UpsampleBicubic2D", "UpsampleTrilinear3D", "ConstantPadNd"),
-        *("ReflectionPad1D", "ReflectionPad2D", "ReplicationPad1D", "ReplicationPad2D"),
-        *("Alias", "Clone", "ToCopy", "Squeeze", "Unsqueeze", "UnsafeView", "T"),
-    )
-)
-# What F.linear consists of on inputs of rank 3 and more: part of a Linear, never on its own.
-_INSIDE_LINEAR = frozenset(["Addmm", "Mm", "Bmm"])
+_PRODUCERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
+_TRANSPOSED = (nn.modules.conv._ConvTransposeNd, nn.Embedding)
 
 
 @dataclass(frozen=True)
 class Member:
-    """One dimension of one layer that a group narrows.
+    """One dimension that a group narrows.
 
     Attributes:
-        layer: Dotted name.
-        dim: "out" or "in"; layers that work channel by channel have only "out".
+        layer: Dotted name of a module.
+        dim: "out" or "in" of a plain layer, else "NAME:AXIS" of a parameter or buffer, or "@NAME"
+            of an integer attribute that counts the units.
         positions: For each unit of the group, its indices along the dimension.
     """
 
     layer: str
-    dim: Dim
+    dim: str
     positions: tuple[tuple[int, ...], ...]
 
 
@@ -79,14 +41,16 @@ class ChannelGroup:
 
     Attributes:
         name: The first layer that produces these channels.
-        width: Units that can go one by one (a unit is a channel, or one channel of every group
-            of a grouped convolution).
-        members: Every layer dimension that the units reach.
+        width: Units that can go one by one (a unit is a channel, one channel of every group of a
+            grouped convolution, or an attention head).
+        members: Every dimension that the units reach.
+        kind: What tells groups of the same structure: equal in isomorphic groups.
     """
 
     name: str
     width: int
     members: tuple[Member, ...]
+    kind: str = ""
 
     @property
     def channels_per_unit(self) -> int:
@@ -95,357 +59,273 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True)
+class Axis:
+    """A dimension's size as a function of widths: its size, less what every group's units hold.
+
+    Attributes:
+        size: Size of the original.
+        groups: For each group that reaches it, by name, the positions of one unit.
+    """
+
+    size: int
+    groups: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-adds of one operation: a coefficient times the sizes of some dimensions."""
+
+    module: str
+    coefficient: int
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
 class Grouping:
-    """All groups that may be narrowed, and the producing layers that may not, with the reason."""
+    """What a network can lose and what that costs.
+
+    Attributes:
+        groups: All groups that may be narrowed.
+        left_alone: The producing layers that may not, with the reason.
+        shapes: The dimensions of every parameter that takes part, by name.
+        works: Counted operations.
+        units: For each group, the label of each unit in ``trace``.
+        trace: The pass that this was read from.
+    """
 
     groups: tuple[ChannelGroup, ...]
     left_alone: Mapping[str, str]
+    shapes: Mapping[str, tuple[Axis, ...]]
+    works: tuple[Work, ...]
+    units: Mapping[str, Tensor]
+    trace: Trace
+
+    def without(self, reasons: Mapping[str, str]) -> "Grouping":
+        """Return the grouping in which the named groups are left alone."""
+        groups = tuple(g for g in self.groups if g.name not in reasons)
+        return replace(self, groups=groups, left_alone={**self.left_alone, **reasons})
 
 
-class _NotPrunableError(Exception):
-    """Carries the reason why a group keeps its width."""
-
-
-def is_cuttable(layer: nn.Module) -> bool:
-    """Tell whether `cut_` can narrow a layer: of a known kind, its weight a plain parameter."""
-    return type(layer) in _MIXING + _BY_CHANNEL and "weight" in layer._parameters
-
-
-def find_groups(model: nn.Module, call: Call) -> Grouping:
-    """Trace one forward pass and return the coupled channel groups of ``model``.
+def find_groups(network: nn.Module, call: Call) -> Grouping:
+    """Trace one forward pass and return the coupled channel groups.
 
     Args:
-        model: Any network; a copy is traced.
-        call: ``(args, kwargs)`` of one forward pass, on the model's device.
+        network: A copy in eval mode that the trace may use; it is left as it was.
+        call: ``(args, kwargs)`` of one forward pass, on the network's device.
 
     Returns:
         The groups in the order of the layers, and what is left alone and why.
 
     Raises:
-        CompressionError: The forward pass fails, or no parameter takes part in it.
+        CompressionError: The forward pass fails.
     """
-    with torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        network = copy_model(model).eval()
-        for parameter in network.parameters():
-            if parameter.is_floating_point():
-                parameter.requires_grad_(True)  # a frozen parameter is invisible to the trace
-        with seeded("trace"):
-            graph = _trace(network, map_tensors(call, torch.clone))
-    names = {module: name for name, module in network.named_modules()}
-    tied = _tied_modules(network)
-    groups: list[ChannelGroup] = []
-    left_alone: dict[str, str] = {}
-    taken: set[tuple[str, Dim, int]] = set()
-    produced: set[str] = set()
-    for root in _roots(graph, names):
-        name = names[root]
-        if name in produced:
-            continue
-        try:
-            group = _read_group(graph, root, names, tied)
-            cells = {
-                (m.layer, m.dim, i) for m in group.members for unit in m.positions for i in unit
+    traced = trace(network, call)
+    families = _settle(traced)
+    return _Reader(network, traced, families).grouping()
+
+
+class _Families:
+    """Free labels by what they reach: labels of the same dimensions are units of one group."""
+
+    def __init__(self, traced: Trace) -> None:
+        coupling = traced.coupling
+        generator = torch.Generator().manual_seed(0)
+        size = coupling.size
+        signature = torch.zeros(size, dtype=torch.long)
+        self.parts: dict[tuple[str, int], list[Tensor]] = {}
+        for name, axes in traced.tensors.items():
+            for dim, labels in enumerate(axes):
+                parts = coupling.parts(labels)
+                self.parts[name, dim] = parts
+                code = torch.randint(2**62, (), generator=generator)
+                for part in parts:
+                    signature.index_add_(0, part, code.expand(len(part)))
+        signature[0] = 0
+        labels = signature.nonzero().squeeze(1)
+        _, family = signature[labels].unique(return_inverse=True)
+        self.of = torch.full((size,), -1)
+        self.of[labels] = family
+        members = [labels[family == f] for f in range(int(family.max()) + 1 if len(family) else 0)]
+        self.labels: list[Tensor] = members
+
+
+def _settle(traced: Trace) -> _Families:
+    """Pin what a size that the code computes does not follow, and one side of every pair."""
+    while True:
+        families = _Families(traced)
+        checks = [*traced.checks, *_number_checks(traced)]
+        failed = [bad for check in checks for bad in _failures(check, traced, families)]
+        for labels, reason in failed:
+            traced.coupling.pin(labels, reason)
+        if not failed and not _choose_sides(traced, families):
+            return families
+
+
+def _number_checks(traced: Trace) -> Iterator[Check]:
+    for attribute in traced.numbers:
+        if attribute in traced.bindings:
+            labels = traced.bindings[attribute]
+            yield Check(len(labels), labels, attribute.module)
+
+
+def _failures(check: Check, traced: Trace, families: _Families) -> Iterator[tuple[Tensor, str]]:
+    """Yield the families without which the size and the dimension of a check would differ."""
+    axes = {id(v): v for v in _axes_of(check, traced)}
+    parts = {key: traced.coupling.parts(labels) for key, labels in axes.items()}
+    reached = torch.cat([families.of[part] for own in parts.values() for part in own]).unique()
+    for family in reached[reached >= 0].tolist():
+        units = families.labels[family]
+        for count in {1, (len(units) + 1) // 2}:
+            gone = torch.zeros(len(families.of), dtype=torch.bool)
+            gone[units[:count]] = True
+            left = {
+                key: len(own[0]) - int(torch.stack([gone[part] for part in own]).any(0).sum())
+                for key, own in parts.items()
             }
-            if cells & taken:
-                raise _NotPrunableError("its channels overlap those of another group")
-        except _NotPrunableError as reason:
-            left_alone[name] = str(reason)
-            continue
-        taken |= cells
-        produced |= {m.layer for m in group.members if m.dim == "out"}
-        groups.append(group)
-    used = set(graph.module2node)
-    for module, name in names.items():
-        if type(module) in _MIXING and module not in used:
-            left_alone[name] = "the forward pass does not reach it"
-    return Grouping(tuple(groups), {k: v for k, v in left_alone.items() if k not in produced})
 
+            def count_of(leaf: Leaf, was: int, left: Mapping[int, int] = left) -> int:
+                labels = traced.bindings.get(leaf) if isinstance(leaf, Attribute) else leaf
+                return was if labels is None else left[id(labels)]
 
-def _trace(network: nn.Module, call: Call) -> tp.DependencyGraph:
-    args, kwargs = call
-
-    def forward(module: nn.Module, _: object) -> list[Tensor]:
-        try:
-            output = module(*args, **kwargs)
-        except Exception as err:
-            raise CompressionError(
-                f"The model was run on the example inputs and its forward failed: {err}. "
-                "Give example_inputs that the model accepts."
-            ) from err
-        tensors = [t for t in tensors_of(output) if t.grad_fn is not None]
-        if not tensors:
-            raise CompressionError(
-                "The model was traced and none of its outputs depends on a parameter, so no width "
-                "can change. Give a network with Linear or convolution layers."
-            )
-        return tensors
-
-    graph = tp.DependencyGraph().build_dependency(network, args, forward_fn=forward, verbose=False)
-    for node in graph.module2node.values():
-        if isinstance(node.module, ops._ConcatOp):
-            _map_concatenation(node)
-        elif isinstance(node.module, ops._ReshapeOp) and node.inputs:
-            _map_reshape(node)
-    return graph
-
-
-def _map_concatenation(node: Any) -> None:
-    """Set the channel offsets of a concatenation from the shapes that autograd recorded.
-
-    torch-pruning infers them from the layers around, which fails before and after a flatten.
-    """
-    sources = node.grad_fn.next_functions
-    if len(_shape(node.grad_fn)) < 2 or len(sources) != len(node.inputs):
-        return  # refused by _check_concatenation
-    node.type = ops.OPTYPE.ELEMENTWISE  # so that torch-pruning does not infer again
-    start = 0
-    done: list[Any] = []
-    for source, (gradient, slot) in zip(node.inputs, sources, strict=True):
-        offset = (start, start + _shape(gradient, slot)[1])
-        start = offset[1]
-        _map_link(node, source, 1, partial(_ConcatIndexMapping, offset), done)
-
-
-def _map_reshape(node: Any) -> None:
-    """Set how many positions a flatten makes of a channel from the recorded shapes."""
-    before, after = _shape(*node.grad_fn.next_functions[0]), _shape(node.grad_fn)
-    stride = math.prod(before[2:]) if _flattens(before, after) else 1
-    node.type = ops.OPTYPE.ELEMENTWISE
-    if stride > 1:
-        _map_link(node, node.inputs[0], 0, partial(_FlattenIndexMapping, stride), [])
-    else:
-        _map_link(node, node.inputs[0], 0, lambda reverse: None, [])
-
-
-def _map_link(
-    node: Any, source: Any, place: int, make: Callable[..., Any], done: list[Any]
-) -> None:
-    """Put an index mapping on the first link not yet done between two nodes, in both directions."""
-    for owner, target, reverse in ((node, source, True), (source, node, False)):
-        for link in owner.dependencies:
-            if link.target is target and not any(link is other for other in done):
-                link.index_mapping[place] = make(reverse=reverse)
-                done.append(link)
+            if evaluate(check.size, count_of) != left[id(check.labels)]:
+                where = check.where or "the model itself"
+                yield units, f"the code of {where!r} needs a size that does not follow"
                 break
 
 
-def _flattens(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-    return len(before) > 2 and len(after) == 2 and before[0] == after[0]
+def _axes_of(check: Check, traced: Trace) -> Iterator[Tensor]:
+    yield check.labels
+    for leaf in leaves_of(check.size):
+        labels = traced.bindings.get(leaf) if isinstance(leaf, Attribute) else leaf
+        if labels is not None:
+            yield labels
 
 
-def _shape(gradient: Any, slot: int = 0) -> tuple[int, ...]:
-    """Shape of the tensor that an autograd node produced in the forward pass."""
-    return tuple(gradient._input_metadata[slot].shape)
+def _choose_sides(traced: Trace, families: _Families) -> bool:
+    """Where a dimension is heads times channels, let whole heads go; tell if there was one."""
+    for parts in families.parts.values():
+        if len(parts) > 1:
+            pairs = (parts[0] > 0) & torch.stack(parts[1:]).any(0)
+            if pairs.any():
+                heads = parts[0][pairs]
+                inner = torch.cat([part[pairs] for part in parts[1:]])
+                chosen = heads if len(heads.unique()) < 2 else inner
+                traced.coupling.pin(chosen, "whole heads go, and their channels stay")
+                return True
+    return False
 
 
-def _roots(graph: tp.DependencyGraph, names: Mapping[nn.Module, str]) -> Iterator[nn.Module]:
-    order = {module: i for i, module in enumerate(names)}
-    layers = [m for m in graph.module2node if isinstance(m, nn.Module) and m in order]
-    for module in sorted(layers, key=order.__getitem__):
-        if isinstance(module, (*_MIXING, nn.modules.conv._ConvNd)) and not is_depthwise(module):
-            yield module
+class _Reader:
+    """Turns families of labels into groups of named dimensions."""
 
+    def __init__(self, network: nn.Module, traced: Trace, families: _Families) -> None:
+        self.network, self.traced, self.families = network, traced, families
+        tensors = [*network.named_parameters(), *network.named_buffers()]
+        self.order = {name: i for i, (name, _) in enumerate(tensors)}
+        self.parameters = dict(network.named_parameters())
+        self.weights = {id(p): name for name, p in network.named_parameters()}
+        self.names: dict[int, str] = {}
 
-def _tied_modules(network: nn.Module) -> set[nn.Module]:
-    owners: dict[int, list[nn.Module]] = defaultdict(list)
-    for module in network.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners[id(parameter)].append(module)
-    return {module for modules in owners.values() if len(modules) > 1 for module in modules}
-
-
-def _read_group(
-    graph: tp.DependencyGraph,
-    root: nn.Module,
-    names: Mapping[nn.Module, str],
-    tied: set[nn.Module],
-) -> ChannelGroup:
-    pruner = graph.get_pruner_of_module(root)
-    width = pruner.get_out_channels(root)
-    _check_reach(graph, graph.module2node[root], pruner.prune_out_channels, names, tied)
-    try:
-        items = graph.get_pruning_group(root, pruner.prune_out_channels, list(range(width)))
-    except Exception as err:
-        raise _NotPrunableError(f"torch-pruning cannot follow its channels ({err})") from err
-    layers: list[Reached] = []
-    for item in items:
-        node, handler = item.dep.target, item.dep.handler
-        if node.module in names:
-            if isinstance(node.module, nn.PReLU) and node.module.num_parameters == 1:
-                continue  # one slope for all channels
-            dim = _check_layer(graph, node, handler, names, tied)
-            layers.append((node.module, dim, item.idxs, item.root_idxs))
-        else:
-            _check_operation(node)
-    units = _units(width, layers)
-    members = tuple(
-        Member(names[reached[0]], reached[1], _positions(reached, names, units))
-        for reached in layers
-    )
-    if len(units) < 2:
-        raise _NotPrunableError("it has one channel, or one per group of a grouped convolution")
-    return ChannelGroup(names[root], len(units), members)
-
-
-def _check_reach(
-    graph: tp.DependencyGraph,
-    root: Any,
-    prune: Any,
-    names: Mapping[nn.Module, str],
-    tied: set[nn.Module],
-) -> None:
-    """Refuse a group that meets something unknown before its channels are followed.
-
-    torch-pruning follows lists of channels, and in the reshapes of an attention these grow without
-    bound. This walk follows layers alone. It does not go back from a concatenation into its other
-    sources, which have channels of their own.
-    """
-    seen, stack = {(root, prune)}, [(root, prune)]
-    while stack:
-        node, trigger = stack.pop()
-        for link in node.dependencies:
-            step = (link.target, link.handler)
-            goes_back = isinstance(node.module, ops._ConcatOp) and link.target in node.inputs
-            if step in seen or goes_back or not link.is_triggered_by(trigger):
+    def grouping(self) -> Grouping:
+        reached: dict[int, dict[tuple[str, str], list[list[int]]]] = defaultdict(dict)
+        for name in sorted(self.traced.tensors, key=self.order.__getitem__):
+            for dim, labels in enumerate(self.traced.tensors[name]):
+                for family, positions in self._positions(labels):
+                    layer, place, spread = named_dimension(self.network, name, dim)
+                    own = [[i for p in unit for i in spread(p)] for unit in positions]
+                    reached[family].setdefault((layer, place), own)
+        for attribute, labels in self.traced.bindings.items():
+            suffix = "" if attribute.index is None else f"[{attribute.index}]"
+            for family, positions in self._positions(labels):
+                reached[family][attribute.module, f"@{attribute.name}{suffix}"] = positions
+        groups = []
+        small = {}
+        for family, members in reached.items():
+            group = self._group(members)
+            if group.width < 2:
+                small[group.name] = "it has one channel, or one per group of a grouped convolution"
                 continue
-            if link.target.module in names:
-                _check_layer(graph, link.target, link.handler, names, tied)
-            else:
-                _check_operation(link.target)
-            seen.add(step)
-            stack.append(step)
+            self.names[family] = group.name
+            groups.append(group)
+        return Grouping(
+            groups=tuple(groups),
+            left_alone={**self._left_alone(), **small},
+            shapes={
+                name: tuple(self._axis(labels) for labels in axes)
+                for name, axes in self.traced.tensors.items()
+                if name in self.parameters
+            },
+            works=tuple(
+                Work(w.module, w.coefficient, tuple(self._axis(v) for v in w.dims))
+                for w in self.traced.works
+            ),
+            units={name: self.families.labels[f] for f, name in self.names.items()},
+            trace=self.traced,
+        )
+
+    def _positions(self, labels: Tensor) -> Iterator[tuple[int, list[list[int]]]]:
+        """Yield each family on a dimension with the positions of each of its units."""
+        for part in self.traced.coupling.parts(labels):
+            family = self.families.of[part]
+            for index in family[family >= 0].unique().tolist():
+                places: dict[int, list[int]] = {u: [] for u in self.families.labels[index].tolist()}
+                for position in (family == index).nonzero().squeeze(1).tolist():
+                    places[int(part[position])].append(position)
+                yield index, list(places.values())
+
+    def _axis(self, labels: Tensor) -> Axis:
+        groups = []
+        for part in self.traced.coupling.parts(labels):
+            family = self.families.of[part]
+            found, counts = family[family >= 0].unique(return_counts=True)
+            for index, count in zip(found.tolist(), counts.tolist(), strict=True):
+                if index in self.names:
+                    units = len(self.families.labels[index])
+                    groups.append((self.names[index], count // units))
+        return Axis(len(labels), tuple(groups))
 
 
-def _check_layer(
-    graph: tp.DependencyGraph,
-    node: Any,
-    handler: Any,
-    names: Mapping[nn.Module, str],
-    tied: set[nn.Module],
-) -> Dim:
-    module, name = node.module, names[node.module]
-    kind = type(module).__name__
-    if not is_cuttable(module):
-        raise _NotPrunableError(f"its channels reach {name!r} ({kind}), which keeps its width")
-    if module in tied:
-        raise _NotPrunableError(f"its channels reach {name!r}, which shares a parameter")
-    pruner = graph.get_pruner_of_module(module)
-    dim: Dim = "out" if handler == pruner.prune_out_channels else "in"
-    if dim == "out" and not node.outputs and type(module) in _MIXING:
-        raise _NotPrunableError("its width is the network's output")
-    return dim
+    def _group(self, members: Mapping[tuple[str, str], list[list[int]]]) -> ChannelGroup:
+        """Make a group, the first layer that produces its channels first."""
+        keys = sorted(members, key=lambda key: not self._produces(*key))
+        modules = [type(self.network.get_submodule(layer)).__name__ for layer, _ in keys]
+        name, dim = keys[0]
+        return ChannelGroup(
+            name=name if dim == "out" else f"{name}.{dim}".lstrip("."),
+            width=len(members[keys[0]]),
+            members=tuple(Member(*key, tuple(map(tuple, members[key]))) for key in keys),
+            kind=" ".join(sorted(f"{m}:{k[1]}" for m, k in zip(modules, keys, strict=True))),
+        )
+
+    def _produces(self, layer: str, dim: str) -> bool:
+        module = self.network.get_submodule(layer)
+        return dim in ("out", "weight:0") and isinstance(module, _PRODUCERS)
+
+    def _left_alone(self) -> dict[str, str]:
+        reasons: dict[str, str] = {}
+        for name, module in self.network.named_modules():
+            weight = module._parameters.get("weight")
+            if not isinstance(module, _PRODUCERS) or weight is None:
+                continue
+            key = self.weights.get(id(weight))
+            if key not in self.traced.tensors:
+                reasons[name] = "the forward pass does not reach it"
+                continue
+            axis = 1 if isinstance(module, _TRANSPOSED) else 0
+            labels = self.traced.tensors[key][axis]
+            if not any(part.any() for part in self.traced.coupling.parts(labels)):
+                reason = self.traced.coupling.reason(labels)
+                reasons[name] = reason or "it has one channel"
+        return reasons
 
 
-def _check_operation(node: Any) -> None:
-    module, gradient = node.module, node.grad_fn
-    if isinstance(module, nn.Parameter):
-        raise _NotPrunableError("its channels meet a parameter that belongs to no layer")
-    if isinstance(module, ops._OutputOp):
-        raise _NotPrunableError("its width is the network's output")
-    if isinstance(module, ops._ReshapeOp):
-        return _check_reshape(node)
-    name = gradient.name().rstrip("0123456789").removesuffix("Backward") if gradient else "Unknown"
-    if isinstance(module, ops._ConcatOp):
-        return _check_concatenation(node)
-    if isinstance(module, ops._ElementWiseOp):
-        if name in _ELEMENTWISE:
-            return _check_reduction(name, gradient)
-        if name in _INSIDE_LINEAR and any(type(n.module) in _MIXING for n in node.outputs):
-            return None
-    raise _NotPrunableError(f"its channels meet the operation {name}, whose channels are not known")
-
-
-def _check_concatenation(node: Any) -> None:
-    dim = node.grad_fn._saved_dim
-    axis = dim - 2**64 if dim >= 2**63 else dim  # a negative dim is saved as unsigned
-    if axis % len(_shape(node.grad_fn)) != 1:
-        raise _NotPrunableError(f"its channels meet a concatenation along axis {axis}")
-    sources = [f for f, _ in node.grad_fn.next_functions]
-    if any(f is None or "AccumulateGrad" in f.name() for f in sources):
-        raise _NotPrunableError("its channels are concatenated with an input of the network")
-
-
-def _check_reshape(node: Any) -> None:
-    if not node.inputs and all(isinstance(n.module, nn.PReLU) for n in node.outputs):
-        return  # its slopes, which are a member of the group
-    before = _shape(*node.grad_fn.next_functions[0]) if node.inputs else ()
-    after = _shape(node.grad_fn)
-    keeps_axis = len(before) > 1 and len(after) > 1 and before[1] == after[1]
-    joins_tokens = bool(before) and before[-1] == after[-1] and min(len(before), len(after)) == 2
-    if not (keeps_axis or _flattens(before, after) or joins_tokens):
-        raise _NotPrunableError(f"its channels meet a reshape of {before} into {after}")
-
-
-def _check_reduction(name: str, gradient: Any) -> None:
-    if name not in ("Mean", "Sum", "Amax") or not hasattr(gradient, "_saved_dim"):
-        return
-    sizes = _shape(*gradient.next_functions[0])
-    dims = gradient._saved_dim
-    for dim in dims if isinstance(dims, tuple | list) else (dims,):
-        axis = dim - 2**64 if dim >= 2**63 else dim
-        if len(sizes) >= 4 and axis % len(sizes) == 1:
-            raise _NotPrunableError("its channels are reduced to one")
-
-
-def _units(width: int, layers: Sequence[Reached]) -> list[list[int]]:
-    """Join channels that a grouped convolution can only lose together: one of every group."""
-    leader = list(range(width))
-
-    def find(i: int) -> int:
-        while leader[i] != i:
-            i = leader[i]
-        return i
-
-    for module, dim, idxs, roots in layers:
-        if type(module) not in _MIXING or is_depthwise(module) or getattr(module, "groups", 1) == 1:
-            continue
-        geometry = LayerGeometry.of(module)
-        size = geometry.out_width if dim == "out" else geometry.in_width
-        if len(idxs) != size:
-            raise _NotPrunableError("a grouped convolution reads it together with other channels")
-        per_group = size // geometry.groups
-        first: dict[int, int] = {}
-        for index, root in zip(idxs, roots, strict=True):
-            leader[find(root)] = find(first.setdefault(index % per_group, root))
-    units: dict[int, list[int]] = defaultdict(list)
-    for channel in range(width):
-        units[find(channel)].append(channel)
-    return list(units.values())
-
-
-def _positions(
-    reached: Reached, names: Mapping[nn.Module, str], units: list[list[int]]
-) -> tuple[tuple[int, ...], ...]:
-    module, dim, idxs, roots = reached
-    geometry = LayerGeometry.of(module)
-    size = geometry.out_width if dim == "out" else geometry.in_width
-    by_root: dict[int, list[int]] = defaultdict(list)
-    for index, root in zip(idxs, roots, strict=True):
-        by_root[root].append(index)
-    if len(set(idxs)) != len(idxs) or max(idxs) >= size:
-        raise _NotPrunableError(f"its channels do not fit {names[module]!r}")
-    positions = tuple(tuple(sorted(i for r in unit for i in by_root[r])) for unit in units)
-    if len(Counter(len(p) for p in positions)) != 1 or not positions[0]:
-        raise _NotPrunableError(f"its channels reach {names[module]!r} unevenly")
-    return positions
-
-
-def cut_(layer: nn.Module, dim: Dim, removed: Sequence[int]) -> None:
-    """Remove channels of one layer in place; whether its parameters train stays as it was.
-
-    Args:
-        layer: A Linear, a convolution, a BatchNorm or a PReLU.
-        dim: Which dimension loses channels.
-        removed: Indices along it.
-    """
-    trains = {name: p.requires_grad for name, p in layer.named_parameters(recurse=False)}
-    kind = ops.module2type(layer)
-    if isinstance(layer, nn.modules.conv._ConvNd) and not is_depthwise(layer):
-        kind = ops.OPTYPE.CONV  # torch-pruning takes out_channels == groups for depthwise
-    pruner = tp.pruner.function.PrunerBox[kind]
-    prune = pruner.prune_out_channels if dim == "out" else pruner.prune_in_channels
-    prune(layer, list(removed))
-    for name, parameter in layer.named_parameters(recurse=False):
-        parameter.requires_grad_(trains[name])
+def layer_axes(layer: nn.Module, weight: tuple[Axis, ...] | None) -> tuple[Axis, Axis]:
+    """Return the (out, in) dimensions of a Linear or convolution from those of its weight."""
+    geometry = LayerGeometry.of(layer)
+    if weight is None:
+        return Axis(geometry.out_width), Axis(geometry.in_width)
+    out, in_ = weight[:2]
+    if geometry.groups == 0:
+        return out, out
+    groups = max(geometry.groups, 1)
+    return out, Axis(in_.size * groups, tuple((name, n * groups) for name, n in in_.groups))

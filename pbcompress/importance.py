@@ -1,7 +1,5 @@
 """How much each unit of a channel group matters."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -25,24 +23,26 @@ def unit_scores(model: nn.Module, group: ChannelGroup) -> Tensor:
     """
     total = torch.zeros(group.width, dtype=torch.float64)
     for member in group.members:
-        layer = model.get_submodule(member.layer)
-        weight = getattr(layer, "weight", None)
-        if weight is None:
+        by_channel = _energy(model.get_submodule(member.layer), member)
+        if by_channel is None:
             continue
-        by_channel = _energy(layer, weight.detach().cpu().double(), member)
-        energy = torch.stack([by_channel[list(p)].sum() for p in member.positions])
+        energy = by_channel[torch.tensor(member.positions)].sum(1)
         mean = energy.mean()
         if mean > 0:
             total += energy / mean
     return total / total.mean() if total.mean() > 0 else torch.ones_like(total)
 
 
-def _energy(layer: nn.Module, weight: Tensor, member: Member) -> Tensor:
-    squares = (
-        weight.square().reshape(*weight.shape[:2], -1) if weight.dim() > 1 else weight.square()
-    )
-    if member.dim == "out" or is_depthwise(layer):
-        return squares.flatten(1).sum(1) if squares.dim() > 1 else squares
-    groups = getattr(layer, "groups", 1)
-    by_group: Sequence[Tensor] = squares.flatten(2).sum(2).chunk(groups, dim=0)
-    return torch.cat([block.sum(0) for block in by_group])
+def _energy(layer: nn.Module, member: Member) -> Tensor | None:
+    """Return the sum of squared weights at every position of a dimension."""
+    name, _, axis = member.dim.partition(":")
+    if member.dim in ("out", "in"):
+        name, axis = "weight", "0" if member.dim == "out" else "1"
+    weight = layer._parameters.get(name)
+    if weight is None:
+        return None  # a buffer, or an attribute
+    squares = weight.detach().cpu().double().square()
+    groups = int(getattr(layer, "groups", 1)) if member.dim == "in" else 1
+    if groups > 1 and not is_depthwise(layer):  # an input of a grouped convolution has one block
+        return torch.cat([b.flatten(2).sum((0, 2)) for b in squares.chunk(groups)])
+    return squares.movedim(int(axis), 0).flatten(1).sum(1) if squares.dim() > 1 else squares

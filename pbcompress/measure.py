@@ -19,7 +19,7 @@ from pbcompress.surgery import (
     single_sample,
 )
 
-__all__ = ["LayerCost", "ModelCost", "measure"]
+__all__ = ["LayerCost", "ModelCost", "input_shapes", "measure"]
 
 
 @dataclass(frozen=True)
@@ -144,12 +144,12 @@ def measure(model: nn.Module, example_inputs: object) -> ModelCost:
         params=parameter_count(network),
         flops=int(by_module[""]),
         uncounted_ops=uncounted,
-        input_shapes=_shapes(call),
+        input_shapes=input_shapes(call),
         by_layer=_layers(network, flops),
     )
 
 
-def _shapes(call: Call) -> dict[str, tuple[int, ...]]:
+def input_shapes(call: Call) -> dict[str, tuple[int, ...]]:
     """Name every tensor by position or name; one inside a dict or list also by its place there."""
     args, kwargs = call
     named = {**{str(i): a for i, a in enumerate(args)}, **kwargs}

@@ -9,31 +9,33 @@ from typing import Any
 import torch
 from torch import nn
 
-from pbcompress.allocation import CostModel, Widths, allocate, narrowest
+from pbcompress.allocation import Bounds, allocate, narrowest
 from pbcompress.config import Budget, CompressConfig
-from pbcompress.cuts import LayerCut, check_cuts, cut_all_, layer_width, proof_failure
+from pbcompress.costs import CostModel, Widths, model_cost, parameter_costs, work_costs
+from pbcompress.cuts import LayerCut, check_cuts, cut_all_
 from pbcompress.dendrite import attach_dendrites_
 from pbcompress.errors import CompressionError, TargetUnreachableError
 from pbcompress.forms import growable_layers, set_params
 from pbcompress.geometry import LayerGeometry
-from pbcompress.grouping import ChannelGroup, Dim, Grouping, find_groups
+from pbcompress.grouping import Axis, Grouping, find_groups, layer_axes
 from pbcompress.importance import unit_scores
-from pbcompress.measure import ModelCost, measure
+from pbcompress.measure import ModelCost, input_shapes, measure
+from pbcompress.proof import proof_failure
+from pbcompress.slicing import dimension_size
 from pbcompress.surgery import (
     Call,
     as_call,
     copy_model,
     device_of,
     matches,
-    parameter_count,
     single_sample,
     to_device,
 )
 
 __all__ = ["LayerCut", "WidthPlan", "plan_widths", "resolve_target", "shrink", "shrink_"]
 
-FLOPS_GOAL = 0.97
-FLOPS_TRIALS = 12
+Removed = Mapping[str, Sequence[int]]  # units, by the name of their group
+FLOPS_TRIALS = 6
 
 
 @dataclass(frozen=True)
@@ -164,139 +166,169 @@ def plan_widths(
             "plan_widths was called with a model whose lazy layers have no shape yet. Run one "
             "forward pass on it first."
         )
-    cost_before = measure(model, example_inputs)
-    target, max_flops = resolve_target(target_params, cost_before)
     device = device_of(model)
     call = to_device(single_sample(as_call(example_inputs)), device)
-    planner = _Planner(model, example_inputs, call, config, cost_before)
-    plan = planner.plan(target)
-    return plan if max_flops is None else planner.plan_within(plan, max_flops)
+    planner = _Planner(model, call, config)
+    params, flops = resolve_target(target_params, planner.cost_before)
+    plan = planner.plan(params, flops)
+    return plan if flops is None or not plan.grow else _with_room(planner, plan, flops)
+
+
+def _with_room(planner: "_Planner", plan: WidthPlan, flops: int) -> WidthPlan:
+    """Return a plan whose network keeps to ``flops`` with its dendrites grown, as measured."""
+    params, bound = plan.target_params, flops
+    for _ in range(FLOPS_TRIALS):
+        grown = _grown_flops(planner, plan)
+        if grown <= flops:
+            return replace(plan, target_params=params)
+        bound = bound * flops // grown
+        plan = planner.plan(params, bound)
+    raise TargetUnreachableError(
+        f"A target of {flops:,} FLOPs was asked for, dendrites included; the smallest network that "
+        f"was found has {grown:,}. Ask for more FLOPs, or for cheaper dendrites.",
+        smallest=None,
+    )
+
+
+def _grown_flops(planner: "_Planner", plan: WidthPlan) -> int:
+    dendrites = planner.config.dendrites
+    grown = shrink(planner.model, plan)
+    for _ in range(dendrites.max_sets):
+        attach_dendrites_(grown, dendrites, layers=plan.grow)
+    args, kwargs = planner.call
+    return measure(grown, kwargs or args).flops
 
 
 class _Planner:
     """Plans for one model; remembers the groups that a proof has excluded."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        example_inputs: object,
-        call: Call,
-        config: CompressConfig,
-        cost_before: ModelCost,
-    ) -> None:
-        self.model, self.example_inputs, self.call = model, example_inputs, call
-        self.config, self.cost_before = config, cost_before
-        self.grouping = _without_kept(model, find_groups(model, call), config.width.keep)
+    def __init__(self, model: nn.Module, call: Call, config: CompressConfig) -> None:
+        self.model, self.call, self.config = model, call, config
+        self.network: nn.Module | None = copy_model(model).eval()  # a proof uses it up
+        self.grouping = _without_kept(
+            model, find_groups(self.network, self.call), config.width.keep
+        )
+        self.cost_before = self.cost([g.width for g in self.grouping.groups])
 
-    def _prove(self, target: int) -> tuple["_Search", Widths | None, tuple[LayerCut, ...]]:
-        """Return proven cuts: for a target, or if there are none (widths None) the narrowest."""
+    def cost(self, widths: Widths) -> ModelCost:
+        """Return the predicted cost at other widths."""
+        return model_cost(self.model, self.grouping, widths, input_shapes(self.call))
+
+    def plan(self, params: int, flops: int | None) -> WidthPlan:
+        """Return a proven plan that keeps to the bounds."""
         while True:
             search = _Search(self.model, self.grouping, self.config)
-            widths = search.solve(target)
-            steps = search.steps(search.narrowest() if widths is None else widths)
-            failure = proof_failure(self.model, steps, self.call)
+            widths = search.solve(params, flops)
+            trial = search.narrowest() if widths is None else widths
+            removed = search.removed(trial)
+            steps = _steps(self.model, self.grouping, removed)
+            failure = self._proof_failure(removed, steps)
             if failure is None:
-                return search, widths, steps
-            self.grouping = _without_guilty(self.model, self.grouping, self.call, failure)
-
-    def plan(self, target: int) -> WidthPlan:
-        """Return a proven plan for a number of parameters."""
-        search, widths, steps = self._prove(target)
+                break
+            self._drop_guilty(failure)
         if widths is None:
-            raise self._unreachable(search, f"{target:,} parameters")
-        small = copy_model(self.model)
-        cut_all_(small, steps)
+            raise self._unreachable(search, params, flops)
         return WidthPlan(
             steps=steps,
             cost_before=self.cost_before,
-            cost_after=measure(small, self.example_inputs),
-            target_params=target,
-            reserved_params=search.cost.reserved(widths),
+            cost_after=self.cost(widths),
+            target_params=params,
+            reserved_params=search.params.reserved(widths),
             grow=search.grow,
             left_alone=self.grouping.left_alone,
         )
 
-    def plan_within(self, plan: WidthPlan, max_flops: int) -> WidthPlan:
-        """Return ``plan``, or the plan for the largest parameter target that keeps to a bound."""
-        if self._flops(plan) <= max_flops:
-            return plan
-        target, high = plan.target_params, plan.target_params
-        search, _, _ = self._prove(0)
-        low = search.cost.total(search.narrowest())
-        best = self.plan(low)
-        if self._flops(best) > max_flops:
-            raise self._unreachable(search, f"{max_flops:,} FLOPs", self._flops(best))
-        for _ in range(FLOPS_TRIALS):
-            if self._flops(best) >= FLOPS_GOAL * max_flops or high - low < 2:
-                break
-            middle = (low + high) // 2
-            trial = self.plan(middle)
-            if self._flops(trial) <= max_flops:
-                low, best = middle, trial
-            else:
-                high = middle
-        return replace(best, target_params=target)
+    def _proof_failure(self, removed: Removed, steps: Sequence[LayerCut]) -> str | None:
+        network = self.network if self.network is not None else copy_model(self.model).eval()
+        self.network = None
+        traced = self.grouping.trace
+        gone = torch.zeros(traced.coupling.size, dtype=torch.bool)
+        for name, units in removed.items():
+            gone[self.grouping.units[name][units]] = True
+        return proof_failure(network, traced, gone, steps, self.call)
 
-    def _flops(self, plan: WidthPlan) -> int:
-        """FLOPs of the shrunk network with all the dendrites that the reserve is for."""
-        if not plan.grow:
-            return plan.cost_after.flops
-        grown = shrink(self.model, plan)
-        for _ in range(self.config.dendrites.max_sets):
-            attach_dendrites_(grown, self.config.dendrites, layers=plan.grow)
-        return measure(grown, self.example_inputs).flops
+    def _drop_guilty(self, failure: str) -> None:
+        """Leave alone the groups whose narrowing by one unit fails the proof."""
+        reasons = self._guilty([group.name for group in self.grouping.groups])
+        if not reasons:
+            raise CompressionError(
+                f"Each group of channels can be narrowed alone, but not all together: {failure}. "
+                "Name the layers to keep in WidthConfig.keep."
+            )
+        self.grouping = self.grouping.without(reasons)
+
+    def _guilty(self, names: Sequence[str]) -> dict[str, str]:
+        removed = {name: [0] for name in names}
+        failure = self._proof_failure(removed, _steps(self.model, self.grouping, removed))
+        if failure is None:
+            return {}
+        if len(names) == 1:
+            return {names[0]: failure}
+        half = len(names) // 2
+        found = {**self._guilty(names[:half]), **self._guilty(names[half:])}
+        return found or dict.fromkeys(names, failure)
 
     def _unreachable(
-        self, search: "_Search", asked: str, flops: int | None = None
+        self, search: "_Search", params: int, flops: int | None
     ) -> TargetUnreachableError:
-        smallest = search.cost.total(search.narrowest())
-        has = f"{smallest:,}" if flops is None else f"{smallest:,} parameters and {flops:,} FLOPs"
-        fixed = (
-            "; ".join(
-                f"{k or 'the model itself'}: {v}" for k, v in self.grouping.left_alone.items()
-            )
-            or "none"
+        widths = search.narrowest()
+        smallest = search.params.total(widths)
+        cost = self.cost(widths)
+        asked = (
+            f"{params:,} parameters"
+            if flops is None
+            else f"{params:,} parameters and {flops:,} FLOPs"
+        )
+        largest = max(cost.by_layer, key=lambda name: cost.by_layer[name].params)
+        fixed = "; ".join(
+            f"{k or 'the model itself'}: {v}" for k, v in self.grouping.left_alone.items()
         )
         return TargetUnreachableError(
-            f"A target of {asked} was asked for; the smallest reachable network has {has}. Ask "
-            "for at least that, or allow narrower layers (WidthConfig.max_ratio, min_width, "
-            f"round_to). Layers that keep their width: {fixed}.",
+            f"A target of {asked} was asked for; the smallest reachable network has {smallest:,} "
+            f"parameters and {search.flops.total(widths):,} FLOPs, most of them in "
+            f"{largest or 'the model itself'!r} ({cost.by_layer[largest].params:,}). Ask for at "
+            "least that, or allow narrower layers (WidthConfig.max_ratio, min_width, round_to). "
+            f"Layers that keep their width: {fixed or 'none'}.",
             smallest=smallest,
         )
 
 
 class _Search:
-    """One search for widths: the cost model of a model, a grouping and a configuration."""
+    """One search for widths: the cost models of a network, a grouping and a configuration."""
 
     def __init__(self, model: nn.Module, grouping: Grouping, config: CompressConfig) -> None:
-        self.grouping, self.config = grouping, config
+        self.model, self.grouping, self.config = model, grouping, config
         self.scores = [unit_scores(model, group) for group in grouping.groups]
         dendrites = config.dendrites
         reserve = dendrites.max_sets > 0 and dendrites.share not in ("auto", 0)
         self.grow = growable_layers(model, dendrites) if reserve else {}
-        names = {m.layer for g in grouping.groups for m in g.members} | set(self.grow)
-        self.layers = {name: layer for name, layer in model.named_modules() if name in names}
-        self.geometries = {name: LayerGeometry.of(layer) for name, layer in self.layers.items()}
-        inside = sum(g.params(g.out_width, g.in_width) for g in self.geometries.values())
-        self.base = parameter_count(model) - inside
-        self.cost = self._cost_model()
+        self.flops = CostModel(grouping.groups, work_costs(grouping))
+        self.params = self._parameters()
 
-    def _cost_model(self) -> CostModel:
-        reserve: dict[str, Callable[[int, int], int]] = {
-            name: partial(
-                set_params, self.geometries[name], config=self.config.dendrites, normalized=normed
+    def _parameters(self) -> CostModel:
+        reserve: dict[str, Callable[[int, int], int]] = {}
+        layers: dict[str, tuple[Axis, Axis]] = {}
+        for name, normed in self.grow.items():
+            layer = self.model.get_submodule(name)
+            geometry = LayerGeometry.of(layer)
+            reserve[name] = partial(
+                set_params, geometry, config=self.config.dendrites, normalized=normed
             )
-            for name, normed in self.grow.items()
-        }
-        return CostModel(self.grouping.groups, self.geometries, self.base, reserve)
+            layers[name] = layer_axes(layer, self.grouping.shapes.get(f"{name}.weight"))
+        terms = list(parameter_costs(self.model, self.grouping).values())
+        return CostModel(self.grouping.groups, terms, reserve, layers)
 
-    def solve(self, target: int) -> Widths | None:
+    def solve(self, params: int, flops: int | None) -> Widths | None:
         """Return widths, or None; layers whose dendrites are too dear stop growing."""
+        groups = self.grouping.groups
         while True:
-            widths = allocate(self.cost, self.scores, target, self.config.width)
+            bounds = Bounds([self.params], [params])
+            if flops is not None:
+                bounds = Bounds([self.params, self.flops], [params, flops])
+            widths = allocate(groups, bounds, self.scores, self.config.width)
             share = self.config.dendrites.share
             fits = widths is not None and (
-                not self.grow or self.cost.reserved(widths) <= float(share) * target
+                not self.grow or self.params.reserved(widths) <= float(share) * params
             )
             if widths is not None and fits:
                 return widths
@@ -305,34 +337,36 @@ class _Search:
             prices = widths or self.narrowest()
             dearest = max(
                 self.grow,
-                key=lambda name: self.cost.reserve[name](*self.cost.layer_widths(name, prices)),
+                key=lambda name: self.params.reserve[name](*self.params.layer_widths(name, prices)),
             )
             self.grow = {k: v for k, v in self.grow.items() if k != dearest}
-            self.cost = self._cost_model()
+            self.params = self._parameters()
 
     def narrowest(self) -> Widths:
         """Return the smallest widths that the configuration allows."""
         return narrowest(self.grouping.groups, self.config.width)
 
-    def steps(self, widths: Widths) -> tuple[LayerCut, ...]:
-        """Return the cuts that keep the best units of every group."""
-        removed: dict[tuple[str, Dim], list[int]] = {}
+    def removed(self, widths: Widths) -> Removed:
+        """Return the units that go: the least important of every group."""
+        removed = {}
         for group, scores, width in zip(self.grouping.groups, self.scores, widths, strict=True):
-            order = torch.argsort(scores, descending=True, stable=True).tolist()
-            for unit in order[width:]:
-                for member in group.members:
-                    removed.setdefault((member.layer, member.dim), []).extend(
-                        member.positions[unit]
-                    )
-        return tuple(
-            LayerCut(
-                layer,
-                dim,
-                tuple(sorted(indices)),
-                layer_width(self.layers[layer], dim),
-            )
-            for (layer, dim), indices in removed.items()
-        )
+            if width < group.width:
+                order = torch.argsort(scores, descending=True, stable=True).tolist()
+                removed[group.name] = order[width:]
+        return removed
+
+
+def _steps(model: nn.Module, grouping: Grouping, removed: Removed) -> tuple[LayerCut, ...]:
+    """Return the cuts that take the named units out."""
+    indices: dict[tuple[str, str], list[int]] = {}
+    for group in grouping.groups:
+        for unit in removed.get(group.name, ()):
+            for member in group.members:
+                indices.setdefault((member.layer, member.dim), []).extend(member.positions[unit])
+    return tuple(
+        LayerCut(layer, dim, tuple(sorted(gone)), dimension_size(model, layer, dim) or 0)
+        for (layer, dim), gone in indices.items()
+    )
 
 
 def _without_kept(model: nn.Module, grouping: Grouping, keep: tuple[str, ...]) -> Grouping:
@@ -345,38 +379,11 @@ def _without_kept(model: nn.Module, grouping: Grouping, keep: tuple[str, ...]) -
             )
     reasons = {}
     for group in grouping.groups:
-        kept = [m.layer for m in group.members if m.dim == "out" and matches(m.layer, keep)]
+        kept = [m.layer for m in group.members if m.dim != "in" and matches(m.layer, keep)]
         if kept:
             who = "it" if group.name in kept else f"{kept[0]!r}, whose channels go with its own"
             reasons[group.name] = f"WidthConfig.keep names {who}"
-    return _drop(grouping, reasons)
-
-
-def _drop(grouping: Grouping, reasons: Mapping[str, str]) -> Grouping:
-    groups = tuple(g for g in grouping.groups if g.name not in reasons)
-    return Grouping(groups, {**grouping.left_alone, **reasons})
-
-
-def _without_guilty(model: nn.Module, grouping: Grouping, call: Call, failure: str) -> Grouping:
-    """Leave alone every group whose narrowing by one unit fails the proof on its own."""
-    reasons = {}
-    for group in grouping.groups:
-        failed = proof_failure(model, _one_unit(model, group), call)
-        if failed is not None:
-            reasons[group.name] = failed
-    if not reasons:
-        raise CompressionError(
-            f"Each group of channels can be narrowed alone, but not all together: {failure}. Name "
-            "the layers to keep in WidthConfig.keep."
-        )
-    return _drop(grouping, reasons)
-
-
-def _one_unit(model: nn.Module, group: ChannelGroup) -> tuple[LayerCut, ...]:
-    return tuple(
-        LayerCut(m.layer, m.dim, m.positions[0], layer_width(model.get_submodule(m.layer), m.dim))
-        for m in group.members
-    )
+    return grouping.without(reasons)
 
 
 def shrink_(model: nn.Module, plan: WidthPlan | Sequence[LayerCut]) -> None:

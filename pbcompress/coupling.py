@@ -1,0 +1,209 @@
+"""Which positions of which dimensions must go together: unification of labels, vectorised.
+
+Every position of a dimension carries a label. Labels that were coupled stand for one unit, which
+is kept or lost as a whole. A label may be a pair of two others, where two axes were merged into
+one dimension (heads times channels): it is lost when either of them is. Label 0, and every label
+that was pinned, is never lost.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["Coupling", "Labels"]
+
+Labels = Tensor | None  # one label for each position; None: all of them are pinned
+
+
+class Coupling:
+    """A forest of labels with pairs, as in unification.
+
+    Example:
+        >>> units = Coupling()
+        >>> a, b = units.fresh(3), units.fresh(3)
+        >>> units.couple(a, b, "a sum")
+        >>> bool((units.resolve(a) == units.resolve(b)).all())
+        True
+        >>> units.pin(b[:1], "an output")
+        >>> units.resolve(a)[0].item(), units.reason(a)
+        (0, 'an output')
+    """
+
+    def __init__(self) -> None:
+        self._size = 1
+        self._parent = torch.zeros(1024, dtype=torch.long)
+        self._left = torch.zeros(1024, dtype=torch.long)  # 0: not a pair
+        self._right = torch.zeros(1024, dtype=torch.long)
+        self._pinned = torch.zeros(1024, dtype=torch.long)  # 0: free, else the reason's number
+        self._reasons = ["", ""]
+        self._pinned[0] = 1
+
+    @property
+    def size(self) -> int:
+        """Number of labels, label 0 included."""
+        return self._size
+
+    def fresh(self, count: int) -> Tensor:
+        """Return ``count`` new free labels."""
+        start, self._size = self._size, self._size + count
+        while self._size > len(self._parent):
+            for name in ("_parent", "_left", "_right", "_pinned"):
+                old: Tensor = getattr(self, name)
+                setattr(self, name, torch.cat([old, torch.zeros_like(old)]))
+        labels = torch.arange(start, self._size)
+        self._parent[labels] = labels
+        return labels
+
+    def _find(self, labels: Tensor) -> Tensor:
+        root = self._parent[labels]
+        while True:
+            above = self._parent[root]
+            if torch.equal(above, root):
+                self._parent[labels] = root
+                return root
+            root = above
+
+    def resolve(self, labels: Tensor) -> Tensor:
+        """Return each label's representative: 0 where pinned, else a free label or a free pair."""
+        root = self._find(labels)
+        root = root.masked_fill(self._pinned[root] > 0, 0)
+        left = self._left[root]
+        pairs = left.nonzero().squeeze(1)
+        if len(pairs) == 0:
+            return root
+        left, right = self.resolve(left[pairs]), self.resolve(self._right[root[pairs]])
+        inner = torch.where(left == 0, right, torch.where(right == 0, left, root[pairs]))
+        root[pairs] = torch.where(left == right, left, inner)
+        return root
+
+    def sides(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two parts of resolved labels: a free label is its own left, 0 its right."""
+        left, right = self._left[labels], self._right[labels]
+        is_pair = left > 0
+        return (
+            torch.where(is_pair, self.resolve(left), labels),
+            torch.where(is_pair, self.resolve(right), torch.zeros_like(labels)),
+        )
+
+    def parts(self, labels: Tensor) -> list[Tensor]:
+        """Return the free labels that each position consists of, 0 where there are fewer."""
+        labels = self.resolve(labels)
+        if not (self._left[labels] > 0).any():
+            return [labels]
+        left, right = self.sides(labels)
+        return self.parts(left) + self.parts(right)
+
+    def pin(self, labels: Labels, reason: str) -> None:
+        """Keep the units of ``labels`` for good; the first reason stays."""
+        if labels is None:
+            return
+        labels = self.resolve(labels)
+        labels = labels[labels > 0]
+        if len(labels):
+            self._reasons.append(reason)
+            while len(labels):
+                self._pinned[labels] = len(self._reasons) - 1
+                left, right = self._left[labels], self._right[labels]
+                labels = torch.cat([left[left > 0], right[right > 0]])
+                labels = self._find(labels)
+                labels = labels[self._pinned[labels] == 0]
+
+    def reason(self, labels: Tensor) -> str:
+        """Return why one of ``labels`` is pinned, "" if none is."""
+        found = self._pinned[self._find(labels)]
+        found = found[found > 0]
+        return self._reasons[int(found.max())] if len(found) else ""
+
+    def couple(self, a: Labels, b: Labels, reason: str) -> None:
+        """Make the units at equal positions one; where one side is pinned, both are."""
+        if a is None or b is None:
+            return self.pin(a if b is None else b, reason)
+        given_a, given_b = torch.broadcast_tensors(a, b)
+        while True:
+            a, b = self.resolve(given_a), self.resolve(given_b)
+            differ = a != b
+            if not differ.any():
+                return None
+            given_a, given_b, a, b = given_a[differ], given_b[differ], a[differ], b[differ]
+            fixed = (a == 0) | (b == 0)
+            if fixed.any():
+                known = self.reason(torch.cat([given_a[fixed], given_b[fixed]]))
+                self.pin(torch.cat([a[fixed], b[fixed]]), known or reason)
+                continue
+            self._link(a, b, reason)
+
+    def _link(self, a: Tensor, b: Tensor, reason: str) -> None:
+        """Join free, different, resolved labels; pairs are the roots of what they equal."""
+        pair_a, pair_b = self._left[a] > 0, self._left[b] > 0
+        both = pair_a & pair_b
+        if both.any():
+            (la, ra), (lb, rb) = self.sides(a[both]), self.sides(b[both])
+            crossed = (la == rb) | (ra == lb)
+            lb, rb = torch.where(crossed, rb, lb), torch.where(crossed, lb, rb)
+            self.couple(la, lb, reason)
+            self.couple(ra, rb, reason)
+        for whole, part in ((a[pair_a], b[pair_a]), (b[pair_b], a[pair_b])):
+            left, right = self.sides(whole)
+            self.pin(right[left == part], reason)  # a unit that is part of itself
+            self.pin(left[right == part], reason)
+        a, b = self._find(a), self._find(b)
+        leaf = len(self._parent)
+        rank_a = a + leaf * (self._left[a] == 0)
+        rank_b = b + leaf * (self._left[b] == 0)
+        low, high = torch.where(rank_a < rank_b, a, b), torch.where(rank_a < rank_b, b, a)
+        free = (self._pinned[a] == 0) & (self._pinned[b] == 0)
+        self._parent[high[free]] = low[free]
+
+    def merge(self, a: Labels, rows: int, b: Labels, columns: int) -> Labels:
+        """Return the labels of an axis that two adjacent axes were flattened into."""
+        if a is None and b is None:
+            return None
+        left = self.resolve(a) if a is not None else torch.zeros(rows, dtype=torch.long)
+        right = self.resolve(b) if b is not None else torch.zeros(columns, dtype=torch.long)
+        left = left[:, None].expand(rows, columns).reshape(-1)
+        right = right[None, :].expand(rows, columns).reshape(-1)
+        merged = torch.where(left == 0, right, left)
+        both = ((left > 0) & (right > 0)).nonzero().squeeze(1)
+        if len(both):
+            pairs = self.fresh(len(both))
+            self._left[pairs], self._right[pairs] = left[both], right[both]
+            merged[both] = pairs
+        return merged
+
+    def split(self, labels: Labels, rows: int, columns: int, reason: str) -> tuple[Labels, Labels]:
+        """Return the labels of the two axes that one axis is unflattened into."""
+        if labels is None:
+            return None, None
+        if rows == 1 or columns == 1:
+            return (None, labels) if rows == 1 else (labels, None)
+        outer: Labels = None
+        inner: Labels = None
+        rest: list[Tensor] = []
+        for part in self.parts(labels):
+            grid = part.view(rows, columns)
+            if not part.any():
+                continue
+            if torch.equal(grid, grid[:, :1].expand_as(grid)):
+                outer = self._both(outer, grid[:, 0])
+            elif torch.equal(grid, grid[:1].expand_as(grid)):
+                inner = self._both(inner, grid[0])
+            else:
+                rest.append(part)
+        if len(rest) == 1 and outer is None and inner is None:
+            outer, inner = self.fresh(rows), self.fresh(columns)
+            self.couple(rest[0], self.merge(outer, rows, inner, columns), reason)
+            return outer, inner
+        for part in rest:
+            self.pin(part, reason)
+        return outer, inner
+
+    def _both(self, a: Labels, b: Tensor) -> Tensor:
+        """Return labels that are lost when either of two at the same position is."""
+        if a is None:
+            return b
+        both = ((a > 0) & (b > 0)).nonzero().squeeze(1)
+        joined = torch.where(a == 0, b, a)
+        if len(both):
+            pairs = self.fresh(len(both))
+            self._left[pairs], self._right[pairs] = a[both], b[both]
+            joined[both] = pairs
+        return joined

@@ -1,0 +1,236 @@
+"""The proof that a list of cuts is right: the sliced network computes what the original does."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pbcompress.cuts import LayerCut, cut_all_
+from pbcompress.surgery import Call, channel_axis, copy_model, map_tensors, seeded, tensors_of
+from pbcompress.tracing import Event, Trace
+
+__all__ = ["proof_failure"]
+
+BATCHES = (1, 2)
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-7}
+
+
+def proof_failure(
+    network: nn.Module, traced: Trace, gone: Tensor, steps: Sequence[LayerCut], call: Call
+) -> str | None:
+    """Return how ``network`` without the channels of ``steps`` is wrong, or None if it is right.
+
+    A sliced copy is held against the original in which everything that belongs to a removed
+    channel is zero, and in which an operation whose result depends on the number of channels (a
+    norm, a product of two activations) sees the others alone. They must agree in the outputs and
+    in what every reader of removed channels puts out. Both have disturbed weights, so that a layer
+    that starts at zero hides nothing. In training mode, where dropout draws differ, the sliced
+    copy need only run and keep the shapes.
+
+    Args:
+        network: A copy of the network before the cuts, in eval mode. It is used up.
+        traced: The structure that the cuts were read from.
+        gone: For every label of ``traced``, whether it is removed.
+        steps: The cuts.
+        call: One sample. It is run as it is, and repeated with random values for float inputs.
+    """
+    _disturb_(network)
+    sliced = copy_model(network)
+    try:
+        cut_all_(sliced, steps)
+    except Exception as err:
+        return f"its layers cannot be sliced ({_first_line(err)})"
+    _mask_(network, traced, gone)
+    reference = _Witness(network, steps, _Remaining(traced, gone))
+    candidate = _Witness(sliced, steps, None)
+    failure: str | None = None
+    for dtype, tolerance in TOLERANCE.items():
+        failure = _compared(reference, candidate, call, dtype, tolerance)
+        if failure is None:
+            return _training_failure(reference, candidate, call, dtype)
+    return failure
+
+
+def _compared(
+    reference: "_Witness", candidate: "_Witness", call: Call, dtype: torch.dtype, tolerance: float
+) -> str | None:
+    for copies in BATCHES:
+        try:
+            expected = reference.outputs(call, dtype, False, copies)
+        except _OtherPathError as err:
+            return str(err)
+        except Exception:
+            continue  # the original does not take this dtype or batch either
+        try:
+            found = candidate.outputs(call, dtype, False, copies)
+        except Exception as err:
+            return f"the forward pass fails without its channels ({_first_line(err)})"
+        failure = _difference(expected, found, tolerance)
+        if failure is not None:
+            return failure
+    return None
+
+
+def _training_failure(
+    reference: "_Witness", candidate: "_Witness", call: Call, dtype: torch.dtype
+) -> str | None:
+    try:
+        candidate.outputs(call, dtype, True, 2)
+    except Exception as err:
+        try:
+            reference.outputs(call, dtype, True, 2)
+        except Exception:
+            return None  # the original does not train on these inputs either
+        return f"the forward pass in training mode fails without its channels ({_first_line(err)})"
+    return None
+
+
+class _OtherPathError(Exception):
+    """The forward pass ran other operations than when it was traced."""
+
+
+class _Remaining(TorchDispatchMode):
+    """Lets operations that depend on the number of channels see only those that remain."""
+
+    def __init__(self, traced: Trace, gone: Tensor) -> None:
+        super().__init__()
+        self.names = {event.name for event in traced.events}
+        self.events = [self._with_places(event, traced, gone) for event in traced.events]
+        self.step = 0
+
+    @staticmethod
+    def _with_places(event: Event, traced: Trace, gone: Tensor) -> tuple[str, Any, Any]:
+        def places(axes: Sequence[tuple[int, int, Tensor]]) -> list[tuple[int, int, Tensor]]:
+            kept = [(i, d, ~_gone(traced, v, gone)) for i, d, v in axes]
+            return [(i, d, k) for i, d, k in kept if not k.all()]
+
+        return event.name, places(event.selects), places(event.scatters)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.removeprefix("aten::")
+        if name not in self.names:
+            return func(*args, **kwargs)
+        if self.step >= len(self.events) or self.events[self.step][0] != name:
+            raise _OtherPathError("the forward pass takes another path when it is run again")
+        _, selects, scatters = self.events[self.step]
+        self.step += 1
+        if not selects:
+            return func(*args, **kwargs)
+        given = list(args)
+        for place, dim, kept in selects:
+            index = kept.nonzero().squeeze(1).to(given[place].device)
+            given[place] = given[place].index_select(dim, index)
+        given = _fit(name, given)
+        result = func(*given, **kwargs)
+        results = [result] if isinstance(result, Tensor) else list(result)
+        for place, dim, kept in scatters:
+            index = kept.nonzero().squeeze(1).to(results[place].device)
+            shape = list(results[place].shape)
+            shape[dim] = len(kept)
+            full = results[place].new_zeros(shape)
+            results[place] = full.index_copy(dim, index, results[place])
+        return results[0] if isinstance(result, Tensor) else tuple(results)
+
+
+def _fit(name: str, args: list[Any]) -> list[Any]:
+    """Set the sizes among the arguments of a norm to those of its selected input."""
+    if name in ("native_layer_norm", "_fused_rms_norm"):
+        args[1] = [args[0].shape[-1]]
+    elif name == "native_group_norm":
+        args[0] = args[0].contiguous()
+        args[4] = args[0].shape[1]
+    return args
+
+
+def _gone(traced: Trace, labels: Tensor, gone: Tensor) -> Tensor:
+    return torch.stack([gone[part] for part in traced.coupling.parts(labels)]).any(0)
+
+
+def _mask_(network: nn.Module, traced: Trace, gone: Tensor) -> None:
+    """Set to zero whatever belongs to a removed channel."""
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    with torch.no_grad():
+        for name, axes in traced.tensors.items():
+            for axis, labels in enumerate(axes):
+                index = _gone(traced, labels, gone).nonzero().squeeze(1)
+                if len(index):
+                    tensors[name].index_fill_(axis, index.to(tensors[name].device), 0)
+
+
+class _Witness:
+    """Runs a copy and collects its outputs and those of the layers that read removed channels."""
+
+    def __init__(
+        self, network: nn.Module, steps: Sequence[LayerCut], remaining: _Remaining | None
+    ) -> None:
+        self.network, self.remaining = network, remaining
+        self.seen: list[Tensor] = []
+        is_cut = remaining is None
+        gone = {s.layer: s.removed for s in steps if s.dim == "out" and not is_cut}
+        for name in {s.layer: None for s in steps if s.dim == "in"}:
+            hook = partial(self._record, frozenset(gone.get(name, ())))
+            network.get_submodule(name).register_forward_hook(hook)
+
+    def _record(self, gone: frozenset[int], layer: nn.Module, _: object, output: Tensor) -> None:
+        axis = channel_axis(layer)
+        if gone:
+            kept = [i for i in range(output.shape[axis]) if i not in gone]
+            output = output.index_select(axis, torch.tensor(kept, device=output.device))
+        self.seen.append(output.clone())  # an activation may change it in place
+
+    def outputs(self, call: Call, dtype: torch.dtype, training: bool, copies: int) -> list[Tensor]:
+        """Return all tensors; training mode comes last, as it moves BatchNorm statistics."""
+
+        def change(t: Tensor) -> Tensor:
+            batch = torch.cat([t] * copies) if t.dim() else t
+            if not t.is_floating_point():
+                return batch
+            return batch.to(dtype) if copies == 1 else torch.randn_like(batch, dtype=dtype)
+
+        self.seen.clear()
+        self.network.train(training).to(dtype)
+        mode: Any = nullcontext()
+        if self.remaining is not None and not training:
+            mode, self.remaining.step = self.remaining, 0
+        with torch.no_grad(), seeded("proof", copies), mode:
+            args, kwargs = map_tensors(call, change)
+            output = self.network(*args, **kwargs)
+        return tensors_of(output) + self.seen
+
+
+def _disturb_(network: nn.Module) -> None:
+    with seeded("disturb"), torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.is_floating_point():
+                parameter.nan_to_num_(0, 0, 0)
+                size = parameter.abs().mean().clamp(min=0.01)
+                parameter.add_(torch.randn_like(parameter) * size)
+
+
+def _first_line(err: Exception) -> str:
+    return (str(err).splitlines() or [type(err).__name__])[0]
+
+
+def _difference(
+    expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float
+) -> str | None:
+    if [t.shape for t in expected] != [t.shape for t in found]:
+        return "the shape of the network's output depends on its channels"
+    for a, b in zip(expected, found, strict=True):
+        if not (a.is_floating_point() or a.is_complex()):
+            is_same = torch.equal(a, b)
+        else:  # where random inputs give no number, there is nothing to compare
+            finite = torch.isfinite(a)
+            scale = a[finite].abs().max().item() if finite.any() else 0.0
+            atol = tolerance * max(scale, 1e-12)
+            is_same = torch.allclose(a[finite], b[finite], rtol=0, atol=atol)
+        if not is_same:
+            return "the network mixes its channels in a way that slicing does not follow"
+    return None

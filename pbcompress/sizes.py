@@ -1,0 +1,125 @@
+"""Integers that remember where they come from, so that a size can be computed anew after a cut.
+
+While a network is traced, the sizes of its tensors and the integer attributes of its modules are
+such integers. What the forward pass computes from them (``channels // self.num_heads``) is one
+too. A size whose origin was lost is a plain int, and counts as a constant.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Attribute", "Count", "Size", "evaluate", "leaves_of"]
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An integer that a module holds, or one item of a tuple or list that it holds.
+
+    Attributes:
+        module: Dotted name.
+        name: Attribute name.
+        index: Place in the tuple or list, None for a plain attribute.
+    """
+
+    module: str
+    name: str
+    index: int | None = None
+
+
+Leaf = Tensor | Attribute  # the labels of a dimension, or an attribute
+Count = Callable[[Leaf, int], int]  # what a leaf is after a cut, given what it was
+
+
+class Size(int):
+    """An int with its origin: a leaf, or an operation on others.
+
+    Example:
+        >>> heads = Size(4, Attribute("attention", "num_heads"))
+        >>> width = 32 // heads
+        >>> width, evaluate(width, lambda leaf, was: was // 2)
+        (8, 16)
+    """
+
+    origin: Any
+    on_value: Callable[["Size"], None] | None
+
+    def __new__(
+        cls, value: int, origin: Any, on_value: Callable[["Size"], None] | None = None
+    ) -> "Size":
+        size = super().__new__(cls, value)
+        size.origin = origin
+        size.on_value = on_value
+        return size
+
+    def _derive(self, operation: str, left: Any, right: Any) -> Any:
+        value = getattr(int, operation)(int(left), int(right))
+        return Size(value, (operation, left, right), self.on_value)
+
+    def _seen(self) -> int:
+        """Tell the trace that the number itself matters, not only the shape it describes."""
+        if self.on_value is not None:
+            self.on_value(self)
+        return int.__int__(self)
+
+    def __float__(self) -> float:
+        return float(self._seen())
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._seen() / other
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return other / self._seen()
+
+    def __pow__(self, other: Any, modulo: None = None) -> Any:
+        return self._seen() ** other
+
+    def __hash__(self) -> int:
+        return int.__hash__(self)
+
+    def __deepcopy__(self, memo: object) -> int:
+        return int.__int__(self)
+
+    def __reduce__(self) -> Any:
+        return (int, (int.__int__(self),))
+
+
+def _binary(operation: str) -> None:
+    def forward(self: Size, other: Any) -> Any:
+        if type(other) not in (int, Size):
+            return getattr(self._seen(), operation)(other)
+        return self._derive(operation, self, other)
+
+    def reverse(self: Size, other: Any) -> Any:
+        if type(other) not in (int, Size):
+            return getattr(self._seen(), f"__r{operation[2:]}")(other)
+        return self._derive(operation, other, self)
+
+    setattr(Size, operation, forward)
+    setattr(Size, f"__r{operation[2:]}", reverse)
+
+
+for _operation in ("__add__", "__sub__", "__mul__", "__floordiv__", "__mod__"):
+    _binary(_operation)
+
+
+def evaluate(size: int, count: Count) -> int:
+    """Return what ``size`` would be if its leaves were what ``count`` says."""
+    if not isinstance(size, Size):
+        return size
+    if not isinstance(size.origin, tuple):
+        return count(size.origin, int.__int__(size))
+    operation, left, right = size.origin
+    a, b = evaluate(left, count), evaluate(right, count)
+    return int(getattr(int, operation)(a, b)) if b or "mod" not in operation else 0
+
+
+def leaves_of(size: int) -> list[Leaf]:
+    """Return the leaves that ``size`` was computed from."""
+    if not isinstance(size, Size):
+        return []
+    if not isinstance(size.origin, tuple):
+        return [size.origin]
+    return [leaf for part in size.origin[1:] for leaf in leaves_of(part)]
