@@ -245,6 +245,9 @@ class _Reader:
             if group.width < 2:
                 small[group.name] = "it has one channel, or one per group of a grouped convolution"
                 continue
+            if group.name in self.names.values():  # another part of the same layer
+                first = group.members[0].positions[0][0]
+                group = replace(group, name=f"{group.name}[{first}]")
             self.names[family] = group.name
             groups.append(group)
         return Grouping(
@@ -283,7 +286,6 @@ class _Reader:
                     units = len(self.families.labels[index])
                     groups.append((self.names[index], count // units))
         return Axis(len(labels), tuple(groups))
-
 
     def _group(self, members: Mapping[tuple[str, str], list[list[int]]]) -> ChannelGroup:
         """Make a group, the first layer that produces its channels first."""

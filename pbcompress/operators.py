@@ -451,6 +451,14 @@ def transpose(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Ax
     return x
 
 
+@_rule("as_strided_")
+def restride(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    """A change of memory layout, as pooling to one position makes; anything else is unknown."""
+    if [*args[1]] == [*args[0].shape]:
+        return t.labels(args[0])
+    return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
+
+
 @_rule("squeeze", "unsqueeze")
 def squeeze(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x = t.labels(args[0])
@@ -468,7 +476,7 @@ def concatenate(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> 
     tensors = [x for x in args[0] if x.dim() == out.dim()]  # torch allows empty vectors
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % out.dim()
     every = [t.labels(x) for x in tensors]
-    labels = every[0]
+    labels = list(every[0])
     for other in every[1:]:
         labels = [
             None if d == dim else t.couple(a, b)
@@ -509,6 +517,8 @@ def slice_(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
         return x
     start, end, _ = slice(start, end, step).indices(len(own))
     x[dim] = own[start:end:step]
+    if end - start == 1:  # a broadcast would not show that it is one of them
+        t.coupling.pin(x[dim], f"its channels are picked one by one in {t.where!r}")
     given = _given_slice(t, start, end, len(own))
     for bound, size in zip((start, end), given, strict=True):
         if bound > 0:
@@ -550,6 +560,8 @@ def split(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
         t.coupling.pin(own, f"it is divided into uneven parts in {t.where!r}")
     for part, size in zip(parts, _given_parts(t, counts, len(own)), strict=True):
         t.expect(size, part)
+        if len(part) == 1:
+            t.coupling.pin(part, f"its channels are picked one by one in {t.where!r}")
     return [[part if d == dim else v for d, v in enumerate(x)] for part in parts]
 
 

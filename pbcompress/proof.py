@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pbcompress.cuts import LayerCut, cut_all_
 from pbcompress.surgery import Call, channel_axis, copy_model, map_tensors, seeded, tensors_of
-from pbcompress.tracing import Event, Trace
+from pbcompress.tracing import Event, Trace, plain_kernels
 
 __all__ = ["proof_failure"]
 
@@ -199,7 +199,7 @@ class _Witness:
         mode: Any = nullcontext()
         if self.remaining is not None and not training:
             mode, self.remaining.step = self.remaining, 0
-        with torch.no_grad(), seeded("proof", copies), mode:
+        with torch.no_grad(), seeded("proof", copies), plain_kernels(self.network), mode:
             args, kwargs = map_tensors(call, change)
             output = self.network(*args, **kwargs)
         return tensors_of(output) + self.seen

@@ -26,7 +26,7 @@ from pbcompress.operators import RULES, unknown
 from pbcompress.sizes import Attribute, Size, leaves_of
 from pbcompress.surgery import Call, seeded, tensors_of
 
-__all__ = ["Event", "Trace", "Work", "trace"]
+__all__ = ["Event", "Trace", "Work", "plain_kernels", "trace"]
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _READ_IN_FORWARD = (nn.LayerNorm, nn.RMSNorm, nn.RNNBase)  # torch's layers that read their sizes
@@ -119,30 +119,25 @@ def trace(network: nn.Module, call: Call) -> Trace:
         CompressionError: The forward pass fails.
     """
     tracer = Tracer(network)
-    mha_fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with (
-            warnings.catch_warnings(),
-            torch.inference_mode(False),
-            torch.no_grad(),
-            seeded("trace"),
-            _one_dnn_off(),
-            _sized_attributes(network, tracer.number_matters),
-            _module_names(network, tracer.path),
-        ):
-            warnings.simplefilter("ignore")
-            args, kwargs = call
-            try:
-                with tracer.functions, tracer.operations:
-                    output = network(*args, **kwargs)
-            except Exception as err:
-                raise CompressionError(
-                    f"The model was run on the example inputs and its forward failed: {err}. "
-                    "Give example_inputs that the model accepts."
-                ) from err
-    finally:
-        torch.backends.mha.set_fastpath_enabled(mha_fast)
+    with (
+        warnings.catch_warnings(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        seeded("trace"),
+        plain_kernels(network),
+        _sized_attributes(network, tracer.number_matters),
+        _module_names(network, tracer.path),
+    ):
+        warnings.simplefilter("ignore")
+        args, kwargs = call
+        try:
+            with tracer.functions, tracer.operations:
+                output = network(*args, **kwargs)
+        except Exception as err:
+            raise CompressionError(
+                f"The model was run on the example inputs and its forward failed: {err}. "
+                "Give example_inputs that the model accepts."
+            ) from err
     for tensor in tensors_of(output):
         tracer.pin(tensor, "its width is the network's output")
     return tracer.result
@@ -316,14 +311,18 @@ class _Operations(TorchDispatchMode):
 
 
 @contextmanager
-def _one_dnn_off() -> Iterator[None]:
-    """Run recurrent layers as the operations that they consist of, and not as one kernel."""
-    before = torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
+def plain_kernels(network: nn.Module) -> Iterator[None]:
+    """Run attention and recurrent layers as the operations that they consist of."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    one_dnn = torch._C._get_mkldnn_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    if any(isinstance(module, nn.RNNBase) for module in network.modules()):
+        torch._C._set_mkldnn_enabled(False)
     try:
         yield
     finally:
-        torch._C._set_mkldnn_enabled(before)
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch._C._set_mkldnn_enabled(one_dnn)
 
 
 @contextmanager

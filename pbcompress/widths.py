@@ -248,8 +248,19 @@ class _Planner:
         return proof_failure(network, traced, gone, steps, self.call)
 
     def _drop_guilty(self, failure: str) -> None:
-        """Leave alone the groups whose narrowing by one unit fails the proof."""
-        reasons = self._guilty([group.name for group in self.grouping.groups])
+        """Leave alone the groups whose narrowing by one unit fails the proof.
+
+        Groups of the same structure are judged by the first of them, and one by one only if
+        that finds nothing.
+        """
+        kinds: dict[str, list[str]] = {}
+        for group in self.grouping.groups:
+            kinds.setdefault(group.kind, []).append(group.name)
+        found = self._guilty([names[0] for names in kinds.values()])
+        reasons = {
+            name: found[names[0]] for names in kinds.values() if names[0] in found for name in names
+        }
+        reasons = reasons or self._guilty([group.name for group in self.grouping.groups])
         if not reasons:
             raise CompressionError(
                 f"Each group of channels can be narrowed alone, but not all together: {failure}. "
@@ -258,6 +269,7 @@ class _Planner:
         self.grouping = self.grouping.without(reasons)
 
     def _guilty(self, names: Sequence[str]) -> dict[str, str]:
+        """Return those of some groups that fail, with the reason."""
         removed = {name: [0] for name in names}
         failure = self._proof_failure(removed, _steps(self.model, self.grouping, removed))
         if failure is None:
