@@ -136,10 +136,7 @@ def _levels(
         return bisect_right(ranked[index], -threshold, key=lambda value: -value)
 
     def desired(level: float) -> Widths:
-        return [
-            max([c for c in cs if c <= wanted(level, i)], default=cs[0])
-            for i, cs in enumerate(choices)
-        ]
+        return [cs[max(bisect_right(cs, wanted(level, i)) - 1, 0)] for i, cs in enumerate(choices)]
 
     return desired
 

@@ -72,6 +72,9 @@ def check_cuts(model: nn.Module, steps: Sequence[LayerCut]) -> None:
 
 
 def cut_all_(model: nn.Module, steps: Sequence[LayerCut]) -> None:
-    """Carry out cuts in place."""
-    for step in steps:
+    """Carry out cuts in place.
+
+    Attributes come first: a layer of torch sets those that it knows from its weights, again.
+    """
+    for step in sorted(steps, key=lambda step: not step.dim.startswith("@")):
         cut_(model, step.layer, step.dim, step.removed)

@@ -65,7 +65,7 @@ class FusedDendriteLayer(nn.Module):
             return [wide]
         if self.groups == 1:
             return torch.split(wide, self.sizes, dim=self.axis)
-        grouped = wide.unflatten(self.axis, (self.groups, sum(self.sizes)))  # type: ignore[no-untyped-call]
+        grouped = wide.unflatten(self.axis, (self.groups, sum(self.sizes)))
         parts = torch.split(grouped, self.sizes, dim=self.axis)
         return [part.flatten(self.axis - 1, self.axis) for part in parts]
 

@@ -225,6 +225,7 @@ class _Reader:
         self.parameters = dict(network.named_parameters())
         self.weights = {id(p): name for name, p in network.named_parameters()}
         self.names: dict[int, str] = {}
+        self._parts: dict[int, list[Tensor]] = {}  # labels are kept by the trace, so ids stay
 
     def grouping(self) -> Grouping:
         reached: dict[int, dict[tuple[str, str], list[list[int]]]] = defaultdict(dict)
@@ -266,19 +267,23 @@ class _Reader:
             trace=self.traced,
         )
 
+    def _parts_of(self, labels: Tensor) -> list[Tensor]:
+        if id(labels) not in self._parts:
+            self._parts[id(labels)] = self.traced.coupling.parts(labels)
+        return self._parts[id(labels)]
+
     def _positions(self, labels: Tensor) -> Iterator[tuple[int, list[list[int]]]]:
         """Yield each family on a dimension with the positions of each of its units."""
-        for part in self.traced.coupling.parts(labels):
+        for part in self._parts_of(labels):
             family = self.families.of[part]
             for index in family[family >= 0].unique().tolist():
-                places: dict[int, list[int]] = {u: [] for u in self.families.labels[index].tolist()}
-                for position in (family == index).nonzero().squeeze(1).tolist():
-                    places[int(part[position])].append(position)
-                yield index, list(places.values())
+                positions = (family == index).nonzero().squeeze(1)
+                by_unit = positions[part[positions].argsort(stable=True)]
+                yield index, by_unit.view(len(self.families.labels[index]), -1).tolist()
 
     def _axis(self, labels: Tensor) -> Axis:
         groups = []
-        for part in self.traced.coupling.parts(labels):
+        for part in self._parts_of(labels):
             family = self.families.of[part]
             found, counts = family[family >= 0].unique(return_counts=True)
             for index, count in zip(found.tolist(), counts.tolist(), strict=True):
@@ -315,7 +320,7 @@ class _Reader:
                 continue
             axis = 1 if isinstance(module, _TRANSPOSED) else 0
             labels = self.traced.tensors[key][axis]
-            if not any(part.any() for part in self.traced.coupling.parts(labels)):
+            if not any(part.any() for part in self._parts_of(labels)):
                 reason = self.traced.coupling.reason(labels)
                 reasons[name] = reason or "it has one channel"
         return reasons

@@ -41,8 +41,11 @@ def _energy(layer: nn.Module, member: Member) -> Tensor | None:
     weight = layer._parameters.get(name)
     if weight is None:
         return None  # a buffer, or an attribute
-    squares = weight.detach().cpu().double().square()
+    squares = weight.detach().cpu().float().square()
     groups = int(getattr(layer, "groups", 1)) if member.dim == "in" else 1
     if groups > 1 and not is_depthwise(layer):  # an input of a grouped convolution has one block
-        return torch.cat([b.flatten(2).sum((0, 2)) for b in squares.chunk(groups)])
-    return squares.movedim(int(axis), 0).flatten(1).sum(1) if squares.dim() > 1 else squares
+        return torch.cat(
+            [b.flatten(2).sum((0, 2), dtype=torch.float64) for b in squares.chunk(groups)]
+        )
+    others = [dim for dim in range(squares.dim()) if dim != int(axis)]
+    return squares.sum(others, dtype=torch.float64) if others else squares.double()

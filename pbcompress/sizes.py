@@ -43,12 +43,13 @@ class Size(int):
         (8, 16)
     """
 
-    origin: Any
+    origin: Any  # a leaf, or an operation and its two operands
     on_value: Callable[["Size"], None] | None
 
     def __new__(
         cls, value: int, origin: Any, on_value: Callable[["Size"], None] | None = None
     ) -> "Size":
+        """Make an int that remembers ``origin`` and tells ``on_value`` when it is a number."""
         size = super().__new__(cls, value)
         size.origin = origin
         size.on_value = on_value
@@ -73,7 +74,7 @@ class Size(int):
     def __rtruediv__(self, other: Any) -> Any:
         return other / self._seen()
 
-    def __pow__(self, other: Any, modulo: None = None) -> Any:
+    def __pow__(self, other: Any, modulo: Any = None) -> Any:
         return self._seen() ** other
 
     def __hash__(self) -> int:

@@ -29,8 +29,9 @@ def is_plain(layer: nn.Module) -> bool:
     """Tell whether "out" and "in" name dimensions of a layer: a known kind, a plain weight."""
     if type(layer) not in _MIXING + _BY_CHANNEL or "weight" not in layer._parameters:
         return False
-    groups = getattr(layer, "groups", 1)
-    return groups == 1 or groups < layer.in_channels or is_depthwise(layer)
+    if not isinstance(layer, nn.modules.conv._ConvNd) or is_depthwise(layer):
+        return True
+    return layer.groups == 1 or layer.groups < layer.in_channels
 
 
 def named_dimension(model: nn.Module, name: str, axis: int) -> tuple[str, str, Spread]:
@@ -46,7 +47,8 @@ def named_dimension(model: nn.Module, name: str, axis: int) -> tuple[str, str, S
         return layer, f"{own}:{axis}", lambda index: (index,)
     if axis == 0 or type(module) not in _MIXING:
         return layer, "out", lambda index: (index,)
-    groups, size = int(getattr(module, "groups", 1)), module.weight.shape[1]  # type: ignore[index]
+    weight: Tensor = getattr(module, "weight")  # noqa: B009
+    groups, size = int(getattr(module, "groups", 1)), weight.shape[1]
     return layer, "in", lambda index: tuple(g * size + index for g in range(groups))
 
 
@@ -63,7 +65,7 @@ def dimension_size(model: nn.Module, layer: str, dim: str) -> int | None:
         return geometry.out_width if dim == "out" else geometry.in_width
     match = _ATTRIBUTE.fullmatch(dim)
     if match:
-        value = getattr(module, match[1], None)
+        value: Any = getattr(module, match[1], None)
         if match[2] is not None:
             is_long = isinstance(value, tuple | list) and int(match[2]) < len(value)
             value = value[int(match[2])] if is_long else None

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pbcompress.coupling import Coupling, Labels
 from pbcompress.errors import CompressionError
-from pbcompress.operators import RULES, unknown
+from pbcompress.movement import RULES
+from pbcompress.operators import unknown
 from pbcompress.sizes import Attribute, Size, leaves_of
 from pbcompress.surgery import Call, seeded, tensors_of
 
@@ -101,7 +103,7 @@ class Trace:
     coupling: Coupling = field(default_factory=Coupling)
     tensors: dict[str, list[Tensor]] = field(default_factory=dict)
     works: list[Work] = field(default_factory=list)
-    events: list[Event | None] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     bindings: dict[Attribute, Tensor] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
     numbers: set[Attribute] = field(default_factory=set)
@@ -134,9 +136,10 @@ def trace(network: nn.Module, call: Call) -> Trace:
             with tracer.functions, tracer.operations:
                 output = network(*args, **kwargs)
         except Exception as err:
+            shapes = [tuple(t.shape) for t in tensors_of(call)]
             raise CompressionError(
-                f"The model was run on the example inputs and its forward failed: {err}. "
-                "Give example_inputs that the model accepts."
+                f"The model was run on one sample of example_inputs, shapes {shapes}, and its "
+                f"forward failed: {err}. Give inputs whose first axis is the batch."
             ) from err
     for tensor in tensors_of(output):
         tracer.pin(tensor, "its width is the network's output")
@@ -153,7 +156,7 @@ class Tracer:
         self.call: UserCall | None = None
         self.functions, self.operations = _Functions(self), _Operations(self)
         self._names: dict[int, str] = {}
-        self._labels: dict[int, tuple[Tensor, list[Labels]]] = {}
+        self._labels: Any = WeakTensorKeyDictionary()  # of tensors that are still in use
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             self._names.setdefault(id(tensor), name)
 
@@ -163,9 +166,9 @@ class Tracer:
 
     def labels(self, tensor: Tensor) -> list[Labels]:
         """Return the labels of every dimension of a tensor."""
-        found = self._labels.get(id(tensor))
+        found: list[Labels] | None = self._labels.get(tensor)
         if found is not None:
-            return list(found[1])
+            return list(found)
         name = self._names.get(id(tensor))
         labels: list[Labels] = [None] * tensor.dim()
         if name is not None and (tensor.is_floating_point() or tensor.is_complex()):
@@ -175,15 +178,14 @@ class Tracer:
             ]
             self.result.tensors[name] = axes
             labels = [axis if len(axis) > 1 else None for axis in axes]
-        self._labels[id(tensor)] = (tensor, labels)  # keeps the tensor, so that its id stays its
+        self._labels[tensor] = labels
         return list(labels)
 
     def set_labels(self, tensor: Tensor, labels: Sequence[Labels]) -> None:
-        kept = [
+        self._labels[tensor] = [
             own if own is not None and size > 1 else None
             for own, size in zip(labels, tensor.shape, strict=True)
         ]
-        self._labels[id(tensor)] = (tensor, kept)
 
     def couple(self, a: Labels, b: Labels, reason: str = "") -> Labels:
         """Couple two dimensions of equal size and return the labels of both."""
@@ -286,7 +288,7 @@ class _Operations(TorchDispatchMode):
     """Sees every operation that runs, and follows labels through it."""
 
     def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tracer = tracer
 
     def __torch_dispatch__(
@@ -300,7 +302,7 @@ class _Operations(TorchDispatchMode):
         follow = RULES.get(name, unknown)
         if follow is unknown and not any(v is not None for labels in given for v in labels):
             return result  # whatever it does, it does it to fixed sizes
-        labels = follow(tracer, name, args, kwargs, result)
+        labels = follow(tracer, name, args, kwargs, result)  # type: ignore[no-untyped-call]
         if isinstance(result, Tensor):
             tracer.set_labels(result, labels)
         elif labels is not None:

@@ -325,7 +325,7 @@ def train_epoch(
                     f"The loss became {loss.item()} at step {steps} of an epoch on finite data. "
                     "Lower RecoveryConfig.lr, or set max_grad_norm."
                 )
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(trained, max_grad_norm)
             optimizer.step()

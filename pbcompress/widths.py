@@ -1,40 +1,33 @@
 """Plan narrower widths for a parameter target, prove the plan, and apply it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import nn
 
-from pbcompress.allocation import Bounds, allocate, narrowest
 from pbcompress.config import Budget, CompressConfig
-from pbcompress.costs import CostModel, Widths, model_cost, parameter_costs, work_costs
+from pbcompress.costs import Widths, model_cost
 from pbcompress.cuts import LayerCut, check_cuts, cut_all_
 from pbcompress.dendrite import attach_dendrites_
 from pbcompress.errors import CompressionError, TargetUnreachableError
-from pbcompress.forms import growable_layers, set_params
-from pbcompress.geometry import LayerGeometry
-from pbcompress.grouping import Axis, Grouping, find_groups, layer_axes
-from pbcompress.importance import unit_scores
+from pbcompress.grouping import find_groups
 from pbcompress.measure import ModelCost, input_shapes, measure
 from pbcompress.proof import proof_failure
-from pbcompress.slicing import dimension_size
+from pbcompress.search import Removed, WidthSearch, cuts_of, without_kept
 from pbcompress.surgery import (
     Call,
     as_call,
     copy_model,
     device_of,
-    matches,
     single_sample,
     to_device,
 )
 
 __all__ = ["LayerCut", "WidthPlan", "plan_widths", "resolve_target", "shrink", "shrink_"]
 
-Removed = Mapping[str, Sequence[int]]  # units, by the name of their group
 FLOPS_TRIALS = 6
 
 
@@ -166,9 +159,9 @@ def plan_widths(
             "plan_widths was called with a model whose lazy layers have no shape yet. Run one "
             "forward pass on it first."
         )
-    device = device_of(model)
-    call = to_device(single_sample(as_call(example_inputs)), device)
-    planner = _Planner(model, call, config)
+    network = copy_model(model).eval()
+    call = to_device(single_sample(as_call(example_inputs)), device_of(model))
+    planner = _Planner(model, network, call, config)
     params, flops = resolve_target(target_params, planner.cost_before)
     plan = planner.plan(params, flops)
     return plan if flops is None or not plan.grow else _with_room(planner, plan, flops)
@@ -202,12 +195,12 @@ def _grown_flops(planner: "_Planner", plan: WidthPlan) -> int:
 class _Planner:
     """Plans for one model; remembers the groups that a proof has excluded."""
 
-    def __init__(self, model: nn.Module, call: Call, config: CompressConfig) -> None:
+    def __init__(
+        self, model: nn.Module, network: nn.Module, call: Call, config: CompressConfig
+    ) -> None:
         self.model, self.call, self.config = model, call, config
-        self.network: nn.Module | None = copy_model(model).eval()  # a proof uses it up
-        self.grouping = _without_kept(
-            model, find_groups(self.network, self.call), config.width.keep
-        )
+        self.network: nn.Module | None = network  # a copy, which a proof uses up
+        self.grouping = without_kept(model, find_groups(network, call), config.width.keep)
         self.cost_before = self.cost([g.width for g in self.grouping.groups])
 
     def cost(self, widths: Widths) -> ModelCost:
@@ -217,11 +210,11 @@ class _Planner:
     def plan(self, params: int, flops: int | None) -> WidthPlan:
         """Return a proven plan that keeps to the bounds."""
         while True:
-            search = _Search(self.model, self.grouping, self.config)
+            search = WidthSearch(self.model, self.grouping, self.config)
             widths = search.solve(params, flops)
             trial = search.narrowest() if widths is None else widths
             removed = search.removed(trial)
-            steps = _steps(self.model, self.grouping, removed)
+            steps = cuts_of(self.model, self.grouping, removed)
             failure = self._proof_failure(removed, steps)
             if failure is None:
                 break
@@ -271,7 +264,7 @@ class _Planner:
     def _guilty(self, names: Sequence[str]) -> dict[str, str]:
         """Return those of some groups that fail, with the reason."""
         removed = {name: [0] for name in names}
-        failure = self._proof_failure(removed, _steps(self.model, self.grouping, removed))
+        failure = self._proof_failure(removed, cuts_of(self.model, self.grouping, removed))
         if failure is None:
             return {}
         if len(names) == 1:
@@ -281,7 +274,7 @@ class _Planner:
         return found or dict.fromkeys(names, failure)
 
     def _unreachable(
-        self, search: "_Search", params: int, flops: int | None
+        self, search: "WidthSearch", params: int, flops: int | None
     ) -> TargetUnreachableError:
         widths = search.narrowest()
         smallest = search.params.total(widths)
@@ -303,99 +296,6 @@ class _Planner:
             f"Layers that keep their width: {fixed or 'none'}.",
             smallest=smallest,
         )
-
-
-class _Search:
-    """One search for widths: the cost models of a network, a grouping and a configuration."""
-
-    def __init__(self, model: nn.Module, grouping: Grouping, config: CompressConfig) -> None:
-        self.model, self.grouping, self.config = model, grouping, config
-        self.scores = [unit_scores(model, group) for group in grouping.groups]
-        dendrites = config.dendrites
-        reserve = dendrites.max_sets > 0 and dendrites.share not in ("auto", 0)
-        self.grow = growable_layers(model, dendrites) if reserve else {}
-        self.flops = CostModel(grouping.groups, work_costs(grouping))
-        self.params = self._parameters()
-
-    def _parameters(self) -> CostModel:
-        reserve: dict[str, Callable[[int, int], int]] = {}
-        layers: dict[str, tuple[Axis, Axis]] = {}
-        for name, normed in self.grow.items():
-            layer = self.model.get_submodule(name)
-            geometry = LayerGeometry.of(layer)
-            reserve[name] = partial(
-                set_params, geometry, config=self.config.dendrites, normalized=normed
-            )
-            layers[name] = layer_axes(layer, self.grouping.shapes.get(f"{name}.weight"))
-        terms = list(parameter_costs(self.model, self.grouping).values())
-        return CostModel(self.grouping.groups, terms, reserve, layers)
-
-    def solve(self, params: int, flops: int | None) -> Widths | None:
-        """Return widths, or None; layers whose dendrites are too dear stop growing."""
-        groups = self.grouping.groups
-        while True:
-            bounds = Bounds([self.params], [params])
-            if flops is not None:
-                bounds = Bounds([self.params, self.flops], [params, flops])
-            widths = allocate(groups, bounds, self.scores, self.config.width)
-            share = self.config.dendrites.share
-            fits = widths is not None and (
-                not self.grow or self.params.reserved(widths) <= float(share) * params
-            )
-            if widths is not None and fits:
-                return widths
-            if not self.grow:
-                return None
-            prices = widths or self.narrowest()
-            dearest = max(
-                self.grow,
-                key=lambda name: self.params.reserve[name](*self.params.layer_widths(name, prices)),
-            )
-            self.grow = {k: v for k, v in self.grow.items() if k != dearest}
-            self.params = self._parameters()
-
-    def narrowest(self) -> Widths:
-        """Return the smallest widths that the configuration allows."""
-        return narrowest(self.grouping.groups, self.config.width)
-
-    def removed(self, widths: Widths) -> Removed:
-        """Return the units that go: the least important of every group."""
-        removed = {}
-        for group, scores, width in zip(self.grouping.groups, self.scores, widths, strict=True):
-            if width < group.width:
-                order = torch.argsort(scores, descending=True, stable=True).tolist()
-                removed[group.name] = order[width:]
-        return removed
-
-
-def _steps(model: nn.Module, grouping: Grouping, removed: Removed) -> tuple[LayerCut, ...]:
-    """Return the cuts that take the named units out."""
-    indices: dict[tuple[str, str], list[int]] = {}
-    for group in grouping.groups:
-        for unit in removed.get(group.name, ()):
-            for member in group.members:
-                indices.setdefault((member.layer, member.dim), []).extend(member.positions[unit])
-    return tuple(
-        LayerCut(layer, dim, tuple(sorted(gone)), dimension_size(model, layer, dim) or 0)
-        for (layer, dim), gone in indices.items()
-    )
-
-
-def _without_kept(model: nn.Module, grouping: Grouping, keep: tuple[str, ...]) -> Grouping:
-    names = [name for name, _ in model.named_modules()]
-    for pattern in keep:
-        if not any(matches(name, (pattern,)) for name in names):
-            raise CompressionError(
-                f"WidthConfig.keep names {pattern!r}; the model has no such layer. Its layers are "
-                f"{', '.join(name for name in names if name)}."
-            )
-    reasons = {}
-    for group in grouping.groups:
-        kept = [m.layer for m in group.members if m.dim != "in" and matches(m.layer, keep)]
-        if kept:
-            who = "it" if group.name in kept else f"{kept[0]!r}, whose channels go with its own"
-            reasons[group.name] = f"WidthConfig.keep names {who}"
-    return grouping.without(reasons)
 
 
 def shrink_(model: nn.Module, plan: WidthPlan | Sequence[LayerCut]) -> None:

@@ -1,0 +1,352 @@
+"""What an operation that moves elements around does to their labels: one rule for each kind."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from pbcompress.coupling import Labels
+from pbcompress.operators import RULES, Axes, broadcast, rule, unknown
+
+if TYPE_CHECKING:
+    from pbcompress.tracing import Tracer
+
+__all__ = ["RULES"]
+
+
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias")
+def view(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    """Flatten and unflatten: neighbouring axes are merged, then split."""
+    image: Tensor = args[0]
+    if out.dtype != image.dtype:
+        return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
+    old, new = list(image.shape), list(out.shape)
+    labels = regroup(t, t.labels(image), old, new)
+    sizes = _given_sizes(t, new)
+    for size, own in zip(sizes, labels, strict=True):
+        t.expect(size, own)
+    return labels
+
+
+def regroup(t: "Tracer", x: Axes, old: Sequence[int], new: Sequence[int]) -> Axes:
+    """Return the labels of a reshape from sizes ``old`` to ``new``."""
+    labels: Axes = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        start_i, start_j = i, j
+        a = b = 1
+        if i < len(old):
+            a, i = a * old[i], i + 1
+        if j < len(new):
+            b, j = b * new[j], j + 1
+        while a != b:
+            if a < b:
+                a, i = a * old[i], i + 1
+            else:
+                b, j = b * new[j], j + 1
+        labels += _reblock(t, x[start_i:i], old[start_i:i], new[start_j:j])
+    return labels
+
+
+def _reblock(t: "Tracer", x: Axes, old: Sequence[int], new: Sequence[int]) -> Axes:
+    if list(old) == list(new):
+        return list(x)
+    flat: Labels = None
+    size = 1
+    for labels, count in zip(x, old, strict=True):
+        flat = t.coupling.merge(flat, size, labels, count)
+        size *= count
+    labels_out: Axes = []
+    for count in new:
+        size //= max(count, 1)
+        reason = f"a reshape in {t.where!r} mixes its channels"
+        first, flat = t.coupling.split(flat, count, size, reason)
+        labels_out.append(first)
+    return labels_out
+
+
+def _given_sizes(t: "Tracer", shape: Sequence[int]) -> list[int | None]:
+    """Return the sizes that the user's code asked for: None where torch works it out."""
+    call = t.call
+    if call is None or call.name == "multi_head_attention_forward":
+        return list(shape)  # from code that cannot be followed: constants
+    if call.name == "unflatten":
+        rest = list(call.args[1:]) + list(call.kwargs.values())
+        dim = int(rest[0]) % (len(shape) - len(rest[1]) + 1)
+        sizes = [None if s == -1 else s for s in rest[1]]
+        return [*[None] * dim, *sizes, *[None] * (len(shape) - dim - len(sizes))]
+    if call.name in ("view", "reshape", "expand", "broadcast_to", "_unsafe_view"):
+        given = tree_leaves((call.args[1:], dict(call.kwargs)))
+        if len(given) == len(shape) and all(isinstance(s, int) for s in given):
+            return [None if s == -1 else s for s in given]
+        return list(shape)
+    if call.name in ("view_as", "reshape_as", "expand_as"):
+        other: Tensor = call.args[1]
+        return [t.size_of(v, n) for v, n in zip(t.labels(other), other.shape, strict=True)]
+    return [None] * len(shape)
+
+
+@rule("expand", "broadcast_to")
+def expand(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    labels = broadcast(t, [args[0]], tuple(out.shape))
+    for size, own in zip(_given_sizes(t, out.shape), labels, strict=True):
+        t.expect(size, own)
+    return labels
+
+
+@rule("permute")
+def permute(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    x = t.labels(args[0])
+    return [x[d] for d in args[1]]
+
+
+@rule("transpose", "t", "transpose_", "t_")
+def transpose(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    x = t.labels(args[0])
+    if name.startswith("transpose_") or name == "t_":
+        return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
+    if name == "t":
+        return x[::-1]
+    a, b = args[1:3]
+    x[a], x[b] = x[b], x[a]
+    return x
+
+
+@rule("as_strided_")
+def restride(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    """A change of memory layout, as pooling to one position makes; anything else is unknown."""
+    if [*args[1]] == [*args[0].shape]:
+        return t.labels(args[0])
+    return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
+
+
+@rule("squeeze", "unsqueeze")
+def squeeze(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    x = t.labels(args[0])
+    if name == "unsqueeze":
+        x.insert(args[1] % out.dim(), None)
+        return x
+    sizes = args[0].shape
+    dims = args[1] if len(args) > 1 else range(len(sizes))
+    dims = [d % len(sizes) for d in (dims if isinstance(dims, list | range) else [dims])]
+    return [v for d, v in enumerate(x) if not (d in dims and sizes[d] == 1)]
+
+
+@rule("cat", "concat", "concatenate")
+def concatenate(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    tensors = [x for x in args[0] if x.dim() == out.dim()]  # torch allows empty vectors
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % out.dim()
+    every = [t.labels(x) for x in tensors]
+    labels = list(every[0])
+    for other in every[1:]:
+        labels = [
+            None if d == dim else t.couple(a, b)
+            for d, (a, b) in enumerate(zip(labels, other, strict=True))
+        ]
+    labels[dim] = None
+    if any(x[dim] is not None for x in every):
+        parts = [
+            torch.zeros(tensor.shape[dim], dtype=torch.long) if x[dim] is None else x[dim]
+            for x, tensor in zip(every, tensors, strict=True)
+        ]
+        labels[dim] = torch.cat([p for p in parts if p is not None])
+    return labels
+
+
+@rule("stack")
+def stack(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % out.dim()
+    labels = broadcast(t, args[0], tuple(args[0][0].shape))
+    return [*labels[:dim], None, *labels[dim:]]
+
+
+@rule("select", "unbind")
+def select(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
+    x = t.labels(args[0])
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % len(x)
+    t.coupling.pin(x[dim], f"its channels are picked one by one in {t.where!r}")
+    labels = [v for d, v in enumerate(x) if d != dim]
+    return labels if isinstance(out, Tensor) else [labels] * len(out)
+
+
+@rule("slice")
+def slice_(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    x = t.labels(args[0])
+    defaults: tuple[Any, ...] = (0, None, None, 1)
+    dim, start, end, step = (*list(args[1:]), *defaults[len(args) - 1 :])
+    own = x[dim]
+    if own is None:
+        return x
+    start, end, _ = slice(start, end, step).indices(len(own))
+    x[dim] = own[start:end:step]
+    if end - start == 1:  # a broadcast would not show that it is one of them
+        t.coupling.pin(x[dim], f"its channels are picked one by one in {t.where!r}")
+    given = _given_slice(t, start, end, len(own))
+    for bound, size in zip((start, end), given, strict=True):
+        if bound > 0:
+            t.expect(size, own[:bound])
+    if step != 1:
+        t.coupling.pin(own, f"a slice with steps in {t.where!r} picks its channels")
+    return x
+
+
+def _given_slice(t: "Tracer", start: int, end: int, size: int) -> tuple[int | None, int | None]:
+    """Return the bounds of a slice as the user's code gave them; None: the end, or adaptive."""
+    call = t.call
+    if call is not None and call.name == "__getitem__":
+        items = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
+        for item in items:
+            if isinstance(item, slice) and item.indices(size)[:2] == (start, end):
+                return item.start, item.stop
+    if call is not None and call.name == "narrow":
+        _, length = call.args[-2:]
+        return call.args[-2], call.args[-2] + length
+    if call is not None and call.name in ("chunk", "glu"):
+        return None, None
+    return start, end
+
+
+@rule("split", "split_with_sizes", "unsafe_split", "chunk", "unsafe_chunk", "tensor_split")
+def split(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
+    x = t.labels(args[0])
+    dim = kwargs.get("dim", args[2] if len(args) > 2 else 0) % len(x)
+    own = x[dim]
+    counts = [o.shape[dim] for o in out]
+    if own is None:
+        return [x] * len(out)
+    parts = list(own.split(counts))
+    if len(set(counts)) == 1:
+        for part in parts[1:]:
+            t.couple(parts[0], part)
+    elif None in _given_parts(t, counts, len(own)):
+        t.coupling.pin(own, f"it is divided into uneven parts in {t.where!r}")
+    for part, size in zip(parts, _given_parts(t, counts, len(own)), strict=True):
+        t.expect(size, part)
+        if len(part) == 1:
+            t.coupling.pin(part, f"its channels are picked one by one in {t.where!r}")
+    return [[part if d == dim else v for d, v in enumerate(x)] for part in parts]
+
+
+def _given_parts(t: "Tracer", counts: Sequence[int], total: int) -> list[int | None]:
+    """Return the sizes of the parts as the user's code gave them; None where torch divides."""
+    call = t.call
+    if call is None:
+        return list(counts)
+    if call.name in ("split", "split_with_sizes", "unsafe_split"):
+        given = call.args[1] if len(call.args) > 1 else next(iter(call.kwargs.values()))
+        if isinstance(given, list | tuple):
+            return list(given)
+        return [given] * len(counts)
+    return [None] * len(counts)
+
+
+@rule("index")
+def index(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    """Indexing with tensors: an indexed dimension keeps its positions."""
+    x, indices = t.labels(args[0]), list(args[1])
+    indices += [None] * (len(x) - len(indices))
+    if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
+        return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
+    used = [d for d, i in enumerate(indices) if i is not None]
+    for dim in used:
+        t.coupling.pin(x[dim], f"its channels are picked by an index in {t.where!r}")
+    rank = max(indices[d].dim() for d in used)
+    rest = [v for d, v in enumerate(x) if d not in used]
+    is_block = used == list(range(used[0], used[-1] + 1))
+    place = used[0] if is_block else 0
+    return [*rest[:place], *[None] * rank, *rest[place:]]
+
+
+@rule("index_select", "gather", "flip", "roll", "repeat", "unfold", "constant_pad_nd")
+def by_dimension(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Any:
+    """Operations that touch some dimensions and leave the others as they are."""
+    x = t.labels(args[0])
+    rank = len(x)
+    if name == "constant_pad_nd":
+        pads = args[1]
+        for k in range(len(pads) // 2):
+            dim, before, after = rank - 1 - k, pads[2 * k], pads[2 * k + 1]
+            own = x[dim]
+            if own is not None:
+                own = own[max(-before, 0) : len(own) - max(-after, 0)]
+                if min(before, after) < 0:
+                    t.coupling.pin(x[dim], f"a pad in {t.where!r} cuts its channels")
+                zeros = [torch.zeros(max(n, 0), dtype=torch.long) for n in (before, after)]
+                x[dim] = torch.cat([zeros[0], own, zeros[1]])
+        return x
+    if name == "repeat":
+        counts = args[1]
+        x = [*[None] * (len(counts) - rank), *x]
+        return [v.repeat(n) if v is not None else None for v, n in zip(x, counts, strict=True)]
+    if name == "gather":
+        return unknown(t, name, args, kwargs, out)
+    if name in ("flip", "roll"):
+        dims = args[1] if name == "flip" else (args[2] if len(args) > 2 else [])
+        dims = [d % rank for d in dims]
+    else:
+        dims = [args[1] % rank]
+    for dim in dims:
+        t.coupling.pin(x[dim], f"its channels meet the operation {name} in {t.where!r}")
+        x[dim] = None
+    return [*x, None] if name == "unfold" else x
+
+
+@rule("glu")
+def glu(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    x = t.labels(args[0])
+    dim = args[1] if len(args) > 1 else -1
+    own = x[dim]
+    if own is not None:
+        first, second = own.chunk(2)
+        x[dim] = t.couple(first, second)
+    return x
+
+
+@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle")
+def shuffle(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    x, factor = t.labels(args[0]), args[1]
+    own, channels = x[-3], args[0].shape[-3]
+    reason = f"the operation {name} in {t.where!r} keeps its factor"
+    if name == "pixel_unshuffle":
+        x[-3] = own.repeat_interleave(factor**2) if own is not None else None
+    elif name == "pixel_shuffle":
+        x[-3], inner = t.coupling.split(own, channels // factor**2, factor**2, reason)
+        t.coupling.pin(inner, reason)
+    else:
+        outer, inner = t.coupling.split(own, factor, channels // factor, reason)
+        t.coupling.pin(outer, reason)
+        x[-3] = t.coupling.merge(inner, channels // factor, None, factor)
+    return x
+
+
+@rule("im2col")
+def im2col(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    x = t.labels(args[0])
+    own = x[1].repeat_interleave(math.prod(args[1])) if x[1] is not None else None
+    return [x[0], own, None]
+
+
+@rule("zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full")
+def factory(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    """A new constant; a size that was read from channels gives it these channels."""
+    call = t.call
+    if call is None:
+        return [None] * out.dim()
+    sizes = [s for s in tree_leaves((call.args, dict(call.kwargs))) if isinstance(s, int)]
+    labels: Axes = [None] * out.dim()
+    for dim, size in enumerate(sizes[: out.dim()]):
+        labels[dim] = t.labels_of_size(size)
+    return labels
+
+
+@rule("arange", "linspace", "scalar_tensor", "rand", "randn", "eye", "empty_strided", "randint")
+def constant(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    return [None] * out.dim()
+
+
+@rule("_local_scalar_dense", "item")
+def number(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> None:
+    t.pin(args[0], f"the forward pass reads a value in {t.where!r}")

@@ -1,0 +1,123 @@
+"""Which units go: one search for widths over the groups of a network, and the cuts it means."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from pbcompress.allocation import Bounds, allocate, narrowest
+from pbcompress.config import CompressConfig
+from pbcompress.costs import CostModel, Widths, parameter_costs, work_costs
+from pbcompress.cuts import LayerCut
+from pbcompress.errors import CompressionError
+from pbcompress.forms import growable_layers, set_params
+from pbcompress.geometry import LayerGeometry
+from pbcompress.grouping import Axis, Grouping, layer_axes
+from pbcompress.importance import unit_scores
+from pbcompress.slicing import dimension_size
+from pbcompress.surgery import matches
+
+__all__ = ["Removed", "WidthSearch", "cuts_of", "without_kept"]
+
+Removed = Mapping[str, Sequence[int]]  # units, by the name of their group
+
+
+class WidthSearch:
+    """One search: the cost models of a network, a grouping and a configuration.
+
+    Attributes:
+        params: Parameters, with room for dendrites.
+        flops: Multiply-adds of the network without them.
+        grow: Layers that room is kept for, with whether each dendrite has its own BatchNorm.
+    """
+
+    def __init__(self, model: nn.Module, grouping: Grouping, config: CompressConfig) -> None:
+        self.model, self.grouping, self.config = model, grouping, config
+        self.scores = [unit_scores(model, group) for group in grouping.groups]
+        dendrites = config.dendrites
+        reserve = dendrites.max_sets > 0 and dendrites.share not in ("auto", 0)
+        self.grow = growable_layers(model, dendrites) if reserve else {}
+        self.flops = CostModel(grouping.groups, work_costs(grouping))
+        self.params = self._parameters()
+
+    def _parameters(self) -> CostModel:
+        reserve: dict[str, Callable[[int, int], int]] = {}
+        layers: dict[str, tuple[Axis, Axis]] = {}
+        for name, normed in self.grow.items():
+            layer = self.model.get_submodule(name)
+            geometry = LayerGeometry.of(layer)
+            reserve[name] = partial(
+                set_params, geometry, config=self.config.dendrites, normalized=normed
+            )
+            layers[name] = layer_axes(layer, self.grouping.shapes.get(f"{name}.weight"))
+        terms = list(parameter_costs(self.model, self.grouping).values())
+        return CostModel(self.grouping.groups, terms, reserve, layers)
+
+    def solve(self, params: int, flops: int | None) -> Widths | None:
+        """Return widths, or None; layers whose dendrites are too dear stop growing."""
+        groups = self.grouping.groups
+        while True:
+            bounds = Bounds([self.params], [params])
+            if flops is not None:
+                bounds = Bounds([self.params, self.flops], [params, flops])
+            widths = allocate(groups, bounds, self.scores, self.config.width)
+            share = self.config.dendrites.share
+            fits = widths is not None and (
+                not self.grow or self.params.reserved(widths) <= float(share) * params
+            )
+            if widths is not None and fits:
+                return widths
+            if not self.grow:
+                return None
+            prices = widths or self.narrowest()
+            dearest = max(
+                self.grow,
+                key=lambda name: self.params.reserve[name](*self.params.layer_widths(name, prices)),
+            )
+            self.grow = {k: v for k, v in self.grow.items() if k != dearest}
+            self.params = self._parameters()
+
+    def narrowest(self) -> Widths:
+        """Return the smallest widths that the configuration allows."""
+        return narrowest(self.grouping.groups, self.config.width)
+
+    def removed(self, widths: Widths) -> Removed:
+        """Return the units that go: the least important of every group."""
+        removed = {}
+        for group, scores, width in zip(self.grouping.groups, self.scores, widths, strict=True):
+            if width < group.width:
+                order = torch.argsort(scores, descending=True, stable=True).tolist()
+                removed[group.name] = order[width:]
+        return removed
+
+
+def cuts_of(model: nn.Module, grouping: Grouping, removed: Removed) -> tuple[LayerCut, ...]:
+    """Return the cuts that take the named units out."""
+    indices: dict[tuple[str, str], list[int]] = {}
+    for group in grouping.groups:
+        for unit in removed.get(group.name, ()):
+            for member in group.members:
+                indices.setdefault((member.layer, member.dim), []).extend(member.positions[unit])
+    return tuple(
+        LayerCut(layer, dim, tuple(sorted(gone)), dimension_size(model, layer, dim) or 0)
+        for (layer, dim), gone in indices.items()
+    )
+
+
+def without_kept(model: nn.Module, grouping: Grouping, keep: tuple[str, ...]) -> Grouping:
+    """Leave alone the groups that reach a layer that the user keeps."""
+    names = [name for name, _ in model.named_modules()]
+    for pattern in keep:
+        if not any(matches(name, (pattern,)) for name in names):
+            raise CompressionError(
+                f"WidthConfig.keep names {pattern!r}; the model has no such layer. Its layers are "
+                f"{', '.join(name for name in names if name)}."
+            )
+    reasons = {}
+    for group in grouping.groups:
+        kept = [m.layer for m in group.members if m.dim != "in" and matches(m.layer, keep)]
+        if kept:
+            who = "it" if group.name in kept else f"{kept[0]!r}, whose channels go with its own"
+            reasons[group.name] = f"WidthConfig.keep names {who}"
+    return grouping.without(reasons)
