@@ -227,11 +227,14 @@ def embedding(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Ax
     *("_native_batch_norm_legit", "batch_norm", "_batch_norm_no_update"),
 )
 def batch_norm(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
+    """A norm of every channel alone, over all other dimensions."""
     image = args[0]
     x = t.labels(image)
     own = [a for a in args[1:5] if isinstance(a, Tensor)]
     for tensor in own:
         x[1] = t.couple(x[1], t.labels(tensor)[0])
+    axes = [(0, dim, v) for dim, v in enumerate(x) if dim > 1]  # of weights: standardised ones
+    t.event(name, axes, axes)
     affine = 2 if isinstance(args[1], Tensor) else 1
     t.work(affine, *zip(image.shape, x, strict=True))
     rest = [[None] * o.dim() for o in out[1:]]
