@@ -11,7 +11,8 @@ from pbcompress.geometry import LayerGeometry
 from pbcompress.sizes import Attribute, Leaf, evaluate, leaves_of
 from pbcompress.slicing import named_dimension
 from pbcompress.surgery import Call
-from pbcompress.tracing import Check, Trace, trace
+from pbcompress.tracer import Check, Trace
+from pbcompress.tracing import trace
 
 __all__ = ["Axis", "ChannelGroup", "Grouping", "Member", "Work", "find_groups", "layer_axes"]
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,15 +10,13 @@ from torch.utils._pytree import tree_leaves
 
 from pbcompress.coupling import Labels
 from pbcompress.operators import RULES, Axes, broadcast, rule, unknown
-
-if TYPE_CHECKING:
-    from pbcompress.tracing import Tracer
+from pbcompress.tracer import Tracer
 
 __all__ = ["RULES"]
 
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias")
-def view(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+def view(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     """Flatten and unflatten: neighbouring axes are merged, then split."""
     image: Tensor = args[0]
     if out.dtype != image.dtype:
@@ -31,7 +29,7 @@ def view(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     return labels
 
 
-def regroup(t: "Tracer", x: Axes, old: Sequence[int], new: Sequence[int]) -> Axes:
+def regroup(t: Tracer, x: Axes, old: Sequence[int], new: Sequence[int]) -> Axes:
     """Return the labels of a reshape from sizes ``old`` to ``new``."""
     labels: Axes = []
     i = j = 0
@@ -51,7 +49,7 @@ def regroup(t: "Tracer", x: Axes, old: Sequence[int], new: Sequence[int]) -> Axe
     return labels
 
 
-def _reblock(t: "Tracer", x: Axes, old: Sequence[int], new: Sequence[int]) -> Axes:
+def _reblock(t: Tracer, x: Axes, old: Sequence[int], new: Sequence[int]) -> Axes:
     if list(old) == list(new):
         return list(x)
     flat: Labels = None
@@ -68,7 +66,7 @@ def _reblock(t: "Tracer", x: Axes, old: Sequence[int], new: Sequence[int]) -> Ax
     return labels_out
 
 
-def _given_sizes(t: "Tracer", shape: Sequence[int]) -> list[int | None]:
+def _given_sizes(t: Tracer, shape: Sequence[int]) -> list[int | None]:
     """Return the sizes that the user's code asked for: None where torch works it out."""
     call = t.call
     if call is None or call.name == "multi_head_attention_forward":
@@ -90,7 +88,7 @@ def _given_sizes(t: "Tracer", shape: Sequence[int]) -> list[int | None]:
 
 
 @rule("expand", "broadcast_to")
-def expand(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+def expand(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     labels = broadcast(t, [args[0]], tuple(out.shape))
     for size, own in zip(_given_sizes(t, out.shape), labels, strict=True):
         t.expect(size, own)
@@ -98,13 +96,13 @@ def expand(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
 
 
 @rule("permute")
-def permute(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+def permute(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x = t.labels(args[0])
     return [x[d] for d in args[1]]
 
 
 @rule("transpose", "t", "transpose_", "t_")
-def transpose(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+def transpose(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x = t.labels(args[0])
     if name.startswith("transpose_") or name == "t_":
         return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
@@ -116,7 +114,7 @@ def transpose(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Ax
 
 
 @rule("as_strided_")
-def restride(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+def restride(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     """A change of memory layout, as pooling to one position makes; anything else is unknown."""
     if [*args[1]] == [*args[0].shape]:
         return t.labels(args[0])
@@ -124,7 +122,7 @@ def restride(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axe
 
 
 @rule("squeeze", "unsqueeze")
-def squeeze(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+def squeeze(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x = t.labels(args[0])
     if name == "unsqueeze":
         x.insert(args[1] % out.dim(), None)
@@ -136,7 +134,7 @@ def squeeze(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes
 
 
 @rule("cat", "concat", "concatenate")
-def concatenate(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+def concatenate(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     tensors = [x for x in args[0] if x.dim() == out.dim()]  # torch allows empty vectors
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % out.dim()
     every = [t.labels(x) for x in tensors]
@@ -157,14 +155,14 @@ def concatenate(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> 
 
 
 @rule("stack")
-def stack(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+def stack(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % out.dim()
     labels = broadcast(t, args[0], tuple(args[0][0].shape))
     return [*labels[:dim], None, *labels[dim:]]
 
 
 @rule("select", "unbind")
-def select(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
+def select(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     x = t.labels(args[0])
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % len(x)
     t.coupling.pin(x[dim], f"its channels are picked one by one in {t.where!r}")
@@ -173,7 +171,7 @@ def select(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
 
 
 @rule("slice")
-def slice_(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+def slice_(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x = t.labels(args[0])
     defaults: tuple[Any, ...] = (0, None, None, 1)
     dim, start, end, step = (*list(args[1:]), *defaults[len(args) - 1 :])
@@ -193,7 +191,7 @@ def slice_(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     return x
 
 
-def _given_slice(t: "Tracer", start: int, end: int, size: int) -> tuple[int | None, int | None]:
+def _given_slice(t: Tracer, start: int, end: int, size: int) -> tuple[int | None, int | None]:
     """Return the bounds of a slice as the user's code gave them; None: the end, or adaptive."""
     call = t.call
     if call is not None and call.name == "__getitem__":
@@ -210,7 +208,7 @@ def _given_slice(t: "Tracer", start: int, end: int, size: int) -> tuple[int | No
 
 
 @rule("split", "split_with_sizes", "unsafe_split", "chunk", "unsafe_chunk", "tensor_split")
-def split(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
+def split(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     x = t.labels(args[0])
     dim = kwargs.get("dim", args[2] if len(args) > 2 else 0) % len(x)
     own = x[dim]
@@ -230,7 +228,7 @@ def split(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
     return [[part if d == dim else v for d, v in enumerate(x)] for part in parts]
 
 
-def _given_parts(t: "Tracer", counts: Sequence[int], total: int) -> list[int | None]:
+def _given_parts(t: Tracer, counts: Sequence[int], total: int) -> list[int | None]:
     """Return the sizes of the parts as the user's code gave them; None where torch divides."""
     call = t.call
     if call is None:
@@ -244,7 +242,7 @@ def _given_parts(t: "Tracer", counts: Sequence[int], total: int) -> list[int | N
 
 
 @rule("index")
-def index(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+def index(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     """Indexing with tensors: an indexed dimension keeps its positions."""
     x, indices = t.labels(args[0]), list(args[1])
     indices += [None] * (len(x) - len(indices))
@@ -261,7 +259,7 @@ def index(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
 
 
 @rule("index_select", "gather", "flip", "roll", "repeat", "unfold", "constant_pad_nd")
-def by_dimension(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Any:
+def by_dimension(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Any:
     """Operations that touch some dimensions and leave the others as they are."""
     x = t.labels(args[0])
     rank = len(x)
@@ -295,7 +293,7 @@ def by_dimension(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) ->
 
 
 @rule("glu")
-def glu(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+def glu(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x = t.labels(args[0])
     dim = args[1] if len(args) > 1 else -1
     own = x[dim]
@@ -306,7 +304,7 @@ def glu(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
 
 
 @rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle")
-def shuffle(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+def shuffle(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x, factor = t.labels(args[0]), args[1]
     own, channels = x[-3], args[0].shape[-3]
     reason = f"the operation {name} in {t.where!r} keeps its factor"
@@ -323,14 +321,14 @@ def shuffle(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes
 
 
 @rule("im2col")
-def im2col(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+def im2col(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x = t.labels(args[0])
     own = x[1].repeat_interleave(math.prod(args[1])) if x[1] is not None else None
     return [x[0], own, None]
 
 
 @rule("zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full")
-def factory(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+def factory(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     """A new constant; a size that was read from channels gives it these channels."""
     call = t.call
     if call is None:
@@ -343,10 +341,10 @@ def factory(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes
 
 
 @rule("arange", "linspace", "scalar_tensor", "rand", "randn", "eye", "empty_strided", "randint")
-def constant(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+def constant(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     return [None] * out.dim()
 
 
 @rule("_local_scalar_dense", "item")
-def number(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> None:
+def number(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> None:
     t.pin(args[0], f"the forward pass reads a value in {t.where!r}")

@@ -6,21 +6,19 @@ must go together. An operation without a rule pins everything that it touches.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from pbcompress.coupling import Labels
-
-if TYPE_CHECKING:
-    from pbcompress.tracing import Tracer
+from pbcompress.tracer import Tracer
 
 __all__ = ["RULES", "Axes", "broadcast", "rule", "unknown"]
 
 Axes = list[Labels]
-Rule = Callable[["Tracer", str, tuple[Any, ...], Mapping[str, Any], Any], Any]
+Rule = Callable[[Tracer, str, tuple[Any, ...], Mapping[str, Any], Any], Any]
 RULES: dict[str, Rule] = {}
 
 
@@ -34,7 +32,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return add
 
 
-def unknown(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
+def unknown(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """Pin every channel that meets an operation of which nothing is known."""
     for tensor in (x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)):
         t.pin(tensor, f"its channels meet the operation {name} in {t.where!r}")
@@ -66,7 +64,7 @@ def unknown(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
     *("randn_like", "zeros_like", "exponential_", "_conj", "view_as_real", "relu6_", "selu"),
     *("selu_", "sinc", "xlogy", "bernoulli", "_assert_async", "hardswish", "prelu_like"),
 )
-def elementwise(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
+def elementwise(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """Couple dimensions that are broadcast against each other."""
     result = out if isinstance(out, Tensor) else (out[0] if out else None)
     if result is None:
@@ -76,7 +74,7 @@ def elementwise(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any
     return labels if isinstance(out, Tensor) else [labels] * len(out)
 
 
-def broadcast(t: "Tracer", operands: Sequence[Tensor], shape: Sequence[int]) -> Axes:
+def broadcast(t: Tracer, operands: Sequence[Tensor], shape: Sequence[int]) -> Axes:
     """Couple the dimensions of operands that fall on each other, and return the result's."""
     labels: Axes = [None] * len(shape)
     seen = [False] * len(shape)
@@ -94,7 +92,7 @@ def broadcast(t: "Tracer", operands: Sequence[Tensor], shape: Sequence[int]) -> 
 
 
 @rule("_prelu_kernel")
-def prelu(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
+def prelu(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     return broadcast(t, [args[0], args[1]], tuple(out.shape))
 
 
@@ -102,7 +100,7 @@ def prelu(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
 
 
 @rule("mm", "addmm")
-def product(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Axes:
+def product(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Axes:
     """A matrix product; the contracted dimensions go together."""
     left, right = args[-2:]
     a, b = t.labels(left), t.labels(right)
@@ -116,7 +114,7 @@ def product(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Axes:
 
 
 @rule("bmm", "baddbmm")
-def batched_product(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Axes:
+def batched_product(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Axes:
     left, right = args[-2:]
     a, b = t.labels(left), t.labels(right)
     batch, inner = t.couple(a[0], b[0]), t.couple(a[2], b[1])
@@ -132,12 +130,12 @@ def batched_product(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) ->
 
 
 @rule("mv", "dot", "addmv")
-def vector_product(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Axes:
+def vector_product(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Axes:
     return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
 
 
 @rule("convolution", "_convolution")
-def convolution(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+def convolution(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     """A convolution, plain, grouped, depthwise or transposed."""
     image, weight, bias, _, _, _, transposed, _, groups = args[:9]
     x, w = t.labels(image), t.labels(weight)
@@ -173,7 +171,7 @@ def convolution(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> 
     return [x[0], result if size > 1 else None, *[None] * (out.dim() - 2)]
 
 
-def _alike(t: "Tracer", labels: Labels, groups: int) -> Labels:
+def _alike(t: Tracer, labels: Labels, groups: int) -> Labels:
     """Let all groups of channels lose channels at the same places."""
     if labels is not None:
         grid = labels.view(groups, -1)
@@ -182,7 +180,7 @@ def _alike(t: "Tracer", labels: Labels, groups: int) -> Labels:
 
 
 @rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math")
-def attention(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
+def attention(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """Attention on (batch, heads, tokens, features); key heads may serve several query heads."""
     query, key, value = args[:3]
     q, k, v = t.labels(query), t.labels(key), t.labels(value)
@@ -213,7 +211,7 @@ def attention(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
 
 
 @rule("embedding")
-def embedding(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+def embedding(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     table = t.labels(args[0])
     t.coupling.pin(table[0], f"{t.where!r} looks its rows up")
     return [None] * (out.dim() - 1) + [table[1]]
@@ -226,7 +224,7 @@ def embedding(t: "Tracer", name: str, args: Any, kwargs: Any, out: Tensor) -> Ax
     *("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"),
     *("_native_batch_norm_legit", "batch_norm", "_batch_norm_no_update"),
 )
-def batch_norm(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
+def batch_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """A norm of every channel alone, over all other dimensions."""
     image = args[0]
     x = t.labels(image)
@@ -242,7 +240,7 @@ def batch_norm(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
 
 
 @rule("native_layer_norm", "_fused_rms_norm")
-def layer_norm(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
+def layer_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """A norm over the last dimensions; one of them may lose channels, which then do not count."""
     image, shape = args[:2]
     x = t.labels(image)
@@ -266,7 +264,7 @@ def layer_norm(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
 
 
 @rule("native_group_norm")
-def group_norm(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
+def group_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """A norm of groups of channels: every group loses the same number of them."""
     image, weight, bias, *_, groups, _ = args
     x = t.labels(image)
@@ -286,7 +284,7 @@ def group_norm(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
     *("mean", "sum", "amax", "amin", "var", "std", "var_mean", "linalg_vector_norm", "norm"),
     *("prod", "any", "all", "logsumexp", "argmax", "argmin", "nansum", "max", "min"),
 )
-def reduction(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
+def reduction(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """A reduction; where channels are reduced, what is left of them is."""
     if len([a for a in args if isinstance(a, Tensor)]) > 1:
         return elementwise(t, name, args, kwargs, out)  # torch.max(a, b)
@@ -316,7 +314,7 @@ def _reduced(name: str, args: Any, kwargs: Any, rank: int) -> list[int]:
 
 
 @rule("_softmax", "_log_softmax", "cumsum", "_safe_softmax", "sort", "topk", "cumprod")
-def along_one(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
+def along_one(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """An operation that mixes the positions of one dimension."""
     x = t.labels(args[0])
     place = 2 if name == "topk" else 1
@@ -337,7 +335,7 @@ def along_one(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
     *("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"),
     *("grid_sampler_2d", "mkldnn_max_pool2d"),
 )
-def spatial(t: "Tracer", name: str, args: Any, kwargs: Any, out: Any) -> Any:
+def spatial(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """An operation on every channel alone: its dimensions after the channels have no labels."""
     image: Tensor = args[0]
     x = t.labels(image)

@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from pbcompress.cuts import LayerCut, cut_all_
 from pbcompress.surgery import Call, channel_axis, copy_model, map_tensors, seeded, tensors_of
-from pbcompress.tracing import Event, Trace, plain_kernels
+from pbcompress.tracer import Event, Trace
+from pbcompress.tracing import plain_kernels
 
 __all__ = ["proof_failure"]
 

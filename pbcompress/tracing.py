@@ -2,15 +2,13 @@
 
 Every dimension of every parameter starts with labels of its own. Each operation says how the
 labels of its results follow from those of its operands, and which of them it couples. The sizes
-that the forward pass computes are checked at the end against the labels, so that a shape that is
-written into the code keeps its channels.
+that the forward pass computes are noted beside the labels that they count, so that a shape that
+is written into the code keeps its channels.
 """
 
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,95 +17,19 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from pbcompress.coupling import Coupling, Labels
 from pbcompress.errors import CompressionError
 from pbcompress.movement import RULES
 from pbcompress.operators import unknown
-from pbcompress.sizes import Attribute, Size, leaves_of
+from pbcompress.sizes import Attribute, Size
 from pbcompress.surgery import Call, seeded, tensors_of
+from pbcompress.tracer import Trace, Tracer, UserCall
 
-__all__ = ["Event", "Trace", "Work", "plain_kernels", "trace"]
+__all__ = ["plain_kernels", "trace"]
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _READ_IN_FORWARD = (nn.LayerNorm, nn.RMSNorm, nn.RNNBase)  # torch's layers that read their sizes
 _ATTENTION = torch.nn.functional.multi_head_attention_forward
-
-
-@dataclass(frozen=True)
-class Work:
-    """Multiply-adds of one operation: a coefficient times the sizes of some dimensions.
-
-    Attributes:
-        module: Dotted name of the module that ran it.
-        coefficient: Multiply-adds per element of the product of ``dims``.
-        dims: Labels of the dimensions whose size may change.
-    """
-
-    module: str
-    coefficient: int
-    dims: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Event:
-    """An operation whose result depends on how many channels there are, and not only on which.
-
-    Attributes:
-        name: Operation.
-        selects: For each operand (its place among the arguments) the dimension and its labels.
-        scatters: The same for results.
-    """
-
-    name: str
-    selects: tuple[tuple[int, int, Tensor], ...]
-    scatters: tuple[tuple[int, int, Tensor], ...]
-
-
-@dataclass(frozen=True)
-class Check:
-    """A size that the forward pass hands to an operation, and the dimension that it describes."""
-
-    size: int
-    labels: Tensor
-    where: str
-
-
-@dataclass(frozen=True)
-class UserCall:
-    """The call in the user's code that an operation is part of."""
-
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        return getattr(self.func, "__name__", "")
-
-
-@dataclass
-class Trace:
-    """What one forward pass says about a network.
-
-    Attributes:
-        coupling: The forest of labels.
-        tensors: Labels of every dimension of every parameter and buffer that takes part, by name.
-        works: Counted operations.
-        events: Operations for the proof, in the order in which they ran.
-        bindings: Attributes that are rewritten when channels go, and the labels that they count.
-        uncounted: Operations that are not counted, with their number.
-    """
-
-    coupling: Coupling = field(default_factory=Coupling)
-    tensors: dict[str, list[Tensor]] = field(default_factory=dict)
-    works: list[Work] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    bindings: dict[Attribute, Tensor] = field(default_factory=dict)
-    checks: list[Check] = field(default_factory=list)
-    numbers: set[Attribute] = field(default_factory=set)
-    uncounted: Counter[str] = field(default_factory=Counter)
 
 
 def trace(network: nn.Module, call: Call) -> Trace:
@@ -133,7 +55,7 @@ def trace(network: nn.Module, call: Call) -> Trace:
         warnings.simplefilter("ignore")
         args, kwargs = call
         try:
-            with tracer.functions, tracer.operations:
+            with _Functions(tracer), _Operations(tracer):
                 output = network(*args, **kwargs)
         except Exception as err:
             shapes = [tuple(t.shape) for t in tensors_of(call)]
@@ -144,115 +66,6 @@ def trace(network: nn.Module, call: Call) -> Trace:
     for tensor in tensors_of(output):
         tracer.pin(tensor, "its width is the network's output")
     return tracer.result
-
-
-class Tracer:
-    """The state of a trace, and what the rules of operations call."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.result = Trace()
-        self.coupling = self.result.coupling
-        self.path: list[str] = []
-        self.call: UserCall | None = None
-        self.functions, self.operations = _Functions(self), _Operations(self)
-        self._names: dict[int, str] = {}
-        self._labels: Any = WeakTensorKeyDictionary()  # of tensors that are still in use
-        for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-            self._names.setdefault(id(tensor), name)
-
-    @property
-    def where(self) -> str:
-        return self.path[-1] if self.path else ""
-
-    def labels(self, tensor: Tensor) -> list[Labels]:
-        """Return the labels of every dimension of a tensor."""
-        found: list[Labels] | None = self._labels.get(tensor)
-        if found is not None:
-            return list(found)
-        name = self._names.get(id(tensor))
-        labels: list[Labels] = [None] * tensor.dim()
-        if name is not None and (tensor.is_floating_point() or tensor.is_complex()):
-            axes = [
-                self.coupling.fresh(size) if size > 1 else torch.zeros(size, dtype=torch.long)
-                for size in tensor.shape
-            ]
-            self.result.tensors[name] = axes
-            labels = [axis if len(axis) > 1 else None for axis in axes]
-        self._labels[tensor] = labels
-        return list(labels)
-
-    def set_labels(self, tensor: Tensor, labels: Sequence[Labels]) -> None:
-        self._labels[tensor] = [
-            own if own is not None and size > 1 else None
-            for own, size in zip(labels, tensor.shape, strict=True)
-        ]
-
-    def couple(self, a: Labels, b: Labels, reason: str = "") -> Labels:
-        """Couple two dimensions of equal size and return the labels of both."""
-        if a is not b:
-            self.coupling.couple(
-                a, b, reason or f"its channels meet a tensor of fixed size in {self.where!r}"
-            )
-        return a if a is not None else b
-
-    def pin(self, tensor: Tensor, reason: str) -> None:
-        for labels in self.labels(tensor):
-            self.coupling.pin(labels, reason)
-
-    def work(self, coefficient: int, *dims: tuple[int, Labels]) -> None:
-        """Count multiply-adds: the coefficient times every size, fixed or labelled."""
-        for size, labels in dims:
-            if labels is None:
-                coefficient *= size
-        kept = tuple(labels for _, labels in dims if labels is not None)
-        self.result.works.append(Work(self.where, coefficient, kept))
-
-    def event(
-        self,
-        name: str,
-        selects: Sequence[tuple[int, int, Labels]],
-        scatters: Sequence[tuple[int, int, Labels]] = (),
-    ) -> None:
-        """Record an operation of which the proof runs only what is left."""
-        self.result.events.append(
-            Event(
-                name,
-                tuple((i, d, v) for i, d, v in selects if v is not None),
-                tuple((i, d, v) for i, d, v in scatters if v is not None),
-            )
-        )
-
-    def expect(self, size: int | None, labels: Labels) -> None:
-        """Note that ``size`` must go on to be the number of ``labels`` left; None: it adapts."""
-        if labels is None or size is None:
-            return
-        origin = size.origin if isinstance(size, Size) else None
-        if origin is labels:
-            return
-        if isinstance(origin, Attribute):
-            self.result.bindings.setdefault(origin, labels)
-        self.result.checks.append(Check(size, labels, self.where))
-
-    def labels_of_size(self, size: int) -> Labels:
-        """Return the labels that a new dimension of ``size`` has because of where it was read."""
-        origin = size.origin if isinstance(size, Size) else None
-        if isinstance(origin, Attribute):
-            if origin not in self.result.bindings:
-                self.result.bindings[origin] = self.coupling.fresh(int(size))
-            return self.result.bindings[origin]
-        return origin if isinstance(origin, Tensor) else None
-
-    def size_of(self, labels: Labels, size: int) -> int:
-        """Return a size that remembers the dimension it was read from."""
-        return size if labels is None else Size(size, labels, self.number_matters)
-
-    def number_matters(self, size: Size) -> None:
-        """Note that a size was used as a number, so that what it was computed from must stay."""
-        for leaf in leaves_of(size):
-            if isinstance(leaf, Tensor):
-                self.result.checks.append(Check(len(leaf), leaf, self.where))
-            else:
-                self.result.numbers.add(leaf)
 
 
 class _Functions(TorchFunctionMode):
