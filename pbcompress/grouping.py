@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pbcompress.geometry import LayerGeometry
 from pbcompress.sizes import Attribute, Leaf, evaluate, leaves_of
 from pbcompress.slicing import named_dimension
-from pbcompress.surgery import Call
+from pbcompress.surgery import Call, shared_parameter_names
 from pbcompress.tracer import Check, Trace
 from pbcompress.tracing import trace
 
@@ -225,6 +225,8 @@ class _Reader:
         self.order = {name: i for i, (name, _) in enumerate(tensors)}
         self.parameters = dict(network.named_parameters())
         self.weights = {id(p): name for name, p in network.named_parameters()}
+        aliases = shared_parameter_names(network)
+        self.shared = {*aliases, *aliases.values()}
         self.names: dict[int, str] = {}
         self._parts: dict[int, list[Tensor]] = {}  # labels are kept by the trace, so ids stay
 
@@ -233,7 +235,7 @@ class _Reader:
         for name in sorted(self.traced.tensors, key=self.order.__getitem__):
             for dim, labels in enumerate(self.traced.tensors[name]):
                 for family, positions in self._positions(labels):
-                    layer, place, spread = named_dimension(self.network, name, dim)
+                    layer, place, spread = named_dimension(self.network, name, dim, self.shared)
                     own = [[i for p in unit for i in spread(p)] for unit in positions]
                     reached[family].setdefault((layer, place), own)
         for attribute, labels in self.traced.bindings.items():
@@ -312,10 +314,14 @@ class _Reader:
     def _left_alone(self) -> dict[str, str]:
         reasons: dict[str, str] = {}
         for name, module in self.network.named_modules():
-            weight = module._parameters.get("weight")
-            if not isinstance(module, _PRODUCERS) or weight is None:
+            if not isinstance(module, _PRODUCERS):
                 continue
-            key = self.weights.get(id(weight))
+            weight = module._parameters.get("weight")
+            if weight is None:  # computed from other parameters
+                own = [k for k in self.traced.tensors if k.startswith(f"{name}.")]
+                key = max(own, key=lambda k: len(self.traced.tensors[k]), default="")
+            else:
+                key = self.weights.get(id(weight), "")
             if key not in self.traced.tensors:
                 reasons[name] = "the forward pass does not reach it"
                 continue

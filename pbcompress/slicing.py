@@ -7,6 +7,7 @@ what was cut is lowered.
 
 import re
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -34,8 +35,16 @@ def is_plain(layer: nn.Module) -> bool:
     return layer.groups == 1 or layer.groups < layer.in_channels
 
 
-def named_dimension(model: nn.Module, name: str, axis: int) -> tuple[str, str, Spread]:
+def named_dimension(
+    model: nn.Module, name: str, axis: int, shared: AbstractSet[str]
+) -> tuple[str, str, Spread]:
     """Return how a cut names one axis of a parameter or buffer.
+
+    Args:
+        model: The network.
+        name: Dotted name of the parameter or buffer.
+        axis: The axis.
+        shared: Every name of a parameter or buffer that has several.
 
     Returns:
         The module, the dimension, and what one index along the axis is along that dimension: the
@@ -43,7 +52,8 @@ def named_dimension(model: nn.Module, name: str, axis: int) -> tuple[str, str, S
     """
     layer, _, own = name.rpartition(".")
     module = model.get_submodule(layer)
-    if not is_plain(module):
+    names = {f"{layer}.{n}".lstrip(".") for n in [*module._parameters, *module._buffers]}
+    if not is_plain(module) or names & shared:
         return layer, f"{own}:{axis}", lambda index: (index,)
     if axis == 0 or type(module) not in _MIXING:
         return layer, "out", lambda index: (index,)

@@ -29,6 +29,7 @@ from pbcompress.surgery import (
 __all__ = ["LayerCut", "WidthPlan", "plan_widths", "resolve_target", "shrink", "shrink_"]
 
 FLOPS_TRIALS = 6
+FEW = 4  # groups that are judged one by one
 
 
 @dataclass(frozen=True)
@@ -243,16 +244,19 @@ class _Planner:
     def _drop_guilty(self, failure: str) -> None:
         """Leave alone the groups whose narrowing by one unit fails the proof.
 
-        Groups of the same structure are judged by the first of them, and one by one only if
-        that finds nothing.
+        Groups of the same structure are judged by the first of them, the others of a guilty one's
+        structure together, and one by one only where they are few or nothing was found.
         """
         kinds: dict[str, list[str]] = {}
         for group in self.grouping.groups:
             kinds.setdefault(group.kind, []).append(group.name)
         found = self._guilty([names[0] for names in kinds.values()])
-        reasons = {
-            name: found[names[0]] for names in kinds.values() if names[0] in found for name in names
-        }
+        reasons = dict(found)
+        for first, *others in kinds.values():
+            if first in found and others:
+                few = len(others) <= FEW
+                same = self._guilty(others) if few else self._failure_of(others, found[first])
+                reasons.update(same)
         reasons = reasons or self._guilty([group.name for group in self.grouping.groups])
         if not reasons:
             raise CompressionError(
@@ -260,6 +264,12 @@ class _Planner:
                 "Name the layers to keep in WidthConfig.keep."
             )
         self.grouping = self.grouping.without(reasons)
+
+    def _failure_of(self, names: Sequence[str], reason: str) -> dict[str, str]:
+        """Return all of some groups with ``reason`` if they fail together, else none."""
+        removed = {name: [0] for name in names}
+        failure = self._proof_failure(removed, cuts_of(self.model, self.grouping, removed))
+        return {} if failure is None else dict.fromkeys(names, reason)
 
     def _guilty(self, names: Sequence[str]) -> dict[str, str]:
         """Return those of some groups that fail, with the reason."""

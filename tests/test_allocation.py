@@ -13,11 +13,14 @@ from nets import CASES
 from torch import nn
 
 from pbcompress import WidthConfig
-from pbcompress.allocation import FILL_GOAL, CostModel, allocate, narrowest
-from pbcompress.cuts import LayerCut, cut_all_, layer_width
+from pbcompress.allocation import FILL_GOAL, Bounds, allocate, narrowest
+from pbcompress.costs import CostModel, parameter_costs, work_costs
+from pbcompress.cuts import LayerCut, cut_all_
 from pbcompress.geometry import LayerGeometry, is_depthwise
-from pbcompress.grouping import ChannelGroup, Member, find_groups
+from pbcompress.grouping import Axis, ChannelGroup, Member, find_groups
 from pbcompress.importance import unit_scores
+from pbcompress.measure import measure
+from pbcompress.slicing import dimension_size
 from pbcompress.surgery import as_call, copy_model, single_sample
 
 LAYERS = [
@@ -62,14 +65,21 @@ def test_only_one_filter_per_channel_is_depthwise():
         assert not is_depthwise(other)
 
 
-def cost_of(name):
+def costs_of(name):
+    """The network, its groups, and the closed forms of its parameters and its FLOPs."""
     model = CASES[name].build()
-    grouping = find_groups(model, single_sample(as_call(CASES[name].inputs(1))))
-    groups = [g for g in grouping.groups if g.name != "narrow"]  # its residual is the input
-    names = {m.layer for g in groups for m in g.members}
-    geometries = {n: LayerGeometry.of(model.get_submodule(n)) for n in names}
-    inside = sum(g.params(g.out_width, g.in_width) for g in geometries.values())
-    return model, groups, CostModel(groups, geometries, CASES[name].params - inside)
+    call = single_sample(as_call(CASES[name].inputs(1)))
+    grouping = find_groups(copy_model(model).eval(), call)
+    params = CostModel(grouping.groups, list(parameter_costs(model, grouping).values()))
+    return model, grouping.groups, params, CostModel(grouping.groups, work_costs(grouping))
+
+
+def cost_of(name):
+    return costs_of(name)[:3]
+
+
+def allocated(groups, cost, scores, target, config):
+    return allocate(groups, Bounds([cost], [target]), scores, config)
 
 
 def cut_to(model, groups, widths):
@@ -83,7 +93,7 @@ def cut_to(model, groups, widths):
     cut_all_(
         small,
         [
-            LayerCut(name, dim, tuple(r), layer_width(model.get_submodule(name), dim))
+            LayerCut(name, dim, tuple(r), dimension_size(model, name, dim))
             for (name, dim), r in removed.items()
         ],
     )
@@ -97,13 +107,14 @@ def test_every_network_has_a_closed_form():
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_closed_form_counts_what_remains_at_any_widths(name):
-    model, groups, cost = cost_of(name)
+    model, groups, params, flops = costs_of(name)
     assert groups
     draw = random.Random(name)
     for _ in range(5):
         widths = [draw.randint(1, g.width) for g in groups]
         small = cut_to(model, groups, widths)
-        assert cost.total(widths) == sum(p.numel() for p in small.parameters())
+        assert params.total(widths) == sum(p.numel() for p in small.parameters())
+    assert flops.total(widths) == measure(small, CASES[name].inputs(1)).flops
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -123,7 +134,7 @@ def test_97_percent_are_filled_wherever_any_widths_allow_it(name, share, allocat
     model, groups, cost = cost_of(name)
     target = int(share * CASES[name].params)
     scores = [unit_scores(model, g) for g in groups]
-    total = cost.total(allocate(cost, scores, target, WidthConfig(allocation=allocation)))
+    total = cost.total(allocated(groups, cost, scores, target, WidthConfig(allocation=allocation)))
     assert total <= target
     if total < FILL_GOAL * target:
         assert math.prod(g.width for g in groups) < 5000  # few enough to try all
@@ -135,9 +146,6 @@ def test_97_percent_are_filled_wherever_any_widths_allow_it(name, share, allocat
 def chain_cost(widths, taps=9, image=3, classes=10):
     """A chain of convolutions: group i is the output of layer i and the input of layer i + 1."""
     sizes = [image, *widths, classes]
-    geometries = {
-        f"{i}": LayerGeometry(sizes[i + 1], sizes[i], taps, 1, 1) for i in range(len(widths) + 1)
-    }
     groups = [
         ChannelGroup(
             f"{i}",
@@ -149,7 +157,13 @@ def chain_cost(widths, taps=9, image=3, classes=10):
         )
         for i, width in enumerate(widths)
     ]
-    return groups, CostModel(groups, geometries, 0)
+    axes = [
+        Axis(size, ((f"{i - 1}", 1),) if 0 < i <= len(widths) else ())
+        for i, size in enumerate(sizes)
+    ]
+    terms = [(taps, pair) for pair in itertools.pairwise(axes)]
+    terms += [(1, (axis,)) for axis in axes[1:]]  # biases
+    return groups, CostModel(groups, terms)
 
 
 def formula(widths, taps=9, image=3, classes=10):
@@ -179,7 +193,7 @@ def test_random_chains_keep_target_floors_and_multiples(
         allocation=allocation, round_to=round_to, min_width=min_width, max_ratio=max_ratio
     )
     target = int(share * formula(original))
-    widths = allocate(cost, scores, target, config)
+    widths = allocated(groups, cost, scores, target, config)
     smallest = narrowest(groups, config)
     assert (widths is None) == (formula(smallest) > target)
     for width, least, before in zip(widths or smallest, smallest, original, strict=True):
@@ -199,7 +213,7 @@ def test_two_groups_are_filled_wherever_any_two_widths_allow_it(first, second, s
     groups, cost = chain_cost([first, second])
     scores = [torch.rand(w, dtype=torch.float64) for w in (first, second)]
     target = int(share * formula([first, second]))
-    widths = allocate(cost, scores, target, WidthConfig(allocation=allocation))
+    widths = allocated(groups, cost, scores, target, WidthConfig(allocation=allocation))
     low = narrowest(groups, WidthConfig())
     a, b = np.ogrid[low[0] : first + 1, low[1] : second + 1]
     totals = 28 * a + (9 * a + 1) * b + (9 * b + 1) * 10
@@ -212,9 +226,9 @@ def test_two_groups_are_filled_wherever_any_two_widths_allow_it(first, second, s
 
 def test_uniform_narrows_all_groups_alike():
     original = [64, 128, 256, 100]
-    _, cost = chain_cost(original)
+    groups, cost = chain_cost(original)
     scores = [torch.rand(w, dtype=torch.float64) for w in original]
-    widths = allocate(cost, scores, int(0.25 * formula(original)), WidthConfig())
+    widths = allocated(groups, cost, scores, int(0.25 * formula(original)), WidthConfig())
     kept = [w / full for w, full in zip(widths, original, strict=True)]
     # each is rounded to a channel, and the remainder goes to whatever is cheap enough for it
     assert max(kept) - min(kept) <= 2 / min(original)
@@ -222,9 +236,10 @@ def test_uniform_narrows_all_groups_alike():
 
 def test_global_keeps_the_groups_that_matter():
     original = [64, 64]
-    _, cost = chain_cost(original)
+    groups, cost = chain_cost(original)
     scores = [torch.full((64,), 3.0).double(), torch.full((64,), 1.0).double()]
-    widths = allocate(cost, scores, formula(original) // 2, WidthConfig(allocation="global"))
+    config = WidthConfig(allocation="global")
+    widths = allocated(groups, cost, scores, formula(original) // 2, config)
     assert widths[0] == 64 > widths[1]
 
 
@@ -243,10 +258,45 @@ def test_a_group_narrower_than_its_floor_stays():
 
 
 def test_reserve_is_part_of_the_total():
-    _, cost = chain_cost([16, 16])
-    with_reserve = CostModel(cost.groups, cost.geometries, 7, {"1": lambda out, in_: 2 * out + in_})
-    assert with_reserve.total([8, 4]) == formula([8, 4]) + 7 + 16
-    assert with_reserve.reserved([8, 4]) == 16
+    groups, cost = chain_cost([16, 16])
+    layers = {"1": (Axis(16, (("1", 1),)), Axis(16, (("0", 1),)))}
+    reserve = CostModel(groups, [(7, ())], {"1": lambda out, in_: 2 * out + in_}, layers)
+    assert reserve.total([8, 4]) == 7 + 16
+    assert reserve.reserved([8, 4]) == 16
+    assert reserve.change(0, 9, [8, 4]) == 1
+    assert cost.total([8, 4]) == formula([8, 4])
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(CHAINS, st.floats(0.2, 0.9), st.floats(0.2, 0.9), st.sampled_from(["uniform", "global"]))
+def test_two_bounds_hold_at_once(original, share, other_share, allocation):
+    groups, cost = chain_cost(original)
+    squares = CostModel(
+        groups, [(3, (Axis(w, ((f"{i}", 1),)),) * 2) for i, w in enumerate(original)]
+    )
+    limits = [int(share * cost.total(original)), int(other_share * squares.total(original))]
+    scores = [torch.rand(w, dtype=torch.float64) for w in original]
+    bounds = Bounds([cost, squares], limits)
+    widths = allocate(groups, bounds, scores, WidthConfig(allocation=allocation))
+    smallest = narrowest(groups, WidthConfig())
+    assert (widths is None) == (bounds.load(bounds.totals(smallest)) > 1)
+    if widths is not None:
+        assert cost.total(widths) <= limits[0]
+        assert 3 * sum(w * w for w in widths) == squares.total(widths) <= limits[1]
+
+
+def test_isomorphic_groups_are_ranked_among_themselves():
+    groups = [
+        ChannelGroup(name, 10, (Member(name, "out", tuple((u,) for u in range(10))),), kind)
+        for name, kind in (("a", "x"), ("b", "x"), ("c", "y"))
+    ]
+    cost = CostModel(groups, [(1, (Axis(10, ((g.name, 1),)),)) for g in groups])
+    scores = [torch.full((10,), v, dtype=torch.float64) + torch.rand(10) / 10 for v in (1, 2, 9)]
+    config = WidthConfig(allocation="isomorphic")
+    widths = allocated(groups, cost, scores, 15, config)
+    assert widths[0] < widths[1]
+    assert abs(widths[2] - 5) <= 1
+    assert sum(widths) == 15
 
 
 # --- importance --------------------------------------------------------------------------------
@@ -257,7 +307,7 @@ def test_importance_is_the_mean_of_scaled_squared_norms():
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0, 0], [0, 2], [2, 1]]))
         model[2].weight.copy_(torch.tensor([[1.0, 0, 1], [0, 3, 1]]))
-    (group,) = find_groups(model, ((torch.zeros(1, 2),), {})).groups
+    (group,) = find_groups(copy_model(model), ((torch.zeros(1, 2),), {})).groups
     # rows 1, 4, 5 of mean 10/3; columns 1, 9, 2 of mean 4
     expected = torch.tensor([1 / (10 / 3) + 1 / 4, 4 / (10 / 3) + 9 / 4, 5 / (10 / 3) + 2 / 4])
     torch.testing.assert_close(unit_scores(model, group), expected.double() / 2)
@@ -267,7 +317,7 @@ def test_zero_weights_matter_alike():
     model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 2, bias=False))
     for layer in model:
         nn.init.zeros_(layer.weight)
-    (group,) = find_groups(model, ((torch.zeros(1, 2),), {})).groups
+    (group,) = find_groups(copy_model(model), ((torch.zeros(1, 2),), {})).groups
     assert unit_scores(model, group).tolist() == [1, 1, 1]
 
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch_pruning as tp
-from nets import CASES, conv_bn, images, vectors
+from nets import CASES, images, vectors
 from test_widths import assert_equals_masked, count
 from torch import nn
 from torch.nn import functional
@@ -15,8 +15,9 @@ from torch.nn.utils import parametrizations
 
 from pbcompress import CompressConfig, WidthConfig
 from pbcompress.errors import CompressionError, TargetUnreachableError
-from pbcompress.grouping import cut_, find_groups, is_cuttable
-from pbcompress.surgery import as_call, single_sample
+from pbcompress.grouping import find_groups
+from pbcompress.slicing import cut_, is_plain
+from pbcompress.surgery import as_call, copy_model, single_sample
 from pbcompress.widths import plan_widths, shrink
 
 
@@ -47,7 +48,7 @@ def rear(inputs):
 
 
 def groups_of(model, inputs):
-    return find_groups(model, single_sample(as_call(inputs)))
+    return find_groups(copy_model(model).eval(), single_sample(as_call(inputs)))
 
 
 def coupled(grouping):
@@ -174,8 +175,8 @@ def tokens(n):
     return torch.randn(n, 7, 10)
 
 
-# name: network, inputs, the layer that stays, a word of the reason
-LEFT_ALONE = {
+# name: network, inputs, a layer of interest, a word of the reason where it stays
+HARD = {
     "lstm": (recurrent(nn.LSTM(12, 8, batch_first=True)), tokens, "before", ""),
     "gru": (recurrent(nn.GRU(12, 8, batch_first=True)), tokens, "before", ""),
     "rnn": (recurrent(nn.RNN(12, 8, batch_first=True)), tokens, "before", ""),
@@ -424,17 +425,41 @@ LEFT_ALONE = {
 }
 
 
-def test_every_left_alone_case_is_in_the_list():
-    assert len(LEFT_ALONE) == 37
+STAYS = {
+    "attention": "MultiheadAttention",
+    "transpose": "network's output",
+    "softmax over channels": "_softmax",
+    "residual with the input": "fixed size",
+    "hard-coded view": "does not follow",
+    "auxiliary head of training mode": "in training mode",
+    "features as output": "output",
+    "unused layer": "does not reach",
+    "weight norm": "_weight_norm",
+    "spectral norm": "operation mv",
+    "spectral norm, old": "operation mv",
+}
+# Their result depends on how many channels there are, so that zeros are no reference.
+COUNTING = ("group norm", "layer norm", "mean over channels", "mean over features")
 
 
-@pytest.mark.parametrize("name", LEFT_ALONE)
-def test_a_layer_that_cannot_be_narrowed_is_left_alone_and_the_rest_is_right(name):
-    model, inputs, layer, reason = LEFT_ALONE[name]
-    plan = plan_widths(model, inputs(2), 0.97)
-    with pytest.raises(TargetUnreachableError, match=rf"{layer}: [^;]*{reason}") as caught:
+def test_every_hard_case_is_in_the_list():
+    assert len(HARD) == 37
+    assert len(STAYS) == 11
+    assert set(STAYS) | set(COUNTING) <= set(HARD)
+
+
+def smallest_plan(model, inputs):
+    with pytest.raises(TargetUnreachableError) as caught:
         plan_widths(model, inputs(2), 1)
-    deep = plan_widths(model, inputs(2), caught.value.smallest)
+    return plan_widths(model, inputs(2), caught.value.smallest)
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_a_layer_that_cannot_be_narrowed_is_left_alone_and_the_rest_is_right(name):
+    model, inputs, layer, _ = HARD[name]
+    plan = plan_widths(model, inputs(2), 0.97)
+    deep = smallest_plan(model, inputs)
+    assert STAYS[name] in deep.left_alone[layer]
     for each in (plan, deep):
         assert each.steps
         assert not [s for s in each.steps if s.layer == layer and s.dim == "out"]
@@ -444,10 +469,47 @@ def test_a_layer_that_cannot_be_narrowed_is_left_alone_and_the_rest_is_right(nam
         assert small.train()(inputs(2)) is not None
 
 
-def test_a_reason_is_in_the_error_when_nothing_else_can_meet_the_target():
+@pytest.mark.parametrize("name", sorted(set(HARD) - set(STAYS)))
+def test_what_torch_pruning_stumbles_over_is_narrowed_rightly(name):
+    model, inputs, layer, _ = HARD[name]
+    deep = smallest_plan(model, inputs)
+    assert [s for s in deep.steps if s.layer == layer and s.dim != "in"], deep.left_alone
+    for each in (plan_widths(model, inputs(2), 0.9), deep):
+        if name not in COUNTING:
+            assert_equals_masked(model, each, inputs(2))
+        small = shrink(model, each)
+        assert count(small) == each.cost_after.params <= each.target_params
+        outputs = small.train()(inputs(3))
+        outputs.sum().backward()
+
+
+def test_a_norm_over_channels_sees_what_is_left():
     model = nn.Sequential(nn.Linear(10, 40), nn.LayerNorm(40), nn.Linear(40, 5))
-    with pytest.raises(TargetUnreachableError, match=r"0: its channels reach '1' \(LayerNorm\)"):
-        plan_widths(model, vectors(1), 0.5)
+    nn.init.normal_(model[1].weight)
+    plan = plan_widths(model, vectors(1), 0.5)
+    kept = [i for i in range(40) if i not in plan.steps[0].removed]
+    hidden = functional.linear(vectors(3), model[0].weight[kept], model[0].bias[kept])
+    normed = functional.layer_norm(hidden, (len(kept),), model[1].weight[kept], model[1].bias[kept])
+    expected = functional.linear(normed, model[2].weight[:, kept], model[2].bias)
+    assert 1 < len(kept) < 40
+    torch.testing.assert_close(shrink(model, plan)(vectors(3)), expected)
+
+
+def test_a_norm_of_groups_keeps_its_groups():
+    model = nn.Sequential(conv(3, 16), nn.GroupNorm(4, 16), conv(16, 2))
+    plan = plan_widths(model, images(1), 0.6)
+    kept = [i for i in range(16) if i not in plan.steps[0].removed]
+    hidden = functional.conv2d(images(2), model[0].weight[kept], model[0].bias[kept], padding=1)
+    blocks = hidden.reshape(2, 4, -1)
+    blocks = (blocks - blocks.mean(2, keepdim=True)) / (
+        blocks.var(2, unbiased=False, keepdim=True) + 1e-5
+    ).sqrt()
+    expected = functional.conv2d(
+        blocks.reshape(hidden.shape), model[2].weight[:, kept], model[2].bias, padding=1
+    )
+    assert len(kept) % 4 == 0
+    assert {i % 4 for i in kept} == {kept[i] % 4 for i in range(len(kept) // 4)}
+    torch.testing.assert_close(shrink(model, plan)(images(2)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_tied_weights_stay_tied():
@@ -608,17 +670,6 @@ def test_a_layer_of_a_hard_structure_is_narrowed_rightly(name):
     shrink(model, plan).train()(inputs(2)).sum().backward()
 
 
-def test_a_layer_that_starts_at_zero_hides_no_mixing():
-    model = Net(
-        lambda s, x: (lambda y: s.head(y - y.mean(-1, keepdim=True)))(s.before(x)),
-        before=nn.Linear(10, 12),
-        head=nn.Linear(12, 3),
-    )
-    nn.init.zeros_(model.head.weight)
-    with pytest.raises(TargetUnreachableError, match="mixes its channels"):
-        plan_widths(model, vectors(1), 0.5)
-
-
 def test_a_model_of_batch_one_only_is_planned():
     model = Net(
         lambda s, x: s.head(torch.relu(s.before(x)).view(1, -1)),
@@ -652,7 +703,7 @@ def test_a_cut_removes_exactly_the_named_channels(layer, dim, shape, trains):
     assert before["weight"].shape == shape
     axis = 1 if dim == "in" else 0
     keep = [i for i in range(shape[axis]) if i not in (0, 2)]
-    cut_(layer, dim, (0, 2))
+    cut_(layer, "", dim, (0, 2))
     expected = {
         k: v if v.dim() == 0 or (k == "bias" and dim == "in") else v.index_select(
             axis if k == "weight" else 0, torch.tensor(keep)
@@ -667,8 +718,8 @@ def test_a_cut_removes_exactly_the_named_channels(layer, dim, shape, trains):
 def test_a_cut_of_a_grouped_convolution_keeps_its_groups():
     layer = nn.Conv2d(8, 12, 3, groups=4)
     weight = layer.weight.detach().clone()
-    cut_(layer, "in", (1, 3, 5, 7))
-    cut_(layer, "out", (0, 3, 6, 9))
+    cut_(layer, "", "in", (1, 3, 5, 7))
+    cut_(layer, "", "out", (0, 3, 6, 9))
     assert (layer.in_channels, layer.out_channels, layer.groups) == (4, 8, 4)
     kept = [1, 2, 4, 5, 7, 8, 10, 11]
     assert torch.equal(layer.weight, weight[kept][:, :1])
@@ -676,7 +727,7 @@ def test_a_cut_of_a_grouped_convolution_keeps_its_groups():
 
 
 def test_only_plain_layers_can_be_cut():
-    assert all(is_cuttable(layer) for layer, _, _ in CUTS)
+    assert all(is_plain(layer) for layer, _, _ in CUTS)
     for other in (
         nn.ReLU(),
         nn.LayerNorm(4),
@@ -686,7 +737,7 @@ def test_only_plain_layers_can_be_cut():
         parametrizations.weight_norm(nn.Linear(4, 4)),
         type("MyLinear", (nn.Linear,), {})(4, 4),
     ):
-        assert not is_cuttable(other)
+        assert not is_plain(other)
 
 
 # --- the traps of torch-pruning 1.6.1 (design/landscape.md, section 4) --------------------------
@@ -711,16 +762,16 @@ def test_trap_2_a_tensor_is_one_batch_also_where_the_model_takes_a_single_sample
 
 def test_trap_3_frozen_parameters_are_seen():
     model = CASES["chain"].build()
-    expected = groups_of(model, images(1))
-    assert groups_of(model.requires_grad_(False), images(1)) == expected
+    expected = groups_of(model, images(1)).groups
+    assert groups_of(model.requires_grad_(False), images(1)).groups == expected
     assert not any(p.requires_grad for p in model.parameters())
 
 
 def test_trap_4_no_state_is_shared_between_models():
     grouped, chain = CASES["grouped"].build(), CASES["chain"].build()
-    before = groups_of(chain, images(1))
+    before = groups_of(chain, images(1)).groups
     groups_of(grouped, images(1))
-    assert groups_of(chain, images(1)) == before
+    assert groups_of(chain, images(1)).groups == before
 
 
 @pytest.mark.parametrize("dim", [2, -1])
@@ -731,8 +782,8 @@ def test_trap_5_concatenated_features_of_tokens_do_not_crash(dim):
         b=nn.Linear(10, 12),
         rear=rear(24),
     )
-    plan = plan_widths(model, tokens(2), 0.9)
-    assert "axis" in plan.left_alone["a"]
+    plan = plan_widths(model, tokens(2), 0.7)
+    assert {"a", "b"} <= {s.layer for s in plan.steps if s.dim == "out"}
     assert_equals_masked(model, plan, tokens(2))
 
 
@@ -762,8 +813,9 @@ def test_trap_10_tied_embeddings_stay_tied():
     inputs = torch.arange(10).reshape(2, 5)
     small = shrink(model, plan_widths(model, inputs, 0.8))
     assert small[4].weight is small[0].weight
-    assert small[0].weight.shape == (20, 8)
+    assert small[0].embedding_dim == small[4].in_features == small[0].weight.shape[1]
     assert small[1].out_features < 16
+    assert small(inputs).shape == (2, 5, 20)
 
 
 def test_trap_11_and_12_are_crashes_of_torch_pruning_and_reasons_here():
@@ -776,16 +828,20 @@ def test_trap_11_and_12_are_crashes_of_torch_pruning_and_reasons_here():
     assert plan_widths(model, tokens(1), 0.9).steps
 
 
-def test_trap_13_a_hard_coded_view_passes_tracing_and_not_the_proof():
-    model, inputs, layer, _ = LEFT_ALONE["hard-coded view"]
-    assert layer in [g.name for g in groups_of(model, inputs(1)).groups]
-    plan = plan_widths(model, inputs(1), 0.9)
-    assert "invalid for input of size" in plan.left_alone[layer]
+def test_trap_13_a_hard_coded_view_keeps_its_channels():
+    model, inputs, layer, _ = HARD["hard-coded view"]
+    grouping = groups_of(model, inputs(1))
+    assert layer not in [g.name for g in grouping.groups]
+    assert "a size that does not follow" in grouping.left_alone[layer]
 
 
 def test_unknown_operations_do_not_pass_as_elementwise():
-    model = nn.Sequential(conv_bn(3, 12), nn.LPPool2d(2, 2), conv(12, 4))
-    assert "whose channels are not known" in groups_of(model, images(1)).left_alone["0.0"]
+    model = Net(
+        lambda s, x: s.tail(torch.fft.fft(s.before(x), dim=1).abs()),
+        before=conv(3, 12),
+        tail=tail(12),
+    )
+    assert "the operation" in groups_of(model, images(1)).left_alone["before"]
 
 
 @pytest.mark.timeout(60)  # followed channel by channel, an attention takes all memory there is
@@ -797,4 +853,4 @@ def test_an_attention_is_refused_before_its_channels_are_followed():
     grouping = find_groups(network, ((torch.randn(2, 7, 16),), {}))
 
     assert [group.name for group in grouping.groups] == ["1.linear1"]
-    assert "Transpose" in grouping.left_alone["0"]
+    assert "MultiheadAttention" in grouping.left_alone["0"]

@@ -64,9 +64,13 @@ def run(model, inputs):
 
 
 def masked(model, steps):
-    """A copy that does not read the removed channels: a hook blanks them in each layer's input."""
+    """A copy without the removed channels: blank in every layer's input, zero in bare tensors."""
     model = copy.deepcopy(model)
     for step in steps:
+        name, _, axis = step.dim.partition(":")
+        if axis:
+            tensor = getattr(model.get_submodule(step.layer), name)
+            tensor.data.index_fill_(int(axis), torch.tensor(step.removed), 0)
         if step.dim == "in":
             layer = model.get_submodule(step.layer)
             axis = -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)
