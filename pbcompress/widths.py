@@ -22,6 +22,7 @@ from pbcompress.surgery import (
     as_call,
     copy_model,
     device_of,
+    map_tensors,
     single_sample,
     to_device,
 )
@@ -160,12 +161,13 @@ def plan_widths(
             "plan_widths was called with a model whose lazy layers have no shape yet. Run one "
             "forward pass on it first."
         )
-    network = copy_model(model).eval()
-    call = to_device(single_sample(as_call(example_inputs)), device_of(model))
-    planner = _Planner(model, network, call, config)
-    params, flops = resolve_target(target_params, planner.cost_before)
-    plan = planner.plan(params, flops)
-    return plan if flops is None or not plan.grow else _with_room(planner, plan, flops)
+    with torch.inference_mode(False):  # tensors made in it cannot be followed
+        network = copy_model(model).eval()
+        call = to_device(single_sample(as_call(example_inputs)), device_of(model))
+        planner = _Planner(model, network, map_tensors(call, torch.clone), config)
+        params, flops = resolve_target(target_params, planner.cost_before)
+        plan = planner.plan(params, flops)
+        return plan if flops is None or not plan.grow else _with_room(planner, plan, flops)
 
 
 def _with_room(planner: "_Planner", plan: WidthPlan, flops: int) -> WidthPlan:

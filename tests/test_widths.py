@@ -473,7 +473,7 @@ def test_a_plan_prints_every_layer_with_its_widths_and_reasons():
     assert "12,974 -> " in text
     for name in ("down_one.0", "down_two.0", "low.0", "mid.0", "up", "last.0", "head"):
         assert f"  {name} " in text
-    assert "ConvTranspose2d), which keeps its width" in text
+    assert "its width is the network's output" in text
 
 
 def test_a_plan_is_frozen():
