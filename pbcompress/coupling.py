@@ -141,10 +141,13 @@ class Coupling:
             lb, rb = torch.where(crossed, rb, lb), torch.where(crossed, lb, rb)
             self.couple(la, lb, reason)
             self.couple(ra, rb, reason)
-        for whole, part in ((a[pair_a], b[pair_a]), (b[pair_b], a[pair_b])):
-            left, right = self.sides(whole)
-            self.pin(right[left == part], reason)  # a unit that is part of itself
-            self.pin(left[right == part], reason)
+        for whole, other in ((a[pair_a], b[pair_a]), (b[pair_b], a[pair_b])):
+            parts = torch.stack(self.parts(whole))
+            is_inside = (parts == other).any(0)  # a unit that would be part of itself
+            if is_inside.any():
+                rest = parts[:, is_inside]
+                self.pin(rest[rest != other[is_inside]], reason)
+                return  # the caller looks again at what still differs
         a, b = self._find(a), self._find(b)
         leaf = len(self._parent)
         rank_a = a + leaf * (self._left[a] == 0)

@@ -1,0 +1,96 @@
+"""Planted faults: every way in which cuts can be wrong is found, and right ones pass."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from nets import CASES
+from torch import nn
+from torch.nn import functional
+
+from pbcompress.grouping import find_groups
+from pbcompress.proof import proof_failure
+from pbcompress.search import cuts_of
+from pbcompress.surgery import as_call, copy_model, map_tensors, single_sample
+
+
+class Heads(nn.Module):
+    """Fused attention: the number of heads is an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_heads = 4
+        self.norm, self.qkv, self.proj = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(16, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        n, t, _ = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(n, t, 3, self.num_heads, -1).unbind(2)
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+        x = x + self.proj(
+            functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        )
+        return self.head(x.mean(1))
+
+
+def setting(name):
+    if name == "attention":
+        torch.manual_seed(0)
+        model, inputs = Heads(), torch.randn(1, 5, 16)
+    else:
+        model, inputs = CASES[name].build(), CASES[name].inputs(1)
+    call = map_tensors(single_sample(as_call(inputs)), torch.clone)
+    grouping = find_groups(copy_model(model).eval(), call)
+    removed = {g.name: list(range(g.width // 2)) for g in grouping.groups}
+    gone = torch.zeros(grouping.trace.coupling.size, dtype=torch.bool)
+    for group, units in removed.items():
+        gone[grouping.units[group][units]] = True
+    steps = list(cuts_of(model, grouping, removed))
+
+    def failure(cuts):
+        return proof_failure(copy_model(model).eval(), grouping.trace, gone, cuts, call)
+
+    return steps, failure
+
+
+NAMES = [*CASES, "attention"]
+
+
+def test_every_network_is_in_the_list():
+    assert len(NAMES) == 22
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_right_cuts_pass(name):
+    steps, failure = setting(name)
+    assert steps
+    assert failure(steps) is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_missing_cut_is_found(name):
+    steps, failure = setting(name)
+    for i, step in enumerate(steps):
+        assert failure(steps[:i] + steps[i + 1 :]) is not None, step
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_wrong_index_is_found(name):
+    steps, failure = setting(name)
+    tried = 0
+    for i, step in enumerate(steps):
+        kept = [k for k in range(step.width) if k not in step.removed]
+        if step.dim.startswith("@") or len(step.removed) * 2 > step.width * 2 - 2:
+            continue
+        wrong = replace(step, removed=tuple(sorted([*step.removed[1:], kept[-1]])))
+        tried += 1
+        assert failure([*steps[:i], wrong, *steps[i + 1 :]]) is not None, step
+    assert tried > 0
+
+
+def test_heads_are_cut_whole_and_their_number_is_lowered():
+    steps, _ = setting("attention")
+    cut = {(s.layer, s.dim): s for s in steps}
+    assert len(cut["", "@num_heads"].removed) == 2
+    assert len(cut["qkv", "out"].removed) == 24
+    assert len(cut["proj", "in"].removed) == 8
