@@ -132,29 +132,49 @@ class Coupling:
             self._link(a, b, reason)
 
     def _link(self, a: Tensor, b: Tensor, reason: str) -> None:
-        """Join free, different, resolved labels; pairs are the roots of what they equal."""
+        """Join some of the free, different, resolved labels; the caller asks again for the rest.
+
+        One kind at a time, so that no label can become a part of itself: free labels with each
+        other, then free labels with pairs (the pair stands for both), then pairs with pairs.
+        """
         pair_a, pair_b = self._left[a] > 0, self._left[b] > 0
-        both = pair_a & pair_b
-        if both.any():
-            (la, ra), (lb, rb) = self.sides(a[both]), self.sides(b[both])
-            crossed = (la == rb) | (ra == lb)
-            lb, rb = torch.where(crossed, rb, lb), torch.where(crossed, lb, rb)
-            self.couple(la, lb, reason)
-            self.couple(ra, rb, reason)
-        for whole, other in ((a[pair_a], b[pair_a]), (b[pair_b], a[pair_b])):
-            parts = torch.stack(self.parts(whole))
-            is_inside = (parts == other).any(0)  # a unit that would be part of itself
-            if is_inside.any():
-                rest = parts[:, is_inside]
-                self.pin(rest[rest != other[is_inside]], reason)
-                return  # the caller looks again at what still differs
-        a, b = self._find(a), self._find(b)
-        leaf = len(self._parent)
-        rank_a = a + leaf * (self._left[a] == 0)
-        rank_b = b + leaf * (self._left[b] == 0)
-        low, high = torch.where(rank_a < rank_b, a, b), torch.where(rank_a < rank_b, b, a)
-        free = (self._pinned[a] == 0) & (self._pinned[b] == 0)
-        self._parent[high[free]] = low[free]
+        plain = ~(pair_a | pair_b)
+        if plain.any():
+            self._join(a[plain], b[plain])
+            return
+        mixed = pair_a ^ pair_b
+        if not mixed.any():
+            self._link_pairs(a, b, reason)
+            return
+        pair = torch.where(pair_a, a, b)[mixed]
+        leaf = torch.where(pair_a, b, a)[mixed]
+        parts = torch.stack(self.parts(pair))
+        inside = (parts == leaf).any(0)
+        if inside.any():  # a unit that would be part of itself: its other parts stay
+            rest = parts[:, inside]
+            self.pin(rest[rest != leaf[inside]], reason)
+            return
+        if torch.isin(leaf, parts).any():
+            pair, leaf = pair[:1], leaf[:1]  # in turn: one's part is another's whole
+        self._parent[leaf] = pair
+
+    def _link_pairs(self, a: Tensor, b: Tensor, reason: str) -> None:
+        """Join pairs whose sides are the same, or else their sides."""
+        (left_a, right_a), (left_b, right_b) = self.sides(a), self.sides(b)
+        crossed = (left_a == right_b) | (right_a == left_b)
+        left_b, right_b = (
+            torch.where(crossed, right_b, left_b),
+            torch.where(crossed, left_b, right_b),
+        )
+        same = (left_a == left_b) & (right_a == right_b)
+        if same.all():
+            self._join(a, b)
+            return
+        self.couple(left_a[~same], left_b[~same], reason)
+        self.couple(right_a[~same], right_b[~same], reason)
+
+    def _join(self, a: Tensor, b: Tensor) -> None:
+        self._parent[torch.maximum(a, b)] = torch.minimum(a, b)
 
     def merge(self, a: Labels, rows: int, b: Labels, columns: int) -> Labels:
         """Return the labels of an axis that two adjacent axes were flattened into."""

@@ -114,3 +114,32 @@ def test_labels_grow_without_bound():
     units.couple(many[:-1], many[1:], "a chain")
     assert len(units.resolve(many).unique()) == 1
     assert units.size == 5001
+
+
+STEP = st.tuples(st.integers(0, 3), st.integers(0, 99), st.integers(0, 99), st.booleans())
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.lists(STEP, max_size=14))
+def test_any_order_of_merges_splits_and_couplings_ends(steps):
+    units = Coupling()
+    flat = [units.fresh(12) for _ in range(3)]
+    axes = {n: [units.fresh(n)] for n in (2, 3, 4, 6)}
+    for kind, i, j, pins in steps:
+        rows = (2, 3, 4, 6)[i % 4]
+        columns = 12 // rows
+        if kind == 0:
+            units.couple(flat[i % len(flat)], flat[j % len(flat)], "a sum")
+        elif kind == 1:
+            parts = units.split(flat[j % len(flat)], rows, columns, "a reshape")
+            for size, labels in zip((rows, columns), parts, strict=True):
+                axes[size] += [labels] if labels is not None else []
+        elif kind == 2:
+            outer, inner = axes[rows][j % len(axes[rows])], axes[columns][0]
+            flat.append(units.merge(outer, rows, inner, columns))
+        else:
+            units.couple(axes[rows][0], axes[rows][j % len(axes[rows])], "a product")
+        if pins:
+            units.pin(flat[j % len(flat)][: 1 + i % 3], "an output")
+    for labels in flat:
+        assert all((units.resolve(p) == p).all() for p in units.parts(labels))
