@@ -218,10 +218,9 @@ class _Planner:
             trial = search.narrowest() if widths is None else widths
             removed = search.removed(trial)
             steps = cuts_of(self.model, self.grouping, removed)
-            failure = self._proof_failure(removed, steps)
-            if failure is None:
+            if self._proof_failure(removed, steps) is None:
                 break
-            self._drop_guilty(failure)
+            self._drop_guilty(removed)
         if widths is None:
             raise self._unreachable(search, params, flops)
         return WidthPlan(
@@ -243,47 +242,42 @@ class _Planner:
             gone[self.grouping.units[name][units]] = True
         return proof_failure(network, traced, gone, steps, self.call)
 
-    def _drop_guilty(self, failure: str) -> None:
-        """Leave alone the groups whose narrowing by one unit fails the proof.
+    def _drop_guilty(self, removed: Removed) -> None:
+        """Leave alone the groups whose narrowing fails the proof.
 
         Groups of the same structure are judged by the first of them, the others of a guilty one's
         structure together, and one by one only where they are few or nothing was found.
         """
         kinds: dict[str, list[str]] = {}
         for group in self.grouping.groups:
-            kinds.setdefault(group.kind, []).append(group.name)
-        found = self._guilty([names[0] for names in kinds.values()])
+            if group.name in removed:
+                kinds.setdefault(group.kind, []).append(group.name)
+        found = self._guilty({names[0]: removed[names[0]] for names in kinds.values()})
         reasons = dict(found)
         for first, *others in kinds.values():
             if first in found and others:
-                few = len(others) <= FEW
-                same = self._guilty(others) if few else self._failure_of(others, found[first])
-                reasons.update(same)
-        reasons = reasons or self._guilty([group.name for group in self.grouping.groups])
-        if not reasons:
-            raise CompressionError(
-                f"Each group of channels can be narrowed alone, but not all together: {failure}. "
-                "Name the layers to keep in WidthConfig.keep."
-            )
-        self.grouping = self.grouping.without(reasons)
+                same = {name: removed[name] for name in others}
+                if len(others) <= FEW:
+                    reasons.update(self._guilty(same))
+                elif self._failure(same) is not None:
+                    reasons.update(dict.fromkeys(others, found[first]))
+        self.grouping = self.grouping.without(reasons or self._guilty(removed))
 
-    def _failure_of(self, names: Sequence[str], reason: str) -> dict[str, str]:
-        """Return all of some groups with ``reason`` if they fail together, else none."""
-        removed = {name: [0] for name in names}
-        failure = self._proof_failure(removed, cuts_of(self.model, self.grouping, removed))
-        return {} if failure is None else dict.fromkeys(names, reason)
-
-    def _guilty(self, names: Sequence[str]) -> dict[str, str]:
-        """Return those of some groups that fail, with the reason."""
-        removed = {name: [0] for name in names}
-        failure = self._proof_failure(removed, cuts_of(self.model, self.grouping, removed))
+    def _guilty(self, removed: Removed) -> dict[str, str]:
+        """Return those of some groups that fail, with the reason; all, if only together."""
+        failure = self._failure(removed)
+        names = list(removed)
         if failure is None:
             return {}
         if len(names) == 1:
             return {names[0]: failure}
         half = len(names) // 2
-        found = {**self._guilty(names[:half]), **self._guilty(names[half:])}
+        parts = ({n: removed[n] for n in some} for some in (names[:half], names[half:]))
+        found = {name: why for part in parts for name, why in self._guilty(part).items()}
         return found or dict.fromkeys(names, failure)
+
+    def _failure(self, removed: Removed) -> str | None:
+        return self._proof_failure(removed, cuts_of(self.model, self.grouping, removed))
 
     def _unreachable(
         self, search: "WidthSearch", params: int, flops: int | None
