@@ -6,6 +6,8 @@ one dimension (heads times channels): it is lost when either of them is. Label 0
 that was pinned, is never lost.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -91,6 +93,19 @@ class Coupling:
             return [labels]
         left, right = self.sides(labels)
         return self.parts(left) + self.parts(right)
+
+    def parts_of(self, dimensions: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Return the `parts` of every dimension, without those that are all 0 but the first."""
+        if not dimensions:
+            return []
+        first, *others = self.parts(torch.cat(list(dimensions)))
+        sizes = [len(labels) for labels in dimensions]
+        found = [[part] for part in first.split(sizes)]
+        for other in others:
+            for own, part in zip(found, other.split(sizes), strict=True):
+                if part.any():
+                    own.append(part)
+        return found
 
     def pin(self, labels: Labels, reason: str) -> None:
         """Keep the units of ``labels`` for good; the first reason stays."""

@@ -20,7 +20,7 @@ _PRODUCERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
 _TRANSPOSED = (nn.modules.conv._ConvTransposeNd, nn.Embedding)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Member:
     """One dimension that a group narrows.
 
@@ -28,15 +28,15 @@ class Member:
         layer: Dotted name of a module.
         dim: "out" or "in" of a plain layer, else "NAME:AXIS" of a parameter or buffer, or "@NAME"
             of an integer attribute that counts the units.
-        positions: For each unit of the group, its indices along the dimension.
+        positions: Indices along the dimension that each unit holds, shape (units, indices).
     """
 
     layer: str
     dim: str
-    positions: tuple[tuple[int, ...], ...]
+    positions: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ChannelGroup:
     """Channels of several layers that keep or lose the same units.
 
@@ -56,7 +56,7 @@ class ChannelGroup:
     @property
     def channels_per_unit(self) -> int:
         """Channels of the first layer that one unit holds."""
-        return len(self.members[0].positions[0])
+        return self.members[0].positions.shape[1]
 
 
 @dataclass(frozen=True)
@@ -126,28 +126,65 @@ def find_groups(network: nn.Module, call: Call) -> Grouping:
 
 
 class _Families:
-    """Free labels by what they reach: labels of the same dimensions are units of one group."""
+    """Free labels by what they reach: labels of the same dimensions are units of one group.
+
+    Attributes:
+        parts: For the labels of every dimension, by their ``id``, the free labels of each position.
+        of: The family of every label, -1 if it has none.
+        labels: The labels of every family.
+    """
 
     def __init__(self, traced: Trace) -> None:
         coupling = traced.coupling
+        dims = {id(labels): labels for labels in _dimensions(traced)}
+        self.parts = dict(zip(dims, coupling.parts_of(list(dims.values())), strict=True))
+        self._positions: dict[bytes, list[tuple[int, Tensor]]] = {}
+        own = [
+            self.parts[id(labels)]
+            for axes in traced.tensors.values()
+            for labels in axes
+            if len(labels)
+        ]
         generator = torch.Generator().manual_seed(0)
-        size = coupling.size
-        signature = torch.zeros(size, dtype=torch.long)
-        self.parts: dict[tuple[str, int], list[Tensor]] = {}
-        for name, axes in traced.tensors.items():
-            for dim, labels in enumerate(axes):
-                parts = coupling.parts(labels)
-                self.parts[name, dim] = parts
-                code = torch.randint(2**62, (), generator=generator)
-                for part in parts:
-                    signature.index_add_(0, part, code.expand(len(part)))
+        signature = torch.zeros(coupling.size, dtype=torch.long)
+        if own:
+            codes = torch.randint(2**62, (len(own),), generator=generator)
+            counts = torch.tensor([sum(map(len, parts)) for parts in own])
+            flat = torch.cat([part for parts in own for part in parts])
+            signature.index_add_(0, flat, codes.repeat_interleave(counts))
         signature[0] = 0
         labels = signature.nonzero().squeeze(1)
-        _, family = signature[labels].unique(return_inverse=True)
-        self.of = torch.full((size,), -1)
+        _, family, sizes = signature[labels].unique(return_inverse=True, return_counts=True)
+        self.of = torch.full((coupling.size,), -1)
         self.of[labels] = family
-        members = [labels[family == f] for f in range(int(family.max()) + 1 if len(family) else 0)]
-        self.labels: list[Tensor] = members
+        self.labels = labels[family.argsort(stable=True)].split(sizes.tolist())
+
+    def positions(self, labels: Tensor) -> list[tuple[int, Tensor]]:
+        """Return each family on a dimension with the positions of its units, (units, positions)."""
+        return [found for part in self.parts[id(labels)] for found in self._of_part(part)]
+
+    def _of_part(self, part: Tensor) -> list[tuple[int, Tensor]]:
+        key = part.numpy().tobytes()  # most dimensions repeat others
+        if key not in self._positions:
+            family = self.of[part]
+            found = []
+            for index in family[family >= 0].unique().tolist():
+                positions = (family == index).nonzero().squeeze(1)
+                by_unit = positions[part[positions].argsort(stable=True)]
+                found.append((index, by_unit.view(len(self.labels[index]), -1)))
+            self._positions[key] = found
+        return self._positions[key]
+
+
+def _dimensions(traced: Trace) -> Iterator[Tensor]:
+    """Yield the labels of every dimension that a trace mentions."""
+    for axes in traced.tensors.values():
+        yield from axes
+    for work in traced.works:
+        yield from work.dims
+    yield from traced.bindings.values()
+    for check in traced.checks:
+        yield from _axes_of(check, traced)
 
 
 def _settle(traced: Trace) -> _Families:
@@ -171,8 +208,7 @@ def _number_checks(traced: Trace) -> Iterator[Check]:
 
 def _failures(check: Check, traced: Trace, families: _Families) -> Iterator[tuple[Tensor, str]]:
     """Yield the families without which the size and the dimension of a check would differ."""
-    axes = {id(v): v for v in _axes_of(check, traced)}
-    parts = {key: traced.coupling.parts(labels) for key, labels in axes.items()}
+    parts = {id(labels): families.parts[id(labels)] for labels in _axes_of(check, traced)}
     reached = torch.cat([families.of[part] for own in parts.values() for part in own]).unique()
     for family in reached[reached >= 0].tolist():
         units = families.labels[family]
@@ -204,7 +240,8 @@ def _axes_of(check: Check, traced: Trace) -> Iterator[Tensor]:
 
 def _choose_sides(traced: Trace, families: _Families) -> bool:
     """Where a dimension is heads times channels, let whole heads go; tell if there was one."""
-    for parts in families.parts.values():
+    own = [families.parts[id(v)] for axes in traced.tensors.values() for v in axes]
+    for parts in own:
         if len(parts) > 1:
             pairs = (parts[0] > 0) & torch.stack(parts[1:]).any(0)
             if pairs.any():
@@ -228,19 +265,19 @@ class _Reader:
         aliases = shared_parameter_names(network)
         self.shared = {*aliases, *aliases.values()}
         self.names: dict[int, str] = {}
-        self._parts: dict[int, list[Tensor]] = {}  # labels are kept by the trace, so ids stay
 
     def grouping(self) -> Grouping:
-        reached: dict[int, dict[tuple[str, str], list[list[int]]]] = defaultdict(dict)
+        reached: dict[int, dict[tuple[str, str], Tensor]] = defaultdict(dict)
         for name in sorted(self.traced.tensors, key=self.order.__getitem__):
             for dim, labels in enumerate(self.traced.tensors[name]):
-                for family, positions in self._positions(labels):
+                found = self.families.positions(labels)
+                if found:
                     layer, place, spread = named_dimension(self.network, name, dim, self.shared)
-                    own = [[i for p in unit for i in spread(p)] for unit in positions]
-                    reached[family].setdefault((layer, place), own)
+                for family, positions in found:
+                    reached[family].setdefault((layer, place), spread(positions))
         for attribute, labels in self.traced.bindings.items():
             suffix = "" if attribute.index is None else f"[{attribute.index}]"
-            for family, positions in self._positions(labels):
+            for family, positions in self.families.positions(labels):
                 reached[family][attribute.module, f"@{attribute.name}{suffix}"] = positions
         groups = []
         small = {}
@@ -250,7 +287,7 @@ class _Reader:
                 small[group.name] = "it has one channel, or one per group of a grouped convolution"
                 continue
             if group.name in self.names.values():  # another part of the same layer
-                first = group.members[0].positions[0][0]
+                first = int(group.members[0].positions[0, 0])
                 group = replace(group, name=f"{group.name}[{first}]")
             self.names[family] = group.name
             groups.append(group)
@@ -270,32 +307,14 @@ class _Reader:
             trace=self.traced,
         )
 
-    def _parts_of(self, labels: Tensor) -> list[Tensor]:
-        if id(labels) not in self._parts:
-            self._parts[id(labels)] = self.traced.coupling.parts(labels)
-        return self._parts[id(labels)]
-
-    def _positions(self, labels: Tensor) -> Iterator[tuple[int, list[list[int]]]]:
-        """Yield each family on a dimension with the positions of each of its units."""
-        for part in self._parts_of(labels):
-            family = self.families.of[part]
-            for index in family[family >= 0].unique().tolist():
-                positions = (family == index).nonzero().squeeze(1)
-                by_unit = positions[part[positions].argsort(stable=True)]
-                yield index, by_unit.view(len(self.families.labels[index]), -1).tolist()
-
     def _axis(self, labels: Tensor) -> Axis:
-        groups = []
-        for part in self._parts_of(labels):
-            family = self.families.of[part]
-            found, counts = family[family >= 0].unique(return_counts=True)
-            for index, count in zip(found.tolist(), counts.tolist(), strict=True):
-                if index in self.names:
-                    units = len(self.families.labels[index])
-                    groups.append((self.names[index], count // units))
-        return Axis(len(labels), tuple(groups))
+        found = self.families.positions(labels)
+        return Axis(
+            len(labels),
+            tuple((self.names[f], p.shape[1]) for f, p in found if f in self.names),
+        )
 
-    def _group(self, members: Mapping[tuple[str, str], list[list[int]]]) -> ChannelGroup:
+    def _group(self, members: Mapping[tuple[str, str], Tensor]) -> ChannelGroup:
         """Make a group, the first layer that produces its channels first."""
         keys = sorted(members, key=lambda key: not self._produces(*key))
         modules = [type(self.network.get_submodule(layer)).__name__ for layer, _ in keys]
@@ -303,7 +322,7 @@ class _Reader:
         return ChannelGroup(
             name=name if dim == "out" else f"{name}.{dim}".lstrip("."),
             width=len(members[keys[0]]),
-            members=tuple(Member(*key, tuple(map(tuple, members[key]))) for key in keys),
+            members=tuple(Member(*key, members[key]) for key in keys),
             kind=" ".join(sorted(f"{m}:{k[1]}" for m, k in zip(modules, keys, strict=True))),
         )
 
@@ -327,7 +346,7 @@ class _Reader:
                 continue
             axis = 1 if isinstance(module, _TRANSPOSED) else 0
             labels = self.traced.tensors[key][axis]
-            if not any(part.any() for part in self._parts_of(labels)):
+            if not any(part.any() for part in self.families.parts[id(labels)]):
                 reason = self.traced.coupling.reason(labels)
                 reasons[name] = reason or "it has one channel"
         return reasons

@@ -26,7 +26,7 @@ def unit_scores(model: nn.Module, group: ChannelGroup) -> Tensor:
         by_channel = _energy(model.get_submodule(member.layer), member)
         if by_channel is None:
             continue
-        energy = by_channel[torch.tensor(member.positions)].sum(1)
+        energy = by_channel[member.positions].sum(1)
         mean = energy.mean()
         if mean > 0:
             total += energy / mean

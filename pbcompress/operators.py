@@ -108,6 +108,7 @@ def product(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Axes:
     t.work(1, (left.shape[0], a[0]), (left.shape[1], inner), (right.shape[1], b[1]))
     labels = [a[0], b[1]]
     if name == "addmm":
+        t.labels(args[0], {0: b[1]})
         t.set_labels(out, labels)
         return broadcast(t, [out, args[0]], tuple(out.shape))
     return labels
@@ -138,7 +139,8 @@ def vector_product(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Ax
 def convolution(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     """A convolution, plain, grouped, depthwise or transposed."""
     image, weight, bias, _, _, _, transposed, _, groups = args[:9]
-    x, w = t.labels(image), t.labels(weight)
+    x = t.labels(image)
+    w = t.labels(weight, {0 if transposed else 1: x[1]} if groups == 1 else None)
     for labels in (*x[2:], *w[2:]):
         t.coupling.pin(labels, f"it is a spatial dimension in {t.where!r}")
     channels = image.shape[1]
@@ -167,7 +169,7 @@ def convolution(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Ax
     dims = (weight.shape[0], w[0]), (weight.shape[1], w[1])
     t.work(positions * taps, *dims)
     if bias is not None:
-        result = t.couple(result, t.labels(bias)[0])
+        result = t.couple(result, t.labels(bias, {0: result})[0])
     return [x[0], result if size > 1 else None, *[None] * (out.dim() - 2)]
 
 
@@ -230,7 +232,7 @@ def batch_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     x = t.labels(image)
     own = [a for a in args[1:5] if isinstance(a, Tensor)]
     for tensor in own:
-        x[1] = t.couple(x[1], t.labels(tensor)[0])
+        x[1] = t.couple(x[1], t.labels(tensor, {0: x[1]})[0])
     axes = [(0, dim, v) for dim, v in enumerate(x) if dim > 1]  # of weights: standardised ones
     t.event(name, axes, axes)
     affine = 2 if isinstance(args[1], Tensor) else 1
@@ -250,7 +252,7 @@ def layer_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
             t.coupling.pin(labels, f"{t.where!r} normalises several dimensions together")
         return [x, *[[None] * o.dim() for o in out[1:]]]
     for _, tensor in own:
-        x[-1] = t.couple(x[-1], t.labels(tensor)[0])
+        x[-1] = t.couple(x[-1], t.labels(tensor, {0: x[-1]})[0])
     if t.call is None or t.call.name not in ("layer_norm", "rms_norm"):
         t.expect(shape[0], x[-1])
     else:
@@ -270,7 +272,7 @@ def group_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     x = t.labels(image)
     own = [(i, a) for i, a in enumerate((weight, bias), 1) if a is not None]
     for _, tensor in own:
-        x[1] = t.couple(x[1], t.labels(tensor)[0])
+        x[1] = t.couple(x[1], t.labels(tensor, {0: x[1]})[0])
     if 1 < groups < image.shape[1]:
         _alike(t, x[1], groups)
     elif groups == image.shape[1]:

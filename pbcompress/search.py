@@ -1,10 +1,11 @@
 """Which units go: one search for widths over the groups of a network, and the cuts it means."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pbcompress.allocation import Bounds, allocate, narrowest
 from pbcompress.config import CompressConfig
@@ -94,13 +95,19 @@ class WidthSearch:
 
 def cuts_of(model: nn.Module, grouping: Grouping, removed: Removed) -> tuple[LayerCut, ...]:
     """Return the cuts that take the named units out."""
-    indices: dict[tuple[str, str], list[int]] = {}
+    indices: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     for group in grouping.groups:
-        for unit in removed.get(group.name, ()):
+        units = removed.get(group.name)
+        if units:
             for member in group.members:
-                indices.setdefault((member.layer, member.dim), []).extend(member.positions[unit])
+                indices[member.layer, member.dim].append(member.positions[units].flatten())
     return tuple(
-        LayerCut(layer, dim, tuple(sorted(gone)), dimension_size(model, layer, dim) or 0)
+        LayerCut(
+            layer,
+            dim,
+            tuple(torch.cat(gone).unique().tolist()),
+            dimension_size(model, layer, dim) or 0,
+        )
         for (layer, dim), gone in indices.items()
     )
 

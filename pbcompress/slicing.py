@@ -23,7 +23,7 @@ _MIXING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BY_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.PReLU)
 _ATTRIBUTE = re.compile(r"@(\w+)(?:\[(\d+)\])?")
 
-Spread = Callable[[int], tuple[int, ...]]
+Spread = Callable[[Tensor], Tensor]
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -47,19 +47,21 @@ def named_dimension(
         shared: Every name of a parameter or buffer that has several.
 
     Returns:
-        The module, the dimension, and what one index along the axis is along that dimension: the
-        input axis of a grouped convolution's weight has an index for one channel of every group.
+        The module, the dimension, and what indices along the axis, shape (units, indices), are
+        along that dimension: the input axis of a grouped convolution's weight has an index for one
+        channel of every group.
     """
     layer, _, own = name.rpartition(".")
     module = model.get_submodule(layer)
     names = {f"{layer}.{n}".lstrip(".") for n in [*module._parameters, *module._buffers]}
     if not is_plain(module) or names & shared:
-        return layer, f"{own}:{axis}", lambda index: (index,)
+        return layer, f"{own}:{axis}", lambda indices: indices
     if axis == 0 or type(module) not in _MIXING:
-        return layer, "out", lambda index: (index,)
+        return layer, "out", lambda indices: indices
     weight: Tensor = getattr(module, "weight")  # noqa: B009
     groups, size = int(getattr(module, "groups", 1)), weight.shape[1]
-    return layer, "in", lambda index: tuple(g * size + index for g in range(groups))
+    starts = torch.arange(groups) * size
+    return layer, "in", lambda indices: (indices[..., None] + starts).flatten(-2)
 
 
 def dimension_size(model: nn.Module, layer: str, dim: str) -> int | None:

@@ -18,6 +18,7 @@ __all__ = [
     "as_call",
     "channel_axis",
     "copy_model",
+    "copy_sharing",
     "device_of",
     "map_tensors",
     "matches",
@@ -90,6 +91,16 @@ def copy_model(model: nn.Module) -> nn.Module:
             "pbcompress works on a deep copy, so that your model stays as it is, and this model "
             f"cannot be copied: {err}. Remove non-leaf tensors, locks or open files from it."
         ) from err
+
+
+def copy_sharing(model: nn.Module) -> nn.Module:
+    """Return a deep copy whose parameters are new objects on the storage of the old ones."""
+    shared = {
+        id(p): nn.Parameter(p.detach(), p.requires_grad)
+        for p in model.parameters()
+        if type(p) is nn.Parameter
+    }
+    return copy.deepcopy(model, shared)
 
 
 def parameter_count(model: nn.Module) -> int:

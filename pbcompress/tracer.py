@@ -79,6 +79,7 @@ class Trace:
         events: Operations for the proof, in the order in which they ran.
         bindings: Attributes that are rewritten when channels go, and the labels that they count.
         uncounted: Operations that are not counted, with their number.
+        operations: Name of every operation, in the order in which they ran.
     """
 
     coupling: Coupling = field(default_factory=Coupling)
@@ -89,6 +90,7 @@ class Trace:
     checks: list[Check] = field(default_factory=list)
     numbers: set[Attribute] = field(default_factory=set)
     uncounted: Counter[str] = field(default_factory=Counter)
+    operations: list[str] = field(default_factory=list)
 
 
 class Tracer:
@@ -109,22 +111,30 @@ class Tracer:
         """Dotted name of the module that runs."""
         return self.path[-1] if self.path else ""
 
-    def labels(self, tensor: Tensor) -> list[Labels]:
-        """Return the labels of every dimension of a tensor."""
+    def labels(self, tensor: Tensor, new: Mapping[int, Labels] | None = None) -> list[Labels]:
+        """Return the labels of every dimension of a tensor.
+
+        Args:
+            tensor: An operand or a result.
+            new: Labels of a parameter's dimensions, if this is the first use of it. To take those
+                that it is about to be coupled with is cheaper than to couple new ones.
+        """
         found: list[Labels] | None = self._labels.get(tensor)
         if found is not None:
             return list(found)
         name = self._names.get(id(tensor))
         labels: list[Labels] = [None] * tensor.dim()
         if name is not None and (tensor.is_floating_point() or tensor.is_complex()):
-            axes = [
-                self.coupling.fresh(size) if size > 1 else torch.zeros(size, dtype=torch.long)
-                for size in tensor.shape
-            ]
+            axes = [self._first(size, (new or {}).get(d)) for d, size in enumerate(tensor.shape)]
             self.result.tensors[name] = axes
             labels = [axis if len(axis) > 1 else None for axis in axes]
         self._labels[tensor] = labels
         return list(labels)
+
+    def _first(self, size: int, given: Labels) -> Tensor:
+        if given is not None and len(given) == size:
+            return given
+        return self.coupling.fresh(size) if size > 1 else torch.zeros(size, dtype=torch.long)
 
     def set_labels(self, tensor: Tensor, labels: Sequence[Labels]) -> None:
         """Give a result its labels; a dimension of one position has none."""

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pbcompress.errors import CompressionError
 from pbcompress.movement import RULES
@@ -110,11 +109,13 @@ class _Operations(TorchDispatchMode):
         kwargs = kwargs or {}
         tracer = self.tracer
         name = func._schema.name.removeprefix("aten::")
-        given = [tracer.labels(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        tracer.result.operations.append(name)
         result = func(*args, **kwargs)
         follow = RULES.get(name, unknown)
-        if follow is unknown and not any(v is not None for labels in given for v in labels):
-            return result  # whatever it does, it does it to fixed sizes
+        if follow is unknown:
+            given = [tracer.labels(t) for t in tensors_of((args, kwargs))]
+            if not any(labels is not None for own in given for labels in own):
+                return result  # whatever it does, it does it to fixed sizes
         labels = follow(tracer, name, args, kwargs, result)  # type: ignore[no-untyped-call]
         if isinstance(result, Tensor):
             tracer.set_labels(result, labels)

@@ -87,7 +87,7 @@ def cut_to(model, groups, widths):
     removed = {}
     for group, width in zip(groups, widths, strict=True):
         for member in group.members:
-            lost = [i for unit in member.positions[width:] for i in unit]
+            lost = member.positions[width:].flatten().tolist()
             removed.setdefault((member.layer, member.dim), []).extend(lost)
     small = copy_model(model)
     cut_all_(
@@ -333,5 +333,5 @@ def test_importance_has_mean_one_and_ranks_dead_units_last(name):
         for member in group.members:
             weight = getattr(model.get_submodule(member.layer), "weight", None)
             if member.dim == "out" and weight is not None:
-                weight[list(member.positions[1])] = 0
+                weight[member.positions[1]] = 0
     assert unit_scores(model, group).argmin() == 1

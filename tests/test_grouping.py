@@ -34,6 +34,14 @@ class Net(nn.Module):
         return self.function(self, *args, **kwargs)
 
 
+def as_data(groups):
+    """Return groups as values that can be compared."""
+    return [
+        (g.name, g.width, [(m.layer, m.dim, m.positions.tolist()) for m in g.members])
+        for g in groups
+    ]
+
+
 def conv(inputs, outputs, kernel=3, **others):
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **others)
 
@@ -92,7 +100,7 @@ def test_a_grouped_convolution_loses_one_channel_of_every_group():
 def test_a_concatenation_couples_nothing_but_shifts_its_readers():
     grouping = groups_of(CASES["concat of three"].build(), images(1))
     assert [g.width for g in grouping.groups] == [8, 12, 10]
-    starts = [g.members[-1].positions[0][0] for g in grouping.groups]
+    starts = [int(g.members[-1].positions[0, 0]) for g in grouping.groups]
     assert starts == [0, 8 * 36, 20 * 36]
 
 
@@ -103,8 +111,7 @@ def test_no_position_belongs_to_two_groups():
             (m.layer, m.dim, i)
             for g in groups_of(case.build(), case.inputs(1)).groups
             for m in g.members
-            for unit in m.positions
-            for i in unit
+            for i in m.positions.flatten().tolist()
         ]
         assert len(cells) == len(set(cells))
         seen += len(cells)
@@ -763,7 +770,8 @@ def test_trap_2_a_tensor_is_one_batch_also_where_the_model_takes_a_single_sample
 def test_trap_3_frozen_parameters_are_seen():
     model = CASES["chain"].build()
     expected = groups_of(model, images(1)).groups
-    assert groups_of(model.requires_grad_(False), images(1)).groups == expected
+    found = groups_of(model.requires_grad_(False), images(1)).groups
+    assert as_data(found) == as_data(expected)
     assert not any(p.requires_grad for p in model.parameters())
 
 
@@ -771,7 +779,7 @@ def test_trap_4_no_state_is_shared_between_models():
     grouped, chain = CASES["grouped"].build(), CASES["chain"].build()
     before = groups_of(chain, images(1)).groups
     groups_of(grouped, images(1))
-    assert groups_of(chain, images(1)).groups == before
+    assert as_data(groups_of(chain, images(1)).groups) == as_data(before)
 
 
 @pytest.mark.parametrize("dim", [2, -1])
