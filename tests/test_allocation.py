@@ -151,8 +151,8 @@ def chain_cost(widths, taps=9, image=3, classes=10):
             f"{i}",
             width,
             (
-                Member(f"{i}", "out", tuple((u,) for u in range(width))),
-                Member(f"{i + 1}", "in", tuple((u,) for u in range(width))),
+                Member(f"{i}", "out", torch.arange(width)[:, None]),
+                Member(f"{i + 1}", "in", torch.arange(width)[:, None]),
             ),
         )
         for i, width in enumerate(widths)
@@ -244,7 +244,7 @@ def test_global_keeps_the_groups_that_matter():
 
 
 def test_min_width_counts_channels_and_not_units():
-    unit = Member("a", "out", tuple((u, u + 10) for u in range(10)))
+    unit = Member("a", "out", torch.stack([torch.arange(10), torch.arange(10) + 10], 1))
     group = ChannelGroup("a", 10, (unit,))
     assert narrowest([group], WidthConfig(min_width=6)) == [3]
     assert narrowest([group], WidthConfig(min_width=5)) == [3]
@@ -287,7 +287,7 @@ def test_two_bounds_hold_at_once(original, share, other_share, allocation):
 
 def test_isomorphic_groups_are_ranked_among_themselves():
     groups = [
-        ChannelGroup(name, 10, (Member(name, "out", tuple((u,) for u in range(10))),), kind)
+        ChannelGroup(name, 10, (Member(name, "out", torch.arange(10)[:, None]),), kind)
         for name, kind in (("a", "x"), ("b", "x"), ("c", "y"))
     ]
     cost = CostModel(groups, [(1, (Axis(10, ((g.name, 1),)),)) for g in groups])
