@@ -240,17 +240,19 @@ def _axes_of(check: Check, traced: Trace) -> Iterator[Tensor]:
 
 def _choose_sides(traced: Trace, families: _Families) -> bool:
     """Where a dimension is heads times channels, let whole heads go; tell if there was one."""
-    own = [families.parts[id(v)] for axes in traced.tensors.values() for v in axes]
-    for parts in own:
-        if len(parts) > 1:
-            pairs = (parts[0] > 0) & torch.stack(parts[1:]).any(0)
-            if pairs.any():
-                heads = parts[0][pairs]
-                inner = torch.cat([part[pairs] for part in parts[1:]])
-                chosen = heads if len(heads.unique()) < 2 else inner
-                traced.coupling.pin(chosen, "whole heads go, and their channels stay")
-                return True
-    return False
+    found = False
+    for labels in (v for axes in traced.tensors.values() for v in axes):
+        if len(families.parts[id(labels)]) < 2:
+            continue
+        parts = traced.coupling.parts(labels)  # after what was chosen for others
+        pairs = (parts[0] > 0) & (sum(parts[1:], torch.zeros_like(labels)) > 0)
+        if pairs.any():
+            heads = parts[0][pairs]
+            inner = torch.cat([part[pairs] for part in parts[1:]])
+            chosen = heads if len(heads.unique()) < 2 else inner
+            traced.coupling.pin(chosen, "whole heads go, and their channels stay")
+            found = True
+    return found
 
 
 class _Reader:
@@ -284,7 +286,7 @@ class _Reader:
         for family, members in reached.items():
             group = self._group(members)
             if group.width < 2:
-                small[group.name] = "it has one channel, or one per group of a grouped convolution"
+                small[group.name] = "it has one channel (one per group, or one head), which stays"
                 continue
             if group.name in self.names.values():  # another part of the same layer
                 first = int(group.members[0].positions[0, 0])
@@ -348,7 +350,7 @@ class _Reader:
             labels = self.traced.tensors[key][axis]
             if not any(part.any() for part in self.families.parts[id(labels)]):
                 reason = self.traced.coupling.reason(labels)
-                reasons[name] = reason or "it has one channel"
+                reasons[name] = reason or "it has one channel, which stays"
         return reasons
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pbcompress.coupling import Labels
@@ -156,6 +156,8 @@ def convolution(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Ax
         copies = weight.shape[0] // groups
         spread = x[1].repeat_interleave(copies) if x[1] is not None else None
         result = t.couple(spread, exit_)
+        if not isinstance(t.module, nn.modules.conv._ConvNd):  # whose cut sets its groups
+            t.expect(_given(t, 6, "groups", groups), x[1])
     else:
         result = _alike(t, exit_, groups)
         if x[1] is None:
@@ -171,6 +173,13 @@ def convolution(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Ax
     if bias is not None:
         result = t.couple(result, t.labels(bias, {0: result})[0])
     return [x[0], result if size > 1 else None, *[None] * (out.dim() - 2)]
+
+
+def _given(t: Tracer, place: int, name: str, default: Any) -> Any:
+    """Return an argument of the call in the user's code."""
+    if t.call is None:
+        return default
+    return t.call.args[place] if len(t.call.args) > place else t.call.kwargs.get(name, default)
 
 
 def _alike(t: Tracer, labels: Labels, groups: int) -> Labels:
@@ -194,8 +203,6 @@ def attention(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
         spread = k[1].repeat_interleave(heads // groups) if k[1] is not None else None
     q[1] = t.couple(q[1], spread)
     q[3] = t.couple(q[3], k[3])
-    if kwargs.get("scale") is None:
-        t.coupling.pin(q[3], f"the attention {t.where!r} scales by the size of its heads")
     t.couple(k[2], v[2])
     t.coupling.pin(k[2], "it is a softmax's dimension")
     mask = kwargs.get(
@@ -253,11 +260,8 @@ def layer_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
         return [x, *[[None] * o.dim() for o in out[1:]]]
     for _, tensor in own:
         x[-1] = t.couple(x[-1], t.labels(tensor, {0: x[-1]})[0])
-    if t.call is None or t.call.name not in ("layer_norm", "rms_norm"):
-        t.expect(shape[0], x[-1])
-    else:
-        given = t.call.args[1] if len(t.call.args) > 1 else t.call.kwargs["normalized_shape"]
-        t.expect(given[-1], x[-1])
+    is_named = t.call is not None and t.call.name in ("layer_norm", "rms_norm")
+    t.expect((_given(t, 1, "normalized_shape", shape) if is_named else shape)[-1], x[-1])
     last = image.dim() - 1
     t.event(name, [(0, last, x[-1]), *((i, 0, x[-1]) for i, _ in own)], [(0, last, x[-1])])
     if name == "native_layer_norm":

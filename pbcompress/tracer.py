@@ -101,6 +101,7 @@ class Tracer:
         self.coupling = self.result.coupling
         self.path: list[str] = []
         self.call: UserCall | None = None
+        self._modules: dict[str, nn.Module] = dict(network.named_modules())
         self._names: dict[int, str] = {}
         self._labels: Any = WeakTensorKeyDictionary()  # of tensors that are still in use
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
@@ -110,6 +111,11 @@ class Tracer:
     def where(self) -> str:
         """Dotted name of the module that runs."""
         return self.path[-1] if self.path else ""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that runs."""
+        return self._modules[self.where]
 
     def labels(self, tensor: Tensor, new: Mapping[int, Labels] | None = None) -> list[Labels]:
         """Return the labels of every dimension of a tensor.

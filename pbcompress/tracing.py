@@ -29,6 +29,7 @@ __all__ = ["plain_kernels", "trace"]
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _READ_IN_FORWARD = (nn.LayerNorm, nn.RMSNorm, nn.RNNBase)  # torch's layers that read their sizes
 _ATTENTION = torch.nn.functional.multi_head_attention_forward
+_PRODUCT_ATTENTION = torch.nn.functional.scaled_dot_product_attention
 
 
 def trace(network: nn.Module, call: Call) -> Trace:
@@ -90,6 +91,10 @@ class _Functions(TorchFunctionMode):
         if func is Tensor.size:
             dim = args[1] if len(args) > 1 else kwargs["dim"]
             return tracer.size_of(tracer.labels(args[0])[dim], result)
+        if func is _PRODUCT_ATTENTION and kwargs.get("scale") is None:
+            features = tracer.labels(args[0] if args else kwargs["query"])[-1]
+            reason = f"the attention {tracer.where!r} scales by the size of its heads"
+            tracer.coupling.pin(features, reason)
         if func is _ATTENTION:
             for tensor in tensors_of((args, kwargs, result)):
                 tracer.pin(tensor, f"nn.MultiheadAttention {tracer.where!r} keeps its width")
