@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pbcompress.deadline import Deadline
 from pbcompress.errors import CompressionError
 from pbcompress.movement import RULES
 from pbcompress.operators import unknown
@@ -32,15 +33,16 @@ _ATTENTION = torch.nn.functional.multi_head_attention_forward
 _PRODUCT_ATTENTION = torch.nn.functional.scaled_dot_product_attention
 
 
-def trace(network: nn.Module, call: Call) -> Trace:
+def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> Trace:
     """Run ``network`` once in eval mode and return its structure.
 
     Args:
         network: A copy that the trace may prepare; its attributes are as before at the end.
         call: ``(args, kwargs)`` of one forward pass, on the network's device.
+        deadline: Bound on the time of the pass.
 
     Raises:
-        CompressionError: The forward pass fails.
+        CompressionError: The forward pass fails, or takes too long.
     """
     tracer = Tracer(network)
     with (
@@ -55,8 +57,10 @@ def trace(network: nn.Module, call: Call) -> Trace:
         warnings.simplefilter("ignore")
         args, kwargs = call
         try:
-            with _Functions(tracer), _Operations(tracer):
+            with _Functions(tracer), _Operations(tracer, deadline):
                 output = network(*args, **kwargs)
+        except CompressionError:
+            raise
         except Exception as err:
             shapes = [tuple(t.shape) for t in tensors_of(call)]
             raise CompressionError(
@@ -104,15 +108,17 @@ class _Functions(TorchFunctionMode):
 class _Operations(TorchDispatchMode):
     """Sees every operation that runs, and follows labels through it."""
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, deadline: Deadline | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.tracer = tracer
+        self.tracer, self.deadline = tracer, deadline
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         tracer = self.tracer
+        if self.deadline is not None:
+            self.deadline.check(f"Planning, in the forward pass at {tracer.where!r},")
         name = func._schema.name.removeprefix("aten::")
         tracer.result.operations.append(name)
         result = func(*args, **kwargs)

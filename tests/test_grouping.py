@@ -862,3 +862,45 @@ def test_an_attention_is_refused_before_its_channels_are_followed():
 
     assert [group.name for group in grouping.groups] == ["1.linear1"]
     assert "MultiheadAttention" in grouping.left_alone["0"]
+
+
+class ScaledAttention(nn.Module):
+    """Attention with a scale of its own, so that heads may become narrower."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.head_dim = 4, 6
+        self.qkv, self.out = nn.Linear(10, 72), nn.Linear(24, 10)
+
+    def forward(self, x):
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        scores = (q @ k.transpose(-2, -1) * 0.3).softmax(-1)
+        return self.out((scores @ v).transpose(1, 2).reshape(n, t, self.heads * self.head_dim))
+
+
+@pytest.mark.parametrize(
+    ("attention", "attribute", "others"), [("heads", "heads", 6), ("dimensions", "head_dim", 4)]
+)
+def test_attention_loses_heads_or_dimensions_of_every_head(attention, attribute, others):
+    torch.manual_seed(0)
+    model, x = ScaledAttention(), torch.randn(2, 5, 10)
+    config = CompressConfig(width=WidthConfig(attention=attention))
+    plan = plan_widths(model, x, 0.55, config=config)
+    small = shrink(model, plan)
+    was = {"heads": 4, "head_dim": 6}
+    for name in was:
+        assert (getattr(small, name) < was[name]) == (name == attribute)
+    kept = {(s.layer, s.dim): sorted(set(range(s.width)) - set(s.removed)) for s in plan.steps}
+    rows = torch.arange(72).view(3, 24)[:, kept["out", "in"]].flatten().tolist()
+    assert rows == kept["qkv", "out"]  # the same places of query, key and value
+    assert len(rows) == 3 * others * getattr(small, attribute)
+    assert torch.equal(small.qkv.weight, model.qkv.weight[rows])
+    assert small(x).shape == (2, 5, 10)
+
+
+def test_a_unit_of_narrower_heads_is_one_dimension_of_every_head():
+    grouping = find_groups(
+        ScaledAttention().eval(), as_call(torch.randn(1, 5, 10)), attention="dimensions"
+    )
+    assert [(g.width, g.channels_per_unit) for g in grouping.groups] == [(6, 3 * 4)]
