@@ -1,11 +1,13 @@
 """Coverage, exactness and speed of the width planner over torchvision, timm and Hugging Face.
 
-Every network is planned to half of its parameters with no hint, shrunk, run at two batch sizes,
-trained for one step, rebuilt from its plan on a fresh network, exported, and compared with its
-export. ``speed`` holds planning against one graph build and step of torch-pruning, in turn. One
-JSON line per network; the page is made from these lines alone, failures included.
+``run`` plans every network of a list to half of its parameters with no hint, shrinks it, runs it
+at two batch sizes, takes the gradients of a step, and rebuilds it from its plan on a fresh network.
+``export`` exports the shrunk networks and holds the files against them. ``speed`` holds planning
+against one graph build and step of torch-pruning, in turn. One JSON line per network and act; the
+page is made from these lines alone, failures included.
 
     python scripts/bench_planner.py run timm docs/benchmarks/planner.jsonl
+    python scripts/bench_planner.py export timm docs/benchmarks/planner.jsonl
     python scripts/bench_planner.py speed docs/benchmarks/planner.jsonl
     python scripts/bench_planner.py table docs/benchmarks/planner.jsonl > docs/benchmarks/planner.md
 
@@ -22,7 +24,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +57,8 @@ def outputs(model: torch.nn.Module, inputs: Any) -> list[Tensor]:
 
 def check(entry: Entry) -> dict[str, Any]:
     """Plan, shrink and use one network; a failure is part of the result."""
-    line: dict[str, Any] = {"name": entry.name}
     model = entry.make()
-    line["params"] = sum(p.numel() for p in model.parameters())
+    line: dict[str, Any] = {"params": sum(p.numel() for p in model.parameters())}
     start = time.perf_counter()
     try:
         plan = pb.plan_widths(model, entry.inputs(1), SHARE)
@@ -79,14 +80,19 @@ def check(entry: Entry) -> dict[str, Any]:
         line["replayed"] = all(torch.equal(a, b) for pair in pairs for a, b in pair)
         sum(t.sum() for t in outputs(small, entry.inputs(2))).backward()  # type: ignore[union-attr]
     except Exception as err:  # any failure of a network after its plan was proven is a finding
-        return line | {"error": f"{type(err).__name__}: {err}"}
-    return line | exported(entry, small)
+        line["error"] = f"{type(err).__name__}: {err}"
+    return line
 
 
-def exported(entry: Entry, small: torch.nn.Module) -> dict[str, Any]:
+def exported(entry: Entry) -> dict[str, Any]:
     """Export a shrunk network and compare the file with it."""
-    if sum(p.numel() for p in entry.make().parameters()) > EXPORT_LIMIT:
+    model = entry.make()
+    if sum(p.numel() for p in model.parameters()) > EXPORT_LIMIT:
         return {"export": "too large"}
+    try:
+        small = pb.shrink(model, pb.plan_widths(model, entry.inputs(1), SHARE))
+    except pb.CompressionError as err:
+        return {"export": "no plan", "export_error": str(err)}
     with tempfile.TemporaryDirectory() as folder:
         for dynamic in (True, False):  # some networks fix their batch size in the code
             try:
@@ -142,15 +148,16 @@ def write(path: Path, line: dict[str, Any]) -> None:
     print(line["name"], line, file=sys.stderr)
 
 
-def run(names: str, path: Path) -> None:
-    """Check every network of a list that the file does not have yet."""
+def run(names: str, path: Path, act: Callable[[Entry], dict[str, Any]]) -> None:
+    """Do something to every network of a list for which the file has no line yet."""
     lines = read(path) if path.exists() else []
-    done = {line["name"] for line in lines if line["list"] == names}
+    done = {
+        line["name"] for line in lines if (line["list"], line.get("act")) == (names, act.__name__)
+    }
     for entry in LISTS[names]().values():
-        if entry.name in done:
-            continue
-        write(path, {"list": names, **check(entry)})
-        gc.collect()
+        if entry.name not in done:
+            write(path, {"list": names, "name": entry.name, "act": act.__name__, **act(entry)})
+            gc.collect()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -160,6 +167,12 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """Return the page: a summary by list, speed, then every network."""
+    speeds = [r for r in lines if r["list"] == "speed"]
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    for r in lines:
+        if r["list"] in LISTS:
+            merged.setdefault((r["list"], r["name"]), {}).update(r)
+    networks = [r for r in merged.values() if "params" in r]
     parts = ["# Planner: half of the parameters, no hints", ""]
     parts += [
         "Made by `scripts/bench_planner.py`. *Landed*: 98 to 100 % of the target, predicted to the "
@@ -172,10 +185,11 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in LISTS:
-        own = [r for r in lines if r["list"] == name]
+        own = [r for r in networks if r["list"] == name]
         if own:
             seconds = statistics.median(r["seconds"] for r in own if "seconds" in r)
-            tried = [r["export"] for r in own if r.get("export", "too large") != "too large"]
+            skipped = ("", "too large", "no plan")
+            tried = [r["export"] for r in own if r.get("export", "") not in skipped]
             counts = len(own), sum(map(is_good, own)), f"{seconds:.2f}", len(tried)
             equal = sum(e.endswith("batch") for e in tried)
             row = [name, *counts, equal, tried.count("differs")]
@@ -190,7 +204,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         "| network | ratio |",
         "| --- | --- |",
     ]
-    parts += [f"| {r['name']} | {r['ratio']:.2f} |" for r in lines if r["list"] == "speed"]
+    parts += [f"| {r['name']} | {r['ratio']:.2f} |" for r in speeds]
     parts += [
         "",
         "## Every network",
@@ -198,13 +212,12 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         "| network | parameters | of the target | left alone | export | failure |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for r in lines:
-        if r["list"] in LISTS:
-            share = f"{r['share_of_target']:.4f}" if "share_of_target" in r else ""
-            failure = r.get("error", r.get("export_error", "")).replace("|", "/")
-            failure = " ".join(failure.split())[:160]
-            row = [r["name"], f"{r['params']:,}", share, r.get("left_alone", "")]
-            parts.append("| " + " | ".join(map(str, [*row, r.get("export", ""), failure])) + " |")
+    for r in networks:
+        share = f"{r['share_of_target']:.4f}" if "share_of_target" in r else ""
+        failure = r.get("error", r.get("export_error", "")).replace("|", "/")
+        failure = " ".join(failure.split())[:160]
+        row = [r["name"], f"{r['params']:,}", share, r.get("left_alone", "")]
+        parts.append("| " + " | ".join(map(str, [*row, r.get("export", ""), failure])) + " |")
     return "\n".join(parts)
 
 
@@ -220,17 +233,19 @@ def main() -> None:
     """Run a list, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    runner = commands.add_parser("run")
-    runner.add_argument("list", choices=LISTS)
-    runner.add_argument("file", type=Path)
+    for name in ("run", "export"):
+        runner = commands.add_parser(name)
+        runner.add_argument("list", choices=LISTS)
+        runner.add_argument("file", type=Path)
     racer = commands.add_parser("speed")
     racer.add_argument("file", type=Path)
     printer = commands.add_parser("table")
     printer.add_argument("file", type=Path)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    if arguments.command == "run":
-        run(arguments.list, arguments.file)
+    if arguments.command in ("run", "export"):
+        act = check if arguments.command == "run" else exported
+        run(arguments.list, arguments.file, act)
     elif arguments.command == "speed":
         speed(arguments.file)
     else:
