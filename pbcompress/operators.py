@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pbcompress.coupling import Labels
+from pbcompress.sizes import Attribute
 from pbcompress.tracer import Tracer
 
-__all__ = ["RULES", "Axes", "broadcast", "rule", "unknown"]
+__all__ = ["RULES", "Axes", "attention_layer", "broadcast", "rule", "unknown"]
 
 Axes = list[Labels]
 Rule = Callable[[Tracer, str, tuple[Any, ...], Mapping[str, Any], Any], Any]
@@ -217,6 +218,53 @@ def attention(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     result: Axes = [q[0], q[1], q[2], v[3]]
     others = [[None] * o.dim() if isinstance(o, Tensor) else [] for o in out[1:]]
     return [result, *others]
+
+
+def attention_layer(
+    t: Tracer,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    width: int,
+    heads: int,
+    in_weight: Tensor | None,
+    in_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    _zero: bool,
+    _dropout: float,
+    out_weight: Tensor,
+    *_: Any,
+    **__: Any,
+) -> None:
+    """`torch.nn.MultiheadAttention`, of which a head goes with as many channels of its inputs.
+
+    It splits the width of its inputs evenly into heads, so both stay in proportion.
+    """
+    tensors = [x for x in (query, key, value, in_weight, in_bias, out_weight) if x is not None]
+    if in_weight is None or not query.shape[-1] == key.shape[-1] == value.shape[-1] == width:
+        for tensor in (*tensors, *t.module.parameters(recurse=False)):
+            t.pin(tensor, f"nn.MultiheadAttention {t.where!r} reads inputs of several widths")
+        return
+    labels = t.coupling.fresh(heads)
+    rows = labels.repeat_interleave(width // heads)
+    for tensor in (query, key, value):
+        t.couple(t.labels(tensor)[-1], rows)
+    known: Sequence[tuple[Tensor | None, Mapping[int, Labels]]] = [
+        (in_weight, {0: rows.repeat(3), 1: rows}),
+        (in_bias, {0: rows.repeat(3)}),
+        (out_weight, {1: rows}),
+        (bias_k, {2: rows}),
+        (bias_v, {2: rows}),
+    ]
+    for own, axes in known:
+        if own is not None:
+            found = t.labels(own, axes)
+            for axis, wanted in axes.items():
+                t.couple(found[axis], wanted)
+    for name in ("embed_dim", "kdim", "vdim"):
+        t.result.bindings.setdefault(Attribute(t.where, name), rows)
+    t.result.bindings.setdefault(Attribute(t.where, "num_heads"), labels)
 
 
 @rule("embedding")

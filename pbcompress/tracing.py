@@ -7,7 +7,7 @@ is written into the code keeps its channels.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,15 +20,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pbcompress.deadline import Deadline
 from pbcompress.errors import CompressionError
 from pbcompress.movement import RULES
-from pbcompress.operators import unknown
-from pbcompress.sizes import Attribute, Size
+from pbcompress.operators import attention_layer, unknown
+from pbcompress.sizes import Attribute, Reader, Size
 from pbcompress.surgery import Call, seeded, tensors_of
 from pbcompress.tracer import Trace, Tracer, UserCall
 
 __all__ = ["plain_kernels", "trace"]
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
-_READ_IN_FORWARD = (nn.LayerNorm, nn.RMSNorm, nn.RNNBase)  # torch's layers that read their sizes
+# Layers of torch whose forward reads their sizes
+_READ_IN_FORWARD = (nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.Transformer)
 _ATTENTION = torch.nn.functional.multi_head_attention_forward
 _PRODUCT_ATTENTION = torch.nn.functional.scaled_dot_product_attention
 
@@ -51,7 +52,7 @@ def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> T
         torch.no_grad(),
         seeded("trace"),
         plain_kernels(network),
-        _sized_attributes(network, tracer.number_matters),
+        _sized_attributes(network, tracer),
         _module_names(network, tracer.path),
     ):
         warnings.simplefilter("ignore")
@@ -85,10 +86,14 @@ class _Functions(TorchFunctionMode):
         tracer, kwargs = self.tracer, kwargs or {}
         outer = tracer.call
         tracer.call = UserCall(func, args, kwargs)
+        is_layer = func is _ATTENTION and isinstance(tracer.module, nn.MultiheadAttention)
+        if is_layer:
+            attention_layer(tracer, *args, **kwargs)
+        tracer.trusts = is_layer
         try:
             result = func(*args, **kwargs)
         finally:
-            tracer.call = outer
+            tracer.call, tracer.trusts = outer, False
         if func == _SHAPE or (func is Tensor.size and type(result) is torch.Size):
             labels = tracer.labels(args[0])
             return torch.Size([tracer.size_of(v, n) for v, n in zip(labels, result, strict=True)])
@@ -99,9 +104,9 @@ class _Functions(TorchFunctionMode):
             features = tracer.labels(args[0] if args else kwargs["query"])[-1]
             reason = f"the attention {tracer.where!r} scales by the size of its heads"
             tracer.coupling.pin(features, reason)
-        if func is _ATTENTION:
+        if func is _ATTENTION and not is_layer:
             for tensor in tensors_of((args, kwargs, result)):
-                tracer.pin(tensor, f"nn.MultiheadAttention {tracer.where!r} keeps its width")
+                tracer.pin(tensor, f"the attention function in {tracer.where!r} keeps its width")
         return result
 
 
@@ -175,7 +180,7 @@ def _leave(path: list[str], *_: object) -> None:
 
 
 @contextmanager
-def _sized_attributes(network: nn.Module, on_value: Callable[[Size], None]) -> Iterator[None]:
+def _sized_attributes(network: nn.Module, reader: Reader) -> Iterator[None]:
     """Let the integers that the modules of ``network`` hold remember whose they are."""
     changed: list[tuple[nn.Module, str, Any]] = []
     for module_name, module in network.named_modules():
@@ -183,7 +188,7 @@ def _sized_attributes(network: nn.Module, on_value: Callable[[Size], None]) -> I
         if of_torch and not isinstance(module, _READ_IN_FORWARD):
             continue
         for name, value in list(vars(module).items()):
-            sized = _sized(value, Attribute(module_name, name), on_value)
+            sized = _sized(value, Attribute(module_name, name), reader)
             if sized is not value:
                 changed.append((module, name, value))
                 vars(module)[name] = sized
@@ -194,12 +199,12 @@ def _sized_attributes(network: nn.Module, on_value: Callable[[Size], None]) -> I
             vars(module)[name] = value
 
 
-def _sized(value: Any, attribute: Attribute, on_value: Callable[[Size], None]) -> Any:
+def _sized(value: Any, attribute: Attribute, reader: Reader) -> Any:
     if type(value) is int and value > 1:
-        return Size(value, attribute, on_value)
+        return Size(value, attribute, reader)
     if type(value) in (tuple, list) and any(type(v) is int and v > 1 for v in value):
         items = (
-            _sized(v, Attribute(attribute.module, attribute.name, i), on_value)
+            _sized(v, Attribute(attribute.module, attribute.name, i), reader)
             if type(v) is int
             else v
             for i, v in enumerate(value)
