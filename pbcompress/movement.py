@@ -81,17 +81,23 @@ def _given_sizes(t: Tracer, shape: Sequence[int]) -> list[int | None]:
         if len(given) == len(shape) and all(isinstance(s, int) for s in given):
             return [None if s == -1 else s for s in given]
         return list(shape)
-    if call.name in ("view_as", "reshape_as", "expand_as"):
-        other: Tensor = call.args[1]
+    if call.name in ("view_as", "reshape_as", "expand_as", "normalize"):
+        tensors = [x for x in tree_leaves((call.args, dict(call.kwargs))) if isinstance(x, Tensor)]
+        other = tensors[0 if call.name == "normalize" else 1]
         return [t.size_of(v, n) for v, n in zip(t.labels(other), other.shape, strict=True)]
     return [None] * len(shape)
 
 
 @rule("expand", "broadcast_to")
 def expand(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
-    labels = broadcast(t, [args[0]], tuple(out.shape))
-    for size, own in zip(_given_sizes(t, out.shape), labels, strict=True):
-        t.expect(size, own)
+    """Copies along dimensions of size one, which get the channels that the size counts."""
+    image: Tensor = args[0]
+    labels = broadcast(t, [image], tuple(out.shape))
+    added = out.dim() - image.dim()
+    for dim, size in enumerate(_given_sizes(t, out.shape)):
+        if size is not None and (dim < added or image.shape[dim - added] == 1):
+            labels[dim] = t.labels_of_size(size)
+        t.expect(size, labels[dim])
     return labels
 
 
@@ -247,6 +253,7 @@ def index(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x, indices = t.labels(args[0]), list(args[1])
     indices += [None] * (len(x) - len(indices))
     if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
+        t.result.decisions.add(t.where)
         return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
     used = [d for d, i in enumerate(indices) if i is not None]
     for dim in used:
@@ -345,6 +352,15 @@ def constant(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     return [None] * out.dim()
 
 
-@rule("_local_scalar_dense", "item")
+@rule("_local_scalar_dense", "item", "equal")
 def number(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> None:
-    t.pin(args[0], f"the forward pass reads a value in {t.where!r}")
+    t.result.decisions.add(t.where)
+    for tensor in args[:2]:
+        t.pin(tensor, f"the forward pass reads a value in {t.where!r}")
+
+
+@rule("nonzero", "masked_select")
+def places(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Any:
+    """A size that depends on values."""
+    t.result.decisions.add(t.where)
+    return unknown(t, name, args, kwargs, out)

@@ -78,13 +78,15 @@ def _training_failure(
     reference: "_Witness", candidate: "_Witness", call: Call, dtype: torch.dtype
 ) -> str | None:
     try:
-        candidate.outputs(call, dtype, True, 2)
+        expected = reference.shapes(call, dtype, True, 2)
+    except Exception:
+        return None  # the original does not train on these inputs
+    try:
+        found = candidate.shapes(call, dtype, True, 2)
     except Exception as err:
-        try:
-            reference.outputs(call, dtype, True, 2)
-        except Exception:
-            return None  # the original does not train on these inputs either
         return f"the forward pass in training mode fails without its channels ({_first_line(err)})"
+    if expected != found:
+        return "the shape of the network's output in training mode depends on its channels"
     return None
 
 
@@ -203,6 +205,13 @@ class _Witness:
             args, kwargs = map_tensors(call, change)
             output = self.network(*args, **kwargs)
         return tensors_of(output) + self.seen
+
+    def shapes(
+        self, call: Call, dtype: torch.dtype, training: bool, copies: int
+    ) -> list[torch.Size]:
+        """Return the shapes of the network's outputs."""
+        found = self.outputs(call, dtype, training, copies)
+        return [t.shape for t in found[: len(found) - len(self.seen)]]
 
 
 def _disturb_(network: nn.Module) -> None:

@@ -79,6 +79,7 @@ class Trace:
         events: Operations for the proof, in the order in which they ran.
         bindings: Attributes that are rewritten when channels go, and the labels that they count.
         uncounted: Operations that are not counted, with their number.
+        decisions: Modules whose code read a value, so that it may take another path on others.
     """
 
     coupling: Coupling = field(default_factory=Coupling)
@@ -89,6 +90,7 @@ class Trace:
     checks: list[Check] = field(default_factory=list)
     numbers: set[Attribute] = field(default_factory=set)
     uncounted: Counter[str] = field(default_factory=Counter)
+    decisions: set[str] = field(default_factory=set)
 
 
 class Tracer:

@@ -6,6 +6,7 @@ that the forward pass computes are noted beside the labels that they count, so t
 is written into the code keeps its channels.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,10 @@ from pbcompress.tracer import Trace, Tracer, UserCall
 __all__ = ["plain_kernels", "trace"]
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
-_READ_IN_FORWARD = (nn.LayerNorm, nn.RMSNorm, nn.RNNBase)  # torch's layers that read their sizes
+# torch's layers that read their sizes
+_READ_IN_FORWARD = (nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.RNNCellBase)
+_LEAVES_TORCH = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__)
+_COUNTS = (Tensor.numel, Tensor.nelement)
 _ATTENTION = torch.nn.functional.multi_head_attention_forward
 
 
@@ -65,7 +69,25 @@ def trace(network: nn.Module, call: Call) -> Trace:
             ) from err
     for tensor in tensors_of(output):
         tracer.pin(tensor, "its width is the network's output")
+    _keep_alternatives(network, tracer.result)
     return tracer.result
+
+
+def _keep_alternatives(network: nn.Module, traced: Trace) -> None:
+    """Pin what could meet a layer that the code passed over after it had read a value.
+
+    On other inputs such a layer (another expert) may run. What it would read and write is not
+    known, but has the sizes of its parameters.
+    """
+    passed: dict[int, str] = {}
+    for name, parameter in network.named_parameters():
+        inside = any(name.startswith(f"{where}." if where else "") for where in traced.decisions)
+        if inside and name not in traced.tensors:
+            passed.update(dict.fromkeys(parameter.shape, name.rpartition(".")[0]))
+    for axes in traced.tensors.values() if passed else ():
+        for labels in axes:
+            if len(labels) > 1 and len(labels) in passed:
+                traced.coupling.pin(labels, f"{passed[len(labels)]!r} may read it on other inputs")
 
 
 class _Functions(TorchFunctionMode):
@@ -91,6 +113,11 @@ class _Functions(TorchFunctionMode):
         if func is Tensor.size:
             dim = args[1] if len(args) > 1 else kwargs["dim"]
             return tracer.size_of(tracer.labels(args[0])[dim], result)
+        if func in _COUNTS:
+            sizes = zip(tracer.labels(args[0]), args[0].shape, strict=True)
+            return math.prod(tracer.size_of(v, n) for v, n in sizes)
+        if func in _LEAVES_TORCH:
+            tracer.pin(args[0], f"its values leave torch in {tracer.where!r}")
         if func is _ATTENTION:
             for tensor in tensors_of((args, kwargs, result)):
                 tracer.pin(tensor, f"nn.MultiheadAttention {tracer.where!r} keeps its width")
