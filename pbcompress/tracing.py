@@ -34,6 +34,7 @@ _READ_IN_FORWARD = (nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.RNNCellBase)
 _LEAVES_TORCH = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__)
 _COUNTS = (Tensor.numel, Tensor.nelement)
 _ATTENTION = torch.nn.functional.multi_head_attention_forward
+_SCALED = torch.nn.functional.scaled_dot_product_attention
 
 
 def trace(network: nn.Module, call: Call) -> Trace:
@@ -118,6 +119,9 @@ class _Functions(TorchFunctionMode):
             return math.prod(tracer.size_of(v, n) for v, n in sizes)
         if func in _LEAVES_TORCH:
             tracer.pin(args[0], f"its values leave torch in {tracer.where!r}")
+        if func is _SCALED and kwargs.get("scale") is None and len(args) < 7:
+            reason = f"the attention {tracer.where!r} scales by the size of its heads"
+            tracer.coupling.pin(tracer.labels((*args, *kwargs.values())[0])[-1], reason)
         if func is _ATTENTION:
             for tensor in tensors_of((args, kwargs, result)):
                 tracer.pin(tensor, f"nn.MultiheadAttention {tracer.where!r} keeps its width")
