@@ -51,19 +51,19 @@ def unknown(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     *("abs", "acos", "add", "add_", "addcdiv", "addcmul", "alias", "asin", "atan", "atan2"),
     *("bernoulli_", "bitwise_and", "bitwise_not", "bitwise_or", "ceil", "celu", "clamp"),
     *("clamp_", "clamp_max", "clamp_min", "clone", "copy_", "cos", "detach", "div", "div_"),
-    *("dropout", "elu", "elu_", "eq", "erf", "exp", "exp2", "expm1", "fill_", "floor"),
+    *("elu", "elu_", "eq", "erf", "exp", "exp2", "expm1", "fill_", "floor"),
     *("floor_divide", "fmod", "ge", "gelu", "gelu_", "gt", "hardshrink", "hardsigmoid"),
-    *("hardsigmoid_", "hardswish", "hardswish_", "hardtanh", "hardtanh_", "isfinite", "isinf"),
+    *("hardsigmoid_", "hardswish", "hardswish_", "hardtanh", "hardtanh_", "isinf"),
     *("isnan", "le", "leaky_relu", "leaky_relu_", "lerp", "lift_fresh", "log", "log1p", "log2"),
     *("log_sigmoid_forward", "logical_and", "logical_not", "logical_or", "logit", "lt"),
     *("masked_fill", "masked_fill_", "maximum", "minimum", "mish", "mish_", "mul", "mul_"),
     *("nan_to_num", "ne", "neg", "native_dropout", "normal_", "pow", "reciprocal", "relu"),
-    *("relu_", "relu6", "remainder", "round", "rsqrt", "rsub", "sigmoid", "sigmoid_", "sign"),
-    *("silu", "silu_", "sin", "softplus", "softshrink", "sqrt", "square", "sub", "sub_"),
+    *("relu_", "remainder", "round", "rsqrt", "rsub", "sigmoid", "sigmoid_", "sign"),
+    *("silu", "silu_", "sin", "softplus", "softshrink", "sqrt", "sub", "sub_"),
     *("tan", "tanh", "tanh_", "threshold", "threshold_", "trunc", "uniform_", "where", "zero_"),
-    *("_to_copy", "contiguous", "empty_like", "full_like", "ones_like", "rand_like"),
-    *("randn_like", "zeros_like", "exponential_", "_conj", "view_as_real", "relu6_", "selu"),
-    *("selu_", "sinc", "xlogy", "bernoulli", "_assert_async", "hardswish", "prelu_like"),
+    *("_to_copy", "empty_like", "full_like", "ones_like", "rand_like"),
+    *("randn_like", "zeros_like", "exponential_", "_conj"),
+    *("sinc", "xlogy", "bernoulli", "_assert_async", "hardswish"),
 )
 def elementwise(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """Couple dimensions that are broadcast against each other."""
@@ -136,7 +136,7 @@ def vector_product(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Ax
     return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
 
 
-@rule("convolution", "_convolution")
+@rule("convolution")
 def convolution(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     """A convolution, plain, grouped, depthwise or transposed."""
     image, weight, bias, _, _, _, transposed, _, groups = args[:9]
@@ -191,7 +191,10 @@ def _alike(t: Tracer, labels: Labels, groups: int) -> Labels:
     return labels
 
 
-@rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math")
+@rule(
+    *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention"),
+    *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention"),
+)
 def attention(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """Attention on (batch, heads, tokens, features); key heads may serve several query heads."""
     query, key, value = args[:3]
@@ -206,10 +209,8 @@ def attention(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     q[3] = t.couple(q[3], k[3])
     t.couple(k[2], v[2])
     t.coupling.pin(k[2], "it is a softmax's dimension")
-    mask = kwargs.get(
-        "attn_mask", args[5] if len(args) > 5 and isinstance(args[5], Tensor) else None
-    )
-    if mask is not None:
+    masks = [a for a in (*args[3:], kwargs.get("attn_mask")) if isinstance(a, Tensor)]
+    for mask in masks:
         scores = torch.empty((query.shape[0], heads, query.shape[2], key.shape[2]), device="meta")
         t.set_labels(scores, [q[0], q[1], q[2], k[2]])
         broadcast(t, [scores, mask], tuple(scores.shape))
@@ -279,7 +280,7 @@ def embedding(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes
 
 @rule(
     *("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"),
-    *("_native_batch_norm_legit", "batch_norm", "_batch_norm_no_update"),
+    *("_native_batch_norm_legit", "_batch_norm_no_update"),
 )
 def batch_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """A norm of every channel alone, over all other dimensions."""
@@ -288,7 +289,7 @@ def batch_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     own = [a for a in args[1:5] if isinstance(a, Tensor)]
     for tensor in own:
         x[1] = t.couple(x[1], t.labels(tensor, {0: x[1]})[0])
-    axes = [(0, dim, v) for dim, v in enumerate(x) if dim > 1]  # of weights: standardised ones
+    axes = [(0, dim, v) for dim, v in enumerate(x) if dim != 1]  # of weights: standardised ones
     t.event(name, axes, axes)
     affine = 2 if isinstance(args[1], Tensor) else 1
     t.work(affine, *zip(image.shape, x, strict=True))
@@ -322,6 +323,8 @@ def group_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """A norm of groups of channels: every group loses the same number of them."""
     image, weight, bias, *_, groups, _ = args
     x = t.labels(image)
+    for labels in x[2:]:
+        t.coupling.pin(labels, f"it is a spatial dimension in {t.where!r}")
     own = [(i, a) for i, a in enumerate((weight, bias), 1) if a is not None]
     for _, tensor in own:
         x[1] = t.couple(x[1], t.labels(tensor, {0: x[1]})[0])
@@ -381,24 +384,25 @@ def along_one(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
 
 @rule(
     *("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d"),
-    *("adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d", "avg_pool1d"),
-    *("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool3d", "max_pool2d"),
+    "adaptive_max_pool2d",
+    *("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool3d"),
     *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d"),
     *("upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"),
     *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d"),
     *("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"),
-    *("grid_sampler_2d", "mkldnn_max_pool2d"),
+    "grid_sampler_2d",
 )
 def spatial(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """An operation on every channel alone: its dimensions after the channels have no labels."""
     image: Tensor = args[0]
     x = t.labels(image)
     last = {"1": 1, "2": 2, "3": 3}[next(c for c in name if c in "123")]
-    for labels in x[-last:]:
+    grids = [t.labels(a) for a in args[1:] if isinstance(a, Tensor)]
+    for labels in (*x[-last:], *(v for grid in grids for v in (*grid, x[0]))):
         t.coupling.pin(labels, f"it is a spatial dimension in {t.where!r}")
     result = out if isinstance(out, Tensor) else out[0]
     kept: Axes = [*x[:-last], *[None] * last]
-    if name in ("adaptive_avg_pool2d", "_adaptive_avg_pool2d"):
+    if name == "_adaptive_avg_pool2d":
         t.work(1, *zip(image.shape, kept, strict=True))
     elif name == "upsample_nearest2d":
         t.work(1, *zip(result.shape, kept, strict=True))

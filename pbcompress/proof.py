@@ -121,15 +121,17 @@ def _training_failure(
 ) -> str | None:
     for sample in (*_small_samples(call), call):
         try:
-            candidate.outputs(sample, dtype, True, 2)
-            return None
-        except Exception as err:
-            failure = _first_line(err)
-        try:
-            reference.outputs(sample, dtype, True, 2)
+            expected = reference.shapes(sample, dtype, True, 2)
         except Exception:
-            continue  # the original does not train on these inputs either
-        return f"the forward pass in training mode fails without its channels ({failure})"
+            continue  # the original does not train on these inputs
+        try:
+            found = candidate.shapes(sample, dtype, True, 2)
+        except Exception as err:
+            what = _first_line(err)
+            return f"the forward pass in training mode fails without its channels ({what})"
+        if expected != found:
+            return "the shape of the network's output in training mode depends on its channels"
+        return None
     return None
 
 
@@ -269,6 +271,13 @@ class _Witness:
             with mode:
                 output = self.network(*args, **kwargs)
         return tensors_of(output) + self.seen
+
+    def shapes(
+        self, call: Call, dtype: torch.dtype, training: bool, copies: int
+    ) -> list[torch.Size]:
+        """Return the shapes of the network's outputs."""
+        found = self.outputs(call, dtype, training, copies)
+        return [t.shape for t in found[: len(found) - len(self.seen)]]
 
 
 def _disturb_(network: nn.Module) -> None:

@@ -80,6 +80,7 @@ class Trace:
         bindings: Attributes that are rewritten when channels go, and the labels that they count.
         uncounted: Operations that are not counted, with their number.
         operations: Name of every operation, in the order in which they ran.
+        decisions: Modules whose code read a value, so that it may take another path on others.
     """
 
     coupling: Coupling = field(default_factory=Coupling)
@@ -91,6 +92,7 @@ class Trace:
     numbers: set[Attribute] = field(default_factory=set)
     uncounted: Counter[str] = field(default_factory=Counter)
     operations: list[str] = field(default_factory=list)
+    decisions: set[str] = field(default_factory=set)
 
 
 class Tracer:

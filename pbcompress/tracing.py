@@ -6,6 +6,7 @@ that the forward pass computes are noted beside the labels that they count, so t
 is written into the code keeps its channels.
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,9 +30,11 @@ __all__ = ["plain_kernels", "trace"]
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 # Layers of torch whose forward reads their sizes
-_READ_IN_FORWARD = (nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.Transformer)
+_READ_IN_FORWARD = (nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.RNNCellBase, nn.Transformer)
+_LEAVES_TORCH = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__)
+_COUNTS = (Tensor.numel, Tensor.nelement)
 _ATTENTION = torch.nn.functional.multi_head_attention_forward
-_PRODUCT_ATTENTION = torch.nn.functional.scaled_dot_product_attention
+_SCALED = torch.nn.functional.scaled_dot_product_attention
 
 
 def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> Trace:
@@ -70,7 +73,25 @@ def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> T
             ) from err
     for tensor in tensors_of(output):
         tracer.pin(tensor, "its width is the network's output")
+    _keep_alternatives(network, tracer.result)
     return tracer.result
+
+
+def _keep_alternatives(network: nn.Module, traced: Trace) -> None:
+    """Pin what could meet a layer that the code passed over after it had read a value.
+
+    On other inputs such a layer (another expert) may run. What it would read and write is not
+    known, but has the sizes of its parameters.
+    """
+    passed: dict[int, str] = {}
+    for name, parameter in network.named_parameters():
+        inside = any(name.startswith(f"{where}." if where else "") for where in traced.decisions)
+        if inside and name not in traced.tensors:
+            passed.update(dict.fromkeys(parameter.shape, name.rpartition(".")[0]))
+    for axes in traced.tensors.values() if passed else ():
+        for labels in axes:
+            if len(labels) > 1 and len(labels) in passed:
+                traced.coupling.pin(labels, f"{passed[len(labels)]!r} may read it on other inputs")
 
 
 class _Functions(TorchFunctionMode):
@@ -100,10 +121,14 @@ class _Functions(TorchFunctionMode):
         if func is Tensor.size:
             dim = args[1] if len(args) > 1 else kwargs["dim"]
             return tracer.size_of(tracer.labels(args[0])[dim], result)
-        if func is _PRODUCT_ATTENTION and kwargs.get("scale") is None:
-            features = tracer.labels(args[0] if args else kwargs["query"])[-1]
+        if func in _COUNTS:
+            sizes = zip(tracer.labels(args[0]), args[0].shape, strict=True)
+            return math.prod(tracer.size_of(v, n) for v, n in sizes)
+        if func in _LEAVES_TORCH:
+            tracer.pin(args[0], f"its values leave torch in {tracer.where!r}")
+        if func is _SCALED and kwargs.get("scale") is None and len(args) < 7:
             reason = f"the attention {tracer.where!r} scales by the size of its heads"
-            tracer.coupling.pin(features, reason)
+            tracer.coupling.pin(tracer.labels((*args, *kwargs.values())[0])[-1], reason)
         if func is _ATTENTION and not is_layer:
             for tensor in tensors_of((args, kwargs, result)):
                 tracer.pin(tensor, f"the attention function in {tracer.where!r} keeps its width")
