@@ -107,7 +107,7 @@ def _combined(energies: Sequence[Tensor], width: int) -> Tensor:
 
 def _magnitudes(model: nn.Module, groups: Sequence[ChannelGroup]) -> Energies:
     """Squared weights that produce or read a unit."""
-    return _Holdings(model, groups).sums(torch.square)
+    return _Holdings(model, groups).sums(lambda weight: _wide(weight).square())
 
 
 def _norm_scales(model: nn.Module, groups: Sequence[ChannelGroup]) -> Energies:
@@ -117,7 +117,7 @@ def _norm_scales(model: nn.Module, groups: Sequence[ChannelGroup]) -> Energies:
         is_scale = member.dim == "out" or member.dim.startswith("weight:")
         return is_scale and isinstance(model.get_submodule(member.layer), _NORMS)
 
-    return _Holdings(model, groups, is_norm).sums(torch.abs)
+    return _Holdings(model, groups, is_norm).sums(lambda scale: _wide(scale).abs())
 
 
 def _taylor(network: nn.Module, groups: Sequence[ChannelGroup], sample: Sample) -> Energies:
@@ -182,7 +182,9 @@ def _gate_slopes(
 
 
 def _weight_times_gradient(parameter: Tensor) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter * parameter.grad
+    if parameter.grad is None:
+        return torch.zeros_like(parameter)
+    return _wide(parameter) * _wide(parameter.grad)
 
 
 def _over_batches(batches: list[Energies], reduce: Callable[[Tensor], Tensor]) -> Energies:
@@ -231,8 +233,7 @@ class _Holdings:
         """Return the sum of ``value`` of a parameter over what each unit of a member holds."""
         found: dict[Place, Tensor] = {}
         for key, parameter in self.parameters.items():
-            values = value(parameter if parameter.element_size() >= 4 else parameter.float())
-            values = _summed(values, {axis for axis, _ in self.axes[key]})
+            values = _summed(value(parameter), {axis for axis, _ in self.axes[key]})
             for axis, parts in self.axes[key]:
                 found[key, axis, parts] = _along(values, axis, parts).cpu().double()
 
@@ -259,6 +260,11 @@ def _index(member: Member) -> Tensor:
     """Return the positions of a member, shape (units, positions of one); quicker than a tensor."""
     flat = np.fromiter(chain.from_iterable(member.positions), np.int64)
     return torch.from_numpy(flat).view(len(member.positions), -1)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Return values in float32 at least, so that sums and squares fit."""
+    return values if values.element_size() >= 4 else values.float()
 
 
 def _summed(values: Tensor, kept: set[int]) -> Tensor:

@@ -59,6 +59,9 @@ def gradients(network: nn.Module, sample: Sample, read: Callable[[], Read]) -> l
     network.eval()
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
+    for module in network.modules():
+        if isinstance(module, nn.RNNBase):  # cuDNN has a backward pass for the training mode only
+            module.train().dropout = 0.0
     found: list[Read] = []
 
     def visit(batch: Any) -> None:

@@ -31,6 +31,7 @@ from pbcompress.surgery import as_call, copy_model
 
 WITH_DATA = ("taylor", "variance", "fisher")
 CRITERIA = ("magnitude", "bn_scale", *WITH_DATA)
+MEAN = functional.cross_entropy
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -417,17 +418,20 @@ def test_a_large_mean_does_not_drown_a_small_variance():
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_half_precision_weights_do_not_overflow(criterion):
+def test_half_precision_is_summed_in_single(criterion):
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
-    with torch.no_grad():
-        model[0].weight.mul_(300)
     groups = find_groups(copy_model(model), ((torch.zeros(1, 4),), {})).groups
-    x = torch.randn(8, 4)
-    low = [(x.bfloat16(), torch.randint(3, (8,)))]
-    scores = unit_scores(copy_model(model).bfloat16(), groups, criterion, Sample(low, Task(), 1))
-    assert scores["0"].isfinite().all()
-    if criterion == "magnitude":
-        torch.testing.assert_close(scores, unit_scores(model, groups), rtol=0.02, atol=0.02)
+    x, y = torch.randn(64, 4), torch.randint(3, (64,))
+    expected = unit_scores(model, groups, criterion, Sample([(x, y)], Task(), 1))["0"]
+    low = Sample([(x.bfloat16(), y)], Task(loss=lambda o, t: MEAN(o.float(), t)), 1)
+    scores = unit_scores(copy_model(model).bfloat16(), groups, criterion, low)["0"]
+    assert expected.std() > 0.2
+    torch.testing.assert_close(scores, expected, rtol=0.1, atol=0.05)
+    large = copy_model(model).half()
+    with torch.no_grad():
+        large[0].weight.mul_(1000)  # squares are beyond the largest half
+    assert unit_scores(large, groups)["0"].isfinite().all()
 
 
 # --- batches -------------------------------------------------------------------------------------
@@ -492,6 +496,28 @@ def test_frozen_parameters_count(criterion):
     frozen = copy_model(model).requires_grad_(False)
     expected = scores_of("conv", criterion)
     torch.testing.assert_close(scores_of("conv", criterion, frozen, groups), expected)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+def test_dropout_is_off_in_recurrent_layers_too(criterion):
+    class Recurrent(nn.Module):
+        def __init__(self, dropout):
+            super().__init__()
+            self.body = nn.LSTM(5, 6, num_layers=2, batch_first=True, dropout=dropout)
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.body(x)[0].mean(1))
+
+    models = [Recurrent(0.0), Recurrent(0.9)]
+    models[1].load_state_dict(models[0].state_dict())
+    x = torch.randn(4, 7, 5)
+    groups = find_groups(copy_model(models[0]).eval(), as_call(x)).groups
+    assert groups
+    sample = Sample([(x, torch.randint(3, (4,)))], Task(), 1)
+    without, with_dropout = (unit_scores(m, groups, criterion, sample) for m in models)
+    torch.testing.assert_close(with_dropout, without)
+    assert models[1].body.dropout == 0.9
 
 
 # --- plans ---------------------------------------------------------------------------------------
