@@ -131,9 +131,9 @@ class WidthConfig(_Choices):
             among the groups of the same structure.
         importance: What tells which channels go. "magnitude" is the squared weights; "bn_scale" the
             absolute scale of the norm layers, magnitude where a group has none. The others need
-            data: "taylor" is the squared first-order change of the loss, "fisher" its mean square
-            over batches, "variance" the variance of what the next layers read, magnitude where
-            they could not be observed.
+            data: "taylor" is the squared first-order change of a batch's loss, "fisher" the squared
+            weights times their diagonal Fisher information, "variance" the variance of what the
+            next layers read, magnitude where that could not be observed.
         importance_batches: Train batches that a criterion with data looks at, at most.
         round_to: Widths are multiples of this wherever a group's original width allows.
         min_width: Fewest channels that a group keeps, at least 1.

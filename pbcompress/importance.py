@@ -70,8 +70,7 @@ def unit_scores(
         Sum over the members: Fang et al., DepGraph, section 3.3, https://arxiv.org/abs/2301.12900.
         "bn_scale": Liu et al., Network Slimming, https://arxiv.org/abs/1708.06519.
         "taylor": Molchanov et al., section 3, https://arxiv.org/abs/1906.10771.
-        "fisher": Theis et al., https://arxiv.org/abs/1801.05787, for coupled channels Liu et al.,
-        https://arxiv.org/abs/2108.00708; batches take the place of samples.
+        "fisher": Theis et al., https://arxiv.org/abs/1801.05787; batches take the place of samples.
         "variance": Polyak and Wolf, inbound pruning, https://doi.org/10.1109/ACCESS.2015.2494536.
     """
     if by == "magnitude":
@@ -121,13 +120,26 @@ def _norm_scales(model: nn.Module, groups: Sequence[ChannelGroup]) -> Energies:
 
 
 def _taylor(network: nn.Module, groups: Sequence[ChannelGroup], sample: Sample) -> Energies:
-    """Square of the mean loss's first-order change when a unit is scaled to zero."""
-    return _over_batches(_gate_slopes(network, groups, sample), lambda s: s.mean(0).square())
+    """Squared first-order change of a batch's loss when a unit is scaled to zero.
+
+    Squared batch by batch: at a minimum the mean over all batches is zero for every unit.
+    """
+    holdings = _Holdings(network, groups, with_bias=True)
+
+    def squared_sums() -> Energies:
+        return [[s.square() for s in of] for of in holdings.sums(_weight_times_gradient)]
+
+    return _mean(gradients(network, sample, squared_sums))
 
 
 def _fisher(network: nn.Module, groups: Sequence[ChannelGroup], sample: Sample) -> Energies:
-    """Mean square of that change over the batches: the Fisher information of the scale."""
-    return _over_batches(_gate_slopes(network, groups, sample), lambda s: s.square().mean(0))
+    """Squared weights times their diagonal Fisher information."""
+    holdings = _Holdings(network, groups, with_bias=True)
+
+    def sums_of_squares() -> Energies:
+        return holdings.sums(lambda weight: _weight_times_gradient(weight).square())
+
+    return _mean(gradients(network, sample, sums_of_squares))
 
 
 def _variances(network: nn.Module, groups: Sequence[ChannelGroup], sample: Sample) -> Energies:
@@ -164,35 +176,24 @@ _WITH_DATA: dict[str, Callable[[nn.Module, Sequence[ChannelGroup], Sample], Ener
 }
 
 
-def _gate_slopes(
-    network: nn.Module, groups: Sequence[ChannelGroup], sample: Sample
-) -> list[Energies]:
-    """Return for each batch the slope of the loss along a factor on what a member holds of a unit.
-
-    At a factor of 1 that is the sum of weight times gradient.
-    """
-    holdings = _Holdings(network, groups, with_bias=True)
-    found = gradients(network, sample, lambda: holdings.sums(_weight_times_gradient))
-    if not all(s.isfinite().all() for slopes in found for of_members in slopes for s in of_members):
-        raise CompressionError(
-            "The gradient of Task.loss has a NaN or infinity on a batch of Data.train. Check the "
-            "loss, or choose an importance without gradients, such as 'magnitude'."
-        )
-    return found
-
-
 def _weight_times_gradient(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
         return torch.zeros_like(parameter)
     return _wide(parameter) * _wide(parameter.grad)
 
 
-def _over_batches(batches: list[Energies], reduce: Callable[[Tensor], Tensor]) -> Energies:
-    """Reduce every vector over the batches, stacked along a new first axis."""
-    return [
-        [reduce(torch.stack(vectors)) for vectors in zip(*of_group, strict=True)]
+def _mean(batches: Sequence[Energies]) -> Energies:
+    """Return the mean over batches."""
+    means = [
+        [torch.stack(vectors).mean(0) for vectors in zip(*of_group, strict=True)]
         for of_group in zip(*batches, strict=True)
     ]
+    if not all(mean.isfinite().all() for of_members in means for mean in of_members):
+        raise CompressionError(
+            "The gradient of Task.loss has a NaN or infinity on a batch of Data.train. Check the "
+            "loss, or choose an importance without gradients, such as 'magnitude'."
+        )
+    return means
 
 
 # --- what units hold -----------------------------------------------------------------------------

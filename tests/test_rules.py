@@ -108,7 +108,7 @@ CONTRACT = {
     "DivergedError", "ExportMismatchError", "ExportReport", "ModelCost", "StateMismatchError",
     "TargetUnreachableError", "Task", "UnsupportedLayerError", "WidthPlan", "attach_dendrites_",
     "compare", "compress", "cycles", "export_onnx", "fuse", "load", "measure", "plan_widths",
-    "recover_", "shrink", "shrink_",
+    "recover_", "reestimate_batchnorm_", "shrink", "shrink_",
 }  # fmt: skip
 
 
