@@ -35,7 +35,13 @@ TARGETS = (0.5, 0.125)
 SEEDS = (0, 1, 2)
 TEST_SAMPLES = 4000
 OFF = pb.DendriteConfig(max_sets=0)
-STAGES = {"cut": "as cut", "reestimated": "BatchNorm re-estimated", "val": "recovered"}
+DEFAULT = ("magnitude", "uniform")
+STAGES = {
+    "cut": "as cut",
+    "reestimated": "BatchNorm re-estimated",
+    "val": "recovered",
+    "test": "recovered, test",
+}
 
 
 @dataclass(frozen=True)
@@ -202,71 +208,85 @@ def paired(
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """Return the page."""
-    figures = {key_of(line): line for line in lines}
-    bases = sorted({key[:2] for key in figures})
+    named = [(criterion, [(criterion, a) for a in ALLOCATIONS]) for criterion in CRITERIA[1:]]
+    text = [*_introduction(lines), "", "## Against magnitude: all networks, both targets", ""]
+    text += _comparison("importance", named, lines)
+    for target in TARGETS:
+        text += ["", f"## Against magnitude: {target:.1%} of the parameters", ""]
+        text += _comparison("importance", named, _at(lines, target=target))
+    for name in CASES:
+        text += ["", f"## Against magnitude: {name}, both targets", ""]
+        text += _comparison("importance", named, _at(lines, network=name))
+    arms = [arm for arm in product(CRITERIA, ALLOCATIONS) if arm != DEFAULT]
+    named = [(", ".join(arm), [arm]) for arm in arms]
+    text += ["", "## Against magnitude, uniform: all networks, both targets", ""]
+    text += _comparison("importance, allocation", named, lines, lambda _: DEFAULT)
+    text += [
+        "",
+        "## BatchNorm",
+        "",
+        "What re-estimating its statistics gives right after the cut: ",
+    ]
+    text[-1] += interval(_gains(lines)) + " points, one number per trained network that has any."
+    return "\n".join([*text, "", "## Means over the seeds", "", *_means(lines)])
+
+
+def _introduction(lines: Sequence[dict[str, Any]]) -> list[str]:
     seconds = sum(line["seconds"] for line in lines) / 60
+    bases = {key_of(line)[:2] for line in lines}
     epochs = ", ".join(f"{c.recovery} epochs ({n})" for n, c in CASES.items())
-    text = [
+    targets = " or ".join(f"{t:.1%}" for t in TARGETS)
+    originals = "; ".join(
+        f"{name} on {case.train} of {case.data} {_bases(lines, name)}"
+        for name, case in CASES.items()
+    )
+    return [
         "# Importance criteria and allocations",
         "",
         f"Made by `scripts/compare_importance.py` from {len(lines)} runs of {len(bases)} trained "
-        f"networks ({seconds:.0f} minutes of one thread, training of the originals apart). Every "
-        f"run: plan to {' or '.join(f'{t:.1%}' for t in TARGETS)} of the parameters, shrink, "
-        f"re-estimate BatchNorm, recover for {epochs}. Accuracies in per cent. "
-        "Differences are paired: the same trained network, allocation and target. Each trained "
-        "network gives one number, its mean over the runs of the row, so the runs of one network "
-        "do not count as independent; 95 % intervals are Student's t over these numbers. Bold: "
-        "excludes zero. No correction is made for the number of comparisons.",
+        f"networks, {seconds:.0f} minutes of one thread without the training of the originals. "
+        f"Every run: plan to {targets} of the parameters, shrink, re-estimate BatchNorm, recover "
+        f"for {epochs}. Accuracies in per cent, on validation unless the column says test.",
         "",
-        "Originals (validation): "
-        + "; ".join(f"{c} on {CASES[c].data} {_bases(lines, c)}" for c in CASES if _bases(lines, c))
-        + ". Images other than the digits are at half their resolution.",
-    ]
-    for title, stages, subset in (
-        ("All networks, both targets", STAGES, lines),
-        *((f"{t:.1%} of the parameters", STAGES, _at(lines, target=t)) for t in TARGETS),
-    ):
-        some = {key_of(line): line for line in subset}
-        text += ["", f"## Against magnitude: {title}", ""]
-        text += ["| importance | " + " | ".join([*stages.values(), "test, recovered"]) + " |"]
-        text += ["| --- " * (len(stages) + 2) + "|"]
-        for criterion in CRITERIA[1:]:
-            arms = [(criterion, allocation) for allocation in ALLOCATIONS]
-            cells = [
-                interval(paired(some, s, arms, lambda a: ("magnitude", a)))
-                for s in (*stages, "test")
-            ]
-            text += [f"| {criterion} | " + " | ".join(cells) + " |"]
-    text += ["", "## Against the pair magnitude, uniform: both targets", ""]
-    text += ["| importance | allocation | " + " | ".join([*STAGES.values(), "test, recovered"])]
-    text[-1] += " |"
-    text += ["| --- " * (len(STAGES) + 3) + "|"]
-    for arm in product(CRITERIA, ALLOCATIONS):
-        if arm != ("magnitude", "uniform"):
-            cells = [
-                interval(paired(figures, s, [arm], lambda _: ("magnitude", "uniform")))
-                for s in (*STAGES, "test")
-            ]
-            text += [f"| {arm[0]} | {arm[1]} | " + " | ".join(cells) + " |"]
-    text += ["", "## Means", "", "What re-estimating BatchNorm gives right after the cut: "]
-    text[-1] += interval(_gains(lines)) + " points, one number per trained network with BatchNorm."
-    text += [
+        "Differences are in points and paired: the same trained network, allocation and target. "
+        "Each trained network gives one number, its mean over the runs of the row, so the runs of "
+        "one network do not count as independent. Intervals are 95 %, Student's t over these "
+        "numbers; bold ones exclude zero. There is no correction for the number of comparisons, "
+        "and three numbers per network make wide intervals.",
         "",
-        "| network | parameters | importance | allocation | cut | re-estimated | val | test |",
+        f"Originals by seed: {originals}. Images other than the digits are at half resolution.",
     ]
-    text += ["| --- " * 8 + "|"]
+
+
+def _comparison(
+    head: str,
+    named: Sequence[tuple[str, Sequence[tuple[str, str]]]],
+    lines: Sequence[dict[str, Any]],
+    reference: Callable[[str], tuple[str, str]] = lambda allocation: ("magnitude", allocation),
+) -> list[str]:
+    figures = {key_of(line): line for line in lines}
+    text = _header([head, *STAGES.values()])
+    for name, arms in named:
+        cells = [interval(paired(figures, stage, arms, reference)) for stage in STAGES]
+        text.append(_row([name, *cells]))
+    return text
+
+
+def _means(lines: Sequence[dict[str, Any]]) -> list[str]:
+    text = _header(["network", "parameters", "importance", "allocation", *STAGES.values()])
     for name, target, criterion, allocation in product(CASES, TARGETS, CRITERIA, ALLOCATIONS):
         own = _at(lines, network=name, target=target, importance=criterion, allocation=allocation)
-        if own:
-            cells = [
-                f"{100 * statistics.mean(line[s] for line in own):.1f}" for s in (*STAGES, "test")
-            ]
-            text += [
-                f"| {name} | {target:.1%} | {criterion} | {allocation} | "
-                + " | ".join(cells)
-                + " |"
-            ]
-    return "\n".join(text)
+        cells = [f"{100 * statistics.mean(line[s] for line in own):.1f}" for s in STAGES]
+        text.append(_row([name, f"{target:.1%}", criterion, allocation, *cells]))
+    return text
+
+
+def _header(cells: Sequence[str]) -> list[str]:
+    return [_row(cells), _row(["---"] * len(cells))]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _at(lines: Sequence[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
