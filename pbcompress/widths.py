@@ -15,9 +15,11 @@ from pbcompress.deadline import Deadline
 from pbcompress.dendrite import attach_dendrites_
 from pbcompress.errors import CompressionError, TargetUnreachableError
 from pbcompress.grouping import find_groups
+from pbcompress.importance import sample_for, unit_scores
 from pbcompress.measure import ModelCost, input_shapes, measure
 from pbcompress.proof import proof_failure
 from pbcompress.search import Removed, WidthSearch, cuts_of, without_kept
+from pbcompress.statistics import Sample
 from pbcompress.surgery import (
     Call,
     as_call,
@@ -27,8 +29,16 @@ from pbcompress.surgery import (
     single_sample,
     to_device,
 )
+from pbcompress.task import Data, Task
 
-__all__ = ["LayerCut", "WidthPlan", "plan_widths", "resolve_target", "shrink", "shrink_"]
+__all__ = [
+    "LayerCut",
+    "WidthPlan",
+    "plan_widths",
+    "resolve_target",
+    "shrink",
+    "shrink_",
+]
 
 FLOPS_TRIALS = 6
 _TOO_SLOW = (
@@ -128,6 +138,9 @@ def plan_widths(
     target_params: float | Budget,
     *,
     config: CompressConfig | None = None,
+    data: Data | None = None,
+    task: Task | None = None,
+    seed: int = 0,
 ) -> WidthPlan:
     """Find the widest narrower network that fits a target, and prove it on a copy.
 
@@ -142,6 +155,9 @@ def plan_widths(
         target_params: At most so many parameters: a count, a share in (0, 1) or a `Budget`.
         config: ``width`` says how, and with a number as ``dendrites.share`` room is kept for
             ``dendrites.max_sets`` sets; with "auto" none is.
+        data: For an importance that needs train batches; no other split is touched.
+        task: How the model runs on a batch, and its loss; default: classification.
+        seed: Names the order of those batches.
 
     Returns:
         The plan.
@@ -149,7 +165,8 @@ def plan_widths(
     Raises:
         TargetUnreachableError: The target is not below the original, or below the smallest
             reachable network; ``.smallest`` says how many parameters that has.
-        CompressionError: The forward pass fails on ``example_inputs``.
+        CompressionError: The forward pass fails on ``example_inputs``, or an importance needs data
+            and there are none.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
@@ -166,10 +183,11 @@ def plan_widths(
             "plan_widths was called with a model whose lazy layers have no shape yet. Run one "
             "forward pass on it first."
         )
+    sample = sample_for(config.width, data, task, seed)
     with torch.inference_mode(False):  # tensors made in it cannot be followed
         network = copy_model(model).eval()
         call = to_device(single_sample(as_call(example_inputs)), device_of(model))
-        planner = _Planner(model, network, map_tensors(call, torch.clone), config)
+        planner = _Planner(model, network, map_tensors(call, torch.clone), config, sample)
         params, flops = resolve_target(target_params, planner.cost_before)
         plan = planner.plan(params, flops)
         return plan if flops is None or not plan.grow else _with_room(planner, plan, flops)
@@ -204,7 +222,12 @@ class _Planner:
     """Plans for one model; remembers the groups that a proof has excluded."""
 
     def __init__(
-        self, model: nn.Module, network: nn.Module, call: Call, config: CompressConfig
+        self,
+        model: nn.Module,
+        network: nn.Module,
+        call: Call,
+        config: CompressConfig,
+        sample: Sample | None,
     ) -> None:
         self.model, self.call, self.config = model, call, config
         self.network: nn.Module | None = network  # a copy, which a proof uses up
@@ -213,6 +236,7 @@ class _Planner:
             network, call, attention=config.width.attention, deadline=self.deadline
         )
         self.grouping = without_kept(model, grouping, config.width.keep)
+        self.scores = unit_scores(model, self.grouping.groups, config.width.importance, sample)
         self.cost_before = self.cost([g.width for g in self.grouping.groups])
 
     def cost(self, widths: Widths) -> ModelCost:
@@ -222,7 +246,7 @@ class _Planner:
     def plan(self, params: int, flops: int | None) -> WidthPlan:
         """Return a proven plan that keeps to the bounds."""
         while True:
-            search = WidthSearch(self.model, self.grouping, self.config)
+            search = WidthSearch(self.model, self.grouping, self.config, self.scores)
             widths = search.solve(params, flops)
             trial = search.narrowest() if widths is None else widths
             removed = search.removed(trial)

@@ -25,8 +25,8 @@ ROWS = [
     ["cycles", "fuse", "runtime", "training", "widths"],
     ["search", "proof", "dendrite"],
     ["allocation", "forms", "correlation", "importance", "cuts"],
-    ["costs"],
-    ["grouping", "measure", "phases", "history", "tensorfile", "tables"],
+    ["costs", "statistics"],
+    ["grouping", "measure", "phases", "history", "task", "tensorfile", "tables"],
     ["tracing", "slicing"],
     ["movement"],
     ["operators"],
@@ -108,7 +108,7 @@ CONTRACT = {
     "DivergedError", "ExportMismatchError", "ExportReport", "ModelCost", "StateMismatchError",
     "TargetUnreachableError", "Task", "UnsupportedLayerError", "WidthPlan", "attach_dendrites_",
     "compare", "compress", "cycles", "export_onnx", "fuse", "load", "measure", "plan_widths",
-    "recover_", "shrink", "shrink_",
+    "recover_", "reestimate_batchnorm_", "shrink", "shrink_",
 }  # fmt: skip
 
 
