@@ -263,7 +263,7 @@ class _Reader:
                 if name in self.parameters
             },
             works=tuple(
-                Work(w.module, w.coefficient, tuple(self._axis(v) for v in w.dims))
+                Work(w.module, w.coefficient, tuple(a for v in w.dims for a in self._factors(v)))
                 for w in self.traced.works
             ),
             units={name: self.families.labels[f] for f, name in self.names.items()},
@@ -284,9 +284,20 @@ class _Reader:
                 by_unit = positions[part[positions].argsort(stable=True)]
                 yield index, by_unit.view(len(self.families.labels[index]), -1).tolist()
 
-    def _axis(self, labels: Tensor) -> Axis:
+    def _factors(self, labels: Tensor) -> list[Axis]:
+        """Return axes whose sizes multiply to a dimension's: two where pairs fill a grid."""
+        parts = self._parts_of(labels)
+        if len(parts) == 2 and all((self.families.of[part] >= 0).all() for part in parts):
+            outer, inner = parts
+            rows = len(outer.unique_consecutive())
+            grid, other = outer.view(rows, -1), inner.view(rows, -1)
+            if (grid == grid[:, :1]).all() and (other == other[:1]).all():
+                return [self._axis(grid[:, 0], [grid[:, 0]]), self._axis(other[0], [other[0]])]
+        return [self._axis(labels)]
+
+    def _axis(self, labels: Tensor, parts: list[Tensor] | None = None) -> Axis:
         groups = []
-        for part in self._parts_of(labels):
+        for part in parts or self._parts_of(labels):
             family = self.families.of[part]
             found, counts = family[family >= 0].unique(return_counts=True)
             for index, count in zip(found.tolist(), counts.tolist(), strict=True):
