@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from pbcompress.errors import StateMismatchError
-from pbcompress.slicing import cut_, dimension_size
+from pbcompress.slicing import cut_, dimension_size, keep_in_step
 
 __all__ = ["LayerCut", "check_cuts", "cut_all_"]
 
@@ -78,3 +78,8 @@ def cut_all_(model: nn.Module, steps: Sequence[LayerCut]) -> None:
     """
     for step in sorted(steps, key=lambda step: not step.dim.startswith("@")):
         cut_(model, step.layer, step.dim, step.removed)
+    layers = [f".{step.layer}.".partition(".parametrizations.")[0].strip(".") for step in steps]
+    for name in dict.fromkeys(layers):
+        module = model.get_submodule(name)
+        if "parametrizations" in module._modules:
+            keep_in_step(module)

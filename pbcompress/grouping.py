@@ -1,7 +1,7 @@
 """Which channels must go together: the groups of a network that may be narrowed."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -171,9 +171,9 @@ class _Families:
 
     def positions(self, labels: Tensor) -> list[tuple[int, Tensor]]:
         """Return each family on a dimension with the positions of its units, (units, positions)."""
-        return [found for part in self.parts[id(labels)] for found in self._of_part(part)]
+        return [found for part in self.parts[id(labels)] for found in self.of_part(part)]
 
-    def _of_part(self, part: Tensor) -> list[tuple[int, Tensor]]:
+    def of_part(self, part: Tensor) -> list[tuple[int, Tensor]]:
         key = part.numpy().tobytes()  # most dimensions repeat others
         if key not in self._positions:
             family = self.of[part]
@@ -314,19 +314,31 @@ class _Reader:
                 if name in self.parameters
             },
             works=tuple(
-                Work(w.module, w.coefficient, tuple(self._axis(v) for v in w.dims))
+                Work(w.module, w.coefficient, tuple(a for v in w.dims for a in self._factors(v)))
                 for w in self.traced.works
             ),
             units={name: self.families.labels[f] for f, name in self.names.items()},
             trace=self.traced,
         )
 
+    def _factors(self, labels: Tensor) -> list[Axis]:
+        """Return axes whose sizes multiply to a dimension's: two where pairs fill a grid."""
+        parts = self.families.parts[id(labels)]
+        if len(parts) == 2 and all((self.families.of[part] >= 0).all() for part in parts):
+            outer, inner = parts
+            rows = len(outer.unique_consecutive())
+            grid, other = outer.view(rows, -1), inner.view(rows, -1)
+            if (grid == grid[:, :1]).all() and (other == other[:1]).all():
+                return [self._axis_of([grid[:, 0]]), self._axis_of([other[0]])]
+        return [self._axis(labels)]
+
     def _axis(self, labels: Tensor) -> Axis:
-        found = self.families.positions(labels)
-        return Axis(
-            len(labels),
-            tuple((self.names[f], p.shape[1]) for f, p in found if f in self.names),
-        )
+        return self._axis_of(self.families.parts[id(labels)])
+
+    def _axis_of(self, parts: Sequence[Tensor]) -> Axis:
+        found = [one for part in parts for one in self.families.of_part(part)]
+        groups = tuple((self.names[f], p.shape[1]) for f, p in found if f in self.names)
+        return Axis(len(parts[0]), groups)
 
     def _group(self, members: Mapping[tuple[str, str], Tensor]) -> ChannelGroup:
         """Make a group, the first layer that produces its channels first."""

@@ -1,7 +1,8 @@
 """Parameters and FLOPs of a model. The only module that imports fvcore."""
 
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,12 +118,8 @@ def measure(model: nn.Module, example_inputs: object) -> ModelCost:
     inputs = tuple(t.to(device) for t in wrapped.tensors)
     if any(t.dim() and not len(t) for t in inputs):
         raise CompressionError("example_inputs holds no sample; give a batch of at least one.")
-    with (
-        warnings.catch_warnings(),
-        torch.no_grad(),
-        seeded("measure"),
-        plain_kernels(network),
-    ):
+    quiet = warnings.catch_warnings()
+    with quiet, torch.no_grad(), seeded("measure"), plain_kernels(network):
         warnings.simplefilter("ignore")  # fvcore needs torch.jit, which is deprecated
         from fvcore.nn import FlopCountAnalysis
 
@@ -137,7 +134,7 @@ def measure(model: nn.Module, example_inputs: object) -> ModelCost:
         try:
             analysis = FlopCountAnalysis(wrapped, inputs)
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-            analysis.tracer_warnings("none")
+            analysis.tracer_warnings("none").set_op_handle(**_RECURRENT)
             by_module = analysis.by_module()
             uncounted = dict(sorted(analysis.unsupported_ops().items()))
         except Exception as err:
@@ -153,6 +150,24 @@ def measure(model: nn.Module, example_inputs: object) -> ModelCost:
         input_shapes=input_shapes(call),
         by_layer=_layers(network, flops),
     )
+
+
+def _shape(value: Any) -> list[int]:
+    """Return the sizes of a traced tensor, none for anything else."""
+    kind = value.type()
+    return list(kind.sizes() or []) if value.isCompleteTensor() else []
+
+
+def _recurrent(inputs: Sequence[Any], _: Sequence[Any]) -> int:
+    """Multiply-adds of a recurrent layer: every weight once for every step of every sample."""
+    held = [
+        v for i in inputs if i.node().kind() == "prim::ListConstruct" for v in i.node().inputs()
+    ]
+    weights = [shape for shape in map(_shape, held) if len(shape) == 2]
+    return math.prod(_shape(inputs[0])[:-1]) * sum(map(math.prod, weights))
+
+
+_RECURRENT = {f"aten::{kind}": _recurrent for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
 
 
 def input_shapes(call: Call) -> dict[str, tuple[int, ...]]:

@@ -107,10 +107,10 @@ def permute(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     return [x[d] for d in args[1]]
 
 
-@rule("transpose", "t")
+@rule("transpose", "t", "transpose_", "t_")
 def transpose(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x = t.labels(args[0])
-    if name == "t":
+    if name in ("t", "t_"):
         return x[::-1]
     a, b = args[1:3]
     x[a], x[b] = x[b], x[a]
@@ -196,7 +196,7 @@ def slice_(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x[dim] = own[start:end:step]
     if end - start == 1:  # a broadcast would not show that it is one of them
         t.coupling.pin(x[dim], f"its channels are picked one by one in {t.where!r}")
-    given = _given_slice(t, start, end, len(own))
+    given = _given_slice(t, start, end, own)
     for bound, size in zip((start, end), given, strict=True):
         if bound > 0:
             t.expect(size, own[:bound])
@@ -205,8 +205,9 @@ def slice_(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     return x
 
 
-def _given_slice(t: Tracer, start: int, end: int, size: int) -> tuple[int | None, int | None]:
+def _given_slice(t: Tracer, start: int, end: int, own: Tensor) -> tuple[int | None, int | None]:
     """Return the bounds of a slice as the user's code gave them; None: the end, or adaptive."""
+    size = len(own)
     call = t.call
     if call is not None and call.name == "__getitem__":
         items = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
@@ -218,6 +219,11 @@ def _given_slice(t: Tracer, start: int, end: int, size: int) -> tuple[int | None
         return call.args[-2], call.args[-2] + length
     if call is not None and call.name in ("chunk", "glu"):
         return None, None
+    if call is not None and call.name == "tensor_split":
+        sections = call.args[1] if len(call.args) > 1 else next(iter(call.kwargs.values()))
+        if isinstance(sections, int) and size % sections == 0:
+            part = t.size_of(own, size) // sections
+            return start * sections // size * part, end * sections // size * part
     return start, end
 
 

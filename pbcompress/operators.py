@@ -291,8 +291,11 @@ def batch_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
         x[1] = t.couple(x[1], t.labels(tensor, {0: x[1]})[0])
     axes = [(0, dim, v) for dim, v in enumerate(x) if dim != 1]  # of weights: standardised ones
     t.event(name, axes, axes)
-    affine = 2 if isinstance(args[1], Tensor) else 1
-    t.work(affine, *zip(image.shape, x, strict=True))
+    by_sample = t.call is not None and t.call.name == "instance_norm"
+    t.work(
+        int(isinstance(args[1], Tensor)) + (4 if by_sample else 1),
+        *zip(image.shape, x, strict=True),
+    )
     rest = [[None] * o.dim() for o in out[1:]]
     return [x, *rest]
 
@@ -337,6 +340,9 @@ def group_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     return [x, *[[None] * o.dim() for o in out[1:]]]
 
 
+_OF_WHAT_IS_LEFT = ("mean", "sum", "amax", "amin", "var", "var_mean", "linalg_vector_norm")
+
+
 @rule(
     *("mean", "sum", "amax", "amin", "var", "std", "var_mean", "linalg_vector_norm", "norm"),
     *("prod", "any", "all", "logsumexp", "argmax", "argmin", "nansum", "max", "min"),
@@ -351,8 +357,10 @@ def reduction(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     gone = [d for d in dims if x[d] is not None]
     if t.call is not None and t.call.name == "adaptive_avg_pool2d":  # to one position
         t.work(1, *zip(image.shape, x, strict=True))
-    if name in ("mean", "sum", "amax", "amin", "var", "var_mean", "linalg_vector_norm"):
+    if name in _OF_WHAT_IS_LEFT or name in ("max", "min"):
         t.event(name, [(0, d, x[d]) for d in gone])
+        for dim in gone if name in ("max", "min") and not isinstance(out, Tensor) else ():
+            t.set_indices(out[1], x[dim])
     else:
         for dim in gone:
             t.coupling.pin(x[dim], f"its channels meet the operation {name} in {t.where!r}")
@@ -368,6 +376,16 @@ def _reduced(name: str, args: Any, kwargs: Any, rank: int) -> list[int]:
     if dims is None or (isinstance(dims, list | tuple) and not dims) or isinstance(dims, bool):
         return list(range(rank))
     return [d % rank if rank else 0 for d in (dims if isinstance(dims, list | tuple) else [dims])]
+
+
+@rule("_weight_norm_interface")
+def weight_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
+    """Weights of a given length; without some inputs, what is left has that length."""
+    x, dim = t.labels(args[0]), args[2] if len(args) > 2 else 0
+    x[dim] = t.couple(x[dim], t.labels(args[1])[dim])
+    every, own = [(0, d, v) for d, v in enumerate(x)], (1, dim, x[dim])
+    t.event(name, [*every, own], [*every, own])
+    return [x, [v if d == dim else None for d, v in enumerate(x)]]
 
 
 @rule("_softmax", "_log_softmax", "cumsum", "_safe_softmax", "sort", "topk", "cumprod")

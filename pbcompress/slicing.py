@@ -17,7 +17,7 @@ from torch_pruning.pruner.function import PrunerBox
 
 from pbcompress.geometry import LayerGeometry, is_depthwise
 
-__all__ = ["cut_", "dimension_size", "is_plain", "named_dimension"]
+__all__ = ["cut_", "dimension_size", "is_plain", "keep_in_step", "named_dimension"]
 
 _MIXING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BY_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.PReLU)
@@ -117,7 +117,8 @@ def cut_(model: nn.Module, layer: str, dim: str, removed: Sequence[int]) -> None
         for own in [*owner._parameters, *owner._buffers]:
             if owner._parameters.get(own, owner._buffers.get(own)) is old:
                 setattr(owner, own, new)
-                _keep_in_step(owner)
+                if "parametrizations" not in owner._modules:  # else its weight is not ready
+                    keep_in_step(owner)
     return None
 
 
@@ -143,7 +144,7 @@ def _lower(module: nn.Module, name: str, index: str | None, count: int) -> None:
     setattr(module, name, type(value)(items))
 
 
-def _keep_in_step(module: nn.Module) -> None:
+def keep_in_step(module: nn.Module) -> None:
     """Set the sizes that a layer of torch states from its weights."""
     state: Any = module
     weight = getattr(module, "weight", None)

@@ -107,6 +107,7 @@ class Tracer:
         self._modules: dict[str, nn.Module] = dict(network.named_modules())
         self._names: dict[int, str] = {}
         self._labels: Any = WeakTensorKeyDictionary()  # of tensors that are still in use
+        self._indices: Any = WeakTensorKeyDictionary()  # tensors that count positions of labels
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             self._names.setdefault(id(tensor), name)
 
@@ -128,6 +129,9 @@ class Tracer:
             new: Labels of a parameter's dimensions, if this is the first use of it. To take those
                 that it is about to be coupled with is cheaper than to couple new ones.
         """
+        counted = self._indices.pop(tensor, None) if self._indices else None
+        if counted is not None:
+            self.coupling.pin(counted, f"its channels are found by their number in {self.where!r}")
         found: list[Labels] | None = self._labels.get(tensor)
         if found is not None:
             return list(found)
@@ -198,6 +202,16 @@ class Tracer:
         if isinstance(origin, Attribute):
             self.result.bindings.setdefault(origin, labels)
         self.result.checks.append(Check(size, labels, self.where))
+
+    def expect_attribute(self, name: str, tensor: Tensor, dim: int) -> None:
+        """Note that the running module's attribute is the size of a tensor's dimension."""
+        value = getattr(self._modules.get(self.where), name, None)
+        if isinstance(value, int) and value == tensor.shape[dim]:
+            self.expect(Size(value, Attribute(self.where, name)), self.labels(tensor)[dim])
+
+    def set_indices(self, tensor: Tensor, labels: Labels) -> None:
+        """Say that a tensor holds positions of ``labels``, which stay if it is ever used."""
+        self._indices[tensor] = labels
 
     def labels_of_size(self, size: int) -> Labels:
         """Return the labels that a new dimension of ``size`` has because of where it was read."""

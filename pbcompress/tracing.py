@@ -126,6 +126,11 @@ class _Functions(TorchFunctionMode):
             return math.prod(tracer.size_of(v, n) for v, n in sizes)
         if func in _LEAVES_TORCH:
             tracer.pin(args[0], f"its values leave torch in {tracer.where!r}")
+        if func is nn.functional.rms_norm:  # runs as several operations, which have no sizes
+            given = args[1] if len(args) > 1 else kwargs["normalized_shape"]
+            tracer.expect(given[-1], tracer.labels((*args, *kwargs.values())[0])[-1])
+        if func is nn.functional.instance_norm:
+            tracer.expect_attribute("num_features", (*args, *kwargs.values())[0], 1)
         if func is _SCALED and kwargs.get("scale") is None and len(args) < 7:
             reason = f"the attention {tracer.where!r} scales by the size of its heads"
             tracer.coupling.pin(tracer.labels((*args, *kwargs.values())[0])[-1], reason)
@@ -151,6 +156,8 @@ class _Operations(TorchDispatchMode):
             self.deadline.check(f"Planning, in the forward pass at {tracer.where!r},")
         name = func._schema.name.removeprefix("aten::")
         tracer.result.operations.append(name)
+        if name.endswith("_"):
+            tracer.labels(args[0])  # before its shape may change
         result = func(*args, **kwargs)
         follow = RULES.get(name, unknown)
         if follow is unknown:
