@@ -10,9 +10,10 @@ import numpy as np
 from torch import nn
 
 from pbcompress.errors import CompressionError
-from pbcompress.export import export_onnx, measure_onnx
+from pbcompress.export import export_onnx
 from pbcompress.fuse import fuse
 from pbcompress.measure import measure
+from pbcompress.onnxfile import measure_onnx
 from pbcompress.runtime import Latency, Session, interleaved_latency
 from pbcompress.surgery import (
     as_call,

@@ -10,6 +10,7 @@ __all__ = [
     "StateMismatchError",
     "TargetUnreachableError",
     "UnsupportedLayerError",
+    "first_line",
 ]
 
 
@@ -67,3 +68,11 @@ class ExportMismatchError(CompressionError, RuntimeError):
 
 class DivergedError(CompressionError, RuntimeError):
     """Training produced a loss that is not a finite number."""
+
+
+def first_line(err: BaseException) -> str:
+    """Return the first line of what an error, or what caused it, says."""
+    while err.__cause__ is not None:
+        err = err.__cause__
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return (lines[0] if lines else type(err).__name__).rstrip(".")
