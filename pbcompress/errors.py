@@ -27,11 +27,12 @@ class TargetUnreachableError(CompressionError, ValueError):
     """The target is below the smallest network that the layers allow, or no target at all.
 
     Attributes:
-        smallest: The smallest reachable number of parameters; None where the target was not a
-            number below the original, and nothing was searched.
+        smallest: The smallest reachable number of parameters, or where a latency or a file size
+            cannot be reached the smallest of these; None where the target was not a number below
+            the original, and nothing was searched.
     """
 
-    def __init__(self, message: str, smallest: int | None) -> None:
+    def __init__(self, message: str, smallest: float | None) -> None:
         super().__init__(message)
         self.smallest = smallest
 

@@ -25,7 +25,7 @@ ROWS = [
     ["budgets", "shipping"],
     ["charts", "recovery", "export", "progress"],
     ["cycles", "fuse", "runtime", "training", "onnxfile"],
-    ["search", "proof", "dendrite"],
+    ["calibration", "search", "proof", "dendrite"],
     ["allocation", "latency", "forms", "correlation", "importance", "cuts"],
     ["costs"],
     ["grouping", "measure", "phases", "history", "tensorfile", "tables"],
