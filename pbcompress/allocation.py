@@ -112,6 +112,31 @@ def allocate(
         Widths in units, or None if even the narrowest network breaks a bound.
     """
     choices = [_choices(group, config, gives_way) for group in groups]
+    widths = _filled(groups, bounds, scores, choices, config)
+    multiple = _multiple(config)
+    if widths is None or bounds.load(bounds.totals(widths)) >= FILL_GOAL:
+        return widths
+    if gives_way and multiple > 1:
+        _loosen(bounds, widths, groups, config)
+        if bounds.load(bounds.totals(widths)) >= FILL_GOAL:
+            return widths
+        finer = replace(config, round_to=multiple // 2)
+        return allocate(groups, bounds, scores, finer, gives_way)
+    _exchange(bounds, widths, choices)
+    is_small = math.prod(len(c) for c in choices) <= EXHAUSTIVE
+    if bounds.load(bounds.totals(widths)) < FILL_GOAL and is_small:
+        widths = _nearest_of_all(bounds, widths, choices)
+    return widths
+
+
+def _filled(
+    groups: Sequence[ChannelGroup],
+    bounds: Bounds,
+    scores: Sequence[Tensor],
+    choices: Sequence[Widths],
+    config: WidthConfig,
+) -> Widths | None:
+    """Return the widths of the highest level that fits, filled up; None if no level does."""
     ranked = [sorted(s.tolist(), reverse=True) for s in scores]
     desired = _levels(groups, ranked, choices, config)
     widths = [c[0] for c in choices]
@@ -132,13 +157,6 @@ def allocate(
         return float(ranked[index][widths[index]])
 
     _fill(bounds, widths, choices, priority)
-    if bounds.load(bounds.totals(widths)) < FILL_GOAL:
-        _exchange(bounds, widths, choices)
-    if gives_way and bounds.load(bounds.totals(widths)) < FILL_GOAL:
-        _loosen(bounds, widths, groups, config)
-    is_small = math.prod(len(c) for c in choices) <= EXHAUSTIVE
-    if bounds.load(bounds.totals(widths)) < FILL_GOAL and is_small:
-        widths = _nearest_of_all(bounds, widths, choices)
     return widths
 
 

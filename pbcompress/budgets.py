@@ -192,8 +192,12 @@ class _Confirmation(Generic[P]):
         for aim in AIMS:
             try:
                 plan, widths = self.planner.propose(self._bounded(aim))
-            except TargetUnreachableError:  # as predicted; the smallest has the last word
-                break
+            except TargetUnreachableError:  # as predicted; the smallest tells more
+                known = len(self.trials)
+                self._smallest()
+                if len(self.trials) == known:
+                    break
+                continue
             if any(widths == trial.widths for trial in self.trials):
                 continue
             trial = self._measure(plan, widths)
@@ -217,7 +221,8 @@ class _Confirmation(Generic[P]):
 
     def _smallest(self) -> _Trial[P]:
         plan, widths = self.planner.propose(self.request, smallest=True)
-        trial = self._measure(plan, widths)
+        known = [trial for trial in self.trials if trial.widths == widths]
+        trial = known[0] if known else self._measure(plan, widths)
         if not self.budget.fits(trial.measured):
             raise self._unreachable(trial)
         return trial

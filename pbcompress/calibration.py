@@ -29,7 +29,7 @@ OWNED = 0.5  # of the time must be told by layer, or it is split by multiply-add
 
 def layer_kinds(model: nn.Module, grouping: Grouping) -> dict[str, LayerKind]:
     """Return the kind of every layer that does counted work."""
-    return {name: kind_of(model.get_submodule(name)) for name in layer_works(grouping)}
+    return {work.module: kind_of(model.get_submodule(work.module)) for work in grouping.works}
 
 
 class Calibration:
@@ -61,8 +61,8 @@ class Calibration:
         self.last = widths, measured
         numbers = CostModel(grouping.groups, [])
         found = {
-            name: features(own, numbers, widths, self.roundings[name])
-            for name, own in layer_works(grouping).items()
+            name: features(layer, numbers, widths, self.roundings[name])
+            for name, layer in layer_works(self.model, grouping).items()
         }
         by_layer, other = dict(measured.by_layer), measured.other
         if sum(by_layer.values()) < OWNED * measured.milliseconds:
@@ -78,11 +78,12 @@ class Calibration:
         fits = {name: fit_layer(points) for name, points in self.points.items()}
         constant = statistics.median(self.others)
         widths, measured = self.last
-        rough = LatencyModel(grouping, fits, self.roundings, constant)
+        parts = (grouping.groups, layer_works(self.model, grouping), fits, self.roundings)
+        rough = LatencyModel(*parts, constant)
         if len(widths) != len(grouping.groups):  # a proof has excluded groups meanwhile
             return rough
         scale = measured.milliseconds * NANOSECONDS / max(rough.total(widths), 1)
-        return LatencyModel(grouping, fits, self.roundings, constant, scale)
+        return LatencyModel(*parts, constant, scale)
 
     def file_bytes(self, grouping: Grouping) -> CostModel:
         """Return the bytes of the file; exact for the network that was measured last."""

@@ -3,13 +3,14 @@
 A runtime works on blocks of channels: a width that is no multiple of the block costs as much as
 the next one, and some kernels have a slower way for it. So the time of a layer is
 
-    overhead + a * multiply-adds + b * channels
+    overhead + a * multiply-adds + b * output channels
 
 in padded widths, and the three numbers are fitted, layer by layer, from networks of several widths.
 """
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,13 +21,14 @@ from torch import nn
 
 from pbcompress.costs import CostModel, Widths
 from pbcompress.geometry import is_depthwise
-from pbcompress.grouping import Grouping, Work
+from pbcompress.grouping import Axis, ChannelGroup, Grouping, Work
 
 __all__ = [
     "PROBE_WIDTHS",
     "LatencyModel",
     "LayerFit",
     "LayerKind",
+    "LayerWork",
     "Measured",
     "Rounding",
     "Shipped",
@@ -37,12 +39,13 @@ __all__ = [
 ]
 
 LayerKind = Literal["convolution", "depthwise", "product"]
-# For each multiple a width that is none of the larger ones; for 1, 4 and 8 padding to the next
-# multiple costs more than NEARLY, and between them the size itself makes no difference.
-PROBE_WIDTHS = {1: 105, 4: 108, 8: 104, 16: 112, 32: 96}
+# For each multiple a width that is none of the larger ones: narrow enough for padding to the next
+# one to cost more than NEARLY, wide enough for the size itself to make no difference.
+PROBE_WIDTHS = {1: 65, 4: 68, 8: 72, 16: 80, 32: 64}
+BELIEF = 0.1
 NEARLY = 1.06  # a multiple within this factor of the fastest is as good
 NANOSECONDS = 1e6  # in a millisecond
-Point = tuple[float, float, float]  # padded multiply-adds, padded channels, milliseconds
+Point = tuple[float, float, float]  # padded multiply-adds and output channels, milliseconds
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Rounding:
             if m < multiple:
                 width = PROBE_WIDTHS[m]
                 growth = math.ceil(width / multiple) * multiple / width
-                slower[m] = max(1.0, cost[m] / cost[multiple] / growth)
+                slower[m] = max(1.0, cost[m] / cost[multiple] / growth**2)  # of both widths
         return Rounding(multiple, slower)
 
     def padded(self, size: int) -> int:
@@ -91,7 +94,7 @@ class Rounding:
 
 @dataclass(frozen=True)
 class LayerFit:
-    """Milliseconds of a layer: overhead + by_work * multiply-adds + by_size * channels."""
+    """Milliseconds of a layer: overhead + by_work * multiply-adds + by_size * output channels."""
 
     overhead: float
     by_work: float
@@ -101,31 +104,56 @@ class LayerFit:
 def fit_layer(points: Sequence[Point]) -> LayerFit:
     """Return the fit with the least relative squares whose three numbers are not negative.
 
-    The number of terms is at most that of the points, and a term must earn its place.
+    Fewer than three points leave it open, and a small layer is then believed to be fast: an
+    eighth of the time at a sixteenth of the work, with little weight.
     """
     rows = np.array(points, dtype=np.float64)
     time = np.maximum(rows[:, 2], 1e-6)
     scale = np.maximum(np.abs(rows[:, :2]).max(axis=0), 1e-12)
     columns = np.column_stack([np.ones(len(rows)), rows[:, :2] / scale]) / time[:, None]
-    best, chosen = math.inf, np.array([float(np.median(time)), 0.0, 0.0])
+    wanted = np.ones(len(rows))
+    if len(rows) < 3:
+        belief = np.array([1.0, 1 / 16, 1 / 16]) / time.max()
+        columns = np.vstack([columns, BELIEF * belief])
+        wanted = np.append(wanted, BELIEF / 8)
+    best, chosen = math.inf, np.zeros(3)
     for count in (1, 2, 3):
-        for terms in itertools.combinations((1, 0, 2), count):
-            if count > len(rows):
-                continue
-            part, *_ = np.linalg.lstsq(columns[:, terms], np.ones(len(rows)), rcond=None)
-            residual = float(((columns[:, terms] @ part - 1) ** 2).sum()) + 1e-4 * count
-            if (part >= 0).all() and residual < best:
+        for terms in itertools.combinations(range(3), count):
+            part, *_ = np.linalg.lstsq(columns[:, terms], wanted, rcond=None)
+            residual = float(((columns[:, terms] @ part - wanted) ** 2).sum())
+            if (part >= 0).all() and residual < best * (1 - 1e-9) - 1e-12:
                 best, chosen = residual, np.zeros(3)
                 chosen[list(terms)] = part
     return LayerFit(float(chosen[0]), *(float(v) for v in chosen[1:] / scale))
 
 
-def layer_works(grouping: Grouping) -> dict[str, list[Work]]:
-    """Return the counted operations of every module that has some."""
-    works: dict[str, list[Work]] = {}
+@dataclass(frozen=True)
+class LayerWork:
+    """What a layer does, in closed form.
+
+    Attributes:
+        works: Its counted operations.
+        outputs: The dimensions of what it hands on.
+    """
+
+    works: tuple[Work, ...]
+    outputs: tuple[Axis, ...]
+
+
+def layer_works(model: nn.Module, grouping: Grouping) -> dict[str, LayerWork]:
+    """Return the work of every module that has some."""
+    works: dict[str, list[Work]] = defaultdict(list)
     for work in grouping.works:
-        works.setdefault(work.module, []).append(work)
-    return works
+        works[work.module].append(work)
+    found = {}
+    for name, own in works.items():
+        layer, weight = model.get_submodule(name), grouping.shapes.get(f"{name}.weight")
+        outputs = tuple(axis for work in own for axis in work.axes)
+        if weight is not None and isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+            is_transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+            outputs = (weight[1 if is_transposed else 0],)
+        found[name] = LayerWork(tuple(own), outputs)
+    return found
 
 
 def kind_of(module: nn.Module) -> LayerKind:
@@ -136,18 +164,19 @@ def kind_of(module: nn.Module) -> LayerKind:
 
 
 def features(
-    works: Sequence[Work], numbers: CostModel, widths: Widths, rounding: Rounding
+    layer: LayerWork, numbers: CostModel, widths: Widths, rounding: Rounding
 ) -> tuple[float, float]:
-    """Return the padded multiply-adds and channels of a layer, slower ones counted as more."""
+    """Return the padded multiply-adds and output channels of a layer, slower ones as more."""
     done = channels = 0.0
-    for work in works:
+    for work in layer.works:
         moving = [axis for axis in work.axes if axis.groups]
         sizes = [numbers.size(axis, widths) for axis in moving]
         fixed = math.prod(axis.size for axis in work.axes if not axis.groups)
-        factor = rounding.factor(sizes)
-        padded = [rounding.padded(size) for size in sizes]
-        done += factor * work.coefficient * fixed * math.prod(padded)
-        channels += factor * sum(padded)
+        padded = math.prod(rounding.padded(size) for size in sizes)
+        done += rounding.factor(sizes) * work.coefficient * fixed * padded
+    for axis in layer.outputs:
+        size = numbers.size(axis, widths)
+        channels += rounding.factor([size]) * rounding.padded(size) if axis.groups else size
     return done, channels
 
 
@@ -155,43 +184,48 @@ class LatencyModel:
     """Predicted latency in nanoseconds, as a cost that widths can be searched on.
 
     Args:
-        grouping: The groups, and the counted operations.
-        fits: The fit of every module that has some.
-        roundings: What the runtime makes of widths, for every such module.
+        groups: The groups.
+        layers: The work of every layer that has some.
+        fits: Their fits.
+        roundings: What the runtime makes of their widths.
         constant: Milliseconds of everything else.
         scale: Factor on the whole.
     """
 
     def __init__(
         self,
-        grouping: Grouping,
+        groups: Sequence[ChannelGroup],
+        layers: Mapping[str, LayerWork],
         fits: Mapping[str, LayerFit],
         roundings: Mapping[str, Rounding],
         constant: float = 0.0,
         scale: float = 1.0,
     ) -> None:
         self.fits, self.roundings, self.constant, self.scale = fits, roundings, constant, scale
-        self.numbers = CostModel(grouping.groups, [])
-        self.works = {name: own for name, own in layer_works(grouping).items() if name in fits}
-        self._names = [group.name for group in grouping.groups]
+        self.numbers, self.layers = CostModel(groups, []), layers
 
     @cached_property
     def _touched(self) -> list[list[str]]:
         reached = {
-            layer: {name for work in own for axis in work.axes for name, _ in axis.groups}
-            for layer, own in self.works.items()
+            name: {
+                group
+                for axes in (*(work.axes for work in layer.works), layer.outputs)
+                for axis in axes
+                for group, _ in axis.groups
+            }
+            for name, layer in self.layers.items()
         }
-        return [[layer for layer in reached if n in reached[layer]] for n in self._names]
+        return [[name for name in reached if g.name in reached[name]] for g in self.numbers.groups]
 
     def layer(self, name: str, widths: Widths) -> float:
         """Return the milliseconds of one layer."""
         fit = self.fits[name]
-        done, channels = features(self.works[name], self.numbers, widths, self.roundings[name])
+        done, channels = features(self.layers[name], self.numbers, widths, self.roundings[name])
         return self.scale * (fit.overhead + fit.by_work * done + fit.by_size * channels)
 
     def total(self, widths: Widths) -> int:
         """Return the nanoseconds of the whole network."""
-        layers = sum(self.layer(name, widths) for name in self.works)
+        layers = sum(self.layer(name, widths) for name in self.layers)
         return round((layers + self.scale * self.constant) * NANOSECONDS)
 
     def change(self, index: int, width: int, widths: Widths) -> int:

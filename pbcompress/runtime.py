@@ -126,7 +126,9 @@ def interleaved_latency(
 def kernel_times(
     path: str | Path, tensors: Sequence[Tensor], runs: int = 20, threads: int = 1
 ) -> dict[str, float]:
-    """Return the milliseconds that every kernel of a file takes in one run: medians over runs.
+    """Return the milliseconds that every kernel of a file takes in one run: the least over runs.
+
+    What else the machine does only adds to a kernel's time.
 
     Args:
         path: The file.

@@ -19,7 +19,7 @@ from pbcompress.surgery import Call, tensors_of
 __all__ = ["Workshop"]
 
 ROUNDS = 100
-PROBE_ROUNDS = 60
+PROBE_ROUNDS = 100
 
 
 class Workshop:
@@ -88,7 +88,7 @@ class Workshop:
             works.append(work)
         times = interleaved_latency(sessions, feeds, PROBE_ROUNDS)
         return Rounding.of(
-            {m: time.median for m, time in zip(PROBE_WIDTHS, times, strict=True)},
+            {m: 1 / time.ratio for m, time in zip(PROBE_WIDTHS, times, strict=True)},
             dict(zip(PROBE_WIDTHS, works, strict=True)),
         )
 

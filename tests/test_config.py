@@ -12,7 +12,7 @@ from pbcompress.config import (
     RecoveryConfig,
     WidthConfig,
 )
-from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.errors import StateMismatchError
 
 OTHERS = [
     Budget(params=0.25, flops=10_000),
