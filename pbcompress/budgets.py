@@ -183,12 +183,13 @@ class _Confirmation(Generic[P]):
         self.request = replace(request, round_to=max(multiples, default=1)) if rounds else request
         self.calibration = Calibration(planner.model, planner.grouping, roundings, bench.original)
         self.trials: list[_Trial[P]] = []
+        self.guess: _Trial[P] | None = None
 
     def result(self) -> tuple[P, Shipped]:
         """Propose, measure and learn until a plan fits and is near a bound."""
         widest, _ = self.planner.propose(self.request)  # refuses bounds on counts first
         if self.budget.milliseconds is not None:
-            self._measure(*self._guess(widest))
+            self.guess = self._measure(*self._guess(widest))
         for aim in AIMS:
             try:
                 plan, widths = self.planner.propose(self._bounded(aim))
@@ -200,12 +201,20 @@ class _Confirmation(Generic[P]):
                 continue
             if any(widths == trial.widths for trial in self.trials):
                 continue
-            trial = self._measure(plan, widths)
-            if NEAR <= max(self.budget.shares(trial.measured).values()) <= 1:
+            if self._is_near(self._measure(plan, widths)):
                 break
-        fitting = [t for t in self.trials if self.budget.fits(t.measured)] or [self._smallest()]
-        best = max(fitting, key=lambda trial: trial.plan.cost_after.params)
+        best = self._best()
         return best.plan, _shipped(best, self.bench, self.request.round_to)
+
+    def _best(self) -> _Trial[P]:
+        """Return the largest plan that fits, rather one that was not a mere guess."""
+        fitting = [trial for trial in self.trials if self.budget.fits(trial.measured)]
+        learned = [trial for trial in fitting if self._is_near(trial) and trial is not self.guess]
+        candidates = learned or fitting or [self._smallest()]
+        return max(candidates, key=lambda trial: trial.plan.cost_after.params)
+
+    def _is_near(self, trial: _Trial[P]) -> bool:
+        return NEAR <= max(self.budget.shares(trial.measured).values()) <= 1
 
     def _measure(self, plan: P, widths: Widths) -> _Trial[P]:
         grouping = self.planner.grouping
@@ -263,9 +272,9 @@ class _Confirmation(Generic[P]):
         layer = max(by_layer, key=by_layer.__getitem__, default="")
         return TargetUnreachableError(
             f"A target of {asked} {unit} was asked for; the smallest reachable network has {found} "
-            f"{unit} as measured here, most of them in {layer or 'the model itself'!r} "
-            f"({by_layer.get(layer, 0.0):,.4g} {unit}). Ask for at least that, or allow narrower "
-            "layers (WidthConfig.max_ratio, min_width, round_to).",
+            f"{unit} as measured here, the largest part of a layer in "
+            f"{layer or 'the model itself'!r} ({by_layer.get(layer, 0.0):,.4g} {unit}). Ask for "
+            "at least that, or allow narrower layers (WidthConfig.max_ratio, min_width, round_to).",
             smallest=reached,
         )
 

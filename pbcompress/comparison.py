@@ -20,7 +20,7 @@ from pbcompress.surgery import (
     single_sample,
     tensors_of,
 )
-from pbcompress.tables import render_markdown, render_text
+from pbcompress.tables import render_markdown, render_text, speed_up
 
 __all__ = ["Comparison", "Side", "compare"]
 
@@ -74,7 +74,7 @@ class Comparison:
         ):
             table.append((label, f"{x:,}", f"{y:,}", f"{y / x:.1%}" if x else ""))
         old, new = a.latency, b.latency
-        speed = f"{new.ratio:.2f}x as fast"
+        speed = speed_up(new.ratio)
         table.append(("ONNX Runtime, median ms", f"{old.median:.3f}", f"{new.median:.3f}", speed))
         if self.max_difference is not None:
             table.append(("largest output difference", "", f"{self.max_difference:.2e}", ""))
