@@ -135,6 +135,9 @@ class WidthConfig(_Choices):
         min_width: Fewest channels that a group keeps, at least 1.
         max_ratio: Largest share of a group's channels that may go, in (0, 1).
         keep: Layers (names or ``fnmatch`` patterns) whose width stays.
+        attention: What attention with several heads loses: whole "heads", or the same "dimensions"
+            of every head where the code does not scale by their number.
+        max_seconds: Bound on the time of planning; None: no bound.
     """
 
     allocation: Literal["uniform", "global", "isomorphic"] = "uniform"
@@ -142,11 +145,15 @@ class WidthConfig(_Choices):
     min_width: int = 1
     max_ratio: float = 0.99
     keep: tuple[str, ...] = ()
+    attention: Literal["heads", "dimensions"] = "heads"
+    max_seconds: float | None = 600.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         is_multiple = self.round_to == "auto" or int(self.round_to) >= 1
         _require(is_multiple, self, "round_to", "at least 1, or 'auto'")
+        is_bound = self.max_seconds is None or self.max_seconds > 0
+        _require(is_bound, self, "max_seconds", "positive, or None")
         _require(self.min_width >= 1, self, "min_width", "at least 1")
         _require(0 < self.max_ratio < 1, self, "max_ratio", "between 0 and 1")
 

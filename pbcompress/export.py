@@ -125,6 +125,7 @@ def export_onnx(
     target = Path(path)
     network = copy_model(model).cpu().eval()
     calls = [to_device(as_call(inputs), "cpu") for inputs in (example_inputs, *samples)]
+    network.register_forward_hook(lambda _, __, output: _known(output))
     write_bytes(target.with_name(f".{target.name}.writable"), b"")  # fail before the work
     target.with_name(f".{target.name}.writable").unlink()
     with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
@@ -194,6 +195,15 @@ def _export(network: nn.Module, call: Call, path: Path, opset: int, dynamic_batc
             f"The model was to be exported to ONNX (opset {opset}) and torch.export could not: "
             f"{first_line(err)}.{hint}"
         ) from err
+
+
+def _known(output: Any) -> Any:
+    """Return an output; its tensors alone where it holds objects that a graph cannot (a cache)."""
+    is_known = all(
+        leaf is None or isinstance(leaf, Tensor | bool | int | float | str)
+        for leaf in tree_leaves(output)
+    )
+    return output if is_known else tuple(tensors_of(output))
 
 
 @contextmanager

@@ -3,10 +3,12 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from pbcompress.deadline import Deadline
 from pbcompress.geometry import LayerGeometry
 from pbcompress.sizes import Attribute, Leaf, evaluate, leaves_of
 from pbcompress.slicing import named_dimension
@@ -107,12 +109,20 @@ class Grouping:
         return replace(self, groups=groups, left_alone={**self.left_alone, **reasons})
 
 
-def find_groups(network: nn.Module, call: Call) -> Grouping:
+def find_groups(
+    network: nn.Module,
+    call: Call,
+    *,
+    attention: Literal["heads", "dimensions"] = "heads",
+    deadline: Deadline | None = None,
+) -> Grouping:
     """Trace one forward pass and return the coupled channel groups.
 
     Args:
         network: A copy in eval mode that the trace may use; it is left as it was.
         call: ``(args, kwargs)`` of one forward pass, on the network's device.
+        attention: What goes where a dimension is heads times channels.
+        deadline: Bound on the time of the pass.
 
     Returns:
         The groups in the order of the layers, and what is left alone and why.
@@ -120,8 +130,8 @@ def find_groups(network: nn.Module, call: Call) -> Grouping:
     Raises:
         CompressionError: The forward pass fails.
     """
-    traced = trace(network, call)
-    families = _settle(traced)
+    traced = trace(network, call, deadline)
+    families = _settle(traced, attention)
     return _Reader(network, traced, families).grouping()
 
 
@@ -187,7 +197,7 @@ def _dimensions(traced: Trace) -> Iterator[Tensor]:
         yield from _axes_of(check, traced)
 
 
-def _settle(traced: Trace) -> _Families:
+def _settle(traced: Trace, attention: str) -> _Families:
     """Pin what a size that the code computes does not follow, and one side of every pair."""
     while True:
         families = _Families(traced)
@@ -195,7 +205,7 @@ def _settle(traced: Trace) -> _Families:
         failed = [bad for check in checks for bad in _failures(check, traced, families)]
         for labels, reason in failed:
             traced.coupling.pin(labels, reason)
-        if not failed and not _choose_sides(traced, families):
+        if not failed and not _choose_sides(traced, families, attention):
             return families
 
 
@@ -238,19 +248,23 @@ def _axes_of(check: Check, traced: Trace) -> Iterator[Tensor]:
             yield labels
 
 
-def _choose_sides(traced: Trace, families: _Families) -> bool:
-    """Where a dimension is heads times channels, let whole heads go; tell if there was one."""
-    own = [families.parts[id(v)] for axes in traced.tensors.values() for v in axes]
-    for parts in own:
-        if len(parts) > 1:
-            pairs = (parts[0] > 0) & torch.stack(parts[1:]).any(0)
-            if pairs.any():
-                heads = parts[0][pairs]
+def _choose_sides(traced: Trace, families: _Families, attention: str) -> bool:
+    """Where a dimension is heads times channels, let one of them go; tell if there was one."""
+    found = False
+    for labels in (v for axes in traced.tensors.values() for v in axes):
+        if len(families.parts[id(labels)]) < 2:
+            continue
+        parts = traced.coupling.parts(labels)  # after what was chosen for others
+        pairs = (parts[0] > 0) & (sum(parts[1:], torch.zeros_like(labels)) > 0)
+        if pairs.any():
+            heads = parts[0][pairs]
+            if attention == "dimensions" or len(heads.unique()) < 2:
+                traced.coupling.pin(heads, "channels of its heads go, and the heads stay")
+            else:
                 inner = torch.cat([part[pairs] for part in parts[1:]])
-                chosen = heads if len(heads.unique()) < 2 else inner
-                traced.coupling.pin(chosen, "whole heads go, and their channels stay")
-                return True
-    return False
+                traced.coupling.pin(inner, "whole heads go, and their channels stay")
+            found = True
+    return found
 
 
 class _Reader:
@@ -284,7 +298,7 @@ class _Reader:
         for family, members in reached.items():
             group = self._group(members)
             if group.width < 2:
-                small[group.name] = "it has one channel, or one per group of a grouped convolution"
+                small[group.name] = "it has one channel (one per group, or one head), which stays"
                 continue
             if group.name in self.names.values():  # another part of the same layer
                 first = int(group.members[0].positions[0, 0])
@@ -348,7 +362,7 @@ class _Reader:
             labels = self.traced.tensors[key][axis]
             if not any(part.any() for part in self.families.parts[id(labels)]):
                 reason = self.traced.coupling.reason(labels)
-                reasons[name] = reason or "it has one channel"
+                reasons[name] = reason or "it has one channel, which stays"
         return reasons
 
 

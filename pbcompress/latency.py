@@ -80,8 +80,8 @@ class Rounding:
         return Rounding(multiple, slower)
 
     def padded(self, size: int) -> int:
-        """Return the width that the runtime works with."""
-        return math.ceil(size / self.multiple) * self.multiple
+        """Return the width that the runtime works with; far below a block it has other ways."""
+        return min(math.ceil(size / self.multiple) * self.multiple, 2 * size)
 
     def factor(self, sizes: Sequence[int]) -> float:
         """Return how many times slower a layer of these widths is than one of padded widths."""

@@ -15,7 +15,7 @@ from pbcompress.tracer import Tracer
 __all__ = ["RULES"]
 
 
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias")
+@rule("view", "_unsafe_view", "_reshape_alias")
 def view(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     """Flatten and unflatten: neighbouring axes are merged, then split."""
     image: Tensor = args[0]
@@ -81,17 +81,23 @@ def _given_sizes(t: Tracer, shape: Sequence[int]) -> list[int | None]:
         if len(given) == len(shape) and all(isinstance(s, int) for s in given):
             return [None if s == -1 else s for s in given]
         return list(shape)
-    if call.name in ("view_as", "reshape_as", "expand_as"):
-        other: Tensor = call.args[1]
+    if call.name in ("view_as", "reshape_as", "expand_as", "normalize"):
+        tensors = [x for x in tree_leaves((call.args, dict(call.kwargs))) if isinstance(x, Tensor)]
+        other = tensors[0 if call.name == "normalize" else 1]
         return [t.size_of(v, n) for v, n in zip(t.labels(other), other.shape, strict=True)]
     return [None] * len(shape)
 
 
-@rule("expand", "broadcast_to")
+@rule("expand")
 def expand(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
-    labels = broadcast(t, [args[0]], tuple(out.shape))
-    for size, own in zip(_given_sizes(t, out.shape), labels, strict=True):
-        t.expect(size, own)
+    """Copies along dimensions of size one, which get the channels that the size counts."""
+    image: Tensor = args[0]
+    labels = broadcast(t, [image], tuple(out.shape))
+    added = out.dim() - image.dim()
+    for dim, size in enumerate(_given_sizes(t, out.shape)):
+        if size is not None and (dim < added or image.shape[dim - added] == 1):
+            labels[dim] = t.labels_of_size(size)
+        t.expect(size, labels[dim])
     return labels
 
 
@@ -101,11 +107,9 @@ def permute(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     return [x[d] for d in args[1]]
 
 
-@rule("transpose", "t", "transpose_", "t_")
+@rule("transpose", "t")
 def transpose(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x = t.labels(args[0])
-    if name.startswith("transpose_") or name == "t_":
-        return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
     if name == "t":
         return x[::-1]
     a, b = args[1:3]
@@ -121,6 +125,16 @@ def restride(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
 
 
+@rule("view_as_real", "view_as_complex")
+def view_as_real(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    """Complex numbers as pairs on a further axis, and back."""
+    x = t.labels(args[0])
+    if name == "view_as_real":
+        return [*x, None]
+    t.coupling.pin(x[-1], f"its channels are real and imaginary parts in {t.where!r}")
+    return x[:-1]
+
+
 @rule("squeeze", "unsqueeze")
 def squeeze(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x = t.labels(args[0])
@@ -133,7 +147,7 @@ def squeeze(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     return [v for d, v in enumerate(x) if not (d in dims and sizes[d] == 1)]
 
 
-@rule("cat", "concat", "concatenate")
+@rule("cat")
 def concatenate(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     tensors = [x for x in args[0] if x.dim() == out.dim()]  # torch allows empty vectors
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % out.dim()
@@ -207,7 +221,7 @@ def _given_slice(t: Tracer, start: int, end: int, size: int) -> tuple[int | None
     return start, end
 
 
-@rule("split", "split_with_sizes", "unsafe_split", "chunk", "unsafe_chunk", "tensor_split")
+@rule("split", "split_with_sizes", "unsafe_split")
 def split(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     x = t.labels(args[0])
     dim = kwargs.get("dim", args[2] if len(args) > 2 else 0) % len(x)
@@ -219,7 +233,7 @@ def split(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     if len(set(counts)) == 1:
         for part in parts[1:]:
             t.couple(parts[0], part)
-    elif None in _given_parts(t, counts, len(own)):
+    elif None in _given_parts(t, counts, len(own)) and not t.trusts:
         t.coupling.pin(own, f"it is divided into uneven parts in {t.where!r}")
     for part, size in zip(parts, _given_parts(t, counts, len(own)), strict=True):
         t.expect(size, part)
@@ -247,6 +261,7 @@ def index(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x, indices = t.labels(args[0]), list(args[1])
     indices += [None] * (len(x) - len(indices))
     if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
+        t.result.decisions.add(t.where)
         return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
     used = [d for d, i in enumerate(indices) if i is not None]
     for dim in used:
@@ -283,7 +298,7 @@ def by_dimension(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> A
         return unknown(t, name, args, kwargs, out)
     if name in ("flip", "roll"):
         dims = args[1] if name == "flip" else (args[2] if len(args) > 2 else [])
-        dims = [d % rank for d in dims]
+        dims = [d % rank for d in dims] or list(range(rank))  # a roll of the flattened tensor
     else:
         dims = [args[1] % rank]
     for dim in dims:
@@ -303,10 +318,12 @@ def glu(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     return x
 
 
-@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle")
+@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
 def shuffle(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x, factor = t.labels(args[0]), args[1]
     own, channels = x[-3], args[0].shape[-3]
+    if name in ("pixel_shuffle", "pixel_unshuffle"):
+        _keep_image(t, x)
     reason = f"the operation {name} in {t.where!r} keeps its factor"
     if name == "pixel_unshuffle":
         x[-3] = own.repeat_interleave(factor**2) if own is not None else None
@@ -323,8 +340,15 @@ def shuffle(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
 @rule("im2col")
 def im2col(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x = t.labels(args[0])
-    own = x[1].repeat_interleave(math.prod(args[1])) if x[1] is not None else None
-    return [x[0], own, None]
+    _keep_image(t, x)
+    own = x[-3].repeat_interleave(math.prod(args[1])) if x[-3] is not None else None
+    return [*x[:-3], own, None]
+
+
+def _keep_image(t: Tracer, x: Axes) -> None:
+    for labels in x[-2:]:
+        t.coupling.pin(labels, f"it is a spatial dimension in {t.where!r}")
+    x[-2:] = [None, None]
 
 
 @rule("zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full")
@@ -345,6 +369,15 @@ def constant(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     return [None] * out.dim()
 
 
-@rule("_local_scalar_dense", "item")
+@rule("_local_scalar_dense", "equal")
 def number(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> None:
-    t.pin(args[0], f"the forward pass reads a value in {t.where!r}")
+    t.result.decisions.add(t.where)
+    for tensor in args[:2]:
+        t.pin(tensor, f"the forward pass reads a value in {t.where!r}")
+
+
+@rule("nonzero", "masked_select")
+def places(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Any:
+    """A size that depends on values."""
+    t.result.decisions.add(t.where)
+    return unknown(t, name, args, kwargs, out)

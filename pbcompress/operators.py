@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pbcompress.coupling import Labels
+from pbcompress.sizes import Attribute
 from pbcompress.tracer import Tracer
 
-__all__ = ["RULES", "Axes", "broadcast", "rule", "unknown"]
+__all__ = ["RULES", "Axes", "attention_layer", "broadcast", "rule", "unknown"]
 
 Axes = list[Labels]
 Rule = Callable[[Tracer, str, tuple[Any, ...], Mapping[str, Any], Any], Any]
@@ -50,19 +51,19 @@ def unknown(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     *("abs", "acos", "add", "add_", "addcdiv", "addcmul", "alias", "asin", "atan", "atan2"),
     *("bernoulli_", "bitwise_and", "bitwise_not", "bitwise_or", "ceil", "celu", "clamp"),
     *("clamp_", "clamp_max", "clamp_min", "clone", "copy_", "cos", "detach", "div", "div_"),
-    *("dropout", "elu", "elu_", "eq", "erf", "exp", "exp2", "expm1", "fill_", "floor"),
+    *("elu", "elu_", "eq", "erf", "exp", "exp2", "expm1", "fill_", "floor"),
     *("floor_divide", "fmod", "ge", "gelu", "gelu_", "gt", "hardshrink", "hardsigmoid"),
-    *("hardsigmoid_", "hardswish", "hardswish_", "hardtanh", "hardtanh_", "isfinite", "isinf"),
+    *("hardsigmoid_", "hardswish", "hardswish_", "hardtanh", "hardtanh_", "isinf"),
     *("isnan", "le", "leaky_relu", "leaky_relu_", "lerp", "lift_fresh", "log", "log1p", "log2"),
     *("log_sigmoid_forward", "logical_and", "logical_not", "logical_or", "logit", "lt"),
     *("masked_fill", "masked_fill_", "maximum", "minimum", "mish", "mish_", "mul", "mul_"),
     *("nan_to_num", "ne", "neg", "native_dropout", "normal_", "pow", "reciprocal", "relu"),
-    *("relu_", "relu6", "remainder", "round", "rsqrt", "rsub", "sigmoid", "sigmoid_", "sign"),
-    *("silu", "silu_", "sin", "softplus", "softshrink", "sqrt", "square", "sub", "sub_"),
+    *("relu_", "remainder", "round", "rsqrt", "rsub", "sigmoid", "sigmoid_", "sign"),
+    *("silu", "silu_", "sin", "softplus", "softshrink", "sqrt", "sub", "sub_"),
     *("tan", "tanh", "tanh_", "threshold", "threshold_", "trunc", "uniform_", "where", "zero_"),
-    *("_to_copy", "contiguous", "empty_like", "full_like", "ones_like", "rand_like"),
-    *("randn_like", "zeros_like", "exponential_", "_conj", "view_as_real", "relu6_", "selu"),
-    *("selu_", "sinc", "xlogy", "bernoulli", "_assert_async", "hardswish", "prelu_like"),
+    *("_to_copy", "empty_like", "full_like", "ones_like", "rand_like"),
+    *("randn_like", "zeros_like", "exponential_", "_conj"),
+    *("sinc", "xlogy", "bernoulli", "_assert_async", "hardswish"),
 )
 def elementwise(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """Couple dimensions that are broadcast against each other."""
@@ -135,7 +136,7 @@ def vector_product(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Ax
     return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
 
 
-@rule("convolution", "_convolution")
+@rule("convolution")
 def convolution(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     """A convolution, plain, grouped, depthwise or transposed."""
     image, weight, bias, _, _, _, transposed, _, groups = args[:9]
@@ -156,6 +157,8 @@ def convolution(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Ax
         copies = weight.shape[0] // groups
         spread = x[1].repeat_interleave(copies) if x[1] is not None else None
         result = t.couple(spread, exit_)
+        if not isinstance(t.module, nn.modules.conv._ConvNd):  # whose cut sets its groups
+            t.expect(_given(t, 6, "groups", groups), x[1])
     else:
         result = _alike(t, exit_, groups)
         if x[1] is None:
@@ -173,6 +176,13 @@ def convolution(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Ax
     return [x[0], result if size > 1 else None, *[None] * (out.dim() - 2)]
 
 
+def _given(t: Tracer, place: int, name: str, default: Any) -> Any:
+    """Return an argument of the call in the user's code."""
+    if t.call is None:
+        return default
+    return t.call.args[place] if len(t.call.args) > place else t.call.kwargs.get(name, default)
+
+
 def _alike(t: Tracer, labels: Labels, groups: int) -> Labels:
     """Let all groups of channels lose channels at the same places."""
     if labels is not None:
@@ -181,7 +191,10 @@ def _alike(t: Tracer, labels: Labels, groups: int) -> Labels:
     return labels
 
 
-@rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math")
+@rule(
+    *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention"),
+    *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention"),
+)
 def attention(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """Attention on (batch, heads, tokens, features); key heads may serve several query heads."""
     query, key, value = args[:3]
@@ -194,14 +207,10 @@ def attention(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
         spread = k[1].repeat_interleave(heads // groups) if k[1] is not None else None
     q[1] = t.couple(q[1], spread)
     q[3] = t.couple(q[3], k[3])
-    if kwargs.get("scale") is None:
-        t.coupling.pin(q[3], f"the attention {t.where!r} scales by the size of its heads")
     t.couple(k[2], v[2])
     t.coupling.pin(k[2], "it is a softmax's dimension")
-    mask = kwargs.get(
-        "attn_mask", args[5] if len(args) > 5 and isinstance(args[5], Tensor) else None
-    )
-    if mask is not None:
+    masks = [a for a in (*args[3:], kwargs.get("attn_mask")) if isinstance(a, Tensor)]
+    for mask in masks:
         scores = torch.empty((query.shape[0], heads, query.shape[2], key.shape[2]), device="meta")
         t.set_labels(scores, [q[0], q[1], q[2], k[2]])
         broadcast(t, [scores, mask], tuple(scores.shape))
@@ -210,6 +219,53 @@ def attention(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     result: Axes = [q[0], q[1], q[2], v[3]]
     others = [[None] * o.dim() if isinstance(o, Tensor) else [] for o in out[1:]]
     return [result, *others]
+
+
+def attention_layer(
+    t: Tracer,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    width: int,
+    heads: int,
+    in_weight: Tensor | None,
+    in_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    _zero: bool,
+    _dropout: float,
+    out_weight: Tensor,
+    *_: Any,
+    **__: Any,
+) -> None:
+    """`torch.nn.MultiheadAttention`, of which a head goes with as many channels of its inputs.
+
+    It splits the width of its inputs evenly into heads, so both stay in proportion.
+    """
+    tensors = [x for x in (query, key, value, in_weight, in_bias, out_weight) if x is not None]
+    if in_weight is None or not query.shape[-1] == key.shape[-1] == value.shape[-1] == width:
+        for tensor in (*tensors, *t.module.parameters(recurse=False)):
+            t.pin(tensor, f"nn.MultiheadAttention {t.where!r} reads inputs of several widths")
+        return
+    labels = t.coupling.fresh(heads)
+    rows = labels.repeat_interleave(width // heads)
+    for tensor in (query, key, value):
+        t.couple(t.labels(tensor)[-1], rows)
+    known: Sequence[tuple[Tensor | None, Mapping[int, Labels]]] = [
+        (in_weight, {0: rows.repeat(3), 1: rows}),
+        (in_bias, {0: rows.repeat(3)}),
+        (out_weight, {1: rows}),
+        (bias_k, {2: rows}),
+        (bias_v, {2: rows}),
+    ]
+    for own, axes in known:
+        if own is not None:
+            found = t.labels(own, axes)
+            for axis, wanted in axes.items():
+                t.couple(found[axis], wanted)
+    for name in ("embed_dim", "kdim", "vdim"):
+        t.result.bindings.setdefault(Attribute(t.where, name), rows)
+    t.result.bindings.setdefault(Attribute(t.where, "num_heads"), labels)
 
 
 @rule("embedding")
@@ -224,7 +280,7 @@ def embedding(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes
 
 @rule(
     *("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"),
-    *("_native_batch_norm_legit", "batch_norm", "_batch_norm_no_update"),
+    *("_native_batch_norm_legit", "_batch_norm_no_update"),
 )
 def batch_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """A norm of every channel alone, over all other dimensions."""
@@ -233,7 +289,7 @@ def batch_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     own = [a for a in args[1:5] if isinstance(a, Tensor)]
     for tensor in own:
         x[1] = t.couple(x[1], t.labels(tensor, {0: x[1]})[0])
-    axes = [(0, dim, v) for dim, v in enumerate(x) if dim > 1]  # of weights: standardised ones
+    axes = [(0, dim, v) for dim, v in enumerate(x) if dim != 1]  # of weights: standardised ones
     t.event(name, axes, axes)
     affine = 2 if isinstance(args[1], Tensor) else 1
     t.work(affine, *zip(image.shape, x, strict=True))
@@ -253,11 +309,8 @@ def layer_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
         return [x, *[[None] * o.dim() for o in out[1:]]]
     for _, tensor in own:
         x[-1] = t.couple(x[-1], t.labels(tensor, {0: x[-1]})[0])
-    if t.call is None or t.call.name not in ("layer_norm", "rms_norm"):
-        t.expect(shape[0], x[-1])
-    else:
-        given = t.call.args[1] if len(t.call.args) > 1 else t.call.kwargs["normalized_shape"]
-        t.expect(given[-1], x[-1])
+    is_named = t.call is not None and t.call.name in ("layer_norm", "rms_norm")
+    t.expect((_given(t, 1, "normalized_shape", shape) if is_named else shape)[-1], x[-1])
     last = image.dim() - 1
     t.event(name, [(0, last, x[-1]), *((i, 0, x[-1]) for i, _ in own)], [(0, last, x[-1])])
     if name == "native_layer_norm":
@@ -270,6 +323,8 @@ def group_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """A norm of groups of channels: every group loses the same number of them."""
     image, weight, bias, *_, groups, _ = args
     x = t.labels(image)
+    for labels in x[2:]:
+        t.coupling.pin(labels, f"it is a spatial dimension in {t.where!r}")
     own = [(i, a) for i, a in enumerate((weight, bias), 1) if a is not None]
     for _, tensor in own:
         x[1] = t.couple(x[1], t.labels(tensor, {0: x[1]})[0])
@@ -329,24 +384,25 @@ def along_one(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
 
 @rule(
     *("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d"),
-    *("adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d", "avg_pool1d"),
-    *("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool3d", "max_pool2d"),
+    "adaptive_max_pool2d",
+    *("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool3d"),
     *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d"),
     *("upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"),
     *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d"),
     *("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"),
-    *("grid_sampler_2d", "mkldnn_max_pool2d"),
+    "grid_sampler_2d",
 )
 def spatial(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """An operation on every channel alone: its dimensions after the channels have no labels."""
     image: Tensor = args[0]
     x = t.labels(image)
     last = {"1": 1, "2": 2, "3": 3}[next(c for c in name if c in "123")]
-    for labels in x[-last:]:
+    grids = [t.labels(a) for a in args[1:] if isinstance(a, Tensor)]
+    for labels in (*x[-last:], *(v for grid in grids for v in (*grid, x[0]))):
         t.coupling.pin(labels, f"it is a spatial dimension in {t.where!r}")
     result = out if isinstance(out, Tensor) else out[0]
     kept: Axes = [*x[:-last], *[None] * last]
-    if name in ("adaptive_avg_pool2d", "_adaptive_avg_pool2d"):
+    if name == "_adaptive_avg_pool2d":
         t.work(1, *zip(image.shape, kept, strict=True))
     elif name == "upsample_nearest2d":
         t.work(1, *zip(result.shape, kept, strict=True))

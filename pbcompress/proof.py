@@ -35,8 +35,8 @@ def proof_failure(
     that starts at zero hides nothing. In training mode, where dropout draws differ, the sliced
     copy need only run and keep the shapes.
 
-    Large images are tried as small ones first. That counts only if the network then runs the very
-    operations of the trace and the copies agree.
+    Where the network takes small images and runs the very operations of the trace on them, small
+    ones do.
 
     Args:
         network: A copy of the network before the cuts, in eval mode. It is used up.
@@ -54,9 +54,6 @@ def proof_failure(
     _mask_(network, sliced, traced, gone)
     reference = _Witness(network, steps, _Remaining(traced, gone))
     candidate = _Witness(sliced, steps, None)
-    for small in _with_small_images(call):
-        if _agree_on_the_traced_path(reference, candidate, small, traced):
-            return None
     failure: str | None = None
     for dtype, tolerance in TOLERANCE.items():
         failure = _compared(reference, candidate, call, dtype, tolerance)
@@ -65,7 +62,7 @@ def proof_failure(
     return failure
 
 
-def _with_small_images(call: Call) -> Iterator[Call]:
+def _small_samples(call: Call) -> Iterator[Call]:
     """Yield samples with a corner of every large image, if there is such a one."""
 
     def is_large(tensor: Tensor) -> bool:
@@ -79,52 +76,62 @@ def _with_small_images(call: Call) -> Iterator[Call]:
             yield map_tensors(call, partial(corner, size))
 
 
-def _agree_on_the_traced_path(
-    reference: "_Witness", candidate: "_Witness", call: Call, traced: Trace
-) -> bool:
-    dtype, tolerance = next(iter(TOLERANCE.items()))
-    try:
-        expected = reference.outputs(call, dtype, False, 2)
-        if reference.operations != traced.operations:
-            return False
-        found = candidate.outputs(call, dtype, False, 2)
-        if _difference(expected, found, tolerance) is not None:
-            return False
-        candidate.outputs(call, dtype, True, 2)
-    except Exception:
-        return False  # it needs the size that was given
-    return True
+def _expected(reference: "_Witness", call: Call, dtype: torch.dtype) -> tuple[Call, int, Any]:
+    """Return the cheapest sample and batch that the original takes, with what it computes.
+
+    Raises:
+        _OtherPathError: It takes another path than when it was traced.
+        LookupError: It takes none.
+    """
+    for small in _small_samples(call):
+        try:
+            expected = reference.outputs(small, dtype, False, 2)
+        except Exception:
+            continue  # it needs the size that was given
+        if reference.took_the_traced_path:
+            return small, 2, expected
+    for copies in BATCHES:
+        try:
+            return call, copies, reference.outputs(call, dtype, False, copies)
+        except _OtherPathError:
+            raise
+        except Exception:
+            continue
+    raise LookupError
 
 
 def _compared(
     reference: "_Witness", candidate: "_Witness", call: Call, dtype: torch.dtype, tolerance: float
 ) -> str | None:
-    for copies in BATCHES:
-        try:
-            expected = reference.outputs(call, dtype, False, copies)
-        except _OtherPathError as err:
-            return str(err)
-        except Exception:
-            continue  # the original does not take this dtype or batch either
-        try:
-            found = candidate.outputs(call, dtype, False, copies)
-        except Exception as err:
-            return f"the forward pass fails without its channels ({_first_line(err)})"
-        return _difference(expected, found, tolerance)
-    return None
+    try:
+        sample, copies, expected = _expected(reference, call, dtype)
+    except _OtherPathError as err:
+        return str(err)
+    except LookupError:
+        return None  # the original does not take this dtype
+    try:
+        found = candidate.outputs(sample, dtype, False, copies)
+    except Exception as err:
+        return f"the forward pass fails without its channels ({_first_line(err)})"
+    return _difference(expected, found, tolerance)
 
 
 def _training_failure(
     reference: "_Witness", candidate: "_Witness", call: Call, dtype: torch.dtype
 ) -> str | None:
-    try:
-        candidate.outputs(call, dtype, True, 2)
-    except Exception as err:
+    for sample in (*_small_samples(call), call):
         try:
-            reference.outputs(call, dtype, True, 2)
+            expected = reference.shapes(sample, dtype, True, 2)
         except Exception:
-            return None  # the original does not train on these inputs either
-        return f"the forward pass in training mode fails without its channels ({_first_line(err)})"
+            continue  # the original does not train on these inputs
+        try:
+            found = candidate.shapes(sample, dtype, True, 2)
+        except Exception as err:
+            what = _first_line(err)
+            return f"the forward pass in training mode fails without its channels ({what})"
+        if expected != found:
+            return "the shape of the network's output in training mode depends on its channels"
+        return None
     return None
 
 
@@ -139,6 +146,7 @@ class _Remaining(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.names = {event.name for event in traced.events}
         self.events = [self._with_places(event, traced, gone) for event in traced.events]
+        self.traced_path = traced.operations
         self.start()
 
     def start(self) -> None:
@@ -238,9 +246,10 @@ class _Witness:
             self.seen.append(means[kept] if gone else means)
 
     @property
-    def operations(self) -> list[str]:
-        """Names of the operations of the last run in eval mode."""
-        return self.remaining.operations if self.remaining is not None else []
+    def took_the_traced_path(self) -> bool:
+        """Tell whether the last run in eval mode was of the same operations as the trace."""
+        seen = self.remaining
+        return seen is not None and seen.operations == seen.traced_path
 
     def outputs(self, call: Call, dtype: torch.dtype, training: bool, copies: int) -> list[Tensor]:
         """Return all tensors; training mode comes last, as it moves BatchNorm statistics."""
@@ -262,6 +271,13 @@ class _Witness:
             with mode:
                 output = self.network(*args, **kwargs)
         return tensors_of(output) + self.seen
+
+    def shapes(
+        self, call: Call, dtype: torch.dtype, training: bool, copies: int
+    ) -> list[torch.Size]:
+        """Return the shapes of the network's outputs."""
+        found = self.outputs(call, dtype, training, copies)
+        return [t.shape for t in found[: len(found) - len(self.seen)]]
 
 
 def _disturb_(network: nn.Module) -> None:

@@ -7,11 +7,11 @@ too. A size whose origin was lost is a plain int, and counts as a constant.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["Attribute", "Count", "Size", "evaluate", "leaves_of"]
+__all__ = ["Attribute", "Count", "Reader", "Size", "evaluate", "leaves_of"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,16 @@ Leaf = Tensor | Attribute  # the labels of a dimension, or an attribute
 Count = Callable[[Leaf, int], int]  # what a leaf is after a cut, given what it was
 
 
+class Reader(Protocol):
+    """Who is told what the code does with sizes beside shaping tensors."""
+
+    def number_matters(self, size: "Size") -> None:
+        """The number itself is used, not only the shape that it describes."""
+
+    def were_equal(self, size: "Size", other: int) -> None:
+        """A comparison found a size to be equal to another number."""
+
+
 class Size(int):
     """An int with its origin: a leaf, or an operation on others.
 
@@ -44,26 +54,34 @@ class Size(int):
     """
 
     origin: Any  # a leaf, or an operation and its two operands
-    on_value: Callable[["Size"], None] | None
+    reader: Reader | None
 
-    def __new__(
-        cls, value: int, origin: Any, on_value: Callable[["Size"], None] | None = None
-    ) -> "Size":
-        """Make an int that remembers ``origin`` and tells ``on_value`` when it is a number."""
+    def __new__(cls, value: int, origin: Any, reader: Reader | None = None) -> "Size":
+        """Make an int that remembers ``origin`` and tells ``reader`` what happens to it."""
         size = super().__new__(cls, value)
         size.origin = origin
-        size.on_value = on_value
+        size.reader = reader
         return size
 
     def _derive(self, operation: str, left: Any, right: Any) -> Any:
         value = getattr(int, operation)(int(left), int(right))
-        return Size(value, (operation, left, right), self.on_value)
+        return Size(value, (operation, left, right), self.reader)
 
     def _seen(self) -> int:
-        """Tell the trace that the number itself matters, not only the shape it describes."""
-        if self.on_value is not None:
-            self.on_value(self)
+        if self.reader is not None:
+            self.reader.number_matters(self)
         return int.__int__(self)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, int):
+            return bool(int.__int__(self) == other)
+        is_same = int.__eq__(self, other)
+        if is_same and self.reader is not None:
+            self.reader.were_equal(self, other)
+        return is_same
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
     def __float__(self) -> float:
         return float(self._seen())

@@ -167,3 +167,6 @@ def _keep_in_step(module: nn.Module) -> None:
     elif isinstance(module, nn.RNNBase):
         state.input_size = module.weight_ih_l0.shape[1]  # type: ignore[index]
         state.hidden_size = module.weight_hh_l0.shape[1]  # type: ignore[index]
+    elif isinstance(module, nn.RNNCellBase):
+        state.input_size = module.weight_ih.shape[1]
+        state.hidden_size = module.weight_hh.shape[1]

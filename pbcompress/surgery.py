@@ -61,8 +61,21 @@ def map_tensors(call: Call, change: Any) -> Call:
 
 
 def tensors_of(values: object) -> list[Tensor]:
-    """Return the tensors at any depth of ``values``, in order."""
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+    """Return the tensors at any depth of ``values``, in order, attributes of objects included."""
+    return list(_tensors_within(values, set()))
+
+
+def _tensors_within(values: object, seen: set[int]) -> Iterator[Tensor]:
+    for leaf in tree_leaves(values):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif id(leaf) not in seen and not isinstance(leaf, nn.Module) and not callable(leaf):
+            seen.add(id(leaf))
+            slots = [n for kind in type(leaf).__mro__ for n in getattr(kind, "__slots__", ())]
+            held = {name: getattr(leaf, name, None) for name in slots}
+            held.update(getattr(leaf, "__dict__", {}))
+            if held:
+                yield from _tensors_within(held, seen)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -80,6 +80,7 @@ class Trace:
         bindings: Attributes that are rewritten when channels go, and the labels that they count.
         uncounted: Operations that are not counted, with their number.
         operations: Name of every operation, in the order in which they ran.
+        decisions: Modules whose code read a value, so that it may take another path on others.
     """
 
     coupling: Coupling = field(default_factory=Coupling)
@@ -91,6 +92,7 @@ class Trace:
     numbers: set[Attribute] = field(default_factory=set)
     uncounted: Counter[str] = field(default_factory=Counter)
     operations: list[str] = field(default_factory=list)
+    decisions: set[str] = field(default_factory=set)
 
 
 class Tracer:
@@ -101,6 +103,8 @@ class Tracer:
         self.coupling = self.result.coupling
         self.path: list[str] = []
         self.call: UserCall | None = None
+        self.trusts = False  # that the code that runs follows the attributes of its module
+        self._modules: dict[str, nn.Module] = dict(network.named_modules())
         self._names: dict[int, str] = {}
         self._labels: Any = WeakTensorKeyDictionary()  # of tensors that are still in use
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
@@ -110,6 +114,11 @@ class Tracer:
     def where(self) -> str:
         """Dotted name of the module that runs."""
         return self.path[-1] if self.path else ""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that runs."""
+        return self._modules[self.where]
 
     def labels(self, tensor: Tensor, new: Mapping[int, Labels] | None = None) -> list[Labels]:
         """Return the labels of every dimension of a tensor.
@@ -181,7 +190,7 @@ class Tracer:
 
     def expect(self, size: int | None, labels: Labels) -> None:
         """Note that ``size`` must go on to be the number of ``labels`` left; None: it adapts."""
-        if labels is None or size is None:
+        if labels is None or size is None or self.trusts:
             return
         origin = size.origin if isinstance(size, Size) else None
         if origin is labels:
@@ -201,7 +210,17 @@ class Tracer:
 
     def size_of(self, labels: Labels, size: int) -> int:
         """Return a size that remembers the dimension it was read from."""
-        return size if labels is None else Size(size, labels, self.number_matters)
+        return size if labels is None else Size(size, labels, self)
+
+    def were_equal(self, size: Size, other: int) -> None:
+        """Note that the code wants a dimension to have the size that something else has."""
+        is_kept_in_step = type(self.module).__module__.startswith("torch.")
+        if is_kept_in_step and not isinstance(self.module, nn.Transformer):
+            return
+        found = other.origin if isinstance(other, Size) else None
+        for labels, wanted, origin in ((size.origin, other, found), (found, size, size.origin)):
+            if isinstance(labels, Tensor) and not isinstance(origin, Tensor | tuple):
+                self.expect(wanted, labels)
 
     def number_matters(self, size: Size) -> None:
         """Note that a size was used as a number, so that what it was computed from must stay."""

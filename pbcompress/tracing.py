@@ -6,8 +6,9 @@ that the forward pass computes are noted beside the labels that they count, so t
 is written into the code keeps its channels.
 """
 
+import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,29 +18,35 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pbcompress.deadline import Deadline
 from pbcompress.errors import CompressionError
 from pbcompress.movement import RULES
-from pbcompress.operators import unknown
-from pbcompress.sizes import Attribute, Size
+from pbcompress.operators import attention_layer, unknown
+from pbcompress.sizes import Attribute, Reader, Size
 from pbcompress.surgery import Call, seeded, tensors_of
 from pbcompress.tracer import Trace, Tracer, UserCall
 
 __all__ = ["plain_kernels", "trace"]
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
-_READ_IN_FORWARD = (nn.LayerNorm, nn.RMSNorm, nn.RNNBase)  # torch's layers that read their sizes
+# Layers of torch whose forward reads their sizes
+_READ_IN_FORWARD = (nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.RNNCellBase, nn.Transformer)
+_LEAVES_TORCH = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__)
+_COUNTS = (Tensor.numel, Tensor.nelement)
 _ATTENTION = torch.nn.functional.multi_head_attention_forward
+_SCALED = torch.nn.functional.scaled_dot_product_attention
 
 
-def trace(network: nn.Module, call: Call) -> Trace:
+def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> Trace:
     """Run ``network`` once in eval mode and return its structure.
 
     Args:
         network: A copy that the trace may prepare; its attributes are as before at the end.
         call: ``(args, kwargs)`` of one forward pass, on the network's device.
+        deadline: Bound on the time of the pass.
 
     Raises:
-        CompressionError: The forward pass fails.
+        CompressionError: The forward pass fails, or takes too long.
     """
     tracer = Tracer(network)
     with (
@@ -48,14 +55,16 @@ def trace(network: nn.Module, call: Call) -> Trace:
         torch.no_grad(),
         seeded("trace"),
         plain_kernels(network),
-        _sized_attributes(network, tracer.number_matters),
+        _sized_attributes(network, tracer),
         _module_names(network, tracer.path),
     ):
         warnings.simplefilter("ignore")
         args, kwargs = call
         try:
-            with _Functions(tracer), _Operations(tracer):
+            with _Functions(tracer), _Operations(tracer, deadline):
                 output = network(*args, **kwargs)
+        except CompressionError:
+            raise
         except Exception as err:
             shapes = [tuple(t.shape) for t in tensors_of(call)]
             raise CompressionError(
@@ -64,7 +73,25 @@ def trace(network: nn.Module, call: Call) -> Trace:
             ) from err
     for tensor in tensors_of(output):
         tracer.pin(tensor, "its width is the network's output")
+    _keep_alternatives(network, tracer.result)
     return tracer.result
+
+
+def _keep_alternatives(network: nn.Module, traced: Trace) -> None:
+    """Pin what could meet a layer that the code passed over after it had read a value.
+
+    On other inputs such a layer (another expert) may run. What it would read and write is not
+    known, but has the sizes of its parameters.
+    """
+    passed: dict[int, str] = {}
+    for name, parameter in network.named_parameters():
+        inside = any(name.startswith(f"{where}." if where else "") for where in traced.decisions)
+        if inside and name not in traced.tensors:
+            passed.update(dict.fromkeys(parameter.shape, name.rpartition(".")[0]))
+    for axes in traced.tensors.values() if passed else ():
+        for labels in axes:
+            if len(labels) > 1 and len(labels) in passed:
+                traced.coupling.pin(labels, f"{passed[len(labels)]!r} may read it on other inputs")
 
 
 class _Functions(TorchFunctionMode):
@@ -80,34 +107,48 @@ class _Functions(TorchFunctionMode):
         tracer, kwargs = self.tracer, kwargs or {}
         outer = tracer.call
         tracer.call = UserCall(func, args, kwargs)
+        is_layer = func is _ATTENTION and isinstance(tracer.module, nn.MultiheadAttention)
+        if is_layer:
+            attention_layer(tracer, *args, **kwargs)
+        tracer.trusts = is_layer
         try:
             result = func(*args, **kwargs)
         finally:
-            tracer.call = outer
+            tracer.call, tracer.trusts = outer, False
         if func == _SHAPE or (func is Tensor.size and type(result) is torch.Size):
             labels = tracer.labels(args[0])
             return torch.Size([tracer.size_of(v, n) for v, n in zip(labels, result, strict=True)])
         if func is Tensor.size:
             dim = args[1] if len(args) > 1 else kwargs["dim"]
             return tracer.size_of(tracer.labels(args[0])[dim], result)
-        if func is _ATTENTION:
+        if func in _COUNTS:
+            sizes = zip(tracer.labels(args[0]), args[0].shape, strict=True)
+            return math.prod(tracer.size_of(v, n) for v, n in sizes)
+        if func in _LEAVES_TORCH:
+            tracer.pin(args[0], f"its values leave torch in {tracer.where!r}")
+        if func is _SCALED and kwargs.get("scale") is None and len(args) < 7:
+            reason = f"the attention {tracer.where!r} scales by the size of its heads"
+            tracer.coupling.pin(tracer.labels((*args, *kwargs.values())[0])[-1], reason)
+        if func is _ATTENTION and not is_layer:
             for tensor in tensors_of((args, kwargs, result)):
-                tracer.pin(tensor, f"nn.MultiheadAttention {tracer.where!r} keeps its width")
+                tracer.pin(tensor, f"the attention function in {tracer.where!r} keeps its width")
         return result
 
 
 class _Operations(TorchDispatchMode):
     """Sees every operation that runs, and follows labels through it."""
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, deadline: Deadline | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.tracer = tracer
+        self.tracer, self.deadline = tracer, deadline
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         tracer = self.tracer
+        if self.deadline is not None:
+            self.deadline.check(f"Planning, in the forward pass at {tracer.where!r},")
         name = func._schema.name.removeprefix("aten::")
         tracer.result.operations.append(name)
         result = func(*args, **kwargs)
@@ -164,7 +205,7 @@ def _leave(path: list[str], *_: object) -> None:
 
 
 @contextmanager
-def _sized_attributes(network: nn.Module, on_value: Callable[[Size], None]) -> Iterator[None]:
+def _sized_attributes(network: nn.Module, reader: Reader) -> Iterator[None]:
     """Let the integers that the modules of ``network`` hold remember whose they are."""
     changed: list[tuple[nn.Module, str, Any]] = []
     for module_name, module in network.named_modules():
@@ -172,7 +213,7 @@ def _sized_attributes(network: nn.Module, on_value: Callable[[Size], None]) -> I
         if of_torch and not isinstance(module, _READ_IN_FORWARD):
             continue
         for name, value in list(vars(module).items()):
-            sized = _sized(value, Attribute(module_name, name), on_value)
+            sized = _sized(value, Attribute(module_name, name), reader)
             if sized is not value:
                 changed.append((module, name, value))
                 vars(module)[name] = sized
@@ -183,12 +224,12 @@ def _sized_attributes(network: nn.Module, on_value: Callable[[Size], None]) -> I
             vars(module)[name] = value
 
 
-def _sized(value: Any, attribute: Attribute, on_value: Callable[[Size], None]) -> Any:
+def _sized(value: Any, attribute: Attribute, reader: Reader) -> Any:
     if type(value) is int and value > 1:
-        return Size(value, attribute, on_value)
+        return Size(value, attribute, reader)
     if type(value) in (tuple, list) and any(type(v) is int and v > 1 for v in value):
         items = (
-            _sized(v, Attribute(attribute.module, attribute.name, i), on_value)
+            _sized(v, Attribute(attribute.module, attribute.name, i), reader)
             if type(v) is int
             else v
             for i, v in enumerate(value)

@@ -12,6 +12,7 @@ from pbcompress.budgets import MeasuredBudget, confirmed, fastest
 from pbcompress.config import Budget, CompressConfig
 from pbcompress.costs import Widths, model_cost
 from pbcompress.cuts import LayerCut, check_cuts, cut_all_
+from pbcompress.deadline import Deadline
 from pbcompress.dendrite import attach_dendrites_
 from pbcompress.errors import CompressionError, TargetUnreachableError
 from pbcompress.grouping import find_groups
@@ -32,6 +33,10 @@ from pbcompress.surgery import (
 __all__ = ["LayerCut", "WidthPlan", "plan_widths", "resolve_target", "shrink", "shrink_"]
 
 FLOPS_TRIALS = 6
+_TOO_SLOW = (
+    "Give smaller example_inputs (one sample, a smaller image or a shorter sequence), exclude "
+    "layers with WidthConfig.keep, or raise WidthConfig.max_seconds."
+)
 FEW = 4  # groups that are judged one by one
 
 
@@ -209,7 +214,11 @@ class _Planner:
     ) -> None:
         self.model, self.call, self.config = model, call, config
         self.network: nn.Module | None = network  # a copy, which a proof uses up
-        self.grouping = without_kept(model, find_groups(network, call), config.width.keep)
+        self.deadline = Deadline(config.width.max_seconds, _TOO_SLOW)
+        grouping = find_groups(
+            network, call, attention=config.width.attention, deadline=self.deadline
+        )
+        self.grouping = without_kept(model, grouping, config.width.keep)
         self.cost_before = self.cost([g.width for g in self.grouping.groups])
 
     def cost(self, widths: Widths) -> ModelCost:
@@ -271,6 +280,7 @@ class _Planner:
         return plan, trial
 
     def _proof_failure(self, removed: Removed, steps: Sequence[LayerCut]) -> str | None:
+        self.deadline.check("Planning, in the proof of its cuts,")
         network = self.network if self.network is not None else copy_model(self.model).eval()
         self.network = None
         traced = self.grouping.trace

@@ -16,7 +16,15 @@ from pbcompress.errors import StateMismatchError
 
 OTHERS = [
     Budget(params=0.25, flops=10_000),
-    WidthConfig(allocation="global", round_to=8, min_width=4, max_ratio=0.5, keep=("a", "b.*")),
+    WidthConfig(
+        allocation="global",
+        round_to=8,
+        min_width=4,
+        max_ratio=0.5,
+        keep=("a", "b.*"),
+        attention="dimensions",
+        max_seconds=9.0,
+    ),
     DendriteConfig(
         rule="hybrid",
         backprop_through=True,
@@ -139,6 +147,8 @@ BAD = [
     (RecoveryConfig, "dendrite_patience", [0, None]),
     (RecoveryConfig, "node_improvement", [-0.1, float("nan")]),
     (RecoveryConfig, "improvement", [(), 0.1, ("a",), (float("nan"),)]),
+    (WidthConfig, "attention", ["tokens", None]),
+    (WidthConfig, "max_seconds", [0, -1]),
     (RecoveryConfig, "max_failures", [0]),
     (RecoveryConfig, "max_epochs", [0, 2.5]),
     (RecoveryConfig, "max_minutes", [0, -1, float("inf")]),

@@ -433,7 +433,6 @@ HARD = {
 
 
 STAYS = {
-    "attention": "MultiheadAttention",
     "transpose": "network's output",
     "softmax over channels": "_softmax",
     "residual with the input": "fixed size",
@@ -451,7 +450,7 @@ COUNTING = ("group norm", "layer norm", "mean over channels", "mean over feature
 
 def test_every_hard_case_is_in_the_list():
     assert len(HARD) == 37
-    assert len(STAYS) == 11
+    assert len(STAYS) == 10
     assert set(STAYS) | set(COUNTING) <= set(HARD)
 
 
@@ -852,13 +851,92 @@ def test_unknown_operations_do_not_pass_as_elementwise():
     assert "the operation" in groups_of(model, images(1)).left_alone["before"]
 
 
-@pytest.mark.timeout(60)  # followed channel by channel, an attention takes all memory there is
-def test_an_attention_is_refused_before_its_channels_are_followed():
-    network = nn.Sequential(
-        nn.Linear(16, 32), nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), nn.Linear(32, 4)
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_an_encoder_loses_a_head_with_as_many_channels_of_its_input(norm_first):
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=norm_first)
+    network = nn.Sequential(nn.Linear(16, 32), layer, nn.Linear(32, 4)).eval()
+
+    groups = find_groups(network, ((torch.randn(2, 7, 16),), {})).groups
+
+    assert [(g.name, g.width, g.channels_per_unit) for g in groups] == [
+        ("0", 4, 8),
+        ("1.linear1", 64, 1),
+    ]
+    places = {(m.layer, m.dim): m.positions[1].tolist() for m in groups[0].members}
+    block = list(range(8, 16))
+    assert places["0", "out"] == places["2", "in"] == places["1.norm1", "weight:0"] == block
+    assert places["1.self_attn", "in_proj_weight:0"] == [
+        i + 32 * k for k in range(3) for i in block
+    ]
+    assert places["1.self_attn", "@num_heads"] == [1]
+    assert places["1.self_attn", "@embed_dim"] == block
+
+
+class Compared(nn.Module):
+    """Holds its input against an attribute, or against a number."""
+
+    def __init__(self, by_number):
+        super().__init__()
+        self.before, self.after = nn.Linear(6, 20), nn.Linear(20, 3)
+        self.width, self.by_number = 20, by_number
+
+    def forward(self, x):
+        x = self.before(x)
+        if x.shape[-1] != (20 if self.by_number else self.width):
+            raise ValueError("not the width that this was made for")
+        return self.after(x)
+
+
+def test_an_attribute_that_a_width_is_compared_with_is_rewritten():
+    model = Compared(by_number=False)
+    small = shrink(model, plan_widths(model, torch.zeros(1, 6), 0.5))
+    assert small.width == small.before.out_features < 20
+    assert small(torch.zeros(2, 6)).shape == (2, 3)
+
+
+def test_a_width_that_is_compared_with_a_number_stays():
+    grouping = find_groups(Compared(by_number=True).eval(), ((torch.zeros(1, 6),), {}))
+    assert grouping.groups == ()
+    assert "does not follow" in grouping.left_alone["before"]
+
+
+class ScaledAttention(nn.Module):
+    """Attention with a scale of its own, so that heads may become narrower."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.head_dim = 4, 6
+        self.qkv, self.out = nn.Linear(10, 72), nn.Linear(24, 10)
+
+    def forward(self, x):
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        scores = (q @ k.transpose(-2, -1) * 0.3).softmax(-1)
+        return self.out((scores @ v).transpose(1, 2).reshape(n, t, self.heads * self.head_dim))
+
+
+@pytest.mark.parametrize(
+    ("attention", "attribute", "others"), [("heads", "heads", 6), ("dimensions", "head_dim", 4)]
+)
+def test_attention_loses_heads_or_dimensions_of_every_head(attention, attribute, others):
+    torch.manual_seed(0)
+    model, x = ScaledAttention(), torch.randn(2, 5, 10)
+    config = CompressConfig(width=WidthConfig(attention=attention))
+    plan = plan_widths(model, x, 0.55, config=config)
+    small = shrink(model, plan)
+    was = {"heads": 4, "head_dim": 6}
+    for name in was:
+        assert (getattr(small, name) < was[name]) == (name == attribute)
+    kept = {(s.layer, s.dim): sorted(set(range(s.width)) - set(s.removed)) for s in plan.steps}
+    rows = torch.arange(72).view(3, 24)[:, kept["out", "in"]].flatten().tolist()
+    assert rows == kept["qkv", "out"]  # the same places of query, key and value
+    assert len(rows) == 3 * others * getattr(small, attribute)
+    assert torch.equal(small.qkv.weight, model.qkv.weight[rows])
+    assert small(x).shape == (2, 5, 10)
+
+
+def test_a_unit_of_narrower_heads_is_one_dimension_of_every_head():
+    grouping = find_groups(
+        ScaledAttention().eval(), as_call(torch.randn(1, 5, 10)), attention="dimensions"
     )
-
-    grouping = find_groups(network, ((torch.randn(2, 7, 16),), {}))
-
-    assert [group.name for group in grouping.groups] == ["1.linear1"]
-    assert "MultiheadAttention" in grouping.left_alone["0"]
+    assert [(g.width, g.channels_per_unit) for g in grouping.groups] == [(6, 3 * 4)]

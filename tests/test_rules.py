@@ -32,7 +32,7 @@ ROWS = [
     ["tracing", "slicing"],
     ["movement"],
     ["operators"],
-    ["tracer", "surgery", "geometry", "config"],
+    ["tracer", "surgery", "geometry", "config", "deadline"],
     ["coupling", "sizes", "errors"],
 ]
 THIRD_PARTY = {

@@ -48,23 +48,45 @@ NUMBERS = {
 }
 
 
+class Seen:
+    """A reader that keeps what it is told."""
+
+    def __init__(self):
+        self.numbers, self.equal = [], []
+
+    def number_matters(self, size):
+        self.numbers.append(size)
+
+    def were_equal(self, size, other):
+        self.equal.append((size, other))
+
+
 @pytest.mark.parametrize("name", NUMBERS)
 def test_use_as_a_number_is_noticed(name):
-    seen = []
-    size = Size(16, A, seen.append)
+    seen = Seen()
+    size = Size(16, A, seen)
     assert NUMBERS[name](size) == NUMBERS[name](16)
-    assert seen == [16]
-    assert leaves_of(seen[0]) == [A]
+    assert list(map(int, seen.numbers)) == [16]
+    assert leaves_of(seen.numbers[0]) == [A]
     assert len(NUMBERS) == 6
 
 
 def test_use_as_a_shape_is_not_use_as_a_number():
-    seen = []
-    size = Size(4, A, seen.append)
+    seen = Seen()
+    size = Size(4, A, seen)
     assert torch.zeros(12).view(size, -1).shape == (4, 3)
     assert torch.Size([size])[0] is size
     assert [list(range(size)), [5, 6, 7, 8, 9][size]] == [[0, 1, 2, 3], 9]
-    assert seen == []
+    assert seen.numbers == []
+
+
+def test_a_comparison_that_holds_is_noticed():
+    seen = Seen()
+    size, other = Size(4, A, seen), Size(4, B, seen)
+    assert [size == 5, size == "4", size > 4, size < 4, bool(size)] == [False] * 4 + [True]
+    assert seen.equal == []
+    assert [size == other, size == 4, size != 4, size in (3, 4)] == [True, True, False, True]
+    assert [(a is size, b is other) for a, b in seen.equal] == [(True, True), *[(True, False)] * 3]
 
 
 def test_plain_ints_are_constants():
