@@ -2,7 +2,8 @@
 
 Costs are evaluated in closed form, and a target is a bisection over one threshold, a greedy fill
 of what is left, and an exchange where that is coarse. Several bounds hold at once: the load of a
-network is the largest share of a bound that it uses.
+network is the largest share of a bound that it uses. Where widths are rounded, they are chosen
+among the multiples in all of this, so that rounding cannot break a bound.
 """
 
 import itertools
@@ -10,20 +11,31 @@ import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 from torch import Tensor
 
 from pbcompress.config import WidthConfig
-from pbcompress.costs import CostModel, Widths
+from pbcompress.costs import Widths
 from pbcompress.grouping import ChannelGroup
 
-__all__ = ["Bounds", "allocate", "narrowest"]
+__all__ = ["Bounds", "Cost", "allocate", "narrowest"]
 
 FILL_GOAL = 0.98
 BISECTIONS = 40
 EXHAUSTIVE = 4096
+
+
+class Cost(Protocol):
+    """A closed form in the widths of all groups."""
+
+    def total(self, widths: Widths) -> int:
+        """Return the cost of the whole network."""
+
+    def change(self, index: int, width: int, widths: Widths) -> int:
+        """Return how `total` changes when one group takes another width."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +47,7 @@ class Bounds:
         limits: Upper bound on each.
     """
 
-    costs: Sequence[CostModel]
+    costs: Sequence[Cost]
     limits: Sequence[int]
 
     def totals(self, widths: Widths) -> list[int]:
@@ -53,19 +65,30 @@ class Bounds:
         return [t + c for t, c in zip(totals, changes, strict=True)]
 
 
-def _choices(group: ChannelGroup, config: WidthConfig) -> Widths:
+def _choices(group: ChannelGroup, config: WidthConfig, gives_way: bool) -> Widths:
     """Return the allowed widths of a group, in units, narrowest first."""
-    per_unit = group.channels_per_unit
-    floor = max(
-        math.ceil(config.min_width / per_unit), group.width - int(config.max_ratio * group.width)
-    )
-    choices = [w for w in range(1, group.width + 1) if w * per_unit % config.round_to == 0]
-    return [w for w in choices if w >= floor and w < group.width] + [group.width]
+    per_unit, width, multiple = group.channels_per_unit, group.width, _multiple(config)
+    floor = max(math.ceil(config.min_width / per_unit), width - int(config.max_ratio * width))
+    floor = min(max(floor, 1), width)
+    allowed = {w for w in range(floor, width) if w * per_unit % multiple == 0}
+    if gives_way:  # below one multiple, and down to the floor
+        small = floor
+        while small * per_unit < multiple and small < width:
+            allowed.add(small)
+            small *= 2
+        allowed.add(floor)
+    return sorted(allowed | {width})
 
 
-def narrowest(groups: Sequence[ChannelGroup], config: WidthConfig) -> Widths:
-    """Return the smallest width in units that ``config`` allows each group."""
-    return [_choices(group, config)[0] for group in groups]
+def _multiple(config: WidthConfig) -> int:
+    return 1 if config.round_to == "auto" else int(config.round_to)
+
+
+def narrowest(
+    groups: Sequence[ChannelGroup], config: WidthConfig, gives_way: bool = False
+) -> Widths:
+    """Return the smallest width in units that ``config`` allows each group; see `allocate`."""
+    return [_choices(group, config, gives_way)[0] for group in groups]
 
 
 def allocate(
@@ -73,6 +96,7 @@ def allocate(
     bounds: Bounds,
     scores: Sequence[Tensor],
     config: WidthConfig,
+    gives_way: bool = False,
 ) -> Widths | None:
     """Return the width of every group so that all bounds hold, and one is nearly reached.
 
@@ -81,11 +105,38 @@ def allocate(
         bounds: The closed forms and their limits.
         scores: Importance of every unit of every group, each with mean 1.
         config: Allocation, floors and rounding.
+        gives_way: Whether widths may also lie between the floor and the multiple that they are
+            rounded to, and single groups leave the multiples where no bound would be reached.
 
     Returns:
         Widths in units, or None if even the narrowest network breaks a bound.
     """
-    choices = [_choices(group, config) for group in groups]
+    choices = [_choices(group, config, gives_way) for group in groups]
+    widths = _filled(groups, bounds, scores, choices, config)
+    multiple = _multiple(config)
+    if widths is None or bounds.load(bounds.totals(widths)) >= FILL_GOAL:
+        return widths
+    if gives_way and multiple > 1:
+        _loosen(bounds, widths, groups, config)
+        if bounds.load(bounds.totals(widths)) >= FILL_GOAL:
+            return widths
+        finer = replace(config, round_to=multiple // 2)
+        return allocate(groups, bounds, scores, finer, gives_way)
+    _exchange(bounds, widths, choices)
+    is_small = math.prod(len(c) for c in choices) <= EXHAUSTIVE
+    if bounds.load(bounds.totals(widths)) < FILL_GOAL and is_small:
+        widths = _nearest_of_all(bounds, widths, choices)
+    return widths
+
+
+def _filled(
+    groups: Sequence[ChannelGroup],
+    bounds: Bounds,
+    scores: Sequence[Tensor],
+    choices: Sequence[Widths],
+    config: WidthConfig,
+) -> Widths | None:
+    """Return the widths of the highest level that fits, filled up; None if no level does."""
     ranked = [sorted(s.tolist(), reverse=True) for s in scores]
     desired = _levels(groups, ranked, choices, config)
     widths = [c[0] for c in choices]
@@ -106,11 +157,6 @@ def allocate(
         return float(ranked[index][widths[index]])
 
     _fill(bounds, widths, choices, priority)
-    if bounds.load(bounds.totals(widths)) < FILL_GOAL:
-        _exchange(bounds, widths, choices)
-    is_small = math.prod(len(c) for c in choices) <= EXHAUSTIVE
-    if bounds.load(bounds.totals(widths)) < FILL_GOAL and is_small:
-        widths = _nearest_of_all(bounds, widths, choices)
     return widths
 
 
@@ -136,9 +182,16 @@ def _levels(
         return bisect_right(ranked[index], -threshold, key=lambda value: -value)
 
     def desired(level: float) -> Widths:
-        return [cs[max(bisect_right(cs, wanted(level, i)) - 1, 0)] for i, cs in enumerate(choices)]
+        return [_nearest(cs, wanted(level, i)) for i, cs in enumerate(choices)]
 
     return desired
+
+
+def _nearest(allowed: Widths, wanted: int) -> int:
+    """Return the allowed width nearest to the wanted one, the narrower of two."""
+    place = bisect_right(allowed, wanted)
+    around = allowed[max(place - 1, 0) : place + 1]
+    return min(around, key=lambda width: abs(width - wanted))
 
 
 def _fill(
@@ -214,3 +267,43 @@ def _nearest_of_all(bounds: Bounds, widths: Widths, choices: Sequence[Widths]) -
         return (-1.0 if load > 1 else min(load, FILL_GOAL), -moved)
 
     return max((list(trial) for trial in itertools.product(*choices)), key=rank)
+
+
+def _loosen(
+    bounds: Bounds, widths: Widths, groups: Sequence[ChannelGroup], config: WidthConfig
+) -> None:
+    """Widen single groups beyond their multiple until the load reaches `FILL_GOAL`.
+
+    One group is to do, if there is one; half the multiple is tried before a quarter of it, and the
+    groups whose units cost least before the others.
+    """
+    load = bounds.load(bounds.totals(widths))
+    while load < FILL_GOAL:
+        best, multiple = (load, widths), _multiple(config)
+        while multiple > 1 and best[0] < FILL_GOAL:
+            multiple //= 2
+            finer = [_choices(g, replace(config, round_to=multiple), False) for g in groups]
+            best = max(best, _widened(bounds, widths, finer), key=lambda pair: pair[0])
+        if best[0] == load:
+            return
+        load, widths[:] = best
+
+
+def _widened(bounds: Bounds, widths: Widths, choices: Sequence[Widths]) -> tuple[float, Widths]:
+    """Return the first network that reaches `FILL_GOAL` by one wider group, or the largest."""
+    totals = bounds.totals(widths)
+    best = (0.0, widths)
+
+    def load(index: int, width: int) -> float:
+        return bounds.load(bounds.after(totals, index, width, widths))
+
+    open_groups = [i for i, allowed in enumerate(choices) if widths[i] < allowed[-1]]
+    for index in sorted(open_groups, key=lambda i: load(i, widths[i] + 1)):
+        fitting = [w for w in choices[index] if w > widths[index] and load(index, w) <= 1]
+        if fitting:
+            share = load(index, fitting[-1])
+            if share > best[0]:
+                best = (share, [*widths[:index], fitting[-1], *widths[index + 1 :]])
+            if share >= FILL_GOAL:
+                break
+    return best

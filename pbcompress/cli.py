@@ -182,8 +182,8 @@ def _compress(arguments: argparse.Namespace) -> None:
 
 
 def _measure(arguments: argparse.Namespace) -> None:
-    from pbcompress.export import measure_onnx
     from pbcompress.measure import measure
+    from pbcompress.onnxfile import measure_onnx
     from pbcompress.result import cost_facts
 
     model = _network(arguments.model)

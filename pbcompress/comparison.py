@@ -10,16 +10,17 @@ import numpy as np
 from torch import nn
 
 from pbcompress.errors import CompressionError
-from pbcompress.export import export_onnx, measure_onnx
+from pbcompress.export import export_onnx
 from pbcompress.fuse import fuse
 from pbcompress.measure import measure
+from pbcompress.onnxfile import measure_onnx
 from pbcompress.runtime import Latency, Session, interleaved_latency
 from pbcompress.surgery import (
     as_call,
     single_sample,
     tensors_of,
 )
-from pbcompress.tables import render_markdown, render_text
+from pbcompress.tables import render_markdown, render_text, speed_up
 
 __all__ = ["Comparison", "Side", "compare"]
 
@@ -73,7 +74,7 @@ class Comparison:
         ):
             table.append((label, f"{x:,}", f"{y:,}", f"{y / x:.1%}" if x else ""))
         old, new = a.latency, b.latency
-        speed = f"{new.ratio:.2f}x as fast"
+        speed = speed_up(new.ratio)
         table.append(("ONNX Runtime, median ms", f"{old.median:.3f}", f"{new.median:.3f}", speed))
         if self.max_difference is not None:
             table.append(("largest output difference", "", f"{self.max_difference:.2e}", ""))

@@ -10,6 +10,7 @@ __all__ = [
     "StateMismatchError",
     "TargetUnreachableError",
     "UnsupportedLayerError",
+    "first_line",
 ]
 
 
@@ -26,11 +27,12 @@ class TargetUnreachableError(CompressionError, ValueError):
     """The target is below the smallest network that the layers allow, or no target at all.
 
     Attributes:
-        smallest: The smallest reachable number of parameters; None where the target was not a
-            number below the original, and nothing was searched.
+        smallest: The smallest reachable number of parameters, or where a latency or a file size
+            cannot be reached the smallest of these; None where the target was not a number below
+            the original, and nothing was searched.
     """
 
-    def __init__(self, message: str, smallest: int | None) -> None:
+    def __init__(self, message: str, smallest: float | None) -> None:
         super().__init__(message)
         self.smallest = smallest
 
@@ -67,3 +69,11 @@ class ExportMismatchError(CompressionError, RuntimeError):
 
 class DivergedError(CompressionError, RuntimeError):
     """Training produced a loss that is not a finite number."""
+
+
+def first_line(err: BaseException) -> str:
+    """Return the first line of what an error, or what caused it, says."""
+    while err.__cause__ is not None:
+        err = err.__cause__
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return (lines[0] if lines else type(err).__name__).rstrip(".")

@@ -1,11 +1,10 @@
-"""Export to ONNX, prove the file equal, and count what is in a file. The only module on onnx."""
+"""Export to ONNX, and prove that the file computes what the network computes."""
 
 import inspect
 import logging
 import math
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pbcompress.errors import CompressionError, ExportMismatchError, StateMismatchError
+from pbcompress.errors import CompressionError, ExportMismatchError, first_line
+from pbcompress.onnxfile import facts_of
 from pbcompress.runtime import Session
 from pbcompress.surgery import (
     Call,
@@ -31,7 +30,7 @@ from pbcompress.surgery import (
 )
 from pbcompress.tensorfile import write_bytes
 
-__all__ = ["ExportReport", "FileCost", "export_onnx", "measure_onnx"]
+__all__ = ["ExportReport", "export_onnx", "write_onnx"]
 
 BATCH_SIZES = (1, 2, 5)
 RANDOM_SEEDS = (0, 1, 2)
@@ -132,24 +131,39 @@ def export_onnx(
     with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
         draft = Path(folder) / "draft.onnx"
         _export(network, calls[0], draft, opset, dynamic_batch)
-        proto = onnx.load(str(draft))
-        onnx.checker.check_model(str(draft), full_check=True)
+        facts = facts_of(draft)
         sizes = BATCH_SIZES if dynamic_batch else (_batch_size(calls[0]),)
         difference, relative, checks = _prove(network, Session(draft), calls, sizes)
         content = draft.read_bytes()
     write_bytes(target, content)
     return ExportReport(
         path=str(target),
-        opset=max(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),
+        opset=facts.opset,
         file_bytes=len(content),
         max_difference=difference,
         max_relative=relative,
         batch_sizes=tuple(sizes),
         checks=checks,
-        input_names=tuple(value.name for value in proto.graph.input),
-        output_names=tuple(value.name for value in proto.graph.output),
-        operations=dict(Counter(node.op_type for node in proto.graph.node).most_common()),
+        input_names=facts.input_names,
+        output_names=facts.output_names,
+        operations=facts.operations,
     )
+
+
+def write_onnx(model: nn.Module, path: Path, example_inputs: object) -> None:
+    """Write the file that `export_onnx` writes by default, without its proof: for measuring.
+
+    A network whose batch size is fixed is written with that one.
+
+    Raises:
+        CompressionError: The network cannot be exported.
+    """
+    network = copy_model(model).cpu().eval()
+    call = to_device(as_call(example_inputs), "cpu")
+    try:
+        _export(network, call, path, 20, dynamic_batch=True)
+    except CompressionError:
+        _export(network, call, path, 20, dynamic_batch=False)
 
 
 def _export(network: nn.Module, call: Call, path: Path, opset: int, dynamic_batch: bool) -> None:
@@ -179,7 +193,7 @@ def _export(network: nn.Module, call: Call, path: Path, opset: int, dynamic_batc
         hint = " Pass dynamic_batch=False if its batch size is fixed." if dynamic_batch else ""
         raise CompressionError(
             f"The model was to be exported to ONNX (opset {opset}) and torch.export could not: "
-            f"{_first_line(err)}.{hint}"
+            f"{first_line(err)}.{hint}"
         ) from err
 
 
@@ -190,13 +204,6 @@ def _known(output: Any) -> Any:
         for leaf in tree_leaves(output)
     )
     return output if is_known else tuple(tensors_of(output))
-
-
-def _first_line(err: BaseException) -> str:
-    while err.__cause__ is not None:
-        err = err.__cause__
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return (lines[0] if lines else type(err).__name__).rstrip(".")
 
 
 @contextmanager
@@ -261,7 +268,7 @@ def _run_both(
     except Exception as err:
         raise CompressionError(
             f"The exported file and the model were to be run at batch size {size}, and one of them "
-            f"failed: {_first_line(err)}. Pass dynamic_batch=False if the batch size is fixed."
+            f"failed: {first_line(err)}. Pass dynamic_batch=False if the batch size is fixed."
         ) from err
 
 
@@ -299,78 +306,3 @@ def _differ(name: str, size: int, wanted: Any, got: Any) -> tuple[float, float]:
         f"{problem}. No file was kept; report the layers of this network as a bug.",
         max_difference=difference,
     )
-
-
-@dataclass(frozen=True)
-class FileCost:
-    """What an ONNX file costs, read from the file alone.
-
-    Attributes:
-        params: Elements of its floating-point weights (BatchNorm is folded in most files).
-        flops: Multiply-adds of its convolutions and matrix products at batch size 1.
-        file_bytes: Size on disk.
-        uncounted_ops: Other operations, with their number.
-    """
-
-    params: int
-    flops: int
-    file_bytes: int
-    uncounted_ops: Mapping[str, int]
-
-
-def measure_onnx(path: str | Path) -> FileCost:
-    """Count weights and multiply-adds of an ONNX file at batch size 1.
-
-    Raises:
-        StateMismatchError: The file is missing or no ONNX file.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise StateMismatchError(f"{file} was to be measured and is not there.")
-    try:
-        proto = onnx.load(str(file))
-        onnx.checker.check_model(proto)
-    except Exception as err:
-        raise StateMismatchError(f"{file} is no whole ONNX file: {_first_line(err)}.") from err
-    graph = proto.graph
-    for value in graph.input:
-        for axis in value.type.tensor_type.shape.dim:
-            if not axis.HasField("dim_value"):
-                axis.dim_value = 1
-    del graph.value_info[:]
-    for value in graph.output:
-        value.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    shapes = {
-        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in [*inferred.input, *inferred.value_info, *inferred.output]
-    }
-    shapes |= {t.name: list(t.dims) for t in graph.initializer}
-    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
-    flops, uncounted = 0, Counter[str]()
-    for node in graph.node:
-        work = _node_flops(node, shapes)
-        if work is None:
-            uncounted[node.op_type] += 1
-        flops += work or 0
-    return FileCost(
-        params=sum(math.prod(t.dims) for t in graph.initializer if t.data_type in floats),
-        flops=flops,
-        file_bytes=file.stat().st_size,
-        uncounted_ops=dict(uncounted),
-    )
-
-
-def _node_flops(node: Any, shapes: Mapping[str, list[int]]) -> int | None:
-    inputs = [shapes.get(name, []) for name in node.input]
-    output = shapes.get(node.output[0], [])
-    if node.op_type == "Conv":
-        return math.prod(output) * math.prod(inputs[1][1:])
-    if node.op_type == "ConvTranspose":
-        return math.prod(inputs[0]) * math.prod(inputs[1][1:])
-    if node.op_type == "Gemm":
-        transposed = any(a.name == "transA" and a.i for a in node.attribute)
-        return math.prod(output) * inputs[0][0 if transposed else -1]
-    if node.op_type == "MatMul":
-        return math.prod(output) * inputs[0][-1]
-    return None

@@ -1,7 +1,10 @@
-"""Run and time ONNX files. The only module that imports onnxruntime."""
+"""Run and time ONNX files, whole and by kernel. The only module that imports onnxruntime."""
 
+import json
 import statistics
+import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from pbcompress.errors import CompressionError, StateMismatchError
 
-__all__ = ["Latency", "Session", "interleaved_latency"]
+__all__ = ["Latency", "Session", "interleaved_latency", "kernel_times"]
 
 Array = np.ndarray[Any, Any]
 MAX_SECONDS = 4.0
@@ -25,15 +28,20 @@ class Session:
     Args:
         path: The file.
         threads: Threads within an operation.
+        profile: Beginning of the name of a file for the times of all kernels; None: they are not
+            taken.
     """
 
-    def __init__(self, path: str | Path, threads: int = 1) -> None:
+    def __init__(self, path: str | Path, threads: int = 1, profile: Path | None = None) -> None:
         if not Path(path).is_file():
             raise StateMismatchError(f"{path} was to be run and is not there.")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
@@ -60,6 +68,11 @@ class Session:
         """Return all outputs."""
         outputs: list[Array] = self._session.run(None, dict(feeds))
         return outputs
+
+    def profile(self) -> str:
+        """End the profile, and return the path of its file."""
+        path: str = self._session.end_profiling()
+        return path
 
 
 @dataclass(frozen=True)
@@ -108,3 +121,33 @@ def interleaved_latency(
         p95 = sorted(slot)[int(0.95 * (len(slot) - 1))]
         results.append(Latency(statistics.median(slot), p95, len(slot), statistics.median(ratios)))
     return results
+
+
+def kernel_times(
+    path: str | Path, tensors: Sequence[Tensor], runs: int = 20, threads: int = 1
+) -> dict[str, float]:
+    """Return the milliseconds that every kernel of a file takes in one run: the least over runs.
+
+    What else the machine does only adds to a kernel's time.
+
+    Args:
+        path: The file.
+        tensors: Its inputs, in the order of the forward's arguments.
+        runs: Timed runs.
+        threads: Threads within an operation.
+
+    Returns:
+        The times by the runtime's name of the node, in the order of execution.
+    """
+    times: dict[str, list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
+        session = Session(path, threads, profile=Path(folder) / "profile")
+        feeds = session.feeds(tensors)
+        for _ in range(runs + 1):  # the first one warms up
+            session.run(feeds)
+        events = json.loads(Path(session.profile()).read_text())
+    for event in events:
+        name = event["name"].removesuffix("_kernel_time")
+        if event.get("cat") == "Node" and name != event["name"]:
+            times[name].append(event["dur"] / 1e3)
+    return {name: statistics.median(slot) * len(slot) / (runs + 1) for name, slot in times.items()}

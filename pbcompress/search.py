@@ -2,13 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from pbcompress.allocation import Bounds, allocate, narrowest
-from pbcompress.config import CompressConfig
+from pbcompress.allocation import Bounds, Cost, allocate, narrowest
+from pbcompress.config import CompressConfig, WidthConfig
 from pbcompress.costs import CostModel, Widths, parameter_costs, work_costs
 from pbcompress.cuts import LayerCut
 from pbcompress.errors import CompressionError
@@ -18,9 +19,27 @@ from pbcompress.grouping import Axis, Grouping, layer_axes
 from pbcompress.slicing import dimension_size
 from pbcompress.surgery import matches
 
-__all__ = ["Removed", "WidthSearch", "cuts_of", "without_kept"]
+__all__ = ["Removed", "Request", "WidthSearch", "cuts_of", "without_kept"]
 
 Removed = Mapping[str, Sequence[int]]  # units, by the name of their group
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a search must keep to.
+
+    Attributes:
+        params: Most parameters, dendrites included.
+        flops: Most multiply-adds, or None.
+        round_to: What widths are rounded to; where the configuration does not say so itself, a
+            target is not missed for it.
+        costs: Further closed forms over the groups, with the most that each may be.
+    """
+
+    params: int
+    flops: int | None = None
+    round_to: int = 1
+    costs: Sequence[tuple[Callable[[Grouping], Cost], int]] = field(default=())
 
 
 class WidthSearch:
@@ -60,23 +79,25 @@ class WidthSearch:
         terms = list(parameter_costs(self.model, self.grouping).values())
         return CostModel(self.grouping.groups, terms, reserve, layers)
 
-    def solve(self, params: int, flops: int | None) -> Widths | None:
+    def solve(self, request: Request) -> Widths | None:
         """Return widths, or None; layers whose dendrites are too dear stop growing."""
         groups = self.grouping.groups
+        further = [(make(self.grouping), limit) for make, limit in request.costs]
+        if request.flops is not None:
+            further.insert(0, (self.flops, request.flops))
+        costs, limits = [cost for cost, _ in further], [limit for _, limit in further]
         while True:
-            bounds = Bounds([self.params], [params])
-            if flops is not None:
-                bounds = Bounds([self.params, self.flops], [params, flops])
-            widths = allocate(groups, bounds, self.scores, self.config.width)
+            bounds = Bounds([self.params, *costs], [request.params, *limits])
+            widths = allocate(groups, bounds, self.scores, *self._rounded(request))
             share = self.config.dendrites.share
             fits = widths is not None and (
-                not self.grow or self.params.reserved(widths) <= float(share) * params
+                not self.grow or self.params.reserved(widths) <= float(share) * request.params
             )
             if widths is not None and fits:
                 return widths
             if not self.grow:
                 return None
-            prices = widths or self.narrowest()
+            prices = widths or self.narrowest(request)
             dearest = max(
                 self.grow,
                 key=lambda name: self.params.reserve[name](*self.params.layer_widths(name, prices)),
@@ -84,9 +105,14 @@ class WidthSearch:
             self.grow = {k: v for k, v in self.grow.items() if k != dearest}
             self.params = self._parameters()
 
-    def narrowest(self) -> Widths:
+    def narrowest(self, request: Request) -> Widths:
         """Return the smallest widths that the configuration allows."""
-        return narrowest(self.grouping.groups, self.config.width)
+        return narrowest(self.grouping.groups, *self._rounded(request))
+
+    def _rounded(self, request: Request) -> tuple[WidthConfig, bool]:
+        """Return the configuration with the request's multiple, and whether that gives way."""
+        width = self.config.width
+        return replace(width, round_to=request.round_to), width.round_to in ("auto", 1)
 
     def removed(self, widths: Widths) -> Removed:
         """Return the units that go: the least important of every group."""

@@ -10,6 +10,7 @@ __all__ = [
     "layer_widths",
     "render_markdown",
     "render_text",
+    "speed_up",
 ]
 
 Facts = Mapping[str, Any]
@@ -36,6 +37,11 @@ def _change(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, s
     return f"{after[split] - before[split]:+.4f}"
 
 
+def speed_up(ratio: float) -> str:
+    """Return what a ratio of times means, and say so where the result is the slower one."""
+    return f"{ratio:.2f}x as fast" + (": slower than before" if round(ratio, 2) < 1 else "")
+
+
 def before_after(facts: Facts) -> Table:
     """Return the table of the original against the result."""
     before, after, metric = facts["before"], facts["after"], facts["metric"]["name"]
@@ -53,7 +59,7 @@ def before_after(facts: Facts) -> Table:
                 "ONNX Runtime, median ms",
                 f"{old['median']:.3f}",
                 f"{new['median']:.3f}",
-                f"{new['ratio']:.2f}x as fast",
+                speed_up(new["ratio"]),
             )
         )
     for label, split in (("val", "val"), ("test", "test")):

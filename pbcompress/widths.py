@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pbcompress.budgets import MeasuredBudget, confirmed, fastest
 from pbcompress.config import Budget, CompressConfig
 from pbcompress.costs import Widths, model_cost
 from pbcompress.cuts import LayerCut, check_cuts, cut_all_
@@ -16,9 +17,10 @@ from pbcompress.dendrite import attach_dendrites_
 from pbcompress.errors import CompressionError, TargetUnreachableError
 from pbcompress.grouping import find_groups
 from pbcompress.importance import sample_for, unit_scores
+from pbcompress.latency import Shipped
 from pbcompress.measure import ModelCost, input_shapes, measure
 from pbcompress.proof import proof_failure
-from pbcompress.search import Removed, WidthSearch, cuts_of, without_kept
+from pbcompress.search import Removed, Request, WidthSearch, cuts_of, without_kept
 from pbcompress.statistics import Sample
 from pbcompress.surgery import (
     Call,
@@ -60,6 +62,7 @@ class WidthPlan:
         reserved_params: Part of the target kept free for dendrites.
         grow: Layers that the reserve is for, with whether each dendrite has its own BatchNorm.
         left_alone: Layers that keep their width, with the reason.
+        shipped: The exported networks as measured, where the target asked for it.
     """
 
     steps: tuple[LayerCut, ...]
@@ -69,6 +72,7 @@ class WidthPlan:
     reserved_params: int
     grow: Mapping[str, bool]
     left_alone: Mapping[str, str]
+    shipped: Shipped | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `shrink` needs as JSON data."""
@@ -84,6 +88,7 @@ class WidthPlan:
             f"(target {self.target_params:,}, {self.reserved_params:,} of it kept for dendrites), "
             f"{before.flops:,} -> {after.flops:,} FLOPs"
         ]
+        lines += [str(self.shipped)] if self.shipped else []
         for name, layer in before.by_layer.items():
             if layer.width is not None:
                 now = after.by_layer[name].width
@@ -98,6 +103,8 @@ class WidthPlan:
 def resolve_target(asked: float | Budget, cost: ModelCost) -> tuple[int, int | None]:
     """Return the bounds on parameters and FLOPs as counts, the second None if there is none.
 
+    Bounds on what ships are resolved where it is measured.
+
     Raises:
         TargetUnreachableError: A bound is neither a whole number nor a share in (0, 1), or it is
             not below the original.
@@ -108,7 +115,7 @@ def resolve_target(asked: float | Budget, cost: ModelCost) -> tuple[int, int | N
     bounds: dict[str, int] = {}
     for name, full in (("params", cost.params), ("flops", cost.flops)):
         value = values[name]
-        if value is None and values != {"params": None, "flops": None}:
+        if value is None and (isinstance(asked, Budget) or name == "flops"):
             continue
         count = _count(value, full)
         if count is None or count >= full:
@@ -152,7 +159,9 @@ def plan_widths(
     Args:
         model: Network to shrink; left as it is.
         example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
-        target_params: At most so many parameters: a count, a share in (0, 1) or a `Budget`.
+        target_params: At most so many parameters: a count, a share in (0, 1) or a `Budget`. A
+            latency or a file size is confirmed on exported networks, which takes some seconds for
+            each of them.
         config: ``width`` says how, and with a number as ``dendrites.share`` room is kept for
             ``dendrites.max_sets`` sets; with "auto" none is.
         data: For an importance that needs train batches; no other split is touched.
@@ -164,9 +173,10 @@ def plan_widths(
 
     Raises:
         TargetUnreachableError: The target is not below the original, or below the smallest
-            reachable network; ``.smallest`` says how many parameters that has.
-        CompressionError: The forward pass fails on ``example_inputs``, or an importance needs data
-            and there are none.
+            reachable network; ``.smallest`` says what that one has.
+        CompressionError: The forward pass fails on ``example_inputs``; an importance needs data
+            and there are none; or a latency or file size is asked of a network that cannot be
+            exported.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
@@ -189,33 +199,29 @@ def plan_widths(
         call = to_device(single_sample(as_call(example_inputs)), device_of(model))
         planner = _Planner(model, network, map_tensors(call, torch.clone), config, sample)
         params, flops = resolve_target(target_params, planner.cost_before)
-        plan = planner.plan(params, flops)
-        return plan if flops is None or not plan.grow else _with_room(planner, plan, flops)
+        round_to = config.width.round_to
+        request = Request(params, flops, 1 if round_to == "auto" else round_to)
+        asked = target_params if isinstance(target_params, Budget) else Budget(params=params)
+        on_file = (asked.latency_ms, asked.file_bytes) != (None, None)
+        if on_file or round_to == "auto":
+            return _measured(planner, request, asked)
+        return planner.propose(request)[0]
 
 
-def _with_room(planner: "_Planner", plan: WidthPlan, flops: int) -> WidthPlan:
-    """Return a plan whose network keeps to ``flops`` with its dendrites grown, as measured."""
-    params, bound = plan.target_params, flops
-    for _ in range(FLOPS_TRIALS):
-        grown = _grown_flops(planner, plan)
-        if grown <= flops:
-            return replace(plan, target_params=params)
-        bound = bound * flops // grown
-        plan = planner.plan(params, bound)
-    raise TargetUnreachableError(
-        f"A target of {flops:,} FLOPs was asked for, dendrites included; the smallest network that "
-        f"was found has {grown:,}. Ask for more FLOPs, or for cheaper dendrites.",
-        smallest=None,
-    )
+def _measured(planner: "_Planner", request: Request, asked: Budget) -> WidthPlan:
+    """Return a plan that was chosen by measuring exported networks."""
+    from pbcompress.shipping import Workshop  # onnx and its runtime, only where they are needed
 
-
-def _grown_flops(planner: "_Planner", plan: WidthPlan) -> int:
-    dendrites = planner.config.dendrites
-    grown = shrink(planner.model, plan)
-    for _ in range(dendrites.max_sets):
-        attach_dendrites_(grown, dendrites, layers=plan.grow)
-    args, kwargs = planner.call
-    return measure(grown, kwargs or args).flops
+    layers = {work.module for work in planner.grouping.works}
+    with Workshop(planner.model, planner.call, layers) as bench:
+        budget = MeasuredBudget.of(asked.latency_ms, asked.file_bytes, bench.original)
+        if budget == MeasuredBudget(None, None):
+            plan, shipped = fastest(planner, bench, request)
+        else:
+            by_time = budget.milliseconds is not None and request.round_to == 1
+            rounds = by_time or planner.config.width.round_to == "auto"
+            plan, shipped = confirmed(planner, bench, request, budget, rounds)
+    return replace(plan, shipped=shipped)
 
 
 class _Planner:
@@ -243,28 +249,59 @@ class _Planner:
         """Return the predicted cost at other widths."""
         return model_cost(self.model, self.grouping, widths, input_shapes(self.call))
 
-    def plan(self, params: int, flops: int | None) -> WidthPlan:
-        """Return a proven plan that keeps to the bounds."""
+    def propose(self, request: Request, smallest: bool = False) -> tuple[WidthPlan, Widths]:
+        """Return a proven plan that keeps to the bounds with its dendrites, or the smallest.
+
+        FLOPs of dendrites are measured: they have no closed form.
+        """
+        plan, widths = self._plan(request, smallest)
+        if request.flops is None or smallest or not plan.grow:
+            return plan, widths
+        bound = request.flops
+        for _ in range(FLOPS_TRIALS):
+            args, kwargs = self.call
+            grown = measure(self.network_of(plan), kwargs or args).flops
+            if grown <= request.flops:
+                return plan, widths
+            bound = bound * request.flops // grown
+            plan, widths = self._plan(replace(request, flops=bound), smallest=False)
+        raise TargetUnreachableError(
+            f"A target of {request.flops:,} FLOPs was asked for, dendrites included; the smallest "
+            f"network that was found has {grown:,}. Ask for more FLOPs, or for cheaper dendrites.",
+            smallest=None,
+        )
+
+    def network_of(self, plan: WidthPlan) -> nn.Module:
+        """Return the network of a plan, with the dendrites that it has room for."""
+        grown = shrink(self.model, plan)
+        for _ in range(self.config.dendrites.max_sets if plan.grow else 0):
+            attach_dendrites_(grown, self.config.dendrites, layers=plan.grow)
+        return grown
+
+    def _plan(self, request: Request, smallest: bool) -> tuple[WidthPlan, Widths]:
         while True:
             search = WidthSearch(self.model, self.grouping, self.config, self.scores)
-            widths = search.solve(params, flops)
-            trial = search.narrowest() if widths is None else widths
+            if smallest:
+                search.grow = {}
+            widths = None if smallest else search.solve(request)
+            trial = search.narrowest(request) if widths is None else widths
             removed = search.removed(trial)
             steps = cuts_of(self.model, self.grouping, removed)
             if self._proof_failure(removed, steps) is None:
                 break
             self._drop_guilty(removed)
-        if widths is None:
-            raise self._unreachable(search, params, flops)
-        return WidthPlan(
+        if widths is None and not smallest:
+            raise self._unreachable(search, request)
+        plan = WidthPlan(
             steps=steps,
             cost_before=self.cost_before,
-            cost_after=self.cost(widths),
-            target_params=params,
-            reserved_params=search.params.reserved(widths),
+            cost_after=self.cost(trial),
+            target_params=request.params,
+            reserved_params=search.params.reserved(trial) if search.grow else 0,
             grow=search.grow,
             left_alone=self.grouping.left_alone,
         )
+        return plan, trial
 
     def _proof_failure(self, removed: Removed, steps: Sequence[LayerCut]) -> str | None:
         self.deadline.check("Planning, in the proof of its cuts,")
@@ -313,10 +350,8 @@ class _Planner:
     def _failure(self, removed: Removed) -> str | None:
         return self._proof_failure(removed, cuts_of(self.model, self.grouping, removed))
 
-    def _unreachable(
-        self, search: "WidthSearch", params: int, flops: int | None
-    ) -> TargetUnreachableError:
-        widths = search.narrowest()
+    def _unreachable(self, search: WidthSearch, request: Request) -> TargetUnreachableError:
+        widths, params, flops = search.narrowest(request), request.params, request.flops
         smallest = search.params.total(widths)
         cost = self.cost(widths)
         asked = (

@@ -143,6 +143,48 @@ def test_97_percent_are_filled_wherever_any_widths_allow_it(name, share, allocat
         assert best < FILL_GOAL * target
 
 
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("multiple", [4, 16])
+@pytest.mark.parametrize("name", CASES)
+def test_rounding_that_gives_way_misses_no_target_that_is_met_without(name, multiple, allocation):
+    model, groups, cost = cost_of(name)
+    scores = [unit_scores(model, g) for g in groups]
+    for share in (0.7, 0.25):
+        bounds = Bounds([cost], [int(share * CASES[name].params)])
+        loads = [
+            bounds.load(bounds.totals(allocate(groups, bounds, scores, config, gives_way)))
+            for config, gives_way in (
+                (WidthConfig(allocation=allocation), False),
+                (WidthConfig(allocation=allocation, round_to=multiple), True),
+            )
+        ]
+        assert min(loads[0], FILL_GOAL) <= loads[1] <= 1
+
+
+def test_rounding_gives_way_in_one_group_where_that_is_enough():
+    groups, cost = chain_cost([64, 64, 64, 64])
+    scores = [torch.ones(64)] * 4
+    bounds = Bounds([cost], [int(0.4 * cost.total([64] * 4))])
+    widths = allocate(groups, bounds, scores, WidthConfig(round_to=16), gives_way=True)
+    assert FILL_GOAL <= bounds.load(bounds.totals(widths)) <= 1
+    assert sum(width % 16 != 0 for width in widths) <= 1
+
+
+def test_the_floor_is_reached_below_the_multiple_if_rounding_gives_way():
+    groups, _ = chain_cost([40, 8])
+    assert narrowest(groups, WidthConfig(round_to=16), gives_way=True) == [1, 1]
+    assert narrowest(groups, WidthConfig(round_to=16)) == [16, 8]
+
+
+def test_widths_are_rounded_to_the_nearest_multiple():
+    groups, cost = chain_cost([40])
+    wanted = 31  # as many channels as the bound allows; 32 is nearer than 24, and too much
+    for extra, expected in ((0, 24), (cost.change(0, 32, [31]), 32)):
+        bounds = Bounds([cost], [cost.total([wanted]) + extra])
+        config = WidthConfig(round_to=8)
+        assert allocate(groups, bounds, [torch.ones(40)], config) == [expected]
+
+
 def chain_cost(widths, taps=9, image=3, classes=10):
     """A chain of convolutions: group i is the output of layer i and the input of layer i + 1."""
     sizes = [image, *widths, classes]

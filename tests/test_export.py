@@ -17,7 +17,7 @@ from pbcompress import (
     fuse,
     measure,
 )
-from pbcompress.export import measure_onnx
+from pbcompress.onnxfile import measure_onnx
 from pbcompress.runtime import Session, interleaved_latency
 
 INPUTS = {

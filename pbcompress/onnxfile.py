@@ -1,0 +1,184 @@
+"""What is in an ONNX file, read from the file alone. The only module that imports onnx."""
+
+import ast
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from pbcompress.errors import StateMismatchError, first_line
+
+__all__ = ["FileCost", "FileFacts", "facts_of", "measure_onnx", "node_owners", "write_probe"]
+
+ProbeKind = Literal["convolution", "depthwise", "product"]
+PROBE_SIDE = 14  # of the image; a product has as many rows as the image has pixels
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """The outside of an ONNX file.
+
+    Attributes:
+        opset: Operator set.
+        input_names: Inputs.
+        output_names: Outputs.
+        operations: Number of nodes by operation.
+    """
+
+    opset: int
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    operations: Mapping[str, int]
+
+
+def facts_of(path: Path) -> FileFacts:
+    """Return the outside of a file that was just written, after a check of the whole of it."""
+    proto = onnx.load(str(path))
+    onnx.checker.check_model(str(path), full_check=True)
+    return FileFacts(
+        opset=max(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),
+        input_names=tuple(value.name for value in proto.graph.input),
+        output_names=tuple(value.name for value in proto.graph.output),
+        operations=dict(Counter(node.op_type for node in proto.graph.node).most_common()),
+    )
+
+
+@dataclass(frozen=True)
+class FileCost:
+    """What an ONNX file costs, read from the file alone.
+
+    Attributes:
+        params: Elements of its floating-point weights (BatchNorm is folded in most files).
+        flops: Multiply-adds of its convolutions and matrix products at batch size 1.
+        file_bytes: Size on disk.
+        uncounted_ops: Other operations, with their number.
+    """
+
+    params: int
+    flops: int
+    file_bytes: int
+    uncounted_ops: Mapping[str, int]
+
+
+def measure_onnx(path: str | Path) -> FileCost:
+    """Count weights and multiply-adds of an ONNX file at batch size 1.
+
+    Raises:
+        StateMismatchError: The file is missing or no ONNX file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise StateMismatchError(f"{file} was to be measured and is not there.")
+    try:
+        proto = onnx.load(str(file))
+        onnx.checker.check_model(proto)
+    except Exception as err:
+        raise StateMismatchError(f"{file} is no whole ONNX file: {first_line(err)}.") from err
+    graph = proto.graph
+    for value in graph.input:
+        for axis in value.type.tensor_type.shape.dim:
+            if not axis.HasField("dim_value"):
+                axis.dim_value = 1
+    del graph.value_info[:]
+    for value in graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in [*inferred.input, *inferred.value_info, *inferred.output]
+    }
+    shapes |= {t.name: list(t.dims) for t in graph.initializer}
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+    flops, uncounted = 0, Counter[str]()
+    for node in graph.node:
+        work = _node_flops(node, shapes)
+        if work is None:
+            uncounted[node.op_type] += 1
+        flops += work or 0
+    return FileCost(
+        params=sum(math.prod(t.dims) for t in graph.initializer if t.data_type in floats),
+        flops=flops,
+        file_bytes=file.stat().st_size,
+        uncounted_ops=dict(uncounted),
+    )
+
+
+def _node_flops(node: Any, shapes: Mapping[str, list[int]]) -> int | None:
+    inputs = [shapes.get(name, []) for name in node.input]
+    output = shapes.get(node.output[0], [])
+    if node.op_type == "Conv":
+        return math.prod(output) * math.prod(inputs[1][1:])
+    if node.op_type == "ConvTranspose":
+        return math.prod(inputs[0]) * math.prod(inputs[1][1:])
+    if node.op_type == "Gemm":
+        transposed = any(a.name == "transA" and a.i for a in node.attribute)
+        return math.prod(output) * inputs[0][0 if transposed else -1]
+    if node.op_type == "MatMul":
+        return math.prod(output) * inputs[0][-1]
+    return None
+
+
+def node_owners(path: Path, modules: Collection[str]) -> dict[str, str]:
+    """Return which of some modules each node of an exported file belongs to.
+
+    The exporter notes the module that an operation came from. A node of another module (a ReLU
+    between two convolutions) belongs to whom the node before it belongs to.
+
+    Args:
+        path: A file of `write_onnx`.
+        modules: Dotted names.
+
+    Returns:
+        The module by the name of the node and of its outputs: a runtime names fused nodes by
+        either. Nodes that follow none of the modules are left out.
+    """
+    owners: dict[str, str] = {}
+    for node in onnx.load(str(path)).graph.node:
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))[:-1]
+        own = [scope for scope in reversed(scopes) if scope and scope in modules]
+        if "" in modules and scopes == [""]:
+            own.append("")
+        before = [owners[name] for name in node.input if name in owners]
+        for owner in (own or before)[:1]:
+            owners.update(dict.fromkeys([node.name, *node.output], owner))
+    return owners
+
+
+def write_probe(path: Path, kind: ProbeKind, width: int) -> tuple[tuple[int, ...], int]:
+    """Write a small network of one kind of layer at a width.
+
+    Returns:
+        The shape of its input "x", and its multiply-adds.
+    """
+    generator = np.random.default_rng(0)
+    pixels = PROBE_SIDE**2
+    shape = (1, width, PROBE_SIDE, PROBE_SIDE) if kind != "product" else (1, pixels, width)
+    kernels = {"convolution": (3, 1, 3), "depthwise": (1, 3, 1, 3), "product": (0, 0, 0)}[kind]
+    nodes, weights, value, work = [], [], "x", 0
+    for index, kernel in enumerate(kernels):
+        by_channel = kind == "depthwise" and kernel == 3
+        size = (width, 1 if by_channel else width, *[kernel] * 2)[: 4 if kernel else 2]
+        array = generator.standard_normal(size).astype(np.float32) / width
+        weights.append(numpy_helper.from_array(array, f"w{index}"))
+        inputs, outputs = [value, f"w{index}"], [f"y{index}"]
+        if kernel:
+            padding = [kernel // 2] * 4
+            groups = width if by_channel else 1
+            node = helper.make_node("Conv", inputs, outputs, pads=padding, group=groups)
+        else:
+            node = helper.make_node("MatMul", inputs, outputs)
+        value = f"z{index}"
+        nodes += [node, helper.make_node("Relu", outputs, [value])]
+        work += math.prod(size) * pixels
+    ends = [helper.make_tensor_value_info(v, onnx.TensorProto.FLOAT, shape) for v in ("x", value)]
+    graph = helper.make_graph(nodes, "probe", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, str(path))
+    return shape, work
