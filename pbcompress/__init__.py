@@ -31,9 +31,10 @@ from pbcompress.measure import ModelCost as ModelCost
 from pbcompress.measure import measure as measure
 from pbcompress.phases import PhaseKind as PhaseKind
 from pbcompress.recovery import recover_ as recover_
+from pbcompress.statistics import reestimate_batchnorm_ as reestimate_batchnorm_
+from pbcompress.task import Data as Data
+from pbcompress.task import Task as Task
 from pbcompress.training import Callback as Callback
-from pbcompress.training import Data as Data
-from pbcompress.training import Task as Task
 from pbcompress.training import evaluate as evaluate
 from pbcompress.widths import LayerCut as LayerCut
 from pbcompress.widths import WidthPlan as WidthPlan

@@ -16,6 +16,7 @@ CONFIG_VERSION = 1
 Rule = Literal["correlation", "gradient", "hybrid"]
 Form = Literal["full", "grouped", "lowrank", "shared"]
 Activation = Literal["relu", "tanh", "sigmoid", "gelu", "silu"]
+Importance = Literal["magnitude", "bn_scale", "taylor", "variance", "fisher"]
 
 
 def _require(condition: bool, config: object, name: str, wanted: str) -> None:
@@ -126,7 +127,14 @@ class WidthConfig(_Choices):
 
     Args:
         allocation: "uniform" narrows every channel group alike; "global" ranks the channels of
-            all groups in one list, each group's importance scaled to mean 1.
+            all groups in one list, each group's importance scaled to mean 1; "isomorphic" does so
+            among the groups of the same structure.
+        importance: What tells which channels go. "magnitude" is the squared weights; "bn_scale" the
+            absolute scale of the norm layers, magnitude where a group has none. The others need
+            data: "taylor" is the squared first-order change of a batch's loss, "fisher" the squared
+            weights times their diagonal Fisher information, "variance" the variance of what the
+            next layers read, magnitude where that could not be observed.
+        importance_batches: Train batches that a criterion with data looks at, at most.
         round_to: Widths are multiples of this wherever a group's original width allows. "auto":
             the multiple that ONNX Runtime is fast with on this machine is measured (1 to 32), the
             exported network is timed against one without rounding, and single groups leave the
@@ -141,6 +149,8 @@ class WidthConfig(_Choices):
     """
 
     allocation: Literal["uniform", "global", "isomorphic"] = "uniform"
+    importance: Importance = "magnitude"
+    importance_batches: int = 16
     round_to: int | Literal["auto"] = 1
     min_width: int = 1
     max_ratio: float = 0.99
@@ -154,6 +164,7 @@ class WidthConfig(_Choices):
         _require(is_multiple, self, "round_to", "at least 1, or 'auto'")
         is_bound = self.max_seconds is None or self.max_seconds > 0
         _require(is_bound, self, "max_seconds", "positive, or None")
+        _require(self.importance_batches >= 1, self, "importance_batches", "at least 1")
         _require(self.min_width >= 1, self, "min_width", "at least 1")
         _require(0 < self.max_ratio < 1, self, "max_ratio", "between 0 and 1")
 

@@ -13,7 +13,7 @@ from pbcompress.progress import ProgressBar
 from pbcompress.recovery import recover_
 from pbcompress.result import CompressionResult
 from pbcompress.surgery import seeded
-from pbcompress.training import Data
+from pbcompress.task import Data
 
 __all__ = ["digits", "make_network", "run_demo"]
 

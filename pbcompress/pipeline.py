@@ -19,13 +19,16 @@ from pbcompress.dendrite import dendrite_layers
 from pbcompress.deploy import deploy
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.history import History
+from pbcompress.importance import sample_for
 from pbcompress.measure import measure
 from pbcompress.progress import ProgressBar
 from pbcompress.recovery import Checkpoint, recover_
 from pbcompress.result import Arm, CompressionResult, Score
+from pbcompress.statistics import reestimate_batchnorm_
 from pbcompress.surgery import as_call, copy_model, to_device
+from pbcompress.task import Data, Task, check_data, inputs_of
 from pbcompress.tensorfile import write_bytes
-from pbcompress.training import Callback, Data, Task, check_data, evaluate, inputs_of
+from pbcompress.training import Callback, evaluate
 from pbcompress.widths import WidthPlan, plan_widths, resolve_target, shrink
 
 __all__ = ["compress"]
@@ -119,7 +122,8 @@ class _Job:
                 "your model, or pass data=pb.Data(train=..., val=...)."
             )
         self.config, self.task, self.seed = config or CompressConfig(), task or Task(), seed
-        self.target, self.callbacks = target_params, tuple(callbacks)
+        self.data, self.target, self.callbacks = data, target_params, tuple(callbacks)
+        sample_for(self.config.width, data, self.task, seed)  # raises where data are missing
         self.device = _choose_device(device)
         self.original = copy_model(model).to(self.device).eval()
         if data is not None:
@@ -160,7 +164,15 @@ class _Job:
         return digest.hexdigest()
 
     def _plan(self, config: CompressConfig) -> WidthPlan:
-        return plan_widths(self.original, self._inputs(), self.target, config=config)
+        return plan_widths(
+            self.original,
+            self._inputs(),
+            self.target,
+            config=config,
+            data=self.data,
+            task=self.task,
+            seed=self.seed,
+        )
 
     # --- the two ways ---------------------------------------------------------------------------
 
@@ -202,6 +214,7 @@ class _Job:
         histories: list[History],
     ) -> Arm:
         network = shrink(self.original, plan)
+        reestimate_batchnorm_(network, data, self.task, seed=self.seed)
         checkpoint = None
         if self.run_dir is not None:
             path = self.run_dir / "checkpoints" / f"{stage}.safetensors"

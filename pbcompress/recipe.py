@@ -17,8 +17,8 @@ from pbcompress.progress import ProgressBar
 from pbcompress.recovery import Checkpoint, recover_
 from pbcompress.result import CompressionResult
 from pbcompress.surgery import seeded
+from pbcompress.task import Data
 from pbcompress.tensorfile import read_tensors
-from pbcompress.training import Data
 
 __all__ = ["Recipe", "resolve", "run_recipe"]
 

@@ -15,17 +15,9 @@ from pbcompress.errors import StateMismatchError
 from pbcompress.history import History
 from pbcompress.phases import PhaseKind
 from pbcompress.surgery import device_of
+from pbcompress.task import Data, Task, check_data
 from pbcompress.tensorfile import read_tensors, write_tensors
-from pbcompress.training import (
-    Callback,
-    Data,
-    Task,
-    check_data,
-    evaluate,
-    lr_factor,
-    make_optimizer,
-    train_epoch,
-)
+from pbcompress.training import Callback, evaluate, lr_factor, make_optimizer, train_epoch
 
 __all__ = ["Checkpoint", "recover_"]
 

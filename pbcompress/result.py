@@ -19,8 +19,8 @@ from pbcompress.history import History
 from pbcompress.measure import ModelCost
 from pbcompress.report import REPORT_FILES, write_report
 from pbcompress.tables import before_after, layer_widths, render_text
+from pbcompress.task import Task
 from pbcompress.tensorfile import write_bytes
-from pbcompress.training import Task
 from pbcompress.widths import WidthPlan
 
 __all__ = ["Arm", "CompressionResult", "Score"]

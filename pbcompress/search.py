@@ -16,7 +16,6 @@ from pbcompress.errors import CompressionError
 from pbcompress.forms import growable_layers, set_params
 from pbcompress.geometry import LayerGeometry
 from pbcompress.grouping import Axis, Grouping, layer_axes
-from pbcompress.importance import unit_scores
 from pbcompress.slicing import dimension_size
 from pbcompress.surgery import matches
 
@@ -52,9 +51,15 @@ class WidthSearch:
         grow: Layers that room is kept for, with whether each dendrite has its own BatchNorm.
     """
 
-    def __init__(self, model: nn.Module, grouping: Grouping, config: CompressConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        grouping: Grouping,
+        config: CompressConfig,
+        scores: Mapping[str, Tensor],
+    ) -> None:
         self.model, self.grouping, self.config = model, grouping, config
-        self.scores = [unit_scores(model, group) for group in grouping.groups]
+        self.scores = [scores[group.name] for group in grouping.groups]
         dendrites = config.dendrites
         reserve = dendrites.max_sets > 0 and dendrites.share not in ("auto", 0)
         self.grow = growable_layers(model, dendrites) if reserve else {}

@@ -16,10 +16,12 @@ from pbcompress.deadline import Deadline
 from pbcompress.dendrite import attach_dendrites_
 from pbcompress.errors import CompressionError, TargetUnreachableError
 from pbcompress.grouping import find_groups
+from pbcompress.importance import sample_for, unit_scores
 from pbcompress.latency import Shipped
 from pbcompress.measure import ModelCost, input_shapes, measure
 from pbcompress.proof import proof_failure
 from pbcompress.search import Removed, Request, WidthSearch, cuts_of, without_kept
+from pbcompress.statistics import Sample
 from pbcompress.surgery import (
     Call,
     as_call,
@@ -29,8 +31,16 @@ from pbcompress.surgery import (
     single_sample,
     to_device,
 )
+from pbcompress.task import Data, Task
 
-__all__ = ["LayerCut", "WidthPlan", "plan_widths", "resolve_target", "shrink", "shrink_"]
+__all__ = [
+    "LayerCut",
+    "WidthPlan",
+    "plan_widths",
+    "resolve_target",
+    "shrink",
+    "shrink_",
+]
 
 FLOPS_TRIALS = 6
 _TOO_SLOW = (
@@ -135,6 +145,9 @@ def plan_widths(
     target_params: float | Budget,
     *,
     config: CompressConfig | None = None,
+    data: Data | None = None,
+    task: Task | None = None,
+    seed: int = 0,
 ) -> WidthPlan:
     """Find the widest narrower network that fits a target, and prove it on a copy.
 
@@ -151,6 +164,9 @@ def plan_widths(
             each of them.
         config: ``width`` says how, and with a number as ``dendrites.share`` room is kept for
             ``dendrites.max_sets`` sets; with "auto" none is.
+        data: For an importance that needs train batches; no other split is touched.
+        task: How the model runs on a batch, and its loss; default: classification.
+        seed: Names the order of those batches.
 
     Returns:
         The plan.
@@ -158,8 +174,9 @@ def plan_widths(
     Raises:
         TargetUnreachableError: The target is not below the original, or below the smallest
             reachable network; ``.smallest`` says what that one has.
-        CompressionError: The forward pass fails on ``example_inputs``, or a latency or file size
-            is asked of a network that cannot be exported.
+        CompressionError: The forward pass fails on ``example_inputs``, an importance needs data
+            and there are none, or a latency or file size is asked of a network that cannot be
+            exported.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
@@ -176,10 +193,11 @@ def plan_widths(
             "plan_widths was called with a model whose lazy layers have no shape yet. Run one "
             "forward pass on it first."
         )
+    sample = sample_for(config.width, data, task, seed)
     with torch.inference_mode(False):  # tensors made in it cannot be followed
         network = copy_model(model).eval()
         call = to_device(single_sample(as_call(example_inputs)), device_of(model))
-        planner = _Planner(model, network, map_tensors(call, torch.clone), config)
+        planner = _Planner(model, network, map_tensors(call, torch.clone), config, sample)
         params, flops = resolve_target(target_params, planner.cost_before)
         round_to = config.width.round_to
         request = Request(params, flops, 1 if round_to == "auto" else round_to)
@@ -210,7 +228,12 @@ class _Planner:
     """Plans for one model; remembers the groups that a proof has excluded."""
 
     def __init__(
-        self, model: nn.Module, network: nn.Module, call: Call, config: CompressConfig
+        self,
+        model: nn.Module,
+        network: nn.Module,
+        call: Call,
+        config: CompressConfig,
+        sample: Sample | None,
     ) -> None:
         self.model, self.call, self.config = model, call, config
         self.network: nn.Module | None = network  # a copy, which a proof uses up
@@ -219,6 +242,7 @@ class _Planner:
             network, call, attention=config.width.attention, deadline=self.deadline
         )
         self.grouping = without_kept(model, grouping, config.width.keep)
+        self.scores = unit_scores(model, self.grouping.groups, config.width.importance, sample)
         self.cost_before = self.cost([g.width for g in self.grouping.groups])
 
     def cost(self, widths: Widths) -> ModelCost:
@@ -256,7 +280,7 @@ class _Planner:
 
     def _plan(self, request: Request, smallest: bool) -> tuple[WidthPlan, Widths]:
         while True:
-            search = WidthSearch(self.model, self.grouping, self.config)
+            search = WidthSearch(self.model, self.grouping, self.config, self.scores)
             if smallest:
                 search.grow = {}
             widths = None if smallest else search.solve(request)

@@ -18,6 +18,8 @@ OTHERS = [
     Budget(params=0.25, flops=10_000),
     WidthConfig(
         allocation="global",
+        importance="fisher",
+        importance_batches=3,
         round_to=8,
         min_width=4,
         max_ratio=0.5,
@@ -123,6 +125,8 @@ def test_fields_are_given_by_name_only(kind):
 
 BAD = [
     (WidthConfig, "allocation", ["local", None, 1, ["uniform"]]),
+    (WidthConfig, "importance", ["l1", None, 2]),
+    (WidthConfig, "importance_batches", [0, 1.5, None]),
     (WidthConfig, "round_to", [0, -1, 1.5, True, "4", None]),
     (WidthConfig, "min_width", [0, 2.0, False]),
     (WidthConfig, "max_ratio", [0, 1, -0.1, 1.5, float("nan"), True, "0.5"]),

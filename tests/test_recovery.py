@@ -18,8 +18,9 @@ from pbcompress.dendrite import attach_dendrites_, dendrite_layers
 from pbcompress.errors import CompressionError, DivergedError, StateMismatchError
 from pbcompress.history import History
 from pbcompress.recovery import Checkpoint, recover_
+from pbcompress.task import Data, Task
 from pbcompress.tensorfile import read_tensors, write_bytes, write_tensors
-from pbcompress.training import Callback, Data, Task, evaluate
+from pbcompress.training import Callback, evaluate
 
 GENERATOR = torch.Generator().manual_seed(3)
 X = torch.randn(40, 2, 4, 4, generator=GENERATOR)

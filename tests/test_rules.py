@@ -27,8 +27,8 @@ ROWS = [
     ["cycles", "fuse", "runtime", "training", "onnxfile"],
     ["calibration", "search", "proof", "dendrite"],
     ["allocation", "latency", "forms", "correlation", "importance", "cuts"],
-    ["costs"],
-    ["grouping", "measure", "phases", "history", "tensorfile", "tables"],
+    ["costs", "statistics"],
+    ["grouping", "measure", "phases", "history", "task", "tensorfile", "tables"],
     ["tracing", "slicing"],
     ["movement"],
     ["operators"],
@@ -110,7 +110,7 @@ CONTRACT = {
     "DivergedError", "ExportMismatchError", "ExportReport", "ModelCost", "StateMismatchError",
     "TargetUnreachableError", "Task", "UnsupportedLayerError", "WidthPlan", "attach_dendrites_",
     "compare", "compress", "cycles", "export_onnx", "fuse", "load", "measure", "plan_widths",
-    "recover_", "shrink", "shrink_",
+    "recover_", "reestimate_batchnorm_", "shrink", "shrink_",
 }  # fmt: skip
 
 

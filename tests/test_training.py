@@ -15,17 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pbcompress.config import RecoveryConfig
 from pbcompress.errors import CompressionError, DivergedError
-from pbcompress.training import (
-    Data,
-    Task,
-    accuracy,
-    check_data,
-    evaluate,
-    inputs_of,
-    lr_factor,
-    make_optimizer,
-    train_epoch,
-)
+from pbcompress.task import Data, Task, accuracy, check_data, inputs_of
+from pbcompress.training import evaluate, lr_factor, make_optimizer, train_epoch
 
 CPU = torch.device("cpu")
 MSE = nn.functional.mse_loss

@@ -1,0 +1,242 @@
+"""Data and task: what is learned, how it is scored, and a check of both before anything starts."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from pbcompress.errors import CompressionError
+from pbcompress.surgery import Call, copy_model, map_tensors, seeded
+
+__all__ = [
+    "Batches",
+    "Data",
+    "Task",
+    "accuracy",
+    "check_data",
+    "check_finite",
+    "check_loss",
+    "check_split",
+    "inputs_of",
+    "moved",
+    "seeded_generators",
+    "to_number",
+]
+
+Batches = Iterable[Any]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The batches of a task; each split can be gone through again and again.
+
+    Args:
+        train: Trains the weights.
+        val: Decides: best epoch, whether a dendrite set stays, which network is the result.
+        test: Scored once, at the end; never decides anything.
+    """
+
+    train: Batches
+    val: Batches
+    test: Batches | None = None
+
+
+def accuracy(output: Tensor, target: Tensor) -> float:
+    """Return the share of samples whose highest output is the target class.
+
+    Args:
+        output: Shape (N, classes, ...).
+        target: Shape (N, ...), integers.
+
+    Example:
+        >>> accuracy(torch.eye(3), torch.tensor([0, 1, 1]))
+        0.6666666865348816
+    """
+    return (output.argmax(1) == target).float().mean().item()
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned, and how it is scored; the default is classification.
+
+    Args:
+        loss: ``loss(output, target)`` gives the scalar to minimise.
+        metric: ``metric(output, target)`` gives one number for a whole split; it gets the outputs
+            and targets of all its batches joined along the first axis.
+        higher_is_better: Direction of the metric; zero and negative values are fine.
+        forward: ``forward(model, batch)`` gives ``(output, target)``; None is a batch of
+            ``(inputs, target)``, with inputs a tensor, a tuple or a dict.
+        name: Of the metric, for tables.
+
+    Example:
+        >>> mse = torch.nn.functional.mse_loss
+        >>> Task(loss=mse, metric=mse, higher_is_better=False, name="mse").score(0.5)
+        -0.5
+    """
+
+    loss: Callable[[Any, Any], Tensor] = functional.cross_entropy
+    metric: Callable[[Any, Any], Any] = accuracy
+    higher_is_better: bool = True
+    forward: Callable[[nn.Module, Any], tuple[Any, Any]] | None = None
+    name: str = ""
+
+    @property
+    def metric_name(self) -> str:
+        """Name of the metric: ``name``, or that of the function."""
+        return self.name or getattr(self.metric, "__name__", "metric")
+
+    def score(self, metric: float) -> float:
+        """Return the metric so that higher is better."""
+        return metric if self.higher_is_better else -metric
+
+    def run(self, model: nn.Module, batch: Any) -> tuple[Any, Any]:
+        """Return ``(output, target)`` of one batch."""
+        if self.forward is not None:
+            return self.forward(model, batch)
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise CompressionError(
+                "A batch of (inputs, target) was expected; the loader yielded "
+                f"{_describe(batch)}. Pass Task(forward=...) that takes (model, batch) and returns "
+                "(output, target)."
+            )
+        inputs, target = batch
+        if isinstance(inputs, dict):
+            return model(**inputs), target
+        if isinstance(inputs, tuple | list):
+            return model(*inputs), target
+        return model(inputs), target
+
+
+def _describe(batch: Any) -> str:
+    kind = type(batch).__name__
+    if isinstance(batch, dict):
+        return f"a dict with {', '.join(map(str, batch))}"
+    return f"a {kind} of {len(batch)}" if isinstance(batch, tuple | list) else f"a {kind}"
+
+
+def check_data(data: Data, task: Task, model: nn.Module, device: torch.device) -> None:
+    """Try one batch of every split on a copy of ``model``, so that errors come before training.
+
+    Raises:
+        CompressionError: A split is empty, yields something unexpected or NaN, can be gone through
+            only once, or the loss is not a differentiable finite scalar.
+    """
+    network = copy_model(model).to(device).eval()
+    for name, split in (("train", data.train), ("val", data.val), ("test", data.test)):
+        if split is None and name == "test":
+            continue
+        batch = moved(_first_batch(split, name), device)
+        check_finite(batch, f"the first batch of Data.{name}")
+        with seeded("check"), torch.set_grad_enabled(name == "train"):
+            output, target = task.run(network, batch)
+            if name == "train":
+                check_loss(task.loss(output, target))
+            else:
+                to_number(task.metric(output, target), "Task.metric")
+
+
+def check_split(split: Any, name: str) -> None:
+    """Raise unless a split can be gone through again and again."""
+    if split is None or not isinstance(split, Iterable):
+        raise CompressionError(
+            f"Data.{name} must be batches that can be gone through again, such as a DataLoader "
+            f"or a list; found {type(split).__name__}."
+        )
+    if isinstance(split, Iterator):
+        raise CompressionError(
+            f"Data.{name} is an iterator that ends after one pass. Give what makes it: a "
+            "DataLoader, a list, or an object whose __iter__ starts anew."
+        )
+
+
+def _first_batch(split: Any, name: str) -> Any:
+    check_split(split, name)
+    with seeded("first batch"), seeded_generators(split, 0):
+        for batch in split:
+            return batch
+    raise CompressionError(f"Data.{name} yielded no batch. Give at least one.")
+
+
+def inputs_of(data: Data, task: Task, model: nn.Module, device: torch.device) -> Call:
+    """Return the ``(args, kwargs)`` with which the first train batch calls the model."""
+    network, calls = copy_model(model).to(device).eval(), []
+
+    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((args, kwargs))
+
+    network.register_forward_pre_hook(record, with_kwargs=True)
+    batch = moved(_first_batch(data.train, "train"), device)
+    with torch.no_grad(), seeded("check"):
+        task.run(network, batch)
+    if not calls:
+        raise CompressionError(
+            "Task.forward did not call the model, so its inputs are not known. Pass example_inputs."
+        )
+    return map_tensors(calls[0], lambda t: t.detach().clone())
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """Return a batch with every tensor on ``device``."""
+    return tree_map_only(Tensor, lambda t: t.to(device), batch)
+
+
+def check_finite(batch: Any, where: str) -> None:
+    """Raise if a tensor at any depth has a NaN or infinity."""
+    for tensor in tree_leaves(batch):
+        if (
+            isinstance(tensor, Tensor)
+            and tensor.is_floating_point()
+            and not tensor.isfinite().all()
+        ):
+            raise CompressionError(f"There is a NaN or infinity in {where}. Clean the data first.")
+
+
+def check_loss(loss: Any) -> None:
+    """Raise unless a loss is a finite scalar that can be differentiated."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise CompressionError(
+            f"Task.loss must return a scalar tensor; it returned {found}. Reduce it, e.g. with "
+            ".mean()."
+        )
+    if not loss.requires_grad:
+        raise CompressionError(
+            "Task.loss returned a value without gradient. Use torch operations only, and a model "
+            "with at least one parameter that requires grad."
+        )
+    if not loss.isfinite():
+        raise CompressionError(
+            f"Task.loss must return a finite number; it returned {loss.item()} on the first batch "
+            "of Data.train. Check the targets and the model's weights."
+        )
+
+
+def to_number(value: Any, name: str) -> float:
+    """Return what a user's function gave as a number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as err:
+        raise CompressionError(f"{name} must return one number; it returned {value!r}.") from err
+
+
+@contextmanager
+def seeded_generators(split: Any, seed: int) -> Iterator[None]:
+    """Seed the generators that a loader carries, and give their states back at the end."""
+    owners = [split, getattr(split, "sampler", None), getattr(split, "batch_sampler", None)]
+    owners.append(getattr(owners[2], "sampler", None))
+    found = {
+        id(g): g for o in owners if isinstance(g := getattr(o, "generator", None), torch.Generator)
+    }
+    states = {key: generator.get_state() for key, generator in found.items()}
+    for generator in found.values():
+        generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        for key, generator in found.items():
+            generator.set_state(states[key])
