@@ -174,8 +174,8 @@ def plan_widths(
     Raises:
         TargetUnreachableError: The target is not below the original, or below the smallest
             reachable network; ``.smallest`` says what that one has.
-        CompressionError: The forward pass fails on ``example_inputs``; an importance needs data
-            and there are none; or a latency or file size is asked of a network that cannot be
+        CompressionError: The forward pass fails on ``example_inputs``, an importance needs data
+            and there are none, or a latency or file size is asked of a network that cannot be
             exported.
 
     Example:
