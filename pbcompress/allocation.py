@@ -26,6 +26,7 @@ __all__ = ["Bounds", "Cost", "allocate", "narrowest"]
 FILL_GOAL = 0.98
 BISECTIONS = 40
 EXHAUSTIVE = 4096
+COARSEST = 8
 
 
 class Cost(Protocol):
@@ -123,6 +124,8 @@ def allocate(
         finer = replace(config, round_to=multiple // 2)
         return allocate(groups, bounds, scores, finer, gives_way)
     _exchange(bounds, widths, choices)
+    if bounds.load(bounds.totals(widths)) < FILL_GOAL:
+        widths = _stepped(groups, bounds, scores, choices, config, widths)
     is_small = math.prod(len(c) for c in choices) <= EXHAUSTIVE
     if bounds.load(bounds.totals(widths)) < FILL_GOAL and is_small:
         widths = _nearest_of_all(bounds, widths, choices)
@@ -158,6 +161,31 @@ def _filled(
 
     _fill(bounds, widths, choices, priority)
     return widths
+
+
+def _stepped(
+    groups: Sequence[ChannelGroup],
+    bounds: Bounds,
+    scores: Sequence[Tensor],
+    choices: Sequence[Widths],
+    config: WidthConfig,
+    widths: Widths,
+) -> Widths:
+    """Move one of the coarsest groups a step, fit all others to that; return the fullest network.
+
+    Where a unit is an attention head with its part of every layer, no exchange of two groups makes
+    up for it.
+    """
+    best = (bounds.load(bounds.totals(widths)), widths)
+    for index in sorted(range(len(groups)), key=lambda i: len(choices[i]))[:COARSEST]:
+        place = choices[index].index(widths[index])
+        for step in (place + 1, place - 1):
+            if 0 <= step < len(choices[index]) and best[0] < FILL_GOAL:
+                held = [*choices[:index], [choices[index][step]], *choices[index + 1 :]]
+                trial = _filled(groups, bounds, scores, held, config)
+                if trial is not None:
+                    best = max(best, (bounds.load(bounds.totals(trial)), trial))
+    return best[1]
 
 
 def _levels(

@@ -236,24 +236,25 @@ def attention_layer(
     _dropout: float,
     out_weight: Tensor,
     *_: Any,
-    **__: Any,
+    **others: Any,
 ) -> None:
-    """`torch.nn.MultiheadAttention`, of which a head goes with as many channels of its inputs.
+    """`torch.nn.MultiheadAttention`, of which a head goes with as many channels of its query.
 
-    It splits the width of its inputs evenly into heads, so both stay in proportion.
+    It splits the width of its query evenly into heads, so both stay in proportion.
     """
-    tensors = [x for x in (query, key, value, in_weight, in_bias, out_weight) if x is not None]
-    if in_weight is None or not query.shape[-1] == key.shape[-1] == value.shape[-1] == width:
-        for tensor in (*tensors, *t.module.parameters(recurse=False)):
-            t.pin(tensor, f"nn.MultiheadAttention {t.where!r} reads inputs of several widths")
-        return
     labels = t.coupling.fresh(heads)
-    rows = labels.repeat_interleave(width // heads)
-    for tensor in (query, key, value):
-        t.couple(t.labels(tensor)[-1], rows)
+    rows: Labels = labels.repeat_interleave(width // heads)
+    keys, values = t.labels(key)[-1], t.labels(value)[-1]
+    t.couple(t.labels(query)[-1], rows)
+    if in_weight is not None:
+        keys, values = t.couple(keys, rows), t.couple(values, rows)
+    tripled = labels.repeat_interleave(width // heads).repeat(3)
     known: Sequence[tuple[Tensor | None, Mapping[int, Labels]]] = [
-        (in_weight, {0: rows.repeat(3), 1: rows}),
-        (in_bias, {0: rows.repeat(3)}),
+        (in_weight, {0: tripled, 1: rows}),
+        (others.get("q_proj_weight"), {0: rows, 1: rows}),
+        (others.get("k_proj_weight"), {0: rows, 1: keys}),
+        (others.get("v_proj_weight"), {0: rows, 1: values}),
+        (in_bias, {0: tripled}),
         (out_weight, {1: rows}),
         (bias_k, {2: rows}),
         (bias_v, {2: rows}),
@@ -263,9 +264,9 @@ def attention_layer(
             found = t.labels(own, axes)
             for axis, wanted in axes.items():
                 t.couple(found[axis], wanted)
-    for name in ("embed_dim", "kdim", "vdim"):
-        t.result.bindings.setdefault(Attribute(t.where, name), rows)
-    t.result.bindings.setdefault(Attribute(t.where, "num_heads"), labels)
+    for name, own in (("embed_dim", rows), ("kdim", keys), ("vdim", values), ("num_heads", labels)):
+        if own is not None:
+            t.result.bindings.setdefault(Attribute(t.where, name), own)
 
 
 @rule("embedding")

@@ -241,7 +241,7 @@ class Translator(nn.Module):
 
 
 class TorchTransformer(nn.Module):
-    """The layers of torch: a head goes with as many channels of the stream."""
+    """The layers of torch, norms after and before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -252,6 +252,38 @@ class TorchTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         return self.head(self.decoder(x, self.mid(self.encoder(x))).mean(1))
+
+
+class OtherKeys(nn.Module):
+    """Attention of torch on keys and values of other widths than its queries, with biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(10, 16), nn.Linear(10, 12), nn.Linear(10, 20)
+        self.attention = nn.MultiheadAttention(
+            16, 4, kdim=12, vdim=20, add_bias_kv=True, batch_first=True
+        )
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = self.query(x)
+        y, weights = self.attention(query, self.key(x), self.value(x))
+        return self.head(query + y).mean(1) + weights.mean()
+
+
+class WholeTransformer(nn.Module):
+    """`nn.Transformer`, which holds the width of its inputs against an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 16)
+        self.transformer = nn.Transformer(16, 4, 1, 1, 40, batch_first=True)
+        self.head = nn.Linear(16, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.table(x)
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        return self.head(self.transformer(y, y.flip(1), tgt_mask=mask.to(y.dtype)))
 
 
 class Pooling(nn.Module):
@@ -752,8 +784,10 @@ NETS = {
     "window attention": Hard(Windows, images, ("stem", "qkv")),
     "cross attention": Hard(Translator, pair(tokens, words), ("source", "q", "kv", "target")),
     "torch's transformer layers": Hard(
-        TorchTransformer, tokens, ("stem", "encoder.self_attn", "mid")
+        TorchTransformer, tokens, ("encoder.linear1", "decoder.linear1")
     ),
+    "keys of other widths": Hard(OtherKeys, tokens, ("query", "key", "value")),
+    "nn.Transformer": Hard(WholeTransformer, words, ("table", "transformer.encoder.norm")),
     "attention pooling": Hard(Pooling, images, ("patch", "key", "value")),
     "glu, swiglu, geglu": Hard(Glu, vectors, ("stem", "gate", "up", "both", "last")),
     "squeeze-excite": Hard(SqueezeExcite, images, ("stem", "gate.1", "last")),
