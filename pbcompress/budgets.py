@@ -129,16 +129,20 @@ class _Trial(Generic[P]):
     file_bytes: int | None = None
 
 
-def measured_multiple(planner: Planner[P], bench: Bench) -> int:
-    """Return the multiple of widths that the runtime is fast with in all layers of a network."""
-    kinds = sorted(set(layer_kinds(planner.model, planner.grouping).values()))
-    return max((r.multiple for r in bench.roundings(kinds).values()), default=1)
+def _roundings(planner: Planner[P], bench: Bench) -> Mapping[LayerKind, Rounding]:
+    """Measure which widths the runtime is fast with, for the kinds of layers of a network."""
+    return bench.roundings(sorted(set(layer_kinds(planner.model, planner.grouping).values())))
+
+
+def _multiple(roundings: Mapping[LayerKind, Rounding]) -> int:
+    """Return the multiple that is fast in all layers."""
+    return max((rounding.multiple for rounding in roundings.values()), default=1)
 
 
 def fastest(planner: Planner[P], bench: Bench, request: Request) -> tuple[P, Shipped]:
     """Return the faster of the plans with and without rounding, for bounds that are counted."""
     timed = []
-    for multiple in dict.fromkeys((measured_multiple(planner, bench), 1)):
+    for multiple in dict.fromkeys((_multiple(_roundings(planner, bench)), 1)):
         plan, widths = planner.propose(replace(request, round_to=multiple))
         timed.append((multiple, _Trial(plan, widths, bench.measure(planner.network_of(plan)))))
     multiple, trial = min(timed, key=lambda entry: entry[1].measured.milliseconds)
@@ -176,11 +180,9 @@ class _Confirmation(Generic[P]):
         rounds: bool,
     ) -> None:
         self.planner, self.bench, self.budget = planner, bench, budget
-        kinds = sorted(set(layer_kinds(planner.model, planner.grouping).values()))
         by_time = budget.milliseconds is not None
-        roundings = bench.roundings(kinds) if by_time or rounds else {}
-        multiples = [rounding.multiple for rounding in roundings.values()]
-        self.request = replace(request, round_to=max(multiples, default=1)) if rounds else request
+        roundings = _roundings(planner, bench) if by_time or rounds else {}
+        self.request = replace(request, round_to=_multiple(roundings)) if rounds else request
         self.calibration = Calibration(planner.model, planner.grouping, roundings, bench.original)
         self.trials: list[_Trial[P]] = []
         self.guess: _Trial[P] | None = None

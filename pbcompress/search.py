@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -39,7 +39,7 @@ class Request:
     params: int
     flops: int | None = None
     round_to: int = 1
-    costs: Sequence[tuple[Callable[[Grouping], Cost], int]] = field(default=())
+    costs: Sequence[tuple[Callable[[Grouping], Cost], int]] = ()
 
 
 class WidthSearch:
