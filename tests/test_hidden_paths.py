@@ -103,10 +103,13 @@ def by_mask(self, x):
 
 @pytest.mark.parametrize("function", [by_item, by_mask])
 def test_experts_that_other_inputs_choose_still_fit(function):
-    model = Net(function, experts=experts(), gate=nn.Linear(10, 3))
-    model.head, inner = nn.Linear(16, 8), nn.Linear(8, 4)
-    model.function = lambda s, x: inner(torch.relu(function(s, x)))
-    model.inner = inner
+    model = Net(
+        lambda s, x: s.last(torch.relu(function(s, x))),
+        experts=experts(),
+        gate=nn.Linear(10, 3),
+        last=nn.Linear(8, 4),
+    )
+    model.head = nn.Linear(16, 8)
     plan = smallest_or(0.5, model, vectors(1))
     small = shrink(model, plan)
     chosen = set()
