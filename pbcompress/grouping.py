@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pbcompress.deadline import Deadline
 from pbcompress.geometry import LayerGeometry
 from pbcompress.sizes import Attribute, Leaf, evaluate, leaves_of
-from pbcompress.slicing import named_dimension
+from pbcompress.slicing import is_plain, named_dimension
 from pbcompress.surgery import Call, shared_parameter_names
 from pbcompress.tracer import Check, Trace
 from pbcompress.tracing import trace
@@ -308,11 +308,7 @@ class _Reader:
         return Grouping(
             groups=tuple(groups),
             left_alone={**self._left_alone(), **small},
-            shapes={
-                name: tuple(self._axis(labels) for labels in axes)
-                for name, axes in self.traced.tensors.items()
-                if name in self.parameters
-            },
+            shapes=self._shapes(),
             works=tuple(
                 Work(w.module, w.coefficient, tuple(a for v in w.dims for a in self._factors(v)))
                 for w in self.traced.works
@@ -320,6 +316,19 @@ class _Reader:
             units={name: self.families.labels[f] for f, name in self.names.items()},
             trace=self.traced,
         )
+
+    def _shapes(self) -> dict[str, tuple[Axis, ...]]:
+        shapes = {
+            name: tuple(self._axis(labels) for labels in axes)
+            for name, axes in self.traced.tensors.items()
+            if name in self.parameters
+        }
+        for name in self.parameters.keys() - shapes.keys():  # a bias that the code does not use
+            layer, _, own = name.rpartition(".")
+            weight = shapes.get(f"{layer}.weight".lstrip("."))
+            if weight and own == "bias" and is_plain(self.network.get_submodule(layer)):
+                shapes[name] = weight[:1]
+        return shapes
 
     def _factors(self, labels: Tensor) -> list[Axis]:
         """Return axes whose sizes multiply to a dimension's: two where pairs fill a grid."""
