@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pbcompress.deadline import Deadline
 from pbcompress.geometry import LayerGeometry
-from pbcompress.sizes import Attribute, Leaf, evaluate, leaves_of
+from pbcompress.sizes import Attribute, Leaf, Size, evaluate, leaves_of
 from pbcompress.slicing import is_plain, named_dimension
 from pbcompress.surgery import Call, shared_parameter_names
 from pbcompress.tracer import Check, Trace
@@ -198,15 +198,37 @@ def _dimensions(traced: Trace) -> Iterator[Tensor]:
 
 
 def _settle(traced: Trace, attention: str) -> _Families:
-    """Pin what a size that the code computes does not follow, and one side of every pair."""
+    """Make every size that the code computes follow, and choose a side of every pair.
+
+    Where the size of one dimension is that of another (heads are flattened to the width of the
+    stream that they read), both lose the same places. Where it is anything else, channels stay.
+    """
     while True:
         families = _Families(traced)
         checks = [*traced.checks, *_number_checks(traced)]
-        failed = [bad for check in checks for bad in _failures(check, traced, families)]
-        for labels, reason in failed:
-            traced.coupling.pin(labels, reason)
+        failed = [(c, found) for c in checks if (found := list(_failures(c, traced, families)))]
+        joint = [(c, other) for c, _ in failed if (other := _counterpart(c, traced)) is not None]
+        for check, other in joint:
+            traced.coupling.couple(check.labels, other, _does_not_follow(check))
+        for check, found in failed if not joint else []:
+            for labels in found:
+                traced.coupling.pin(labels, _does_not_follow(check))
         if not failed and not _choose_sides(traced, families, attention):
             return families
+
+
+def _counterpart(check: Check, traced: Trace) -> Tensor | None:
+    """Return the dimension of which a check's size is the size, if there is another one."""
+    origin = check.size.origin if isinstance(check.size, Size) else None
+    labels = traced.bindings.get(origin) if isinstance(origin, Attribute) else origin
+    if not isinstance(labels, Tensor) or len(labels) != len(check.labels):
+        return None
+    same = traced.coupling.resolve(labels) == traced.coupling.resolve(check.labels)
+    return None if same.all() else labels
+
+
+def _does_not_follow(check: Check) -> str:
+    return f"the code of {check.where or 'the model itself'!r} needs a size that does not follow"
 
 
 def _number_checks(traced: Trace) -> Iterator[Check]:
@@ -216,7 +238,7 @@ def _number_checks(traced: Trace) -> Iterator[Check]:
             yield Check(len(labels), labels, attribute.module)
 
 
-def _failures(check: Check, traced: Trace, families: _Families) -> Iterator[tuple[Tensor, str]]:
+def _failures(check: Check, traced: Trace, families: _Families) -> Iterator[Tensor]:
     """Yield the families without which the size and the dimension of a check would differ."""
     parts = {id(labels): families.parts[id(labels)] for labels in _axes_of(check, traced)}
     reached = torch.cat([families.of[part] for own in parts.values() for part in own]).unique()
@@ -235,8 +257,7 @@ def _failures(check: Check, traced: Trace, families: _Families) -> Iterator[tupl
                 return was if labels is None else left[id(labels)]
 
             if evaluate(check.size, count_of) != left[id(check.labels)]:
-                where = check.where or "the model itself"
-                yield units, f"the code of {where!r} needs a size that does not follow"
+                yield units
                 break
 
 

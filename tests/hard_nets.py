@@ -286,6 +286,41 @@ class WholeTransformer(nn.Module):
         return self.head(self.transformer(y, y.flip(1), tgt_mask=mask.to(y.dtype)))
 
 
+class CausalBlock(nn.Module):
+    """Attention that flattens its heads to the width of the stream that it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.heads, self.width = nn.LayerNorm(24), 4, 24
+        self.qkv, self.out = nn.Linear(24, 72), nn.Linear(24, 24)
+        self.wide, self.narrow = nn.Linear(24, 50), nn.Linear(50, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, c = x.size()
+        parts = self.qkv(self.norm(x)).split(self.width, dim=2)
+        q, k, v = (p.view(n, t, self.heads, c // self.heads).transpose(1, 2) for p in parts)
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).contiguous().view(n, t, c))
+        return x + self.narrow(functional.gelu(self.wide(x)))
+
+
+class SmallGpt(nn.Module):
+    """A decoder as textbooks write it, with a tied output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(20, 24), nn.Embedding(6, 24)
+        self.blocks = nn.ModuleList([CausalBlock(), CausalBlock()])
+        self.norm, self.head = nn.LayerNorm(24), nn.Linear(24, 20, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.words(x) + self.places(torch.arange(x.shape[1]))
+        for block in self.blocks:
+            y = block(y)
+        return self.head(self.norm(y))
+
+
 class Pooling(nn.Module):
     """A learnt query reads an image's tokens; a class token and positions go before."""
 
@@ -788,6 +823,7 @@ NETS = {
     ),
     "keys of other widths": Hard(OtherKeys, tokens, ("query", "key", "value")),
     "nn.Transformer": Hard(WholeTransformer, words, ("table", "transformer.encoder.norm")),
+    "a small gpt": Hard(SmallGpt, words, ("words", "blocks.0.qkv", "blocks.1.out")),
     "attention pooling": Hard(Pooling, images, ("patch", "key", "value")),
     "glu, swiglu, geglu": Hard(Glu, vectors, ("stem", "gate", "up", "both", "last")),
     "squeeze-excite": Hard(SqueezeExcite, images, ("stem", "gate.1", "last")),
