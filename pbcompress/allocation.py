@@ -55,6 +55,8 @@ class Bounds:
 
 def _choices(group: ChannelGroup, config: WidthConfig) -> Widths:
     """Return the allowed widths of a group, in units, narrowest first."""
+    if group.pinned is not None:
+        return [group.pinned]
     per_unit = group.channels_per_unit
     floor = max(
         math.ceil(config.min_width / per_unit), group.width - int(config.max_ratio * group.width)

@@ -11,11 +11,12 @@ from pbcompress.allocation import Bounds, allocate, narrowest
 from pbcompress.config import CompressConfig
 from pbcompress.costs import CostModel, Widths, parameter_costs, work_costs
 from pbcompress.cuts import LayerCut
-from pbcompress.errors import CompressionError
+from pbcompress.errors import CompressionError, a_few
 from pbcompress.forms import growable_layers, set_params
 from pbcompress.geometry import LayerGeometry
 from pbcompress.grouping import Axis, Grouping, layer_axes
 from pbcompress.importance import unit_scores
+from pbcompress.pins import with_pins
 from pbcompress.slicing import dimension_size
 from pbcompress.surgery import matches
 
@@ -34,7 +35,8 @@ class WidthSearch:
     """
 
     def __init__(self, model: nn.Module, grouping: Grouping, config: CompressConfig) -> None:
-        self.model, self.grouping, self.config = model, grouping, config
+        self.model, self.config = model, config
+        self.grouping = grouping = with_pins(model, grouping, config.width.pin)
         self.scores = [unit_scores(model, group) for group in grouping.groups]
         dendrites = config.dendrites
         reserve = dendrites.max_sets > 0 and dendrites.share not in ("auto", 0)
@@ -119,7 +121,7 @@ def without_kept(model: nn.Module, grouping: Grouping, keep: tuple[str, ...]) ->
         if not any(matches(name, (pattern,)) for name in names):
             raise CompressionError(
                 f"WidthConfig.keep names {pattern!r}; the model has no such layer. Its layers are "
-                f"{', '.join(name for name in names if name)}."
+                f"{a_few([name for name in names if name], 12)}."
             )
     reasons = {}
     for group in grouping.groups:

@@ -1,16 +1,17 @@
 """Find, replace and keep: the few operations on a model that everything else is made of."""
 
 import copy
+import dataclasses
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pbcompress.errors import CompressionError
 
@@ -54,15 +55,38 @@ def as_call(example_inputs: object) -> Call:
     )
 
 
-def map_tensors(call: Call, change: Any) -> Call:
+def map_tensors(call: Call, change: Callable[[Tensor], Tensor]) -> Call:
     """Return ``call`` with every tensor at any depth replaced by ``change(tensor)``."""
-    args, kwargs = tree_map_only(Tensor, change, call)
+
+    def changed(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return change(leaf)
+        if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
+            return leaf
+        other = copy.copy(leaf)
+        for name, value in vars(leaf).items():
+            object.__setattr__(other, name, tree_map(changed, value))  # it may be frozen
+        return other
+
+    args, kwargs = tree_map(changed, call)
     return args, kwargs
 
 
 def tensors_of(values: object) -> list[Tensor]:
-    """Return the tensors at any depth of ``values``, in order."""
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+    """Return the tensors at any depth of ``values``, in order.
+
+    Dataclasses are looked into, and where ``values`` is some other object, its attributes; not
+    objects inside (a cache beside the outputs).
+    """
+    found: list[Tensor] = []
+    for leaf in tree_leaves(values):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif not isinstance(leaf, type) and (
+            dataclasses.is_dataclass(leaf) or (leaf is values and hasattr(leaf, "__dict__"))
+        ):
+            found += tensors_of(list(vars(leaf).values()))
+    return found
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -85,12 +109,18 @@ def copy_model(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise CompressionError(f"model must be a torch.nn.Module; found {type(model).__name__}.")
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, _detached(model))
     except Exception as err:
         raise CompressionError(
             "pbcompress works on a deep copy, so that your model stays as it is, and this model "
             f"cannot be copied: {err}. Remove non-leaf tensors, locks or open files from it."
         ) from err
+
+
+def _detached(model: nn.Module) -> dict[int, Any]:
+    """Return copies of what modules computed and hold, which deepcopy refuses: old weight norms."""
+    held = [v for module in model.modules() for v in vars(module).values()]
+    return {id(v): v.detach().clone() for v in held if isinstance(v, Tensor) and not v.is_leaf}
 
 
 def copy_sharing(model: nn.Module) -> nn.Module:
@@ -100,7 +130,7 @@ def copy_sharing(model: nn.Module) -> nn.Module:
         for p in model.parameters()
         if type(p) is nn.Parameter
     }
-    return copy.deepcopy(model, shared)
+    return copy.deepcopy(model, {**_detached(model), **shared})
 
 
 def parameter_count(model: nn.Module) -> int:
