@@ -13,6 +13,7 @@ from pbcompress.config import CompressConfig as CompressConfig
 from pbcompress.config import DendriteConfig as DendriteConfig
 from pbcompress.config import RecoveryConfig as RecoveryConfig
 from pbcompress.config import WidthConfig as WidthConfig
+from pbcompress.cuts import LayerCut as LayerCut
 from pbcompress.cycles import Phase as Phase
 from pbcompress.cycles import cycles as cycles
 from pbcompress.dendrite import DendriteLayer as DendriteLayer
@@ -24,23 +25,23 @@ from pbcompress.errors import ExportMismatchError as ExportMismatchError
 from pbcompress.errors import StateMismatchError as StateMismatchError
 from pbcompress.errors import TargetUnreachableError as TargetUnreachableError
 from pbcompress.errors import UnsupportedLayerError as UnsupportedLayerError
+from pbcompress.explain import PlanDiff as PlanDiff
 from pbcompress.fuse import fuse as fuse
 from pbcompress.history import History as History
 from pbcompress.measure import LayerCost as LayerCost
 from pbcompress.measure import ModelCost as ModelCost
 from pbcompress.measure import measure as measure
 from pbcompress.phases import PhaseKind as PhaseKind
+from pbcompress.plan import WidthPlan as WidthPlan
+from pbcompress.plan import plan_widths as plan_widths
 from pbcompress.recovery import recover_ as recover_
+from pbcompress.shrinking import shrink as shrink
+from pbcompress.shrinking import shrink_ as shrink_
 from pbcompress.statistics import reestimate_batchnorm_ as reestimate_batchnorm_
 from pbcompress.task import Data as Data
 from pbcompress.task import Task as Task
 from pbcompress.training import Callback as Callback
 from pbcompress.training import evaluate as evaluate
-from pbcompress.widths import LayerCut as LayerCut
-from pbcompress.widths import WidthPlan as WidthPlan
-from pbcompress.widths import plan_widths as plan_widths
-from pbcompress.widths import shrink as shrink
-from pbcompress.widths import shrink_ as shrink_
 
 if TYPE_CHECKING:
     from pbcompress.comparison import Comparison as Comparison

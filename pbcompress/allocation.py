@@ -68,6 +68,8 @@ class Bounds:
 
 def _choices(group: ChannelGroup, config: WidthConfig, gives_way: bool) -> Widths:
     """Return the allowed widths of a group, in units, narrowest first."""
+    if group.pinned is not None:
+        return [group.pinned]
     per_unit, width, multiple = group.channels_per_unit, group.width, _multiple(config)
     floor = max(math.ceil(config.min_width / per_unit), width - int(config.max_ratio * width))
     floor = min(max(floor, 1), width)

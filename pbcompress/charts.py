@@ -1,17 +1,24 @@
-"""Charts as inline SVG that takes its colours from the page. The only module on matplotlib."""
+"""Charts: inline SVG that takes its colours from the page, and pictures in files of their own.
+
+The only module on matplotlib.
+"""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from io import StringIO
+from io import BytesIO, StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pbcompress.errors import CompressionError
+from pbcompress.tensorfile import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Curve", "correlation_chart", "learning_chart", "metric_range"]
+__all__ = ["Curve", "correlation_chart", "learning_chart", "metric_range", "width_picture"]
 
 # matplotlib knows no CSS variables: it draws in these colours, and each is then replaced
 COLOURS = {
@@ -23,25 +30,14 @@ COLOURS = {
     "rule": "#010107",
     "surface": "#010108",
 }
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 12.0,
-    "axes.edgecolor": COLOURS["rule"],
-    "axes.facecolor": "none",
-    "axes.labelcolor": COLOURS["muted"],
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.formatter.useoffset": False,
-    "figure.facecolor": "none",
-    "grid.color": COLOURS["rule"],
-    "grid.linewidth": 0.7,
-    "lines.solid_capstyle": "round",
-    "xtick.color": COLOURS["rule"],
-    "xtick.labelcolor": COLOURS["muted"],
-    "ytick.left": False,
-    "ytick.labelcolor": COLOURS["muted"],
+PRINTED = {  # of a picture that lies in no page
+    "accent": "#2454c6",
+    "quiet": "#cdd2da",
+    "muted": "#5b616c",
+    "rule": "#e2e3e7",
+    "page": "#ffffff",
 }
+ROW_INCHES = 0.2
 SHOWN = 0.93  # share of the epochs that the metric's axis spans, from the best on
 MARKERS_UP_TO = 12
 
@@ -118,6 +114,61 @@ def correlation_chart(phases: Sequence[tuple[Sequence[float], bool]], *, title: 
     return _both_sizes("correlation", draw, title, wide=(640, 220))
 
 
+def width_picture(widths: Mapping[str, tuple[int, int]], path: Path) -> None:
+    """Write a bar for every layer: its width, and in it what remains of it.
+
+    Args:
+        widths: Width before and after, by layer, in the order of the network.
+        path: A file that ends in .svg or .png.
+
+    Raises:
+        CompressionError: The ending is another one, matplotlib is not installed, or the file
+            cannot be written.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("svg", "png"):
+        raise CompressionError(
+            f"A picture was to be written to {path}; it can be an .svg or a .png. Name one of them."
+        )
+    try:
+        content = _width_bytes(widths, kind)
+    except ImportError as err:
+        raise CompressionError(
+            "A picture needs matplotlib, which is not installed. Install pbcompress[report]."
+        ) from err
+    write_bytes(path, content)
+
+
+def _width_bytes(widths: Mapping[str, tuple[int, int]], kind: str) -> bytes:
+    with _own_settings("widths", PRINTED):
+        from matplotlib.figure import Figure
+
+        height = 0.9 + ROW_INCHES * len(widths)
+        figure = Figure(figsize=(8.5, height), layout="constrained")
+        axes = figure.add_subplot()
+        places = range(len(widths))
+        before, after = zip(*widths.values(), strict=True) if widths else ((), ())
+        axes.barh(places, before, 0.72, color=PRINTED["quiet"], label="before")
+        axes.barh(places, after, 0.72, color=PRINTED["accent"], label="after")
+        for place, (was, now) in zip(places, widths.values(), strict=True):
+            note = f"{was:,}" if was == now else f"{was:,} \u2192 {now:,}"
+            axes.annotate(
+                note, (was, place), (5, 0), textcoords="offset points", va="center", fontsize=9
+            )
+        axes.set_yticks(places, list(widths), fontsize=9)
+        axes.set_ylim(len(widths) - 0.4, -0.6)
+        axes.set_xlim(0, max(before, default=1) * 1.16)
+        axes.set_xlabel("output channels")
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        if widths:
+            figure.legend(loc="outside upper right", ncols=2, frameon=False)
+        content = BytesIO()
+        dated = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(content, format=kind, dpi=160, metadata=dated)
+    return content.getvalue()
+
+
 def metric_range(values: Sequence[float], higher_is_better: bool) -> tuple[float, float]:
     """Return an axis that shows the differences that count: the worst first epochs lie outside.
 
@@ -191,19 +242,41 @@ def _both_sizes(
     return _svg(f"{name}-wide", *wide, draw, title) + _svg(f"{name}-narrow", *narrow, draw, title)
 
 
+def _style(colours: Mapping[str, str]) -> dict[Any, Any]:
+    return {
+        "svg.fonttype": "none",
+        "font.size": 12.0,
+        "axes.edgecolor": colours["rule"],
+        "axes.facecolor": "none",
+        "axes.labelcolor": colours["muted"],
+        "axes.spines.left": False,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.formatter.useoffset": False,
+        "figure.facecolor": colours.get("page", "none"),
+        "grid.color": colours["rule"],
+        "grid.linewidth": 0.7,
+        "lines.solid_capstyle": "round",
+        "xtick.color": colours["rule"],
+        "xtick.labelcolor": colours["muted"],
+        "ytick.left": False,
+        "ytick.labelcolor": colours["muted"],
+    }
+
+
 @contextmanager
-def _own_settings(salt: str) -> Iterator[None]:
+def _own_settings(salt: str, colours: Mapping[str, str]) -> Iterator[None]:
     """Draw by our settings alone, and leave the user's as they were."""
     import matplotlib as mpl
 
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update({**STYLE, "svg.hashsalt": salt})
+        mpl.rcParams.update({**_style(colours), "svg.hashsalt": salt})
         yield
 
 
 def _svg(name: str, width: int, height: int, draw: Callable[["Axes"], None], title: str) -> str:
-    with _own_settings(name):
+    with _own_settings(name, COLOURS):
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
 

@@ -8,11 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from pbcompress.config import DendriteConfig
+from pbcompress.cuts import LayerCut
 from pbcompress.dendrite import attach_dendrites_, dendrite_layers
 from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.jsonfile import parse
+from pbcompress.shrinking import shrink_
 from pbcompress.surgery import shared_parameter_names
 from pbcompress.tensorfile import read_tensors, write_bytes, write_tensors
-from pbcompress.widths import LayerCut, shrink_
 
 __all__ = ["load", "read_state", "save"]
 
@@ -82,18 +84,8 @@ def read_state(directory: str | Path) -> dict[str, Any]:
             f"{path} is not there. Give the folder that result.save or compress(run_dir=...) "
             "wrote; a run that was stopped has only checkpoints until the same call finishes it."
         )
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as err:
-        raise StateMismatchError(f"{path} is truncated or no JSON ({err}). Save it again.") from err
-    if not isinstance(state, dict) or state.get("kind") != KIND:
-        raise StateMismatchError(f"{path} is JSON of another kind. Give a folder of pbcompress.")
-    if state["version"] > STATE_VERSION:
-        raise StateMismatchError(
-            f"{path} has version {state['version']}; this pbcompress reads up to {STATE_VERSION}. "
-            "Update pbcompress."
-        )
-    return state
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return parse(text, KIND, STATE_VERSION, str(path))
 
 
 def load(

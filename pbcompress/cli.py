@@ -184,7 +184,6 @@ def _compress(arguments: argparse.Namespace) -> None:
 def _measure(arguments: argparse.Namespace) -> None:
     from pbcompress.measure import measure
     from pbcompress.onnxfile import measure_onnx
-    from pbcompress.result import cost_facts
 
     model = _network(arguments.model)
     if isinstance(model, Path):
@@ -198,7 +197,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         )
     else:
         cost = measure(model, _inputs(arguments))
-        facts, text = cost_facts(cost), str(cost)
+        facts, text = cost.to_dict(), str(cost)
     print(json.dumps(facts, indent=1) if arguments.json else text)
 
 

@@ -34,7 +34,10 @@ def _fits(value: object, hint: Any) -> bool:
     if origin is Literal:
         return isinstance(value, str) and value in args
     if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
+        if not isinstance(value, tuple):
+            return False
+        hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        return len(hints) == len(value) and all(map(_fits, value, hints))
     if hint in (int, float):
         kinds = (int,) if hint is int else (int, float)
         is_number = isinstance(value, kinds) and not isinstance(value, bool)
@@ -48,14 +51,25 @@ def _described(hint: Any) -> str:
     return f"of type {getattr(hint, '__name__', None) if isinstance(hint, type) else hint}"
 
 
+def _frozen(value: Any) -> Any:
+    """Return lists as tuples, and a mapping as the tuple of its pairs."""
+    if isinstance(value, Mapping):
+        value = tuple(value.items())
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    return list(map(_plain, value)) if isinstance(value, tuple) else value
+
+
 class _Choices:
     """What all configurations share: checks of types and literals, and JSON."""
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             value = getattr(self, name)
-            if isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
+            if get_origin(hint) is tuple or isinstance(value, list):
+                object.__setattr__(self, name, _frozen(value))
             _require(_fits(getattr(self, name), hint), self, name, _described(hint))
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,7 +79,7 @@ class _Choices:
             value = getattr(self, item.name)
             if isinstance(value, _Choices):
                 value = value.to_dict()
-            data[item.name] = list(value) if isinstance(value, tuple) else value
+            data[item.name] = _plain(value)
         return data
 
     @classmethod
@@ -143,6 +157,10 @@ class WidthConfig(_Choices):
         min_width: Fewest channels that a group keeps, at least 1.
         max_ratio: Largest share of a group's channels that may go, in (0, 1).
         keep: Layers (names or ``fnmatch`` patterns) whose width stays.
+        pin: Widths that are given, as pairs of a layer (name or pattern) and its output channels:
+            a count, or a share in (0, 1] of the original. The rest is narrowed around them, and
+            floors and rounding do not hold for them. Of several pairs that name a layer the last
+            counts. A mapping is taken too.
         attention: What attention with several heads loses: whole "heads", or the same "dimensions"
             of every head where the code does not scale by their number.
         max_seconds: Bound on the time of planning; None: no bound.
@@ -155,6 +173,7 @@ class WidthConfig(_Choices):
     min_width: int = 1
     max_ratio: float = 0.99
     keep: tuple[str, ...] = ()
+    pin: tuple[tuple[str, int | float], ...] = ()
     attention: Literal["heads", "dimensions"] = "heads"
     max_seconds: float | None = 600.0
 
@@ -167,6 +186,8 @@ class WidthConfig(_Choices):
         _require(self.importance_batches >= 1, self, "importance_batches", "at least 1")
         _require(self.min_width >= 1, self, "min_width", "at least 1")
         _require(0 < self.max_ratio < 1, self, "max_ratio", "between 0 and 1")
+        is_width = all(w >= 1 if isinstance(w, int) else 0 < w <= 1 for _, w in self.pin)
+        _require(is_width, self, "pin", "pairs of a layer and a count from 1, or a share in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)

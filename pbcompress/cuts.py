@@ -1,15 +1,17 @@
 """One cut as data, and carrying out a list of them."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pbcompress.errors import StateMismatchError
-from pbcompress.slicing import cut_, dimension_size, keep_in_step
+from pbcompress.slicing import Kept, cut_, dimension_size, keep_in_step, parameter_axes
 
-__all__ = ["LayerCut", "check_cuts", "cut_all_"]
+__all__ = ["LayerCut", "check_cuts", "cut_all_", "kept_of"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,22 @@ def check_cuts(model: nn.Module, steps: Sequence[LayerCut]) -> None:
                 f"The plan cuts {len(step.removed)} of the {step.width} channels of {step.layer!r} "
                 f"({step.dim}), which are repeated, out of range or all. Make the plan again."
             )
+
+
+def kept_of(model: nn.Module, steps: Sequence[LayerCut]) -> dict[nn.Parameter, Kept]:
+    """Return every parameter that cuts change, with the indices that stay along its axes.
+
+    Args:
+        model: The network before the cuts.
+        steps: Cuts that fit it.
+    """
+    kept: dict[nn.Parameter, dict[int, Tensor]] = defaultdict(dict)
+    for step in steps:
+        for parameter, axis, size in parameter_axes(model, step.layer, step.dim):
+            stays = torch.ones(size, dtype=torch.bool)
+            stays[torch.tensor(step.removed) % size] = False
+            kept[parameter][axis] = stays.nonzero().squeeze(1)
+    return dict(kept)
 
 
 def cut_all_(model: nn.Module, steps: Sequence[LayerCut]) -> None:

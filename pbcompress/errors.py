@@ -3,6 +3,8 @@
 Every message has three parts: what was asked, what was found, what to do.
 """
 
+from collections.abc import Sequence
+
 __all__ = [
     "CompressionError",
     "DivergedError",
@@ -10,8 +12,20 @@ __all__ = [
     "StateMismatchError",
     "TargetUnreachableError",
     "UnsupportedLayerError",
+    "a_few",
     "first_line",
 ]
+
+
+def a_few(names: Sequence[str], most: int = 4) -> str:
+    """Return the first of some names, and how many there are beyond them.
+
+    Example:
+        >>> a_few(["a", "b", "c"], 2)
+        "'a', 'b' and 1 more"
+    """
+    shown = ", ".join(map(repr, names[:most]))
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 class CompressionError(Exception):

@@ -16,7 +16,16 @@ from pbcompress.surgery import Call, shared_parameter_names
 from pbcompress.tracer import Check, Trace
 from pbcompress.tracing import trace
 
-__all__ = ["Axis", "ChannelGroup", "Grouping", "Member", "Work", "find_groups", "layer_axes"]
+__all__ = [
+    "Axis",
+    "ChannelGroup",
+    "Grouping",
+    "Member",
+    "Work",
+    "find_groups",
+    "layer_axes",
+    "output_axes",
+]
 
 _PRODUCERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
 _TRANSPOSED = (nn.modules.conv._ConvTransposeNd, nn.Embedding)
@@ -48,12 +57,14 @@ class ChannelGroup:
             grouped convolution, or an attention head).
         members: Every dimension that the units reach.
         kind: What tells groups of the same structure: equal in isomorphic groups.
+        pinned: Units that it must have; None where that is free.
     """
 
     name: str
     width: int
     members: tuple[Member, ...]
     kind: str = ""
+    pinned: int | None = None
 
     @property
     def channels_per_unit(self) -> int:
@@ -406,6 +417,34 @@ class _Reader:
                 reason = self.traced.coupling.reason(labels)
                 reasons[name] = reason or "it has one channel, which stays"
         return reasons
+
+
+def output_axes(model: nn.Module, grouping: Grouping) -> dict[str, Axis]:
+    """Return the output dimension of every layer that produces channels, by its name."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    axes: dict[str, Axis] = {}
+    for layer, module in model.named_modules():
+        if not isinstance(module, _PRODUCERS):
+            continue
+        weight = module._parameters.get("weight")
+        own = [names[id(weight)]] if weight is not None else grouping.shapes
+        keys = [
+            k
+            for k in own
+            if k in grouping.shapes and (weight is not None or k.startswith(f"{layer}."))
+        ]
+        shape = max((grouping.shapes[k] for k in keys), key=len, default=None)
+        if shape is None:
+            sizes = (
+                getattr(module, n, None) for n in ("out_channels", "out_features", "embedding_dim")
+            )
+            axes[layer] = Axis(next(size for size in sizes if size is not None))
+        elif isinstance(module, _TRANSPOSED):
+            groups = getattr(module, "groups", 1)
+            axes[layer] = Axis(shape[1].size * groups, shape[1].groups)
+        else:
+            axes[layer] = shape[0]
+    return axes
 
 
 def layer_axes(layer: nn.Module, weight: tuple[Axis, ...] | None) -> tuple[Axis, Axis]:

@@ -59,6 +59,27 @@ class ModelCost:
     input_shapes: Mapping[str, tuple[int, ...]]
     by_layer: Mapping[str, LayerCost]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return {
+            "params": self.params,
+            "flops": self.flops,
+            "uncounted_ops": dict(self.uncounted_ops),
+            "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
+            "layers": {name: dict(vars(layer)) for name, layer in self.by_layer.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "ModelCost":
+        """Rebuild a cost from `to_dict`."""
+        return cls(
+            params=data["params"],
+            flops=data["flops"],
+            uncounted_ops=dict(data["uncounted_ops"]),
+            input_shapes={name: tuple(shape) for name, shape in data["input_shapes"].items()},
+            by_layer={name: LayerCost(**layer) for name, layer in data["layers"].items()},
+        )
+
     def __str__(self) -> str:
         skipped = ", ".join(f"{name} x{count}" for name, count in self.uncounted_ops.items())
         return (

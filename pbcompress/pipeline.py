@@ -21,15 +21,17 @@ from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.history import History
 from pbcompress.importance import sample_for
 from pbcompress.measure import measure
+from pbcompress.plan import WidthPlan, plan_widths
 from pbcompress.progress import ProgressBar
 from pbcompress.recovery import Checkpoint, recover_
 from pbcompress.result import Arm, CompressionResult, Score
+from pbcompress.shrinking import shrink
 from pbcompress.statistics import reestimate_batchnorm_
 from pbcompress.surgery import as_call, copy_model, to_device
 from pbcompress.task import Data, Task, check_data, inputs_of
 from pbcompress.tensorfile import write_bytes
 from pbcompress.training import Callback, evaluate
-from pbcompress.widths import WidthPlan, plan_widths, resolve_target, shrink
+from pbcompress.widths import resolve_target
 
 __all__ = ["compress"]
 

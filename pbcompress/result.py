@@ -17,11 +17,11 @@ from pbcompress.export import ExportReport, export_onnx
 from pbcompress.fuse import fuse
 from pbcompress.history import History
 from pbcompress.measure import ModelCost
+from pbcompress.plan import WidthPlan
 from pbcompress.report import REPORT_FILES, write_report
 from pbcompress.tables import before_after, layer_widths, render_text
 from pbcompress.task import Task
 from pbcompress.tensorfile import write_bytes
-from pbcompress.widths import WidthPlan
 
 __all__ = ["Arm", "CompressionResult", "Score"]
 
@@ -79,20 +79,9 @@ class Arm:
             "dendrite_params": self.dendrite_params,
             "steps": self.history.steps if self.history else 0,
             "epochs": len(self.history) if self.history else 0,
-            **cost_facts(self.cost),
+            **self.cost.to_dict(),
             "score": self.score.to_dict() if self.score else None,
         }
-
-
-def cost_facts(cost: ModelCost) -> dict[str, Any]:
-    """Return a cost as JSON data."""
-    return {
-        "params": cost.params,
-        "flops": cost.flops,
-        "uncounted_ops": dict(cost.uncounted_ops),
-        "input_shapes": {name: list(shape) for name, shape in cost.input_shapes.items()},
-        "layers": {name: dict(vars(layer)) for name, layer in cost.by_layer.items()},
-    }
 
 
 @dataclass(frozen=True)
@@ -163,7 +152,7 @@ class CompressionResult:
             },
             "config": self.config.to_dict(),
             "before": {
-                **cost_facts(self.cost_before),
+                **self.cost_before.to_dict(),
                 "score": self.score_before.to_dict() if self.score_before else None,
             },
             "after": self.chosen.to_dict(),

@@ -12,10 +12,11 @@ from pbcompress.allocation import Bounds, Cost, allocate, narrowest
 from pbcompress.config import CompressConfig, WidthConfig
 from pbcompress.costs import CostModel, Widths, parameter_costs, work_costs
 from pbcompress.cuts import LayerCut
-from pbcompress.errors import CompressionError
+from pbcompress.errors import CompressionError, a_few
 from pbcompress.forms import growable_layers, set_params
 from pbcompress.geometry import LayerGeometry
 from pbcompress.grouping import Axis, Grouping, layer_axes
+from pbcompress.pins import with_pins
 from pbcompress.slicing import dimension_size
 from pbcompress.surgery import matches
 
@@ -58,7 +59,8 @@ class WidthSearch:
         config: CompressConfig,
         scores: Mapping[str, Tensor],
     ) -> None:
-        self.model, self.grouping, self.config = model, grouping, config
+        self.model, self.config = model, config
+        self.grouping = grouping = with_pins(model, grouping, config.width.pin)
         self.scores = [scores[group.name] for group in grouping.groups]
         dendrites = config.dendrites
         reserve = dendrites.max_sets > 0 and dendrites.share not in ("auto", 0)
@@ -150,7 +152,7 @@ def without_kept(model: nn.Module, grouping: Grouping, keep: tuple[str, ...]) ->
         if not any(matches(name, (pattern,)) for name in names):
             raise CompressionError(
                 f"WidthConfig.keep names {pattern!r}; the model has no such layer. Its layers are "
-                f"{', '.join(name for name in names if name)}."
+                f"{a_few([name for name in names if name], 12)}."
             )
     reasons = {}
     for group in grouping.groups:

@@ -6,7 +6,7 @@ what was cut is lowered.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -17,13 +17,23 @@ from torch_pruning.pruner.function import PrunerBox
 
 from pbcompress.geometry import LayerGeometry, is_depthwise
 
-__all__ = ["cut_", "dimension_size", "is_plain", "keep_in_step", "named_dimension"]
+__all__ = [
+    "Kept",
+    "cut_",
+    "dimension_size",
+    "is_plain",
+    "keep",
+    "keep_in_step",
+    "named_dimension",
+    "parameter_axes",
+]
 
 _MIXING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BY_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.PReLU)
 _ATTRIBUTE = re.compile(r"@(\w+)(?:\[(\d+)\])?")
 
 Spread = Callable[[Tensor], Tensor]
+Kept = Mapping[int, Tensor]  # by axis, the indices that stay
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -86,6 +96,35 @@ def dimension_size(model: nn.Module, layer: str, dim: str) -> int | None:
     tensor = module._parameters.get(name, module._buffers.get(name))
     is_there = tensor is not None and axis.isdigit() and int(axis) < tensor.dim()
     return tensor.shape[int(axis)] if tensor is not None and is_there else None
+
+
+def parameter_axes(
+    model: nn.Module, layer: str, dim: str
+) -> Iterator[tuple[nn.Parameter, int, int]]:
+    """Yield what a cut of a named dimension takes from parameters, the inverse of its name.
+
+    Yields:
+        The parameter, the axis, and its size: an index along the dimension is that along the axis
+        modulo the size (every group of a grouped convolution loses the same inputs).
+    """
+    module = model.get_submodule(layer)
+    name, _, axis = dim.partition(":")
+    if dim == "in":
+        name, axis = "weight", "1"
+    if dim == "out":
+        for parameter in module.parameters(recurse=False):
+            yield parameter, 0, parameter.shape[0]
+    elif axis:
+        found = module._parameters.get(name)
+        if found is not None:
+            yield found, int(axis), found.shape[int(axis)]
+
+
+def keep(tensor: Tensor, kept: Kept) -> Tensor:
+    """Return the part of a tensor that stays."""
+    for axis, indices in kept.items():
+        tensor = tensor.index_select(axis, indices.to(tensor.device))
+    return tensor
 
 
 def cut_(model: nn.Module, layer: str, dim: str, removed: Sequence[int]) -> None:

@@ -1,16 +1,17 @@
 """Find, replace and keep: the few operations on a model that everything else is made of."""
 
 import copy
+import dataclasses
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pbcompress.errors import CompressionError
 
@@ -34,6 +35,8 @@ __all__ = [
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
+_CACHES = ("transformers.cache_utils",)
+
 
 def as_call(example_inputs: object) -> Call:
     """Return ``(args, kwargs)`` of one forward pass from a tensor, a tuple or list, or a dict.
@@ -54,14 +57,28 @@ def as_call(example_inputs: object) -> Call:
     )
 
 
-def map_tensors(call: Call, change: Any) -> Call:
+def map_tensors(call: Call, change: Callable[[Tensor], Tensor]) -> Call:
     """Return ``call`` with every tensor at any depth replaced by ``change(tensor)``."""
-    args, kwargs = tree_map_only(Tensor, change, call)
+
+    def changed(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return change(leaf)
+        if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
+            return leaf
+        other = copy.copy(leaf)
+        for name, value in vars(leaf).items():
+            object.__setattr__(other, name, tree_map(changed, value))  # it may be frozen
+        return other
+
+    args, kwargs = tree_map(changed, call)
     return args, kwargs
 
 
 def tensors_of(values: object) -> list[Tensor]:
-    """Return the tensors at any depth of ``values``, in order, attributes of objects included."""
+    """Return the tensors at any depth of ``values``, in order, attributes of objects included.
+
+    A cache of keys and values is passed over: it goes back into the network, whose widths it has.
+    """
     return list(_tensors_within(values, set()))
 
 
@@ -69,6 +86,8 @@ def _tensors_within(values: object, seen: set[int]) -> Iterator[Tensor]:
     for leaf in tree_leaves(values):
         if isinstance(leaf, Tensor):
             yield leaf
+        elif type(leaf).__module__.startswith(_CACHES):
+            continue
         elif id(leaf) not in seen and not isinstance(leaf, nn.Module) and not callable(leaf):
             seen.add(id(leaf))
             slots = [n for kind in type(leaf).__mro__ for n in getattr(kind, "__slots__", ())]
@@ -98,12 +117,18 @@ def copy_model(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise CompressionError(f"model must be a torch.nn.Module; found {type(model).__name__}.")
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, _detached(model))
     except Exception as err:
         raise CompressionError(
             "pbcompress works on a deep copy, so that your model stays as it is, and this model "
             f"cannot be copied: {err}. Remove non-leaf tensors, locks or open files from it."
         ) from err
+
+
+def _detached(model: nn.Module) -> dict[int, Any]:
+    """Return copies of what modules computed and hold, which deepcopy refuses: old weight norms."""
+    held = [v for module in model.modules() for v in vars(module).values()]
+    return {id(v): v.detach().clone() for v in held if isinstance(v, Tensor) and not v.is_leaf}
 
 
 def copy_sharing(model: nn.Module) -> nn.Module:
@@ -113,7 +138,7 @@ def copy_sharing(model: nn.Module) -> nn.Module:
         for p in model.parameters()
         if type(p) is nn.Parameter
     }
-    return copy.deepcopy(model, shared)
+    return copy.deepcopy(model, {**_detached(model), **shared})
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -113,6 +113,7 @@ def render_text(table: Table) -> str:
     columns = [c for c in zip(*table, strict=True) if any(c[1:])]
     widths = [max(map(len, column)) for column in columns]
     is_number = [any(ch.isdigit() for cell in c[1:] for ch in cell[:1]) for c in columns]
+    is_number[:1] = [False]
     lines = []
     for row in zip(*columns, strict=True):
         cells = [

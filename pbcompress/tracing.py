@@ -71,7 +71,13 @@ def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> T
                 f"The model was run on one sample of example_inputs, shapes {shapes}, and its "
                 f"forward failed: {err}. Give inputs whose first axis is the batch."
             ) from err
-    for tensor in tensors_of(output):
+    outputs = tensors_of(output)
+    if not outputs:
+        raise CompressionError(
+            f"The model returned a {type(output).__name__}, in which no tensor was found. "
+            "Let it return tensors, or tuples, dicts or dataclasses of them."
+        )
+    for tensor in outputs:
         tracer.pin(tensor, "its width is the network's output")
     _keep_alternatives(network, tracer.result)
     return tracer.result
@@ -194,7 +200,7 @@ def _module_names(network: nn.Module, path: list[str]) -> Iterator[None]:
     """Keep the dotted name of the module that runs at the end of ``path``."""
     handles = []
     for name, module in network.named_modules():
-        handles.append(module.register_forward_pre_hook(partial(_enter, path, name)))
+        handles.append(module.register_forward_pre_hook(partial(_enter, path, name), prepend=True))
         handles.append(module.register_forward_hook(partial(_leave, path)))
     try:
         yield

@@ -1,4 +1,4 @@
-"""Plan narrower widths for a parameter target, prove the plan, and apply it."""
+"""Plan narrower widths for a target, and prove the plan."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,36 +11,26 @@ from torch import nn
 from pbcompress.budgets import MeasuredBudget, confirmed, fastest
 from pbcompress.config import Budget, CompressConfig
 from pbcompress.costs import Widths, model_cost
-from pbcompress.cuts import LayerCut, check_cuts, cut_all_
+from pbcompress.cuts import LayerCut
 from pbcompress.deadline import Deadline
 from pbcompress.dendrite import attach_dendrites_
-from pbcompress.errors import CompressionError, TargetUnreachableError
+from pbcompress.errors import TargetUnreachableError
+from pbcompress.explain import reasons_text
 from pbcompress.grouping import find_groups
-from pbcompress.importance import sample_for, unit_scores
+from pbcompress.importance import unit_scores
 from pbcompress.latency import Shipped
 from pbcompress.measure import ModelCost, input_shapes, measure
 from pbcompress.proof import proof_failure
 from pbcompress.search import Removed, Request, WidthSearch, cuts_of, without_kept
+from pbcompress.shrinking import shrink
 from pbcompress.statistics import Sample
 from pbcompress.surgery import (
     Call,
-    as_call,
     copy_model,
-    device_of,
     map_tensors,
-    single_sample,
-    to_device,
 )
-from pbcompress.task import Data, Task
 
-__all__ = [
-    "LayerCut",
-    "WidthPlan",
-    "plan_widths",
-    "resolve_target",
-    "shrink",
-    "shrink_",
-]
+__all__ = ["Solution", "find_widths", "resolve_target"]
 
 FLOPS_TRIALS = 6
 _TOO_SLOW = (
@@ -51,14 +41,15 @@ FEW = 4  # groups that are judged one by one
 
 
 @dataclass(frozen=True)
-class WidthPlan:
-    """What to cut where: data only, replayed by `shrink` with no data, trace or chance.
+class Solution:
+    """What the planner found.
 
     Attributes:
         steps: The cuts, one for each dimension of each layer that changes.
         cost_before: Cost of the original.
-        cost_after: Cost of the shrunk network, measured on one.
-        target_params: The bound that was asked for.
+        cost_after: Cost of the shrunk network, predicted from the structure of the original.
+        target_params: The bound on parameters, dendrites included.
+        target_flops: The bound on multiply-adds; None if there is none.
         reserved_params: Part of the target kept free for dendrites.
         grow: Layers that the reserve is for, with whether each dendrite has its own BatchNorm.
         left_alone: Layers that keep their width, with the reason.
@@ -69,35 +60,11 @@ class WidthPlan:
     cost_before: ModelCost
     cost_after: ModelCost
     target_params: int
+    target_flops: int | None
     reserved_params: int
     grow: Mapping[str, bool]
     left_alone: Mapping[str, str]
     shipped: Shipped | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what `shrink` needs as JSON data."""
-        return {
-            "steps": [step.to_list() for step in self.steps],
-            "target_params": self.target_params,
-        }
-
-    def __str__(self) -> str:
-        before, after = self.cost_before, self.cost_after
-        lines = [
-            f"{before.params:,} -> {after.params:,} parameters "
-            f"(target {self.target_params:,}, {self.reserved_params:,} of it kept for dendrites), "
-            f"{before.flops:,} -> {after.flops:,} FLOPs"
-        ]
-        lines += [str(self.shipped)] if self.shipped else []
-        for name, layer in before.by_layer.items():
-            if layer.width is not None:
-                now = after.by_layer[name].width
-                note = f"  ({self.left_alone[name]})" if name in self.left_alone else ""
-                grow = "  + dendrites" if name in self.grow else ""
-                lines.append(
-                    f"  {name:<32} {layer.kind:<12} {layer.width:>5} -> {now:<5}{grow}{note}"
-                )
-        return "\n".join(lines)
 
 
 def resolve_target(asked: float | Budget, cost: ModelCost) -> tuple[int, int | None]:
@@ -139,76 +106,35 @@ def _count(value: Any, full: int) -> int | None:
     return int(number) if number.is_integer() else None
 
 
-def plan_widths(
+def find_widths(
     model: nn.Module,
-    example_inputs: object,
-    target_params: float | Budget,
-    *,
-    config: CompressConfig | None = None,
-    data: Data | None = None,
-    task: Task | None = None,
-    seed: int = 0,
-) -> WidthPlan:
-    """Find the widest narrower network that fits a target, and prove it on a copy.
-
-    Widths and parameters do not shrink alike (half the channels leave about a quarter of the
-    parameters), so the widths are searched on a closed form of the cost. The plan is then carried
-    out on a deep copy, which must compute what the original computes when the removed channels are
-    not read. A group of channels for which that fails keeps its width, with the reason.
+    call: Call,
+    target: float | Budget,
+    config: CompressConfig,
+    sample: Sample | None = None,
+) -> Solution:
+    """Search for widths that fit a target, and prove the cuts on a copy; see `plan_widths`.
 
     Args:
-        model: Network to shrink; left as it is.
-        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
-        target_params: At most so many parameters: a count, a share in (0, 1) or a `Budget`. A
-            latency or a file size is confirmed on exported networks, which takes some seconds for
-            each of them.
-        config: ``width`` says how, and with a number as ``dendrites.share`` room is kept for
-            ``dendrites.max_sets`` sets; with "auto" none is.
-        data: For an importance that needs train batches; no other split is touched.
-        task: How the model runs on a batch, and its loss; default: classification.
-        seed: Names the order of those batches.
-
-    Returns:
-        The plan.
-
-    Raises:
-        TargetUnreachableError: The target is not below the original, or below the smallest
-            reachable network; ``.smallest`` says what that one has.
-        CompressionError: The forward pass fails on ``example_inputs``, an importance needs data
-            and there are none, or a latency or file size is asked of a network that cannot be
-            exported.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
-        >>> plan = plan_widths(net, torch.zeros(1, 8), 0.5)
-        >>> 0.97 * 353 <= plan.cost_after.params <= 353
-        True
-
-    Source:
-        Coupled channels: Fang et al., DepGraph, 2023, https://arxiv.org/abs/2301.12900.
+        model: The network.
+        call: One sample, on the model's device.
+        target: The bounds.
+        config: The choices.
+        sample: Batches for an importance that needs some.
     """
-    config = config or CompressConfig()
-    if isinstance(model, nn.Module) and any(map(nn.parameter.is_lazy, model.parameters())):
-        raise CompressionError(
-            "plan_widths was called with a model whose lazy layers have no shape yet. Run one "
-            "forward pass on it first."
-        )
-    sample = sample_for(config.width, data, task, seed)
-    with torch.inference_mode(False):  # tensors made in it cannot be followed
-        network = copy_model(model).eval()
-        call = to_device(single_sample(as_call(example_inputs)), device_of(model))
-        planner = _Planner(model, network, map_tensors(call, torch.clone), config, sample)
-        params, flops = resolve_target(target_params, planner.cost_before)
-        round_to = config.width.round_to
-        request = Request(params, flops, 1 if round_to == "auto" else round_to)
-        asked = target_params if isinstance(target_params, Budget) else Budget(params=params)
-        on_file = (asked.latency_ms, asked.file_bytes) != (None, None)
-        if on_file or round_to == "auto":
-            return _measured(planner, request, asked)
-        return planner.propose(request)[0]
+    network = copy_model(model).eval()
+    planner = _Planner(model, network, map_tensors(call, torch.clone), config, sample)
+    params, flops = resolve_target(target, planner.cost_before)
+    round_to = config.width.round_to
+    request = Request(params, flops, 1 if round_to == "auto" else round_to)
+    asked = target if isinstance(target, Budget) else Budget(params=params)
+    on_file = (asked.latency_ms, asked.file_bytes) != (None, None)
+    if on_file or round_to == "auto":
+        return _measured(planner, request, asked)
+    return planner.propose(request)[0]
 
 
-def _measured(planner: "_Planner", request: Request, asked: Budget) -> WidthPlan:
+def _measured(planner: "_Planner", request: Request, asked: Budget) -> Solution:
     """Return a plan that was chosen by measuring exported networks."""
     from pbcompress.shipping import Workshop  # onnx and its runtime, only where they are needed
 
@@ -249,7 +175,7 @@ class _Planner:
         """Return the predicted cost at other widths."""
         return model_cost(self.model, self.grouping, widths, input_shapes(self.call))
 
-    def propose(self, request: Request, smallest: bool = False) -> tuple[WidthPlan, Widths]:
+    def propose(self, request: Request, smallest: bool = False) -> tuple[Solution, Widths]:
         """Return a proven plan that keeps to the bounds with its dendrites, or the smallest.
 
         FLOPs of dendrites are measured: they have no closed form.
@@ -262,7 +188,7 @@ class _Planner:
             args, kwargs = self.call
             grown = measure(self.network_of(plan), kwargs or args).flops
             if grown <= request.flops:
-                return plan, widths
+                return replace(plan, target_flops=request.flops), widths
             bound = bound * request.flops // grown
             plan, widths = self._plan(replace(request, flops=bound), smallest=False)
         raise TargetUnreachableError(
@@ -271,14 +197,14 @@ class _Planner:
             smallest=None,
         )
 
-    def network_of(self, plan: WidthPlan) -> nn.Module:
+    def network_of(self, plan: Solution) -> nn.Module:
         """Return the network of a plan, with the dendrites that it has room for."""
         grown = shrink(self.model, plan)
         for _ in range(self.config.dendrites.max_sets if plan.grow else 0):
             attach_dendrites_(grown, self.config.dendrites, layers=plan.grow)
         return grown
 
-    def _plan(self, request: Request, smallest: bool) -> tuple[WidthPlan, Widths]:
+    def _plan(self, request: Request, smallest: bool) -> tuple[Solution, Widths]:
         while True:
             search = WidthSearch(self.model, self.grouping, self.config, self.scores)
             if smallest:
@@ -292,11 +218,12 @@ class _Planner:
             self._drop_guilty(removed)
         if widths is None and not smallest:
             raise self._unreachable(search, request)
-        plan = WidthPlan(
+        plan = Solution(
             steps=steps,
             cost_before=self.cost_before,
             cost_after=self.cost(trial),
             target_params=request.params,
+            target_flops=request.flops,
             reserved_params=search.params.reserved(trial) if search.grow else 0,
             grow=search.grow,
             left_alone=self.grouping.left_alone,
@@ -360,58 +287,13 @@ class _Planner:
             else f"{params:,} parameters and {flops:,} FLOPs"
         )
         largest = max(cost.by_layer, key=lambda name: cost.by_layer[name].params)
-        fixed = "; ".join(
-            f"{k or 'the model itself'}: {v}" for k, v in self.grouping.left_alone.items()
-        )
+        fixed = reasons_text(self.grouping.left_alone)
         return TargetUnreachableError(
             f"A target of {asked} was asked for; the smallest reachable network has {smallest:,} "
             f"parameters and {search.flops.total(widths):,} FLOPs, most of them in "
             f"{largest or 'the model itself'!r} ({cost.by_layer[largest].params:,}). Ask for at "
-            "least that, or allow narrower layers (WidthConfig.max_ratio, min_width, round_to). "
+            "least that, or allow narrower layers (WidthConfig.max_ratio, min_width, round_to"
+            f"{', pin' if self.config.width.pin else ''}). "
             f"Layers that keep their width: {fixed or 'none'}.",
             smallest=smallest,
         )
-
-
-def shrink_(model: nn.Module, plan: WidthPlan | Sequence[LayerCut]) -> None:
-    """Apply a plan in place. Parameters are new objects: make optimizers afterwards.
-
-    Args:
-        model: A fresh network of the architecture that was planned for.
-        plan: The plan, or its steps.
-
-    Raises:
-        StateMismatchError: A layer of the plan is missing or has another width; nothing was cut.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
-        >>> shrink_(net, plan_widths(net, torch.zeros(1, 8), 50))
-        >>> net[0].out_features
-        4
-    """
-    steps = plan.steps if isinstance(plan, WidthPlan) else tuple(plan)
-    check_cuts(model, steps)
-    cut_all_(model, steps)
-
-
-def shrink(model: nn.Module, plan: WidthPlan) -> nn.Module:
-    """Return a pruned deep copy of ``model``; see `shrink_`.
-
-    Args:
-        model: A network of the architecture that was planned for; left as it is.
-        plan: The plan.
-
-    Returns:
-        The narrower copy, with new parameters, in the mode that ``model`` is in.
-
-    Raises:
-        StateMismatchError: A layer of the plan is missing or has another width.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
-        >>> shrink(net, plan_widths(net, torch.zeros(1, 8), 50))(torch.zeros(3, 8)).shape
-        torch.Size([3, 2])
-    """
-    small = copy_model(model)
-    shrink_(small, plan)
-    return small

@@ -13,12 +13,11 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-from pbcompress import CompressConfig, WidthConfig
+from pbcompress import CompressConfig, WidthConfig, plan_widths, shrink
 from pbcompress.errors import CompressionError, TargetUnreachableError
 from pbcompress.grouping import find_groups
 from pbcompress.slicing import cut_, is_plain
 from pbcompress.surgery import as_call, copy_model, single_sample
-from pbcompress.widths import plan_widths, shrink
 
 
 class Net(nn.Module):

@@ -17,10 +17,19 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pbcompress import Budget, CompressConfig, DendriteConfig, WidthConfig, measure
+from pbcompress import (
+    Budget,
+    CompressConfig,
+    DendriteConfig,
+    LayerCut,
+    WidthConfig,
+    measure,
+    plan_widths,
+    shrink,
+    shrink_,
+)
 from pbcompress.dendrite import attach_dendrites_
 from pbcompress.errors import CompressionError, StateMismatchError, TargetUnreachableError
-from pbcompress.widths import LayerCut, plan_widths, shrink, shrink_
 
 SHARES, ALLOCATIONS, ROUNDS = (0.7, 0.5, 0.25), ("uniform", "global"), (1, 4)
 UNREACHABLE = {("concat of three", 0.25, 4), ("reused norm", 0.25, 4)}  # 12 of 30, 4 of 16 stay
@@ -472,7 +481,7 @@ def test_a_plan_prints_every_layer_with_its_widths_and_reasons():
     text = str(planned("u-net", 0.5))
     assert "12,974 -> " in text
     for name in ("down_one.0", "down_two.0", "low.0", "mid.0", "up", "last.0", "head"):
-        assert f"  {name} " in text
+        assert f"\n{name} " in text
     assert "its width is the network's output" in text
 
 

@@ -1,0 +1,218 @@
+"""Plans in words and tables, made from their facts alone: what shrinks, what cannot, and why."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pbcompress.errors import StateMismatchError, a_few
+from pbcompress.surgery import matches
+from pbcompress.tables import render_text
+
+__all__ = ["PlanDiff", "plan_text", "reasons_text", "widths_of"]
+
+Facts = Mapping[str, Any]
+Row = tuple[str, ...]
+
+COSTS = (("params", "parameters"), ("flops", "FLOPs"))
+UNITS = {"latency_ms": "ms of latency", "file_bytes": "bytes of file"} | dict(COSTS)
+MOST_REASONS = 6
+_NUMBER = re.compile(r"(?<!\d)(?:0|[1-9]\d*)(?!\d)")
+
+
+def widths_of(facts: Facts) -> dict[str, tuple[int, int]]:
+    """Return the width of every layer that has one, before and after."""
+    after = facts["after"]["layers"]
+    return {
+        name: (layer["width"], after[name]["width"])
+        for name, layer in facts["before"]["layers"].items()
+        if layer["width"] is not None
+    }
+
+
+def plan_text(facts: Facts) -> str:
+    """Return a plan as text: costs, bounds, and a row for every layer that has a width.
+
+    Rows of alike layers that differ in one number of their name stand in one row, whose costs are
+    those of each of them.
+
+    Args:
+        facts: What `WidthPlan.to_dict` returns.
+    """
+    return "\n".join([*_summary(facts), "", render_text(_table(facts))])
+
+
+def _summary(facts: Facts) -> Iterator[str]:
+    before, after, exact = facts["before"], facts["after"], facts["exact"]
+    changes = (f"{before[k]:,} -> {after[k]:,} {unit}" for k, unit in COSTS)
+    shares = (_share(before[k], after[k]) for k, _ in COSTS)
+    yield ", ".join(f"{c} ({s})" for c, s in zip(changes, shares, strict=True))
+    found = [f"{exact[k]:,} {unit}" for k, unit in COSTS if exact[k] is not None]
+    same = all(exact[k] in (after[k], None) for k, _ in COSTS)
+    yield f"pruned and counted: {', '.join(found)}" + (", as predicted" if same else "")
+    for key, asked in facts["budget"].items():
+        if asked is not None:
+            bound = facts["bounds"].get(key)
+            resolved = f"at most {bound:,} {UNITS[key]}" if bound is not None else UNITS[key]
+            yield f"bound: {resolved} (asked for: {asked:,})"
+    if facts["grow"]:
+        yield f"kept for dendrites: {facts['reserved_params']:,} parameters of the bound"
+
+
+def _table(facts: Facts) -> list[Row]:
+    layers, after, widths = facts["before"]["layers"], facts["after"]["layers"], widths_of(facts)
+    pins = facts["config"]["width"]["pin"]
+    rows: list[tuple[str, Row]] = []
+    others: Counter[str] = Counter()
+    for name, layer in layers.items():
+        if name not in widths:
+            others += Counter(count=1)
+            for key, _ in COSTS:
+                others[f"{key} before"] += layer[key]
+                others[f"{key} after"] += after[name][key]
+            continue
+        was, now = widths[name]
+        notes = [facts["left_alone"].get(name, "")]
+        notes += [f"pinned by {p!r}" for p, _ in pins[::-1] if matches(name, (p,))][:1]
+        notes += ["with room for dendrites"] if name in facts["grow"] else []
+        costs = [f"{cost[key]:,}" for key, _ in COSTS for cost in (layer, after[name])]
+        widths_now = (str(was), str(now), _share(was, now))
+        rows.append((name, (layer["kind"], *widths_now, *costs, "; ".join(filter(None, notes)))))
+    columns = [title for _, unit in COSTS for title in (unit, "after")]
+    table = [("layer", "kind", "width", "after", "kept", *columns, "note"), *_folded(rows)]
+    if others:
+        keys = [f"{key} {when}" for key, _ in COSTS for when in ("before", "after")]
+        counts = [f"{others[key]:,}" for key in keys]
+        table.append((f"{others['count']} without a width", "", "", "", "", *counts, ""))
+    return table
+
+
+def _share(before: float, after: float) -> str:
+    return f"{after / before:.1%}" if before else "-"
+
+
+def _folded(rows: Sequence[tuple[str, Row]]) -> Iterator[Row]:
+    """Put rows that say the same of layers that differ in one number of their name into one."""
+    alike: dict[tuple[str, Row], dict[int, str]] = defaultdict(dict)
+    keys: list[list[tuple[str, Row]]] = []
+    for place, (name, cells) in enumerate(rows):
+        text = f"{name}\n{cells[-1]}"
+        numbers = dict.fromkeys(_NUMBER.findall(name))
+        own = [(number, re.sub(rf"(?<!\d){number}(?!\d)", "\0", text)) for number in numbers]
+        keys.append([(masked, cells[:-1]) for _, masked in own])
+        for (number, _), key in zip(own, keys[-1], strict=True):
+            alike[key][place] = number
+    done: set[int] = set()
+    for place, (name, cells) in enumerate(rows):
+        if place in done:
+            continue
+        found = [(key, alike[key].keys() - done) for key in keys[place]]
+        if max((len(same) for _, same in found), default=0) < 2:
+            yield (name, *cells)
+            continue
+        (masked, others), same = max(found, key=lambda pair: len(pair[1]))
+        done |= same
+        shown = _ranges(sorted(int(alike[masked, others][p]) for p in same))
+        first, note = masked.replace("\0", f"{{{shown}}}").split("\n")
+        yield (first, *others, note)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return numbers as runs.
+
+    Example:
+        >>> _ranges([0, 1, 2, 5])
+        '0-2,5'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
+
+
+def reasons_text(left_alone: Mapping[str, str]) -> str:
+    """Return why layers keep their width, those with alike reasons together.
+
+    Example:
+        >>> reasons_text({"a.0": "it meets x in 'a.0'", "a.1": "it meets x in 'a.1'"})
+        "it meets x in 'a.0' (2 layers: 'a.0', 'a.1')"
+    """
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for name, reason in left_alone.items():
+        kinds[re.sub("'[^']*'", "", reason)].append(name)
+    ranked = sorted(kinds.values(), key=len, reverse=True)
+    parts = [
+        f"{left_alone[names[0]]} ({_layers(len(names))}: "
+        f"{a_few([name or 'the model itself' for name in names])})"
+        for names in ranked[:MOST_REASONS]
+    ]
+    rest = sum(map(len, ranked[MOST_REASONS:]))
+    return "; ".join([*parts, *([f"other reasons ({_layers(rest)})"] if rest else [])])
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
+
+
+@dataclass(frozen=True)
+class PlanDiff:
+    """How two plans of one network differ; ``print(diff)`` shows it.
+
+    Attributes:
+        widths: For each layer whose width differs: of the original, by the one plan and the other.
+        channels: Layers that are as wide by both, but lose other channels.
+        params: Predicted parameters by the one plan and the other.
+        flops: Predicted multiply-adds by the one plan and the other.
+    """
+
+    widths: Mapping[str, tuple[int, int, int]]
+    channels: tuple[str, ...]
+    params: tuple[int, int]
+    flops: tuple[int, int]
+
+    @classmethod
+    def between(cls, one: Facts, other: Facts) -> "PlanDiff":
+        """Compare the facts of two plans; see `WidthPlan.diff`."""
+        if one["before"] != other["before"]:
+            raise StateMismatchError(
+                "Two plans were to be compared, and they are of different networks or inputs: "
+                f"{_network(one)}, and {_network(other)}. Compare plans of one network."
+            )
+        first, second = widths_of(one), widths_of(other)
+        widths = {
+            name: (was, now, second[name][1])
+            for name, (was, now) in first.items()
+            if now != second[name][1]
+        }
+        cuts = [{(s[0], s[1]): s[2:] for s in plan["steps"]} for plan in (one, other)]
+        keys = {**cuts[0], **cuts[1]}
+        moved = dict.fromkeys(key[0] for key in keys if cuts[0].get(key) != cuts[1].get(key))
+        return cls(
+            widths=widths,
+            channels=tuple(name for name in moved if name in first and name not in widths),
+            params=(one["after"]["params"], other["after"]["params"]),
+            flops=(one["after"]["flops"], other["after"]["flops"]),
+        )
+
+    def __str__(self) -> str:
+        rows = [("", "original", "one", "other", "difference")]
+        for (_, unit), (one, other) in zip(COSTS, (self.params, self.flops), strict=True):
+            rows.append((unit, "", f"{one:,}", f"{other:,}", f"{other - one:+,}"))
+        for name, (was, one, other) in self.widths.items():
+            rows.append((name, str(was), str(one), str(other), f"{other - one:+}"))
+        text = render_text(rows)
+        if not self.widths:
+            text += "\nEvery layer has the same width in both."
+        if self.channels:
+            text += f"\nOther channels of the same number go in {a_few(self.channels)}."
+        return text
+
+
+def _network(facts: Facts) -> str:
+    before = facts["before"]
+    shapes = ", ".join(f"{k}: {tuple(v)}" for k, v in before["input_shapes"].items())
+    return f"{before['params']:,} parameters in {_layers(len(before['layers']))} at inputs {shapes}"

@@ -1,0 +1,234 @@
+"""A plan of narrower widths: made, explained, edited, compared, kept as text."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pbcompress.admission import check_model
+from pbcompress.charts import width_picture
+from pbcompress.config import Budget, CompressConfig
+from pbcompress.cuts import LayerCut, check_cuts
+from pbcompress.errors import StateMismatchError
+from pbcompress.explain import PlanDiff, plan_text, widths_of
+from pbcompress.importance import sample_for
+from pbcompress.jsonfile import parse
+from pbcompress.latency import Shipped
+from pbcompress.measure import ModelCost
+from pbcompress.surgery import as_call, device_of, single_sample, to_device
+from pbcompress.task import Data, Task
+from pbcompress.widths import Solution, find_widths
+
+__all__ = ["WidthPlan", "plan_widths"]
+
+KIND = "pbcompress plan"
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class WidthPlan(Solution):
+    """What to cut where: data only, replayed by `shrink` with no data, trace or chance.
+
+    ``print(plan)`` explains every layer. What the planner found are the attributes of `Solution`.
+
+    Attributes:
+        config: The choices that it was made with.
+        budget: What was asked for: counts, or shares of the original.
+    """
+
+    config: CompressConfig = field(default_factory=CompressConfig)
+    budget: Budget = field(default_factory=lambda: Budget(params=1.0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole plan as JSON data."""
+        return {
+            "kind": KIND,
+            "version": PLAN_VERSION,
+            "steps": [step.to_list() for step in self.steps],
+            "before": self.cost_before.to_dict(),
+            "after": self.cost_after.to_dict(),
+            "budget": self.budget.to_dict(),
+            "bounds": {"params": self.target_params, "flops": self.target_flops},
+            "reserved_params": self.reserved_params,
+            "grow": dict(self.grow),
+            "left_alone": dict(self.left_alone),
+            "shipped": asdict(self.shipped) if self.shipped else None,
+            "config": self.config.to_dict(),
+        }
+
+    def to_json(self) -> str:
+        """Return the whole plan as text, from which `from_json` makes an equal one."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "WidthPlan":
+        """Rebuild a plan from `to_json`.
+
+        Args:
+            text: What `to_json` returned.
+
+        Raises:
+            StateMismatchError: The text is truncated, of another kind, damaged or newer.
+
+        Example:
+            >>> net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
+            >>> plan = plan_widths(net, torch.zeros(1, 8), 0.5)
+            >>> WidthPlan.from_json(plan.to_json()) == plan
+            True
+        """
+        data = parse(text, KIND, PLAN_VERSION, "The plan")
+        try:
+            return cls(
+                steps=tuple(map(LayerCut.from_list, data["steps"])),
+                cost_before=ModelCost.from_dict(data["before"]),
+                cost_after=ModelCost.from_dict(data["after"]),
+                target_params=data["bounds"]["params"],
+                target_flops=data["bounds"]["flops"],
+                reserved_params=data["reserved_params"],
+                grow=dict(data["grow"]),
+                left_alone=dict(data["left_alone"]),
+                shipped=Shipped(**data["shipped"]) if data["shipped"] else None,
+                config=CompressConfig.from_dict(data["config"]),
+                budget=Budget.from_dict(data["budget"]),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as err:
+            raise StateMismatchError(
+                f"The plan is damaged: a part is missing or of another form ({err}). Save it again."
+            ) from err
+
+    def edit(
+        self,
+        model: nn.Module,
+        example_inputs: object,
+        widths: Mapping[str, int | float] | None = None,
+        keep: Sequence[str] = (),
+        *,
+        data: Data | None = None,
+        task: Task | None = None,
+        seed: int = 0,
+    ) -> "WidthPlan":
+        """Return another plan for the same budget and choices, with some widths given.
+
+        Args:
+            model: The network that this plan is for; left as it is.
+            example_inputs: As for `plan_widths`.
+            widths: By layer (name or ``fnmatch`` pattern) its output channels, or a share of them
+                in (0, 1]; these come after those that this plan was made with. See
+                ``WidthConfig.pin``.
+            keep: Layers whose width stays, beside those that this plan keeps.
+            data: As for `plan_widths`.
+            task: As for `plan_widths`.
+            seed: As for `plan_widths`.
+
+        Raises:
+            StateMismatchError: The plan is of another network.
+            UnsupportedLayerError: A layer cannot have the width that is given for it.
+            TargetUnreachableError: The budget cannot be met around these widths.
+
+        Example:
+            >>> net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU())
+            >>> net.append(nn.Linear(32, 2))[0].out_features
+            64
+            >>> plan = plan_widths(net, torch.zeros(1, 8), 0.5)
+            >>> shrink(net, plan.edit(net, torch.zeros(1, 8), {"0": 20}))[0].out_features
+            20
+        """
+        check_cuts(model, self.steps)
+        width = self.config.width
+        pin, kept = (*width.pin, *(widths or {}).items()), (*width.keep, *keep)
+        config = replace(self.config, width=replace(width, pin=pin, keep=kept))
+        return plan_widths(
+            model, example_inputs, self.budget, config=config, data=data, task=task, seed=seed
+        )
+
+    def diff(self, other: "WidthPlan") -> PlanDiff:
+        """Return how another plan of the same network differs.
+
+        Raises:
+            StateMismatchError: The plans are of different networks, or for other inputs.
+        """
+        return PlanDiff.between(self.to_dict(), other.to_dict())
+
+    def plot(self, path: str | Path) -> None:
+        """Write a picture of every layer's width before and after.
+
+        Args:
+            path: A file that ends in .svg or .png.
+
+        Raises:
+            CompressionError: The ending is another one, matplotlib is not installed, or the file
+                cannot be written.
+        """
+        width_picture(widths_of(self.to_dict()), Path(path))
+
+    def __str__(self) -> str:
+        return plan_text(self.to_dict())
+
+
+def plan_widths(
+    model: nn.Module,
+    example_inputs: object,
+    target_params: float | Budget,
+    *,
+    config: CompressConfig | None = None,
+    data: Data | None = None,
+    task: Task | None = None,
+    seed: int = 0,
+) -> WidthPlan:
+    """Find the widest narrower network that fits a target, and prove it on a copy.
+
+    Widths and parameters do not shrink alike (half the channels leave about a quarter of the
+    parameters), so the widths are searched on a closed form of the cost. The plan is then carried
+    out on a deep copy, which must compute what the original computes when the removed channels are
+    not read. A group of channels for which that fails keeps its width, with the reason.
+
+    Args:
+        model: Network to shrink; left as it is.
+        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
+        target_params: At most so many parameters: a count, a share in (0, 1) or a `Budget`. A
+            latency or a file size is confirmed on exported networks, which takes some seconds for
+            each of them.
+        config: ``width`` says how, and with a number as ``dendrites.share`` room is kept for
+            ``dendrites.max_sets`` sets; with "auto" none is.
+        data: For an importance that needs train batches; no other split is touched.
+        task: How the model runs on a batch, and its loss; default: classification.
+        seed: Names the order of those batches.
+
+    Returns:
+        The plan.
+
+    Raises:
+        TargetUnreachableError: The target is not below the original, or below the smallest
+            reachable network; ``.smallest`` says what that one has.
+        UnsupportedLayerError: The model, or a layer of it, cannot be cut at all (wrapped, scripted,
+            lazy, without data), or has not the width that is asked of it.
+        CompressionError: The forward pass fails on ``example_inputs``, an importance needs data
+            and there are none, or a latency or file size is asked of a network that cannot be
+            exported.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
+        >>> plan = plan_widths(net, torch.zeros(1, 8), 0.5)
+        >>> 0.97 * 353 <= plan.cost_after.params <= 353
+        True
+
+    Source:
+        Coupled channels: Fang et al., DepGraph, 2023, https://arxiv.org/abs/2301.12900.
+    """
+    config = config or CompressConfig()
+    check_model(model)
+    sample = sample_for(config.width, data, task, seed)
+    with torch.inference_mode(False):  # tensors made in it cannot be followed
+        call = to_device(single_sample(as_call(example_inputs)), device_of(model))
+        found = find_widths(model, call, target_params, config, sample)
+    return WidthPlan(**vars(found), config=config, budget=_budget(target_params, found))
+
+
+def _budget(target: float | Budget, found: Solution) -> Budget:
+    if isinstance(target, Budget):
+        return target
+    return Budget(params=float(target) if 0 < target < 1 else found.target_params)
