@@ -166,7 +166,8 @@ class WidthPlan(Solution):
         width_picture(widths_of(self.to_dict()), Path(path))
 
     def __str__(self) -> str:
-        return plan_text(self.to_dict())
+        text = plan_text(self.to_dict())
+        return text if self.shipped is None else f"{self.shipped}\n{text}"
 
 
 def plan_widths(

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from pbcompress.cuts import LayerCut, cut_all_
-from pbcompress.surgery import Call, channel_axis, copy_sharing, map_tensors, seeded, tensors_of
+from pbcompress.surgery import (
+    Call,
+    channel_axis,
+    copy_sharing,
+    map_tensors,
+    parameter_count,
+    seeded,
+    tensors_of,
+)
 from pbcompress.tracer import Event, Trace
 from pbcompress.tracing import plain_kernels
 
@@ -25,7 +33,12 @@ NOISE = 65_537  # numbers of the disturbance; prime, so that no two rows of a we
 
 
 def proof_failure(
-    network: nn.Module, traced: Trace, gone: Tensor, steps: Sequence[LayerCut], call: Call
+    network: nn.Module,
+    traced: Trace,
+    gone: Tensor,
+    steps: Sequence[LayerCut],
+    call: Call,
+    params: int,
 ) -> str | None:
     """Return how ``network`` without the channels of ``steps`` is wrong, or None if it is right.
 
@@ -45,6 +58,7 @@ def proof_failure(
         gone: For every label of ``traced``, whether it is removed.
         steps: The cuts.
         call: One sample. It is run with a second one of random values for float inputs.
+        params: How many parameters the cut network has as predicted.
     """
     _disturb_(network)
     sliced = copy_sharing(network)
@@ -52,6 +66,9 @@ def proof_failure(
         cut_all_(sliced, steps)
     except Exception as err:
         return f"its layers cannot be sliced ({_first_line(err)})"
+    found = parameter_count(sliced)
+    if found != params:
+        return f"{params:,} parameters were predicted and {found:,} are left"
     _mask_(network, sliced, traced, gone)
     reference = _Witness(network, steps, _Remaining(traced, gone))
     candidate = _Witness(sliced, steps, None)

@@ -238,7 +238,8 @@ class _Planner:
         gone = torch.zeros(traced.coupling.size, dtype=torch.bool)
         for name, units in removed.items():
             gone[self.grouping.units[name][units]] = True
-        return proof_failure(network, traced, gone, steps, self.call)
+        widths = [g.width - len(removed.get(g.name, ())) for g in self.grouping.groups]
+        return proof_failure(network, traced, gone, steps, self.call, self.cost(widths).params)
 
     def _drop_guilty(self, removed: Removed) -> None:
         """Leave alone the groups whose narrowing fails the proof.

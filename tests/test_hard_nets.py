@@ -11,10 +11,9 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pbcompress import measure
+from pbcompress import LayerCut, measure, plan_widths, shrink, shrink_
 from pbcompress.errors import TargetUnreachableError
 from pbcompress.tracing import plain_kernels
-from pbcompress.widths import LayerCut, plan_widths, shrink, shrink_
 
 every_net = pytest.mark.parametrize("name", NETS)
 

@@ -13,10 +13,9 @@ from test_hard_nets import count, double, reference, run, smallest_or
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pbcompress import measure
+from pbcompress import measure, plan_widths, shrink
 from pbcompress.errors import TargetUnreachableError
 from pbcompress.surgery import tensors_of
-from pbcompress.widths import plan_widths, shrink
 
 
 class Net(nn.Module):

@@ -74,14 +74,14 @@ def test_every_network_is_in_the_list():
 
 
 @every_net
-def test_exact_costs_are_counted_on_the_shrunk_network_and_equal_the_prediction(name):
+def test_the_predicted_costs_are_those_of_the_shrunk_network(name):
     plan = planned(name)
     small = shrink(model_of(name), plan)
     counted = measure(small, CASES[name].inputs(1))
-    assert plan.exact_params == sum(p.numel() for p in small.parameters())
-    assert plan.exact_flops == counted.flops
+    assert plan.cost_after.params == sum(p.numel() for p in small.parameters())
     assert (plan.cost_after.params, plan.cost_after.flops) == (counted.params, counted.flops)
-    assert "as predicted" in str(plan)
+    assert f"-> {counted.params:,} parameters" in str(plan)
+    assert f"-> {counted.flops:,} FLOPs" in str(plan)
 
 
 @every_net
@@ -285,7 +285,7 @@ def test_a_pinned_layer_has_its_width_and_the_budget_is_kept(name, share):
     was, now = widths(model)[layer], widths(small)[layer]
     unit = next((m for m in (1, 2, 3, 4) if round(now * m) == now * m), 1)
     assert abs(now - share * was) <= 4 * unit if share < 1 else now == was
-    assert plan.exact_params <= plan.target_params
+    assert plan.cost_after.params <= plan.target_params
 
 
 def test_a_pin_holds_against_floors_and_rounding_and_the_rest_keeps_them():
@@ -308,7 +308,7 @@ def test_any_two_widths_of_a_plain_network_can_be_given(first, second):
         return
     plan = plan_widths(model, vectors(1), 1279, config=config)
     assert widths(shrink(model, plan)) == {"0": first, "4": second, "6": 5}
-    assert plan.exact_params == size
+    assert plan.cost_after.params == size
 
 
 def test_of_several_pins_of_a_layer_the_last_counts():
@@ -426,8 +426,8 @@ def test_an_edit_holds_the_widths_and_keeps_bounds_and_choices():
     assert edited.budget == plan.budget
     assert edited.config.width.allocation == "global"
     assert edited.config.width.pin == (("mid", 11),)
-    assert edited.exact_params <= plan.target_params == edited.target_params
-    assert edited.exact_flops <= plan.target_flops == edited.target_flops
+    assert edited.cost_after.params <= plan.target_params == edited.target_params
+    assert edited.cost_after.flops <= plan.target_flops == edited.target_flops
     again = edited.edit(model_of("u-net"), inputs, {"mid.0": 9})
     small = widths(shrink(model_of("u-net"), again))
     assert (small["mid.0"], small["up"]) == (9, 8)
@@ -465,10 +465,10 @@ def test_a_diff_names_layers_widths_and_costs():
     originals = widths(model_of("chain"))
     wanted = {k: (originals[k], first[k], second[k]) for k in first if first[k] != second[k]}
     assert diff.widths == wanted
-    assert diff.params == (one.exact_params, other.exact_params)
-    assert diff.flops == (one.exact_flops, other.exact_flops)
+    assert diff.params == (one.cost_after.params, other.cost_after.params)
+    assert diff.flops == (one.cost_after.flops, other.cost_after.flops)
     text = str(diff)
-    assert f"{other.exact_params - one.exact_params:+,}" in text
+    assert f"{other.cost_after.params - one.cost_after.params:+,}" in text
     assert all(f"\n{name} " in text for name in wanted)
     assert wanted
 

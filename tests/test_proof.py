@@ -1,5 +1,6 @@
 """Planted faults: every way in which cuts can be wrong is found, and right ones pass."""
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,11 @@ from nets import CASES
 from torch import nn
 from torch.nn import functional
 
+from pbcompress.cuts import cut_all_
 from pbcompress.grouping import find_groups
 from pbcompress.proof import proof_failure
 from pbcompress.search import cuts_of
-from pbcompress.surgery import as_call, copy_model, map_tensors, single_sample
+from pbcompress.surgery import as_call, copy_model, map_tensors, parameter_count, single_sample
 
 
 class Heads(nn.Module):
@@ -48,12 +50,29 @@ def setting(name):
     steps = list(cuts_of(model, grouping, removed))
 
     def failure(cuts):
-        return proof_failure(copy_model(model).eval(), grouping.trace, gone, cuts, call)
+        small = copy_model(model)
+        with contextlib.suppress(Exception):  # a fault that shows when it is cut
+            cut_all_(small, cuts)
+        params = parameter_count(small)  # so that only what is computed can tell
+        return proof_failure(copy_model(model).eval(), grouping.trace, gone, cuts, call, params)
 
     return steps, failure
 
 
 NAMES = [*CASES, "attention"]
+
+
+def test_another_number_of_parameters_than_predicted_is_a_failure():
+    model = CASES["chain"].build()
+    call = single_sample(as_call(CASES["chain"].inputs(1)))
+    traced = find_groups(copy_model(model).eval(), call).trace
+    gone = torch.zeros(traced.coupling.size, dtype=torch.bool)
+    params = parameter_count(model)
+    found = [
+        proof_failure(copy_model(model).eval(), traced, gone, [], call, params + more)
+        for more in (0, 1)
+    ]
+    assert found == [None, f"{params + 1:,} parameters were predicted and {params:,} are left"]
 
 
 def test_every_network_is_in_the_list():

@@ -8,9 +8,8 @@ from test_hard_nets import count, double, reference, run
 from torch import nn
 from torch.nn import functional
 
-from pbcompress import CompressConfig, WidthConfig, measure
+from pbcompress import CompressConfig, WidthConfig, measure, plan_widths, shrink
 from pbcompress.errors import TargetUnreachableError
-from pbcompress.widths import plan_widths, shrink
 
 
 class Attention(nn.Module):

@@ -17,8 +17,7 @@ from test_hard_nets import count, double, reference, run, smallest_or
 from torch import nn
 from torch.nn import functional
 
-from pbcompress import CompressConfig, WidthConfig, measure
-from pbcompress.widths import LayerCut, plan_widths, shrink, shrink_
+from pbcompress import CompressConfig, LayerCut, WidthConfig, measure, plan_widths, shrink, shrink_
 
 
 class Net(nn.Module):
