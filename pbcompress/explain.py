@@ -50,7 +50,8 @@ def _summary(facts: Facts) -> Iterator[str]:
     yield ", ".join(f"{c} ({s})" for c, s in zip(changes, shares, strict=True))
     found = [f"{exact[k]:,} {unit}" for k, unit in COSTS if exact[k] is not None]
     same = all(exact[k] in (after[k], None) for k, _ in COSTS)
-    yield f"pruned and counted: {', '.join(found)}" + (", as predicted" if same else "")
+    note = "as predicted" if same else "where the counter skips operations that it does not know"
+    yield f"pruned and counted: {', '.join(found)}, {note}"
     for key, asked in facts["budget"].items():
         if asked is not None:
             bound = facts["bounds"].get(key)
@@ -205,12 +206,14 @@ class PlanDiff:
         )
 
     def __str__(self) -> str:
-        rows = [("", "original", "one", "other", "difference")]
+        rows: list[Row] = [("", "original", "one", "other", "difference", "")]
         for (_, unit), (one, other) in zip(COSTS, (self.params, self.flops), strict=True):
-            rows.append((unit, "", f"{one:,}", f"{other:,}", f"{other - one:+,}"))
-        for name, (was, one, other) in self.widths.items():
-            rows.append((name, str(was), str(one), str(other), f"{other - one:+}"))
-        text = render_text(rows)
+            rows.append((unit, "", f"{one:,}", f"{other:,}", f"{other - one:+,}", ""))
+        layers = [
+            (name, (str(was), str(one), str(other), f"{other - one:+}", ""))
+            for name, (was, one, other) in self.widths.items()
+        ]
+        text = render_text([*rows, *_folded(layers)])
         if not self.widths:
             text += "\nEvery layer has the same width in both."
         if self.channels:

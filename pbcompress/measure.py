@@ -18,6 +18,7 @@ from pbcompress.surgery import (
     seeded,
     single_sample,
 )
+from pbcompress.tracing import plain_kernels
 
 __all__ = ["LayerCost", "ModelCost", "input_shapes", "measure"]
 
@@ -137,7 +138,7 @@ def measure(model: nn.Module, example_inputs: object) -> ModelCost:
     inputs = tuple(t.to(device) for t in wrapped.tensors)
     if any(t.dim() and not len(t) for t in inputs):
         raise CompressionError("example_inputs holds no sample; give a batch of at least one.")
-    with warnings.catch_warnings(), torch.no_grad(), seeded("measure"):
+    with warnings.catch_warnings(), torch.no_grad(), seeded("measure"), plain_kernels(network):
         warnings.simplefilter("ignore")  # fvcore needs torch.jit, which is deprecated
         from fvcore.nn import FlopCountAnalysis
 

@@ -44,7 +44,7 @@ class WidthPlan(Solution):
         config: The choices that it was made with.
         budget: What was asked for: counts, or shares of the original.
         exact_params: Parameters counted on a network that was shrunk by the plan.
-        exact_flops: Multiply-adds counted on it; None where the counter cannot follow the network.
+        exact_flops: Multiply-adds that `measure` counts on it; None where it cannot follow it.
     """
 
     config: CompressConfig

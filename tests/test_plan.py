@@ -117,6 +117,23 @@ def test_the_rows_add_up_to_the_total(name):
     assert totals == [before.params, after.params, before.flops, after.flops]
 
 
+def test_attention_of_torch_is_counted_as_predicted():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(16, 2, 64, batch_first=True)
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.head(self.layer(x).mean(1))
+
+    plan = plan_widths(Net(), torch.randn(1, 5, 16), 0.7)
+    by_hand = 5 * (4 * 16 * 16 + 2 * 16 * plan.cost_after.by_layer["layer.linear1"].width)
+    norms, head = 2 * 5 * 16 * 5, 16 * 3  # fvcore: an affine LayerNorm is 5 per element
+    assert plan.exact_flops == plan.cost_after.flops == by_hand + norms + head
+    assert "as predicted" in str(plan)
+
+
 def test_the_text_says_every_bound_as_asked_and_as_a_count():
     text = str(plan_of("chain", Budget(params=0.6, flops=100_000)))
     assert "at most 2,455 parameters (asked for: 0.6)" in text
