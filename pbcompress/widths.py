@@ -15,7 +15,7 @@ from pbcompress.deadline import Deadline
 from pbcompress.dendrite import attach_dendrites_
 from pbcompress.errors import TargetUnreachableError
 from pbcompress.explain import reasons_text
-from pbcompress.grouping import find_groups
+from pbcompress.grouping import find_groups, reasons
 from pbcompress.measure import ModelCost, input_shapes, measure
 from pbcompress.proof import proof_failure
 from pbcompress.search import Removed, WidthSearch, cuts_of, without_kept
@@ -180,7 +180,7 @@ class _Planner:
             target_flops=flops,
             reserved_params=search.params.reserved(widths),
             grow=search.grow,
-            left_alone=self.grouping.left_alone,
+            left_alone=reasons(self.model, self.grouping),
         )
 
     def _proof_failure(self, removed: Removed, steps: Sequence[LayerCut]) -> str | None:

@@ -157,6 +157,12 @@ def test_the_text_gives_the_reason_of_every_layer_that_keeps_its_width(name):
     assert any(reason in str(plan) for reason in plan.left_alone.values())
 
 
+def test_a_layer_coupled_with_a_kept_one_says_so():
+    plan = plan_of("residual", 0.8, keep=("stem",))
+    assert "'stem.0': WidthConfig.keep names it" in plan.left_alone["second"]
+    assert "'stem.0'" in cells(str(plan))["second"]
+
+
 class Blocks(nn.Module):
     """Alike blocks, and within each a layer whose width cannot change, with the block's name."""
 
