@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_jobs(commands)
+    _add_plan(commands)
     _add_measures(commands)
     _add_outputs(commands)
     return parser
@@ -97,6 +98,42 @@ def _add_measures(commands: Any) -> None:
     _add_inputs(compare, required=True)
     compare.add_argument("--json", action="store_true", help="print JSON")
     compare.set_defaults(run=_compare)
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="how narrow every layer gets at a target, and which cannot, and why",
+        description="Plan the widths of a network for a target, prove the plan, and print it. "
+        "Nothing is trained.",
+    )
+    plan.add_argument("model", help=MODEL_HELP)
+    _add_inputs(plan, required=True)
+    plan.add_argument(
+        "--target", type=_number, required=True, help="parameters: a count, or a share in (0, 1)"
+    )
+    plan.add_argument(
+        "--pin",
+        action="append",
+        type=_pin,
+        default=[],
+        metavar="LAYER=WIDTH",
+        help="a layer (name or pattern) and its channels, or a share of them; repeat for several",
+    )
+    plan.add_argument("--json", help="file to write the plan to, for WidthPlan.from_json")
+    plan.add_argument("--plot", help="picture to write: .svg or .png")
+    plan.set_defaults(run=_plan)
+
+
+def _number(text: str) -> int | float:
+    return int(text) if text.isdigit() else float(text)
+
+
+def _pin(text: str) -> tuple[str, int | float]:
+    from pbcompress.config import WidthConfig
+
+    layer, _, width = text.rpartition("=")
+    return WidthConfig(pin=((layer, _number(width)),)).pin[0]  # which checks it
 
 
 def _add_outputs(commands: Any) -> None:
@@ -179,6 +216,23 @@ def _compress(arguments: argparse.Namespace) -> None:
         recipe = replace(recipe, run_dir=arguments.run_dir)
     result = run_recipe(recipe)
     print(f"{result}\n\nLook next at {Path(recipe.run_dir) / 'report.html'}.")
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from pbcompress.config import CompressConfig, WidthConfig
+    from pbcompress.plan import plan_widths
+    from pbcompress.tensorfile import write_bytes
+
+    model = _network(arguments.model)
+    if isinstance(model, Path):
+        raise CompressionError(f"{model} is an ONNX file; a plan is made for a torch network.")
+    config = CompressConfig(width=WidthConfig(pin=tuple(arguments.pin)))
+    plan = plan_widths(model, _inputs(arguments), arguments.target, config=config)
+    print(plan)
+    if arguments.json:
+        write_bytes(Path(arguments.json), plan.to_json().encode())
+    if arguments.plot:
+        plan.plot(arguments.plot)
 
 
 def _measure(arguments: argparse.Namespace) -> None:

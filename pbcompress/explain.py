@@ -203,12 +203,14 @@ class PlanDiff:
         )
 
     def __str__(self) -> str:
-        rows = [("", "original", "one", "other", "difference")]
+        rows: list[Row] = [("", "original", "one", "other", "difference", "")]
         for (_, unit), (one, other) in zip(COSTS, (self.params, self.flops), strict=True):
-            rows.append((unit, "", f"{one:,}", f"{other:,}", f"{other - one:+,}"))
-        for name, (was, one, other) in self.widths.items():
-            rows.append((name, str(was), str(one), str(other), f"{other - one:+}"))
-        text = render_text(rows)
+            rows.append((unit, "", f"{one:,}", f"{other:,}", f"{other - one:+,}", ""))
+        layers = [
+            (name, (str(was), str(one), str(other), f"{other - one:+}", ""))
+            for name, (was, one, other) in self.widths.items()
+        ]
+        text = render_text([*rows, *_folded(layers)])
         if not self.widths:
             text += "\nEvery layer has the same width in both."
         if self.channels:

@@ -25,6 +25,7 @@ __all__ = [
     "find_groups",
     "layer_axes",
     "output_axes",
+    "reasons",
 ]
 
 _PRODUCERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
@@ -445,6 +446,19 @@ def output_axes(model: nn.Module, grouping: Grouping) -> dict[str, Axis]:
         else:
             axes[layer] = shape[0]
     return axes
+
+
+def reasons(model: nn.Module, grouping: Grouping) -> dict[str, str]:
+    """Return why layers keep their width, those included whose channels go with another's."""
+    free = {group.name for group in grouping.groups}
+    found = dict(grouping.left_alone)
+    for layer, axis in output_axes(model, grouping).items():
+        names = [name for name, _ in axis.groups]
+        fixed = next((name for name in names if name in grouping.left_alone), None)
+        if layer not in found and fixed is not None and not free.intersection(names):
+            why = grouping.left_alone[fixed]
+            found[layer] = f"its channels go with those of {fixed!r}: {why}"
+    return found
 
 
 def layer_axes(layer: nn.Module, weight: tuple[Axis, ...] | None) -> tuple[Axis, Axis]:

@@ -139,8 +139,7 @@ def measure(model: nn.Module, example_inputs: object) -> ModelCost:
     inputs = tuple(t.to(device) for t in wrapped.tensors)
     if any(t.dim() and not len(t) for t in inputs):
         raise CompressionError("example_inputs holds no sample; give a batch of at least one.")
-    quiet = warnings.catch_warnings()
-    with quiet, torch.no_grad(), seeded("measure"), plain_kernels(network):
+    with warnings.catch_warnings(), torch.no_grad(), seeded("measure"), plain_kernels(network):
         warnings.simplefilter("ignore")  # fvcore needs torch.jit, which is deprecated
         from fvcore.nn import FlopCountAnalysis
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import nn
 
 from pbcompress.errors import CompressionError, UnsupportedLayerError, a_few
-from pbcompress.grouping import Axis, Grouping, output_axes
+from pbcompress.grouping import Axis, Grouping, output_axes, reasons
 from pbcompress.surgery import matches
 
 __all__ = ["with_pins"]
@@ -27,7 +27,10 @@ def with_pins(model: nn.Module, grouping: Grouping, pins: Pins) -> Grouping:
         UnsupportedLayerError: A layer cannot have the width that is given for it; the message says
             which it can have, and what it is coupled with.
     """
+    if not pins:
+        return grouping
     axes = output_axes(model, grouping)
+    why = reasons(model, grouping)
     asked: dict[str, int | float] = {}
     for pattern, width in pins:
         named = [name for name in axes if matches(name, (pattern,))]
@@ -39,12 +42,12 @@ def with_pins(model: nn.Module, grouping: Grouping, pins: Pins) -> Grouping:
         asked.update(dict.fromkeys(named, width))
     units: dict[str, tuple[str, int]] = {}  # by group: the layer that asked first, and its units
     for layer, width in asked.items():
-        for group, count in _Layer(layer, axes, grouping).units(width):
+        for group, count in _Layer(layer, axes, grouping, why).units(width):
             first, other = units.setdefault(group, (layer, count))
             if other != count:
                 raise _refused(
                     layer,
-                    f"to {width} channels",
+                    width,
                     f"its channels go with those of {first!r}, which is pinned to {asked[first]}",
                     "Give both the same share of their channels, or pin one of them",
                 )
@@ -61,11 +64,15 @@ class _Layer:
         name: Dotted name.
         axes: The output dimension of every layer.
         grouping: The groups, of which some may reach the layer.
+        why: Why layers keep their width.
     """
 
-    def __init__(self, name: str, axes: Mapping[str, Axis], grouping: Grouping) -> None:
-        self.name, self.axes, self.axis, self.grouping = name, axes, axes[name], grouping
+    def __init__(
+        self, name: str, axes: Mapping[str, Axis], grouping: Grouping, why: Mapping[str, str]
+    ) -> None:
+        self.name, self.axes, self.axis = name, axes, axes[name]
         groups = {group.name: group for group in grouping.groups}
+        self.reason = why.get(name, "its channels cannot be followed")
         self.live = [(groups[g], step) for g, step in self.axis.groups if g in groups]
 
     def units(self, width: int | float) -> Iterator[tuple[str, int]]:
@@ -76,7 +83,7 @@ class _Layer:
             yield from ((group.name, group.width) for group, _ in self.live)
         elif not self.live:
             raise self._refused(
-                width, f"it keeps its width of {size}: {self._reason()}", "Leave it out"
+                width, f"it keeps its width of {size}: {self.reason}", "Leave it out"
             )
         elif isinstance(width, float):
             for group, _ in self.live:
@@ -104,24 +111,11 @@ class _Layer:
             raise self._refused(width, found, "Give one of these widths, or a share in (0, 1]")
         return group.name, count
 
-    def _reason(self) -> str:
-        for name in (self.name, *(name for name, _ in self.axis.groups)):
-            if name in self.grouping.left_alone:
-                reason = self.grouping.left_alone[name]
-                return reason if name == self.name else f"it goes with {name!r}, and {reason}"
-        return "its channels cannot be followed"
-
     def _refused(self, width: int | float, reason: str, advice: str) -> UnsupportedLayerError:
-        return _refused(
-            self.name,
-            f"to {width} channels"
-            if isinstance(width, int)
-            else f"to the share {width} of its channels",
-            reason,
-            advice,
-        )
+        return _refused(self.name, width, reason, advice)
 
 
-def _refused(layer: str, asked: str, reason: str, advice: str) -> UnsupportedLayerError:
-    message = f"WidthConfig.pin sets {layer!r} {asked}; {reason}. {advice}."
+def _refused(layer: str, width: int | float, reason: str, advice: str) -> UnsupportedLayerError:
+    asked = f"{width} channels" if isinstance(width, int) else f"the share {width} of its channels"
+    message = f"WidthConfig.pin sets {layer!r} to {asked}; {reason}. {advice}."
     return UnsupportedLayerError(message, layer, reason)

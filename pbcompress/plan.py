@@ -134,7 +134,7 @@ class WidthPlan(Solution):
             >>> net.append(nn.Linear(32, 2))[0].out_features
             64
             >>> plan = plan_widths(net, torch.zeros(1, 8), 0.5)
-            >>> shrink(net, plan.edit(net, torch.zeros(1, 8), {"0": 20}))[0].out_features
+            >>> plan.edit(net, torch.zeros(1, 8), {"0": 20}).cost_after.by_layer["0"].width
             20
         """
         check_cuts(model, self.steps)

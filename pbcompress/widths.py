@@ -16,7 +16,7 @@ from pbcompress.deadline import Deadline
 from pbcompress.dendrite import attach_dendrites_
 from pbcompress.errors import TargetUnreachableError
 from pbcompress.explain import reasons_text
-from pbcompress.grouping import find_groups
+from pbcompress.grouping import find_groups, reasons
 from pbcompress.importance import unit_scores
 from pbcompress.latency import Shipped
 from pbcompress.measure import ModelCost, input_shapes, measure
@@ -226,7 +226,7 @@ class _Planner:
             target_flops=request.flops,
             reserved_params=search.params.reserved(trial) if search.grow else 0,
             grow=search.grow,
-            left_alone=self.grouping.left_alone,
+            left_alone=reasons(self.model, self.grouping),
         )
         return plan, trial
 

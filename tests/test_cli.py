@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from pbcompress import load
+from pbcompress import WidthPlan, load
 from pbcompress.cli import main
 from pbcompress.recipe import Recipe
 from pbcompress.tensorfile import write_tensors
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("demo", "compress", "measure", "export", "compare", "report")
+COMMANDS = ("demo", "compress", "plan", "measure", "export", "compare", "report")
 
 RECIPE = """
 [model]
@@ -72,7 +72,17 @@ def test_every_command_has_help(command, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nonsense"], ["measure"], ["measure", "x.onnx", "--input", "a"]]
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["measure"],
+        ["measure", "x.onnx", "--input", "a"],
+        ["plan", "a:b", "--input", "1,3"],
+        ["plan", "a:b", "--input", "1,3", "--target", "half"],
+        ["plan", "a:b", "--input", "1,3", "--target", "0.5", "--pin", "0=2.5"],
+        ["plan", "a:b", "--input", "1,3", "--target", "0.5", "--pin", "0"],
+    ],
 )
 def test_wrong_usage_exits_with_2(arguments):
     with pytest.raises(SystemExit) as stopped:
@@ -88,6 +98,7 @@ def test_wrong_usage_exits_with_2(arguments):
         (["measure", "tests.test_cli:make_network"], "Add --input"),
         (["measure", "nowhere:net", "--input", "1,3"], "could not be"),
         (["report", "nowhere"], "is not there"),
+        (["plan", "x.onnx", "--input", "1,3", "--target", "0.5"], "is an ONNX file"),
         (["export", "nowhere", "x.onnx", "--model", "torch.nn:Identity"], "is not there"),
     ],
 )
@@ -96,6 +107,18 @@ def test_a_failed_job_exits_with_1_and_says_why_in_one_line(arguments, sentence,
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert sentence in lines[0]
+
+
+def test_a_plan_is_printed_and_written(tmp_path, capsys):
+    text = tmp_path / "plan.json"
+    command = ["plan", "tests.test_cli:make_network", "--input", "1,64", "--target", "0.5"]
+    assert main([*command, "--json", str(text)]) == 0
+    plan = WidthPlan.from_json(text.read_text())
+    assert capsys.readouterr().out == f"{plan}\n"
+    layer = next(step.layer for step in plan.steps)
+    assert main([*command, "--pin", f"{layer}=3", "--json", str(text)]) == 0
+    edited = WidthPlan.from_json(text.read_text())
+    assert edited.cost_after.by_layer[layer].width == 3
 
 
 def test_a_recipe_runs_and_can_be_loaded(finished_run):

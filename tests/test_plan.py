@@ -117,6 +117,23 @@ def test_the_rows_add_up_to_the_total(name):
     assert totals == [before.params, after.params, before.flops, after.flops]
 
 
+def test_attention_of_torch_is_counted_as_predicted():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(16, 2, 64, batch_first=True)
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.head(self.layer(x).mean(1))
+
+    plan = plan_widths(Net(), torch.randn(1, 5, 16), 0.7)
+    by_hand = 5 * (4 * 16 * 16 + 2 * 16 * plan.cost_after.by_layer["layer.linear1"].width)
+    norms, head = 2 * 5 * 16 * 5, 16 * 3  # fvcore: an affine LayerNorm is 5 per element
+    assert plan.exact_flops == plan.cost_after.flops == by_hand + norms + head
+    assert "as predicted" in str(plan)
+
+
 def test_the_text_says_every_bound_as_asked_and_as_a_count():
     text = str(plan_of("chain", Budget(params=0.6, flops=100_000)))
     assert "at most 2,455 parameters (asked for: 0.6)" in text
@@ -138,6 +155,12 @@ def test_the_text_gives_the_reason_of_every_layer_that_keeps_its_width(name):
     for layer, reason in plan.left_alone.items():
         assert reason in cells(str(plan)).get(layer, reason)
     assert any(reason in str(plan) for reason in plan.left_alone.values())
+
+
+def test_a_layer_coupled_with_a_kept_one_says_so():
+    plan = plan_of("residual", 0.8, keep=("stem",))
+    assert "'stem.0': WidthConfig.keep names it" in plan.left_alone["second"]
+    assert "'stem.0'" in cells(str(plan))["second"]
 
 
 class Blocks(nn.Module):
