@@ -103,6 +103,7 @@ class Tracer:
         self.coupling = self.result.coupling
         self.path: list[str] = []
         self.call: UserCall | None = None
+        self.left_torch = False  # whether values went to numpy or Python
         self.trusts = False  # that the code that runs follows the attributes of its module
         self._modules: dict[str, nn.Module] = dict(network.named_modules())
         self._names: dict[int, str] = {}

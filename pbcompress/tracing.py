@@ -72,7 +72,7 @@ def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> T
                 f"forward failed: {err}. Give inputs whose first axis is the batch."
             ) from err
     outputs = tensors_of(output)
-    if not outputs:
+    if not outputs and not tracer.left_torch:
         raise CompressionError(
             f"The model returned a {type(output).__name__}, in which no tensor was found. "
             "Let it return tensors, or tuples, dicts or dataclasses of them."
@@ -131,6 +131,7 @@ class _Functions(TorchFunctionMode):
             sizes = zip(tracer.labels(args[0]), args[0].shape, strict=True)
             return math.prod(tracer.size_of(v, n) for v, n in sizes)
         if func in _LEAVES_TORCH:
+            tracer.left_torch = True
             tracer.pin(args[0], f"its values leave torch in {tracer.where!r}")
         if func is nn.functional.rms_norm:  # runs as several operations, which have no sizes
             given = args[1] if len(args) > 1 else kwargs["normalized_shape"]
