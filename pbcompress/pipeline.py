@@ -165,8 +165,14 @@ class _Job:
         digest.update(json.dumps(choices, sort_keys=True).encode())
         return digest.hexdigest()
 
-    def _plan(self, config: CompressConfig) -> WidthPlan:
-        return plan_widths(
+    def _plan(self, stage: str, config: CompressConfig) -> WidthPlan:
+        """Return the plan of an arm; a run that goes on takes the one that it began with."""
+        path = None
+        if self.run_dir is not None:
+            path = self.run_dir / "checkpoints" / f"{stage}-{self.fingerprint[:16]}.plan.json"
+            if path.is_file():
+                return WidthPlan.from_json(path.read_text())
+        plan = plan_widths(
             self.original,
             self._inputs(),
             self.target,
@@ -175,6 +181,9 @@ class _Job:
             task=self.task,
             seed=self.seed,
         )
+        if path is not None:
+            write_bytes(path, plan.to_json().encode())
+        return plan
 
     # --- the two ways ---------------------------------------------------------------------------
 
@@ -182,7 +191,7 @@ class _Job:
         """Shrink without training."""
         note = "No data was given: the network was only shrunk, and its accuracy was not recovered."
         logger.warning(note)
-        plan = self._plan(_without_dendrites(self.config))
+        plan = self._plan("width", _without_dendrites(self.config))
         arm = Arm("width", shrink(self.original, plan).eval(), plan, plan.cost_after, None, None, 0)
         return self._finish(arm, None, None, History(), note)
 
@@ -194,14 +203,15 @@ class _Job:
         if dendrites.max_sets > 0 and dendrites.share != 0:
             share = 1.0 if dendrites.share == "auto" else dendrites.share
             config = replace(self.config, dendrites=replace(dendrites, share=share))
-            plan = self._plan(config)
+            plan = self._plan("dendrites", config)
             if plan.grow:
                 grown = self._train("dendrites", config, plan, data, None, histories)
         wide: Arm | None = None
         if grown is None or dendrites.share == "auto" or control or grown.sets == 0:
             config = _without_dendrites(self.config)
             lengths = _phase_lengths(histories[0]) if histories else None
-            wide = self._train("width", config, self._plan(config), data, lengths, histories)
+            plan = self._plan("width", config)
+            wide = self._train("width", config, plan, data, lengths, histories)
         chosen, other, note = self._choose(grown, wide)
         before = self._score(self.original, data)
         return self._finish(chosen, other, before, History.joined(histories), note)

@@ -261,6 +261,25 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     assert checkpoints == {p: p.stat().st_mtime_ns for p in (tmp_path / "checkpoints").iterdir()}
 
 
+def test_a_run_that_goes_on_takes_the_plans_that_it_began_with(tmp_path, monkeypatch):
+    """Bounds that are measured give other widths when they are planned for again."""
+    options = {"data": make_data(), "config": fast_config(), "run_dir": tmp_path, "progress": False}
+    first = pb.compress(make_network(), 0.4, **options)
+    kept = sorted(tmp_path.glob("checkpoints/*.plan.json"))
+    assert [path.name.partition("-")[0] for path in kept] == ["dendrites", "width"]
+    assert first.plan in [pb.WidthPlan.from_json(path.read_text()) for path in kept]
+
+    def again(*_, **__):
+        raise AssertionError("it was planned again")
+
+    monkeypatch.setattr("pbcompress.pipeline.plan_widths", again)
+    second = pb.compress(make_network(), 0.4, **options)
+    assert second.plan == first.plan
+    assert all(torch.equal(v, weights(second.model)[k]) for k, v in weights(first.model).items())
+    with pytest.raises(AssertionError, match="planned again"):
+        pb.compress(make_network(), 0.4, **options | {"run_dir": tmp_path / "other"})
+
+
 @pytest.mark.parametrize(
     "change",
     [{"seed": 1}, {"target": 0.5}, {"config": fast_config(form="shared")}, {"network": "other"}],
@@ -431,4 +450,5 @@ def test_a_full_disk_is_one_clear_error_and_leaves_no_half_file(tmp_path, monkey
             run_dir=tmp_path,
             progress=False,
         )
-    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    (left,) = [p for p in tmp_path.rglob("*") if p.is_file()]  # the plan, whole
+    assert pb.WidthPlan.from_json(left.read_text()).target_params > 0
