@@ -1,19 +1,18 @@
 """Which channels must go together: the groups of a network that may be narrowed."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from pbcompress.deadline import Deadline
+from pbcompress.families import Families, settle
 from pbcompress.geometry import LayerGeometry
-from pbcompress.sizes import Attribute, Leaf, Size, evaluate, leaves_of
 from pbcompress.slicing import is_plain, named_dimension
 from pbcompress.surgery import Call, shared_parameter_names
-from pbcompress.tracer import Check, Trace
+from pbcompress.tracer import Trace
 from pbcompress.tracing import trace
 
 __all__ = [
@@ -143,167 +142,14 @@ def find_groups(
         CompressionError: The forward pass fails.
     """
     traced = trace(network, call, deadline)
-    families = _settle(traced, attention)
+    families = settle(traced, attention)
     return _Reader(network, traced, families).grouping()
-
-
-class _Families:
-    """Free labels by what they reach: labels of the same dimensions are units of one group.
-
-    Attributes:
-        parts: For the labels of every dimension, by their ``id``, the free labels of each position.
-        of: The family of every label, -1 if it has none.
-        labels: The labels of every family.
-    """
-
-    def __init__(self, traced: Trace) -> None:
-        coupling = traced.coupling
-        dims = {id(labels): labels for labels in _dimensions(traced)}
-        self.parts = dict(zip(dims, coupling.parts_of(list(dims.values())), strict=True))
-        self._positions: dict[bytes, list[tuple[int, Tensor]]] = {}
-        own = [
-            self.parts[id(labels)]
-            for axes in traced.tensors.values()
-            for labels in axes
-            if len(labels)
-        ]
-        generator = torch.Generator().manual_seed(0)
-        signature = torch.zeros(coupling.size, dtype=torch.long)
-        if own:
-            codes = torch.randint(2**62, (len(own),), generator=generator)
-            counts = torch.tensor([sum(map(len, parts)) for parts in own])
-            flat = torch.cat([part for parts in own for part in parts])
-            signature.index_add_(0, flat, codes.repeat_interleave(counts))
-        signature[0] = 0
-        labels = signature.nonzero().squeeze(1)
-        _, family, sizes = signature[labels].unique(return_inverse=True, return_counts=True)
-        self.of = torch.full((coupling.size,), -1)
-        self.of[labels] = family
-        self.labels = labels[family.argsort(stable=True)].split(sizes.tolist())
-
-    def positions(self, labels: Tensor) -> list[tuple[int, Tensor]]:
-        """Return each family on a dimension with the positions of its units, (units, positions)."""
-        return [found for part in self.parts[id(labels)] for found in self.of_part(part)]
-
-    def of_part(self, part: Tensor) -> list[tuple[int, Tensor]]:
-        key = part.numpy().tobytes()  # most dimensions repeat others
-        if key not in self._positions:
-            family = self.of[part]
-            found = []
-            for index in family[family >= 0].unique().tolist():
-                positions = (family == index).nonzero().squeeze(1)
-                by_unit = positions[part[positions].argsort(stable=True)]
-                found.append((index, by_unit.view(len(self.labels[index]), -1)))
-            self._positions[key] = found
-        return self._positions[key]
-
-
-def _dimensions(traced: Trace) -> Iterator[Tensor]:
-    """Yield the labels of every dimension that a trace mentions."""
-    for axes in traced.tensors.values():
-        yield from axes
-    for work in traced.works:
-        yield from work.dims
-    yield from traced.bindings.values()
-    for check in traced.checks:
-        yield from _axes_of(check, traced)
-
-
-def _settle(traced: Trace, attention: str) -> _Families:
-    """Make every size that the code computes follow, and choose a side of every pair.
-
-    Where the size of one dimension is that of another (heads are flattened to the width of the
-    stream that they read), both lose the same places. Where it is anything else, channels stay.
-    """
-    while True:
-        families = _Families(traced)
-        checks = [*traced.checks, *_number_checks(traced)]
-        failed = [(c, found) for c in checks if (found := list(_failures(c, traced, families)))]
-        joint = [(c, other) for c, _ in failed if (other := _counterpart(c, traced)) is not None]
-        for check, other in joint:
-            traced.coupling.couple(check.labels, other, _does_not_follow(check))
-        for check, found in failed if not joint else []:
-            for labels in found:
-                traced.coupling.pin(labels, _does_not_follow(check))
-        if not failed and not _choose_sides(traced, families, attention):
-            return families
-
-
-def _counterpart(check: Check, traced: Trace) -> Tensor | None:
-    """Return the dimension of which a check's size is the size, if there is another one."""
-    origin = check.size.origin if isinstance(check.size, Size) else None
-    labels = traced.bindings.get(origin) if isinstance(origin, Attribute) else origin
-    if not isinstance(labels, Tensor) or len(labels) != len(check.labels):
-        return None
-    same = traced.coupling.resolve(labels) == traced.coupling.resolve(check.labels)
-    return None if same.all() else labels
-
-
-def _does_not_follow(check: Check) -> str:
-    return f"the code of {check.where or 'the model itself'!r} needs a size that does not follow"
-
-
-def _number_checks(traced: Trace) -> Iterator[Check]:
-    for attribute in traced.numbers:
-        if attribute in traced.bindings:
-            labels = traced.bindings[attribute]
-            yield Check(len(labels), labels, attribute.module)
-
-
-def _failures(check: Check, traced: Trace, families: _Families) -> Iterator[Tensor]:
-    """Yield the families without which the size and the dimension of a check would differ."""
-    parts = {id(labels): families.parts[id(labels)] for labels in _axes_of(check, traced)}
-    reached = torch.cat([families.of[part] for own in parts.values() for part in own]).unique()
-    for family in reached[reached >= 0].tolist():
-        units = families.labels[family]
-        for count in {1, (len(units) + 1) // 2}:
-            gone = torch.zeros(len(families.of), dtype=torch.bool)
-            gone[units[:count]] = True
-            left = {
-                key: len(own[0]) - int(torch.stack([gone[part] for part in own]).any(0).sum())
-                for key, own in parts.items()
-            }
-
-            def count_of(leaf: Leaf, was: int, left: Mapping[int, int] = left) -> int:
-                labels = traced.bindings.get(leaf) if isinstance(leaf, Attribute) else leaf
-                return was if labels is None else left[id(labels)]
-
-            if evaluate(check.size, count_of) != left[id(check.labels)]:
-                yield units
-                break
-
-
-def _axes_of(check: Check, traced: Trace) -> Iterator[Tensor]:
-    yield check.labels
-    for leaf in leaves_of(check.size):
-        labels = traced.bindings.get(leaf) if isinstance(leaf, Attribute) else leaf
-        if labels is not None:
-            yield labels
-
-
-def _choose_sides(traced: Trace, families: _Families, attention: str) -> bool:
-    """Where a dimension is heads times channels, let one of them go; tell if there was one."""
-    found = False
-    for labels in (v for axes in traced.tensors.values() for v in axes):
-        if len(families.parts[id(labels)]) < 2:
-            continue
-        parts = traced.coupling.parts(labels)  # after what was chosen for others
-        pairs = (parts[0] > 0) & (sum(parts[1:], torch.zeros_like(labels)) > 0)
-        if pairs.any():
-            heads = parts[0][pairs]
-            if attention == "dimensions" or len(heads.unique()) < 2:
-                traced.coupling.pin(heads, "channels of its heads go, and the heads stay")
-            else:
-                inner = torch.cat([part[pairs] for part in parts[1:]])
-                traced.coupling.pin(inner, "whole heads go, and their channels stay")
-            found = True
-    return found
 
 
 class _Reader:
     """Turns families of labels into groups of named dimensions."""
 
-    def __init__(self, network: nn.Module, traced: Trace, families: _Families) -> None:
+    def __init__(self, network: nn.Module, traced: Trace, families: Families) -> None:
         self.network, self.traced, self.families = network, traced, families
         tensors = [*network.named_parameters(), *network.named_buffers()]
         self.order = {name: i for i, (name, _) in enumerate(tensors)}

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pbcompress.attention import attention_layer
 from pbcompress.deadline import Deadline
 from pbcompress.errors import CompressionError
 from pbcompress.movement import RULES
-from pbcompress.operators import attention_layer, unknown
+from pbcompress.operators import unknown
 from pbcompress.sizes import Attribute, Reader, Size
 from pbcompress.surgery import Call, seeded, tensors_of
 from pbcompress.tracer import Trace, Tracer, UserCall
