@@ -232,7 +232,9 @@ class _Holdings:
         """Return the sum of ``value`` of a parameter over what each unit of a member holds."""
         found: dict[Place, Tensor] = {}
         for key, parameter in self.parameters.items():
-            values = _summed(value(parameter), {axis for axis, _ in self.axes[key]})
+            kept = {axis for axis, _ in self.axes[key]}
+            kept |= {0 for _, parts in self.axes[key] if parts > 1}  # where the parts lie
+            values = _summed(value(parameter), kept)
             for axis, parts in self.axes[key]:
                 found[key, axis, parts] = _along(values, axis, parts).cpu().double()
 

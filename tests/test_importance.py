@@ -642,3 +642,13 @@ def test_a_loss_that_cannot_be_used_is_named(criterion, loss, message):
             data=data,
             task=Task(loss=loss),
         )
+
+
+def test_inputs_of_a_grouped_convolution_whose_outputs_stay():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1, groups=1), nn.Conv2d(8, 6, 1, groups=2))
+    (group,) = find_groups(copy_model(model), ((torch.zeros(1, 3, 4, 4),), {})).groups
+    scores = unit_scores(model, [group])[group.name]
+    made = model[0].weight.detach().double().square().sum((1, 2, 3)).view(2, 4).sum(0)
+    read = model[1].weight.detach().double().square().view(2, 3, 4).sum((0, 1))
+    expected = made / made.mean() + read / read.mean()
+    torch.testing.assert_close(scores, expected / expected.mean(), rtol=1e-6, atol=0)
