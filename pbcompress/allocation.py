@@ -175,11 +175,18 @@ def _stepped(
 ) -> Widths:
     """Move one of the coarsest groups a step, fit all others to that; return the fullest network.
 
-    Where a unit is an attention head with its part of every layer, no exchange of two groups makes
+    The coarsest are those of which a step weighs most. Where a unit is an attention head with its part of every layer, no exchange of two groups makes
     up for it.
     """
-    best = (bounds.load(bounds.totals(widths)), widths)
-    for index in sorted(range(len(groups)), key=lambda i: len(choices[i]))[:COARSEST]:
+    totals = bounds.totals(widths)
+    best = (bounds.load(totals), widths)
+
+    def weight(index: int) -> float:
+        full = bounds.load(bounds.after(totals, index, choices[index][-1], widths))
+        least = bounds.load(bounds.after(totals, index, choices[index][0], widths))
+        return (full - least) / len(choices[index])
+
+    for index in sorted(range(len(groups)), key=weight, reverse=True)[:COARSEST]:
         place = choices[index].index(widths[index])
         for step in (place + 1, place - 1):
             if 0 <= step < len(choices[index]) and best[0] < FILL_GOAL:

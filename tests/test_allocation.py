@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nets import CASES
 from torch import nn
 
-from pbcompress import WidthConfig
+from pbcompress import WidthConfig, plan_widths
 from pbcompress.allocation import FILL_GOAL, Bounds, allocate, narrowest
 from pbcompress.costs import CostModel, parameter_costs, work_costs
 from pbcompress.cuts import LayerCut, cut_all_
@@ -339,3 +339,18 @@ def test_isomorphic_groups_are_ranked_among_themselves():
     assert widths[0] < widths[1]
     assert abs(widths[2] - 5) <= 1
     assert sum(widths) == 15
+
+
+@pytest.mark.parametrize("share", [0.4, 0.5, 0.6, 0.7, 0.8])
+def test_a_unit_that_weighs_much_is_made_up_for_by_all_others(share):
+    """Four heads, each with a quarter of every layer's width, beside small groups."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 128, batch_first=True)
+    model = nn.Sequential(
+        nn.Linear(9, 32),
+        nn.TransformerEncoder(layer, 3, enable_nested_tensor=False),
+        nn.Linear(32, 30),
+        *(nn.Linear(30, 3) if i % 2 == 0 else nn.Linear(3, 30) for i in range(20)),
+    )
+    plan = plan_widths(model, torch.randn(1, 5, 9), share)
+    assert FILL_GOAL <= plan.cost_after.params / plan.target_params <= 1
