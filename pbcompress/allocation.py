@@ -175,8 +175,8 @@ def _stepped(
 ) -> Widths:
     """Move one of the coarsest groups a step, fit all others to that; return the fullest network.
 
-    The coarsest are those of which a step weighs most. Where a unit is an attention head with its part of every layer, no exchange of two groups makes
-    up for it.
+    The coarsest are those of which a step weighs most. Where a unit is an attention head with its
+    part of every layer, no exchange of two groups makes up for it.
     """
     totals = bounds.totals(widths)
     best = (bounds.load(totals), widths)

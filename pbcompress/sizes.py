@@ -132,7 +132,9 @@ def evaluate(size: int, count: Count) -> int:
         return count(size.origin, int.__int__(size))
     operation, left, right = size.origin
     a, b = evaluate(left, count), evaluate(right, count)
-    return int(getattr(int, operation)(a, b)) if b or "mod" not in operation else 0
+    if b == 0 and operation in ("__floordiv__", "__mod__"):
+        return 0  # nothing is left to divide
+    return int(getattr(int, operation)(a, b))
 
 
 def leaves_of(size: int) -> list[Leaf]:

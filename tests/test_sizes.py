@@ -98,3 +98,9 @@ def test_copies_are_plain_ints():
     size = Size(4, A)
     assert type(copy.deepcopy(size)) is int
     assert type(pickle.loads(pickle.dumps(size))) is int
+
+
+@pytest.mark.parametrize("operation", [operator.floordiv, operator.mod])
+def test_where_nothing_is_left_to_divide_by_the_size_is_zero(operation):
+    size = operation(Size(12, A), Size(4, B))
+    assert evaluate(size, lambda leaf, was: 0 if leaf == B else was) == 0
