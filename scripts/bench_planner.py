@@ -179,7 +179,8 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         "unit, runs at two batch sizes, trains, and is rebuilt bit-equal from its plan. *Equal*: "
         "the exported file computes what the shrunk network computes, in ONNX Runtime (of those "
         f"that were exported: up to {EXPORT_LIMIT:,} parameters). Seconds are of a shared machine, "
-        "one thread, beside other work: an order of magnitude.",
+        "one thread, beside other work: an order of magnitude. A list takes hours when it is "
+        "exported, so lines may be of neighbouring commits.",
         "",
         "| list | networks | landed | median seconds | exported | equal | differ |",
         "| --- | --- | --- | --- | --- | --- | --- |",
