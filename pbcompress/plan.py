@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ KIND = "pbcompress plan"
 PLAN_VERSION = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WidthPlan(Solution):
     """What to cut where: data only, replayed by `shrink` with no data, trace or chance.
 
@@ -40,8 +40,8 @@ class WidthPlan(Solution):
         budget: What was asked for: counts, or shares of the original.
     """
 
-    config: CompressConfig = field(default_factory=CompressConfig)
-    budget: Budget = field(default_factory=lambda: Budget(params=1.0))
+    config: CompressConfig
+    budget: Budget
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole plan as JSON data."""

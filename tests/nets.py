@@ -16,6 +16,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+class Net(nn.Module):
+    """A network from its forward function and its layers."""
+
+    def __init__(self, function, **layers):
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, *args, **kwargs):
+        return self.function(self, *args, **kwargs)
+
+
 @dataclass(frozen=True)
 class Case:
     """One network: how to make it, what it takes, what it costs."""

@@ -7,7 +7,7 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch_pruning as tp
-from nets import CASES, images, vectors
+from nets import CASES, Net, images, vectors
 from test_widths import assert_equals_masked, count
 from torch import nn
 from torch.nn import functional
@@ -18,19 +18,6 @@ from pbcompress.errors import TargetUnreachableError
 from pbcompress.grouping import find_groups
 from pbcompress.slicing import cut_, is_plain
 from pbcompress.surgery import as_call, copy_model, single_sample
-
-
-class Net(nn.Module):
-    """A network from its forward function and its layers."""
-
-    def __init__(self, function, **layers):
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, *args, **kwargs):
-        return self.function(self, *args, **kwargs)
 
 
 def as_data(groups):

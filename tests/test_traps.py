@@ -11,26 +11,13 @@ import re
 
 import pytest
 import torch
-from nets import CASES, images, vectors
+from nets import CASES, Net, images, vectors
 from safetensors.torch import load_file, save_file
 from test_hard_nets import count, double, reference, run, smallest_or
 from torch import nn
 from torch.nn import functional
 
 from pbcompress import CompressConfig, LayerCut, WidthConfig, measure, plan_widths, shrink, shrink_
-
-
-class Net(nn.Module):
-    """A network from its forward function and its layers."""
-
-    def __init__(self, function, **layers):
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, *args):
-        return self.function(self, *args)
 
 
 def conv(inputs, outputs):
