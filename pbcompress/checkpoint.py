@@ -61,6 +61,7 @@ def save(
                     "sets": layer.num_sets,
                     "normalized": layer.normalized,
                     "frozen": layer.frozen_sets,
+                    "nodes": layer.kept_nodes,
                 }
                 for name, layer in grown.items()
             },
@@ -144,4 +145,5 @@ def _grow_(model: nn.Module, dendrites: Mapping[str, Any]) -> None:
     for _ in range(max(entry["sets"] for entry in layers.values())):
         attach_dendrites_(model, config, layers=normalized)
     for name, layer in dendrite_layers(model).items():
+        layer.keep_all_nodes(layers[name]["nodes"])
         layer.freeze(layers[name]["frozen"])

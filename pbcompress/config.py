@@ -14,7 +14,7 @@ __all__ = ["Budget", "CompressConfig", "DendriteConfig", "RecoveryConfig", "Widt
 CONFIG_VERSION = 1
 
 Rule = Literal["correlation", "gradient", "hybrid"]
-Form = Literal["full", "grouped", "lowrank", "shared"]
+Form = Literal["full", "grouped", "lowrank", "shared", "tied"]
 Activation = Literal["relu", "tanh", "sigmoid", "gelu", "silu"]
 Importance = Literal["magnitude", "bn_scale", "taylor", "variance", "fisher"]
 
@@ -205,14 +205,21 @@ class DendriteConfig(_Choices):
             the next set grows. None is the rule's own: True for "correlation".
         form: "full" is a copy of the layer; "grouped" the same map in ``groups`` groups; "lowrank"
             a map through ``rank`` channels; "shared" ``nodes`` nodes for the whole layer, each
-            reaching every neuron through a dense U.
+            reaching every neuron through a dense U; "tied" reads the neuron's own weighted sum
+            through a scale and an offset, so it has no input weights.
         activation: Nonlinearity of a dendrite.
         cascade: Whether a dendrite hears the earlier ones of its neuron (V).
         normalize: Give a dendrite its own BatchNorm where the layer is followed by one.
         layers: Names or ``fnmatch`` patterns of the layers that may grow; None is every Linear and
             convolution that can.
         max_sets: Most sets that may grow; 0 turns dendrites off.
-        candidates: Size of the candidate pool; this version trains one.
+        candidates: Size of the candidate pool: so many train side by side in a dendrite phase, and
+            each node keeps the best one ("lowrank": each layer).
+        node_share: Part of a set's parameters that its nodes may keep after a dendrite phase, in
+            (0, 1]; below 1 only the best-scoring nodes of the whole network stay.
+        initial_gain: U of an accepted node: "zero", so that the function does not change, or
+            "least_squares", the fit to the negative error of a sample in closed form, divided by
+            the number of layers that grew.
         share: Largest part of the target that dendrites may take, in [0, 1]; "auto" trains a
             network with dendrites and one without, and lets validation decide.
         groups: Groups of form "grouped", as far as they divide the layer's channels.
@@ -240,6 +247,8 @@ class DendriteConfig(_Choices):
     layers: tuple[str, ...] | None = None
     max_sets: int = 1
     candidates: int = 1
+    node_share: float = 1.0
+    initial_gain: Literal["zero", "least_squares"] = "zero"
     share: float | Literal["auto"] = "auto"
     groups: int = 4
     rank: int = 4
@@ -253,7 +262,13 @@ class DendriteConfig(_Choices):
         if self.freeze_after is None:
             object.__setattr__(self, "freeze_after", is_correlation)
         _require(self.max_sets >= 0, self, "max_sets", "at least 0")
-        _require(self.candidates == 1, self, "candidates", "1 in this version")
+        _require(self.candidates >= 1, self, "candidates", "at least 1")
+        _require(0 < self.node_share <= 1, self, "node_share", "above 0 and at most 1")
+        if self.rule == "gradient":  # without a dendrite phase there are no scores
+            wanted = "with rule 'correlation' or 'hybrid'; rule 'gradient' has no scores"
+            _require(self.candidates == 1, self, "candidates", f"1, or more {wanted}")
+            _require(self.node_share == 1, self, "node_share", f"1, or less {wanted}")
+            _require(self.initial_gain == "zero", self, "initial_gain", f"'zero', or else {wanted}")
         for name in ("groups", "rank", "nodes"):
             _require(getattr(self, name) >= 1, self, name, "at least 1")
         is_share = self.share == "auto" or 0 <= float(self.share) <= 1

@@ -18,6 +18,7 @@ from pbcompress.dendrite import (
 )
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.phases import Action, PhaseKind, PhaseLog, best_epoch, next_action
+from pbcompress.selection import accept_, mean_scores, node_scores
 
 __all__ = ["Cycles", "Phase", "cycles"]
 
@@ -54,7 +55,8 @@ class Phase:
         model.train(self.kind is PhaseKind.NEURON)
         if self.kind is PhaseKind.DENDRITE:
             for layer in dendrite_layers(model).values():
-                layer.dendrites[-1].train()
+                for branch, _ in layer.pool:
+                    branch.train()
 
     def report(self, score: float) -> bool:
         """Take the validation score of one epoch, higher is better.
@@ -120,6 +122,7 @@ class Cycles(Iterator[Phase]):
         self._clock = time.monotonic()
         self._node_best: dict[str, Tensor] = {}
         self._summed: dict[str, Tensor] = {}
+        self._latest: dict[str, Tensor] = {}
         self._fixed_buffers: Weights = {}
 
     def _check(self) -> None:
@@ -156,8 +159,7 @@ class Cycles(Iterator[Phase]):
 
     def _advance(self, action: Action) -> None:
         if action is Action.ACCEPT:
-            for layer in dendrite_layers(self.model).values():
-                layer.candidate = None
+            accept_(dendrite_layers(self.model), self._latest)
             self._start(PhaseKind.NEURON)
             return
         self._load_best()
@@ -181,11 +183,16 @@ class Cycles(Iterator[Phase]):
 
     def _start(self, kind: PhaseKind) -> None:
         self.log.append(PhaseLog(kind, self._num_sets))
-        self._open_phase()
         if kind is PhaseKind.DENDRITE:
-            for layer in dendrite_layers(self.model).values():
-                layer.begin_candidacy()
-            self._node_best, self._summed = {}, {}
+            self._begin_candidacy()
+            self._node_best, self._summed, self._latest = {}, {}, {}
+        self._open_phase()
+
+    def _begin_candidacy(self) -> None:
+        for name, layer in dendrite_layers(self.model).items():
+            for rival in range(1, self.dendrites.candidates):
+                layer.add_rival((self.seed, self._attempts, name, layer.num_sets, rival))
+            layer.begin_candidacy()
 
     def _open_phase(self) -> None:
         kind = self.log[-1].kind
@@ -231,13 +238,12 @@ class Cycles(Iterator[Phase]):
     def _take_node_scores(self) -> int:
         improved, means = 0, []
         for name, layer in dendrite_layers(self.model).items():
-            summed = layer.summed_correlation()
+            summed = layer.summed_scores()
             if summed is None:
                 continue
             latest = summed - self._summed.get(name, torch.zeros_like(summed))
-            self._summed[name] = summed
-            r = (latest[:-1] / latest[-1:].clamp(min=1)).abs()
-            score = r if r.dim() == 1 else r.mean(1)
+            self._summed[name], self._latest[name] = summed, latest
+            score = node_scores(mean_scores(latest)).amax(0)
             best = self._node_best.get(name, torch.zeros_like(score))
             gain = torch.clamp(best * self.recovery.node_improvement, min=SMALLEST_NODE_GAIN)
             improved += int((score > best + gain).sum())
@@ -306,7 +312,7 @@ class Cycles(Iterator[Phase]):
         if surplus:
             detach_dendrites_(self.model, surplus)
         for layer in dendrite_layers(self.model).values():
-            layer.candidate = None
+            layer.end_candidacy()
         self.model.load_state_dict(self.best)
 
     # --- save and restore ---------------------------------------------------------------------
@@ -316,14 +322,16 @@ class Cycles(Iterator[Phase]):
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         for name, layer in dendrite_layers(self.model).items():
-            summed = layer.summed_correlation()
+            summed = layer.summed_scores()
             if summed is not None:
                 tensors[f"candidate.{name}"] = summed
         tensors |= {f"node_best.{k}": v for k, v in self._node_best.items()}
         tensors |= {f"summed.{k}": v for k, v in self._summed.items()}
+        tensors |= {f"latest.{k}": v for k, v in self._latest.items()}
         return tensors, {
             "log": [phase.to_dict() for phase in self.log],
             "sets": self._num_sets,
+            "nodes": {n: layer.kept_nodes for n, layer in dendrite_layers(self.model).items()},
             "best_sets": self._best_sets,
             "attempts": self._attempts,
             "minutes": self.minutes,
@@ -339,26 +347,32 @@ class Cycles(Iterator[Phase]):
         self.log = [PhaseLog.from_dict(phase) for phase in state["log"]]
         while self._num_sets < state["sets"]:
             self._grow()
+        for name, layer in dendrite_layers(self.model).items():
+            layer.keep_all_nodes(state["nodes"][name])
         self._attempts = state["attempts"]
         self.minutes = state["minutes"]
         self.correlation = state["correlation"]
+        if self.log[-1].kind is PhaseKind.DENDRITE:
+            self._begin_candidacy()
         self.model.load_state_dict(parts["model"])
         self.best, self._best_sets = parts["best"], state["best_sets"]
         self._open_phase()
         if self.log[-1].kind is PhaseKind.DENDRITE:
             for name, layer in dendrite_layers(self.model).items():
-                layer.begin_candidacy()
                 assert layer.candidate is not None
                 layer.candidate.grad = parts.get("candidate", {}).get(name)
         self._node_best = parts.get("node_best", {})
         self._summed = parts.get("summed", {})
+        self._latest = parts.get("latest", {})
         assert self.phase is not None
         self.phase.done = bool(self.log[-1].scores) and self._action() is not Action.CONTINUE
 
 
 def _newest_prefixes(model: nn.Module) -> tuple[str, ...]:
     return tuple(
-        f"{name}.dendrites.{layer.num_sets - 1}." for name, layer in dendrite_layers(model).items()
+        f"{name}.{part}"
+        for name, layer in dendrite_layers(model).items()
+        for part in (f"dendrites.{layer.num_sets - 1}.", "rivals.")
     )
 
 

@@ -1,24 +1,27 @@
 """The layer that contains another one and its dendrites."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pbcompress.config import DendriteConfig
-from pbcompress.correlation import CorrelationProbe
+from pbcompress.correlation import CorrelationProbe, score_leaf
 from pbcompress.errors import CompressionError
 from pbcompress.forms import growable_layers, make_branch, node_count, spatial_dims
-from pbcompress.surgery import channel_axis, replace_module
+from pbcompress.nodes import Slots, narrowed
+from pbcompress.surgery import replace_module
 
 __all__ = [
     "ACTIVATIONS",
     "DendriteLayer",
+    "add_set",
     "attach_dendrites_",
     "dendrite_layers",
     "detach_dendrites_",
-    "mix",
+    "hear",
     "neuron_parameters",
 ]
 
@@ -32,19 +35,43 @@ ACTIVATIONS = {
 _CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
-def mix(activation: Tensor, gain: Tensor, dims: int) -> Tensor:
-    """Return the contribution of one set: U * a per channel, or the dense map of shared nodes.
+def add_set(y: Tensor, activation: Tensor, gain: Tensor, slots: Slots, dims: int) -> Tensor:
+    """Return y with the contribution of one set: U * a per channel, or a dense map of shared nodes.
 
     Args:
-        activation: Nodes on the channel axis of a layer with ``dims`` spatial axes.
-        gain: Shape (channels,), or (nodes, channels) for shared nodes.
-        dims: 0 for Linear, 1 to 3 for convolutions.
+        y: Output so far.
+        activation: Nodes on the channel axis.
+        gain: Shape (nodes,), or (nodes, channels) for shared nodes.
+        slots: The channels of the nodes, where they have one each.
+        dims: Spatial axes of the layer.
     """
+    a, gain = activation.to(y.dtype), gain.to(y.dtype)  # they differ under autocast
     if gain.dim() == 1:
-        return activation * gain.reshape(-1, *[1] * dims)
+        if slots.is_whole:
+            return torch.addcmul(y, a, gain.reshape(-1, *[1] * dims))
+        return y + slots.spread(a * gain.reshape(-1, *[1] * dims), -1 - dims)
     if dims == 0:
-        return functional.linear(activation, gain.T)
-    return _CONV[dims](activation, gain.T.reshape(*gain.T.shape, *[1] * dims))
+        return y + functional.linear(a, gain.T)
+    return y + _CONV[dims](a, gain.T.reshape(*gain.T.shape, *[1] * dims))
+
+
+def hear(
+    z: Tensor, links: Tensor, earlier: Sequence[Tensor | None], slots: Slots, dims: int
+) -> Tensor:
+    """Return the sum of a dendrite with what it hears of the earlier ones of its neuron.
+
+    Args:
+        z: Nodes on the channel axis.
+        links: V of the set, shape (earlier sets, nodes).
+        earlier: Activations of the earlier sets in all slots; None: the set has no node.
+        slots: Slots of the nodes.
+        dims: Spatial axes of the layer: 0 for Linear, 1 to 3 otherwise.
+    """
+    for link, a in zip(links, earlier, strict=False):
+        if a is not None:
+            heard = slots.take(a, -1 - dims).to(z.dtype)
+            z = torch.addcmul(z, heard, link.to(z.dtype).reshape(-1, *[1] * dims))
+    return z
 
 
 class DendriteLayer(nn.Module):
@@ -67,10 +94,12 @@ class DendriteLayer(nn.Module):
     Attributes:
         base_layer: The original layer.
         dendrites: The input maps D_d.
-        gains: U: shape (D, channels), or (D, nodes, channels) for shared nodes.
+        gains: U: entry d has shape (nodes,), or (nodes, channels) for shared nodes.
         links: V: entry d has shape (d, nodes), the weights from the earlier dendrites.
+        slots: Which channels (shared nodes: which nodes) each set has.
+        rivals: While a dendrite phase lasts, the rest of the pool beside the newest set.
         frozen_sets: The first so many sets are fixed: no gradient, BatchNorm in eval mode.
-        candidate: While a dendrite phase lasts, the score leaf of the newest set; else None.
+        candidate: While a dendrite phase lasts, the score leaf of the pool; else None.
 
     Example:
         >>> layer, x = nn.Linear(3, 2), torch.ones(4, 3)
@@ -84,13 +113,15 @@ class DendriteLayer(nn.Module):
         https://arxiv.org/abs/2501.18018.
     """
 
-    gains: nn.Parameter
-
     def __init__(self, base_layer: nn.Module, config: DendriteConfig, *, normalized: bool) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.dendrites = nn.ModuleList()
+        self.gains = nn.ParameterList()
         self.links = nn.ParameterList()
+        self.slots = nn.ModuleList()
+        self.rivals = nn.ModuleList()
+        self.rival_links = nn.ParameterList()
         self.config = config
         self.normalized = normalized
         self.frozen_sets = 0
@@ -98,7 +129,6 @@ class DendriteLayer(nn.Module):
         self.channels = int(getattr(base_layer, "out_channels", 0) or base_layer.out_features)  # type: ignore[arg-type]
         self.nodes = node_count(self.channels, config)
         self.dims = spatial_dims(base_layer)
-        self.gains = nn.Parameter(self._weight.new_zeros(0, *self._gain_shape))
 
     @property
     def num_sets(self) -> int:
@@ -116,41 +146,87 @@ class DendriteLayer(nn.Module):
         weight: Tensor = self.base_layer.weight  # type: ignore[assignment]
         return weight.detach()
 
-    @property
-    def _gain_shape(self) -> tuple[int, ...]:
-        is_shared = self.config.form == "shared"
-        return (self.nodes, self.channels) if is_shared else (self.channels,)
-
     def add_set(self, seed: tuple[int | str, ...]) -> None:
         """Add one set with U = 0 and V = 0; ``seed`` names the random stream of its weights."""
+        self.dendrites.append(self._branch(seed))
+        self.links.append(self._silent_links())
+        is_shared = self.config.form == "shared"
+        shape = (self.nodes, self.channels) if is_shared else (self.channels,)
+        self.gains.append(nn.Parameter(self._weight.new_zeros(shape)))
+        self.slots.append(Slots(self.nodes).to(self._weight.device).train(self.training))
+
+    def add_rival(self, seed: tuple[int | str, ...]) -> None:
+        """Add a candidate to the pool of the newest set."""
+        self.rivals.append(self._branch(seed))
+        self.rival_links.append(self._silent_links())
+
+    def _branch(self, seed: tuple[int | str, ...]) -> nn.Module:
         branch = make_branch(self.base_layer, self.config, normalized=self.normalized, seed=seed)
-        self.dendrites.append(branch.train(self.training))
+        return branch.train(self.training)
+
+    def _silent_links(self) -> nn.Parameter:
         earlier = self.num_sets - 1 if self.config.cascade else 0
-        self.links.append(nn.Parameter(self._weight.new_zeros(earlier, self.nodes)))
-        row = self._weight.new_zeros(1, *self._gain_shape)
-        self.gains = nn.Parameter(torch.cat([self.gains.detach(), row]))
+        return nn.Parameter(self._weight.new_zeros(max(earlier, 0), self.nodes))
 
     def remove_set(self) -> None:
         """Remove the newest set."""
-        del self.dendrites[-1]
+        self.end_candidacy()
+        del self.dendrites[-1], self.slots[-1]
         self.links = nn.ParameterList(list(self.links)[:-1])
-        self.gains = nn.Parameter(self.gains.detach()[:-1].clone())
+        self.gains = nn.ParameterList(list(self.gains)[:-1])
         self.frozen_sets = min(self.frozen_sets, self.num_sets)
-        self.candidate = None
+
+    def keep_nodes(self, index: int, kept: Tensor) -> None:
+        """Keep some nodes of a whole set.
+
+        Args:
+            index: Number of the set.
+            kept: Nodes that stay, ascending; none is allowed. See `pbcompress.nodes.narrowed` for
+                maps in groups.
+        """
+        kept = kept.to(self._weight.device)
+        branch = self.dendrites[index]
+        small = narrowed(branch, kept, -1 - self.dims) if len(kept) else nn.Identity()
+        self.dendrites[index] = small.train(branch.training)
+        for held in (self.gains, self.links):
+            whole = held[index]
+            part = whole.detach()[kept] if held is self.gains else whole.detach()[:, kept]
+            held[index] = nn.Parameter(part.clone(), whole.requires_grad)
+        self.slots[index] = Slots(self.nodes, kept).to(kept.device).train(self.training)
+
+    @property
+    def kept_nodes(self) -> list[list[int] | None]:
+        """The nodes of every set, as JSON: None is all of them."""
+        return [None if s.is_whole else s.kept.tolist() for s in self.slots]  # type: ignore[operator]
+
+    def keep_all_nodes(self, nodes: Sequence[Sequence[int] | None]) -> None:
+        """Bring sets that are whole to the nodes that `kept_nodes` told of."""
+        for index, kept in enumerate(nodes):
+            if kept is not None:
+                self.keep_nodes(index, torch.tensor(kept, dtype=torch.long))
 
     def set_parameters(self, index: int) -> list[nn.Parameter]:
         """Return the input weights and V of one set (U apart)."""
         return [*self.dendrites[index].parameters(), self.links[index]]
 
-    def begin_candidacy(self) -> None:
-        """Train the newest set by correlation from now on, and collect its scores."""
-        is_shared = self.config.form == "shared"
-        shape = (self.nodes + 1, self.channels) if is_shared else (self.nodes + 1,)
-        working = torch.promote_types(self._weight.dtype, torch.float32)  # sums many batches
-        self.candidate = self._weight.new_zeros(shape, dtype=working).requires_grad_()
+    @property
+    def pool(self) -> list[tuple[nn.Module, Tensor]]:
+        """The candidates of the newest set: input map and links of each."""
+        links = [self.links[-1], *self.rival_links]
+        return list(zip([self.dendrites[-1], *self.rivals], links, strict=True))
 
-    def summed_correlation(self) -> Tensor | None:
-        """Return the sum of r over the phase, with the number of batches as last row; a copy."""
+    def begin_candidacy(self) -> None:
+        """Train the pool of the newest set by correlation from now on, and collect its scores."""
+        shape = (self.nodes, self.channels) if self.config.form == "shared" else (self.nodes,)
+        self.candidate = score_leaf(self._weight, len(self.pool), *shape)
+
+    def end_candidacy(self) -> None:
+        """Let the newest set speak, and forget the rest of the pool and the scores."""
+        self.candidate = None
+        self.rivals, self.rival_links = nn.ModuleList(), nn.ParameterList()
+
+    def summed_scores(self) -> Tensor | None:
+        """Return the sums over the phase, with the rows of `score_leaf`; a copy."""
         if self.candidate is None or self.candidate.grad is None:
             return None
         return self.candidate.grad.clone()
@@ -161,6 +237,8 @@ class DendriteLayer(nn.Module):
         for index in range(self.num_sets):
             for parameter in self.set_parameters(index):
                 parameter.requires_grad_(index >= num_sets)
+        self.rivals.requires_grad_(self.num_sets > num_sets)
+        self.rival_links.requires_grad_(self.num_sets > num_sets)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "DendriteLayer":
@@ -173,32 +251,43 @@ class DendriteLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map the base layer's input to its output plus the dendrites' signal."""
         y: Tensor = self.base_layer(x)
-        function = ACTIVATIONS[self.config.activation]
-        activations: list[Tensor] = []
-        for index, dendrite in enumerate(self.dendrites):
-            is_candidate = self.candidate is not None and index == self.num_sets - 1
-            through = self.config.backprop_through and not is_candidate
-            z = dendrite(x if through else x.detach())
-            for link, earlier in zip(self.links[index], activations, strict=False):
-                heard = earlier.detach() if is_candidate else earlier
-                z = z + heard * link.reshape(-1, *[1] * self.dims)
-            a = function(z)
-            if is_candidate:  # its U is zero: it listens, and does not speak
-                axis, pairwise = channel_axis(self.base_layer), self.config.form != "shared"
-                return _probe(y, a, self.candidate, axis, pairwise)
-            activations.append(a)
-            y = y + mix(a, self.gains[index], self.dims).to(y.dtype)  # differs under autocast
-        return y
+        own, read = y, x if self.config.backprop_through else x.detach()
+        if self.config.form == "tied":
+            read = own if self.config.backprop_through else own.detach()
+        heard: list[Tensor | None] = []
+        speaking = self.num_sets - (self.candidate is not None)
+        for index in range(speaking):
+            slots: Any = self.slots[index]
+            if slots.count == 0:
+                heard.append(None)
+                continue
+            a = self._activation(self.dendrites[index], self.links[index], read, heard, slots)
+            y = add_set(y, a, self.gains[index], slots, self.dims)
+            heard.append(slots.spread(a, -1 - self.dims) if self.config.cascade else None)
+        if self.candidate is None:
+            return y
+        return self._probed(y, read.detach(), heard)
+
+    def _activation(
+        self, branch: nn.Module, links: Tensor, x: Tensor, heard: list[Tensor | None], slots: Slots
+    ) -> Tensor:
+        z = hear(branch(x), links, heard, slots, self.dims)
+        return ACTIVATIONS[self.config.activation](z)
+
+    def _probed(self, y: Tensor, x: Tensor, heard: list[Tensor | None]) -> Tensor:
+        """Return y, whose error will train the candidates: they listen, and do not speak."""
+        quiet = [None if a is None else a.detach() for a in heard]
+        slots: Any = self.slots[-1]
+        activations = [self._activation(*one, x, quiet, slots) for one in self.pool]
+        pairwise = self.config.form != "shared"
+        probe: Any = CorrelationProbe.apply
+        probed: Tensor = probe(y, self.candidate, -1 - self.dims, pairwise, *activations)
+        return probed
 
     def extra_repr(self) -> str:
         """Return what ``print(model)`` shows of this layer."""
         c = self.config
         return f"sets={self.num_sets}, form={c.form}, rule={c.rule}, activation={c.activation}"
-
-
-def _probe(y: Tensor, a: Tensor, score: Tensor | None, axis: int, pairwise: bool) -> Tensor:
-    probed: Tensor = CorrelationProbe.apply(y, a, score, axis, pairwise)  # type: ignore[no-untyped-call]
-    return probed
 
 
 def dendrite_layers(model: nn.Module) -> dict[str, DendriteLayer]:
@@ -209,7 +298,8 @@ def dendrite_layers(model: nn.Module) -> dict[str, DendriteLayer]:
 def neuron_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that are no dendrite's, by the name they have without dendrites."""
     layers = dendrite_layers(model).values()
-    added = {id(p) for m in layers for p in [*m.dendrites.parameters(), *m.links, m.gains]}
+    added = {id(p) for m in layers for p in m.parameters()}
+    added -= {id(p) for m in layers for p in m.base_layer.parameters()}
     return {
         name.replace(".base_layer.", "."): p
         for name, p in model.named_parameters()

@@ -12,6 +12,7 @@ from pbcompress.geometry import LayerGeometry
 from pbcompress.surgery import matches, seeded
 
 __all__ = [
+    "ChannelAffine",
     "FeatureNorm",
     "GroupedLinear",
     "growable_layers",
@@ -95,6 +96,30 @@ def _refusal(model: nn.Module, name: str, layer: nn.Module) -> str | None:
     return None
 
 
+class ChannelAffine(nn.Module):
+    """Scale and offset of every channel: a tied dendrite's map of its neuron's own weighted sum.
+
+    Args:
+        channels: Size of the channel axis.
+        dims: Spatial axes after it.
+
+    Example:
+        >>> ChannelAffine(4, 2)(torch.zeros(3, 4, 5, 5)).shape
+        torch.Size([3, 4, 5, 5])
+    """
+
+    def __init__(self, channels: int, dims: int) -> None:
+        super().__init__()
+        self.dims = dims
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, channels, ...), or (..., channels) where there are no spatial axes."""
+        shape = (-1, *[1] * self.dims)
+        return torch.addcmul(self.bias.reshape(shape), x, self.weight.reshape(shape))
+
+
 def node_count(out_width: int, config: DendriteConfig) -> int:
     """Return how many nodes one set has in a layer of ``out_width`` channels."""
     return config.nodes if config.form == "shared" else out_width
@@ -114,12 +139,17 @@ def set_params(
     *,
     normalized: bool,
 ) -> int:
-    """Return the parameters of ``config.max_sets`` sets on one layer: nodes, norms, U and V."""
+    """Return the parameters of ``config.max_sets`` sets on one layer: nodes, norms, U and V.
+
+    Where nodes are selected this is the most that the kept ones may take.
+    """
     sets, nodes = config.max_sets, node_count(out_width, config)
     bias = min(geometry.per_channel, 1)
     dense = in_width * geometry.taps
     if config.form == "full":
         weights = geometry.weights(out_width, in_width)
+    elif config.form == "tied":  # a BatchNorm is scale and offset already
+        weights, bias = (0 if normalized else nodes), (0 if normalized else 1)
     elif config.form == "grouped":
         weights = out_width * dense // _groups(geometry, out_width, in_width, config)
     elif config.form == "lowrank":
@@ -129,7 +159,7 @@ def set_params(
     per_set = weights + nodes * bias + (2 * nodes if normalized else 0)
     gains = out_width * nodes if config.form == "shared" else out_width
     links = nodes * sets * (sets - 1) // 2 if config.cascade else 0
-    return sets * (per_set + gains) + links
+    return math.floor(config.node_share * (sets * (per_set + gains) + links))
 
 
 def make_branch(
@@ -146,10 +176,13 @@ def make_branch(
     geometry = LayerGeometry.of(layer)
     out_width, in_width = geometry.out_width, geometry.in_width
     with seeded("branch", *seed):
-        if config.form == "lowrank":
+        if config.form == "tied":
+            branch: nn.Module = _tied(out_width, spatial_dims(layer), normalized)
+            normalized = False
+        elif config.form == "lowrank":
             down = _like(layer, in_width, config.rank, 1, bias=False)
             up = _pointwise(layer, config.rank, out_width)
-            branch: nn.Module = nn.Sequential(down, up)
+            branch = nn.Sequential(down, up)
         else:
             groups = {"full": getattr(layer, "groups", 1), "shared": 1}.get(
                 config.form, _groups(geometry, out_width, in_width, config)
@@ -161,6 +194,15 @@ def make_branch(
         branch = nn.Sequential(branch, norm)
     weight: torch.Tensor = layer.weight  # type: ignore[assignment]
     return branch.to(device=weight.device, dtype=weight.dtype)
+
+
+def _tied(channels: int, dims: int, normalized: bool) -> nn.Module:
+    """Return hinges at random places of a neuron's own sum, rising or falling."""
+    affine = _NORMS[dims](channels) if normalized else ChannelAffine(channels, dims)
+    nn.init.uniform_(affine.bias, -1, 1)
+    with torch.no_grad():
+        affine.weight.copy_(torch.randint(2, (channels,)) * 2 - 1)
+    return affine
 
 
 def _geometry_arguments(layer: nn.Module) -> Mapping[str, object]:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from pbcompress.dendrite import ACTIVATIONS, DendriteLayer, dendrite_layers, mix
-from pbcompress.forms import GroupedLinear
+from pbcompress.dendrite import ACTIVATIONS, DendriteLayer, add_set, dendrite_layers, hear
+from pbcompress.forms import ChannelAffine, GroupedLinear
+from pbcompress.nodes import Picked, node_weight, set_node_weight_
 from pbcompress.surgery import copy_model, replace_module
 
 __all__ = ["FusedDendriteLayer", "fuse"]
@@ -32,31 +33,35 @@ class FusedDendriteLayer(nn.Module):
         super().__init__()
         self.function = layer.config.activation
         self.dims, self.axis = layer.dims, -1 - layer.dims
+        self.is_tied = layer.config.form == "tied"
         maps = [_folded(module) for module in [layer.base_layer, *layer.dendrites]]
-        alike = [0] + [i for i in range(1, len(maps)) if _stackable(maps[0], maps[i])]
+        self.slots = layer.slots
+        speaking = [i for i, slots in enumerate(layer.slots, 1) if slots.count]
+        alike = [0] + [i for i in speaking if _stackable(maps[0], maps[i])]
         self.wide = _stack([maps[i] for i in alike])
         self.groups = int(getattr(maps[0], "groups", 1))
         self.sizes = [_out_width(maps[i]) // self.groups for i in alike]
         self.alike = alike
-        self.others = nn.ModuleDict(
-            {str(i): module for i, module in enumerate(maps) if i not in alike}
-        )
-        self.gains = nn.Parameter(layer.gains.detach().clone())
+        self.others = nn.ModuleDict({str(i): maps[i] for i in speaking if i not in alike})
+        self.gains = nn.ParameterList([nn.Parameter(u.detach().clone()) for u in layer.gains])
         self.links = nn.ParameterList([nn.Parameter(v.detach().clone()) for v in layer.links])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the layer's input to its output."""
         parts = dict(zip(self.alike, self._split(self.wide(x)), strict=True))
-        for key, module in self.others.items():
-            parts[int(key)] = module(x)
         y = parts[0]
-        activations: list[Tensor] = []
-        for index, links in enumerate(self.links):
-            z = parts[index + 1]
-            for link, earlier in zip(links, activations, strict=False):
-                z = z + earlier * link.reshape(-1, *[1] * self.dims)
-            activations.append(ACTIVATIONS[self.function](z))
-            y = y + mix(activations[-1], self.gains[index], self.dims)
+        for key, module in self.others.items():
+            parts[int(key)] = module(parts[0] if self.is_tied else x)
+        heard: list[Tensor | None] = []
+        for index, (gain, links) in enumerate(zip(self.gains, self.links, strict=True)):
+            slots: Any = self.slots[index]
+            if slots.count == 0:
+                heard.append(None)
+                continue
+            z = hear(parts[index + 1], links, heard, slots, self.dims)
+            a = ACTIVATIONS[self.function](z)
+            y = add_set(y, a, gain, slots, self.dims)
+            heard.append(slots.spread(a, self.axis) if index + 1 < len(self.gains) else None)
         return y
 
     def _split(self, wide: Tensor) -> Sequence[Tensor]:
@@ -72,12 +77,28 @@ class FusedDendriteLayer(nn.Module):
 
 def _folded(module: nn.Module) -> nn.Module:
     """Return a map with its BatchNorm folded in, or two maps of a low-rank pair."""
+    if isinstance(module, BatchNorm):  # of a tied dendrite
+        return _as_affine(module)
+    if isinstance(module, Picked):
+        return Picked(_folded(module.layer), module.channels, module.axis)
     if isinstance(module, nn.Sequential) and isinstance(module[-1], BatchNorm):
         inner = module[0]
+        if isinstance(inner, Picked):
+            return Picked(_fold(inner.layer, module[-1]), inner.channels, inner.axis)
         if isinstance(inner, nn.Sequential):
             return nn.Sequential(inner[0], _fold(inner[1], module[-1]))
         return _fold(inner, module[-1])
     return module
+
+
+def _as_affine(norm: Any) -> nn.Module:
+    """Return a BatchNorm with fixed statistics as scale and offset."""
+    dims = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}.get(type(norm), 0)
+    affine = ChannelAffine(norm.num_features, dims)
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    affine.weight = nn.Parameter(scale)
+    affine.bias = nn.Parameter(norm.bias - norm.running_mean * scale)
+    return affine
 
 
 def _fold(layer: nn.Module, norm: Any) -> nn.Module:
@@ -104,6 +125,8 @@ def _stackable(base: nn.Module, other: nn.Module) -> bool:
         return False
     if isinstance(base, nn.Linear):
         return True
+    if not isinstance(base, Conv) or _out_width(other) % base.groups:
+        return False
     names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     return all(getattr(base, name) == getattr(other, name) for name in names)
 
@@ -113,15 +136,13 @@ def _stack(maps: Sequence[nn.Module]) -> nn.Module:
     if len(maps) == 1:
         return maps[0]
     groups = int(getattr(maps[0], "groups", 1))
-    weights = [_tensor(m.weight) for m in maps]
+    weights = [node_weight(m) for m in maps]
     biases = [
         w.new_zeros(len(w)) if m.bias is None else _tensor(m.bias)
         for m, w in zip(maps, weights, strict=True)
     ]
     wide = copy_model(maps[0])
-    width = sum(len(w) for w in weights)
-    setattr(wide, "out_features" if isinstance(wide, nn.Linear) else "out_channels", width)
-    wide.weight = nn.Parameter(_by_group(weights, groups))
+    set_node_weight_(wide, _by_group(weights, groups), groups)
     wide.bias = nn.Parameter(_by_group(biases, groups))
     return wide
 
@@ -175,11 +196,34 @@ def _can_fold(layer: nn.Module, norm: Any) -> bool:
 
 def _fold_into_dendrites(layer: DendriteLayer, norm: Any) -> None:
     """Scale base and U alike: norm(base + sum U a) = folded base + sum (scale U) a."""
-    scale = (norm.running_var + norm.eps).rsqrt()
+    scale = (norm.running_var + norm.eps).rsqrt().detach()
     if norm.weight is not None:
-        scale = scale * norm.weight
+        scale = scale * norm.weight.detach()
+    if layer.config.form == "tied":
+        _read_folded_(layer, scale, _offset(norm, scale))
     layer.base_layer = _fold(layer.base_layer, norm)
-    layer.gains.data.mul_(scale.detach())
+    for gain, slots in zip(layer.gains, layer.slots, strict=True):
+        gain.data.mul_(scale if gain.dim() == 2 else slots.take(scale, 0))  # type: ignore[operator]
+
+
+def _offset(norm: Any, scale: Tensor) -> Tensor:
+    offset: Tensor = -norm.running_mean * scale
+    return offset if norm.bias is None else offset + norm.bias.detach()
+
+
+def _read_folded_(layer: DendriteLayer, scale: Tensor, offset: Tensor) -> None:
+    """Let tied dendrites undo the fold of the sum that they read; dead channels are silent."""
+    alive = scale != 0
+    inverse = torch.where(alive, 1 / torch.where(alive, scale, 1), 0)
+    for index, branch in enumerate(layer.dendrites):
+        slots: Any = layer.slots[index]
+        own: Any = _folded(branch)
+        affine = own.layer if isinstance(own, Picked) else own
+        if isinstance(affine, ChannelAffine):
+            undone = affine.weight.detach() * slots.take(inverse, 0)
+            affine.bias.data.sub_(undone * slots.take(offset, 0))
+            affine.weight.data.copy_(undone)
+            layer.dendrites[index] = own
 
 
 def fuse(model: nn.Module) -> nn.Module:

@@ -21,7 +21,7 @@ from pbcompress.training import Callback, evaluate, lr_factor, make_optimizer, t
 
 __all__ = ["Checkpoint", "recover_"]
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pbcompress.correlation import CorrelationProbe, correlate
+from pbcompress.correlation import COUNT, CorrelationProbe, R, correlate, score_leaf
 
 SHAPES = [(2, 1), (3, 2), (7, 3), (50, 4)]
 EXTREMES = [1e-30, 1e-12, 1e-6, 1.0, 1e6, 1e30]
@@ -195,7 +195,7 @@ def as_samples(values: Tensor, axis: int) -> Tensor:
 def probe(
     y: Tensor, a: Tensor, score: Tensor, delta: Tensor, axis: int = -1, pairwise: bool = True
 ) -> None:
-    CorrelationProbe.apply(y, a, score, axis, pairwise).backward(delta)
+    CorrelationProbe.apply(y, score, axis, pairwise, a).backward(delta)
 
 
 def test_the_probe_is_tried_on_every_layout() -> None:
@@ -207,7 +207,7 @@ def test_probe_gives_the_activation_the_gradient_of_its_channel(
     shape: tuple[int, ...], axis: int
 ) -> None:
     y, a, delta = (torch.randn(shape).double().requires_grad_() for _ in range(3))
-    score = torch.zeros(7).double().requires_grad_()
+    score = score_leaf(y, 1, 6)
     probe(y, a, score, delta.detach(), axis)
     expected = correlate(as_samples(a, axis), as_samples(delta, axis))[1]
     torch.testing.assert_close(as_samples(a.grad, axis), expected)
@@ -216,18 +216,18 @@ def test_probe_gives_the_activation_the_gradient_of_its_channel(
 def test_probe_serves_nodes_that_are_fewer_than_the_channels() -> None:
     y, delta = torch.randn(5, 6, 4, 3).double().requires_grad_(), torch.randn(5, 6, 4, 3).double()
     a = torch.randn(5, 2, 4, 3).double().requires_grad_()
-    score = torch.zeros(3, 6).double().requires_grad_()
+    score = score_leaf(y, 1, 2, 6)
     probe(y, a, score, delta, -3, pairwise=False)
     samples, errors = as_samples(a, -3), as_samples(delta, -3)
-    np.testing.assert_allclose(score.grad[:2], corrcoef(samples, errors), atol=1e-12)
+    np.testing.assert_allclose(score.grad[R, 0], corrcoef(samples, errors), atol=1e-12)
     expected = numeric_gradient(samples, errors, np.sign(corrcoef(samples, errors)))
     np.testing.assert_allclose(as_samples(a.grad, -3), expected, atol=1e-8)
 
 
 def test_probe_returns_output_and_error_bit_equal() -> None:
     y, a = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
-    delta, score = torch.randn(5, 3), torch.zeros(4, requires_grad=True)
-    out = CorrelationProbe.apply(y, a, score, -1, True)
+    delta, score = torch.randn(5, 3), score_leaf(y, 1, 3)
+    out = CorrelationProbe.apply(y, score, -1, True, a)
     out.backward(delta)
     assert torch.equal(out, y)
     assert torch.equal(y.grad, delta)
@@ -236,24 +236,24 @@ def test_probe_returns_output_and_error_bit_equal() -> None:
 def test_probed_output_may_be_changed_in_place() -> None:
     y, a = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
     before = y.detach().clone()
-    out = CorrelationProbe.apply(y, a, torch.zeros(4, requires_grad=True), -1, True)
+    out = CorrelationProbe.apply(y, score_leaf(y, 1, 3), -1, True, a)
     out.relu_().sum().backward()
     assert torch.equal(y, before)
     assert torch.equal(y.grad, (before > 0).float())
 
 
 def test_score_sums_r_and_counts_batches() -> None:
-    score, total = torch.zeros(4).double().requires_grad_(), np.zeros(3)
+    score, total = score_leaf(torch.zeros(1).double(), 1, 3), np.zeros(3)
     for _ in range(3):
         a, delta = torch.randn(9, 3).double(), torch.randn(9, 3).double()
         probe(torch.zeros(9, 3), a.requires_grad_(), score, delta)
         total += reference(a.detach(), delta, True)
-    np.testing.assert_allclose(score.grad[:3], total, atol=1e-12)
-    assert score.grad[3] == 3
+    np.testing.assert_allclose(score.grad[R, 0], total, atol=1e-12)
+    assert (score.grad[COUNT] == 3).all()
 
 
 def test_probe_pushes_along_the_sum_of_all_batches_so_far() -> None:
-    score = torch.zeros(4).double().requires_grad_()
+    score = score_leaf(torch.zeros(1).double(), 1, 3)
     delta = torch.randn(9, 3).double()
     probe(torch.zeros(9, 3), delta.clone().requires_grad_(), score, delta)  # r is one
     a = (0.3 * torch.randn(9, 3).double() - delta).requires_grad_()  # r is almost minus one
@@ -265,7 +265,7 @@ def test_probe_pushes_along_the_sum_of_all_batches_so_far() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_probe_works_in_float32_on_low_precision(dtype: torch.dtype) -> None:
     a, delta = torch.randn(64, 3).to(dtype).requires_grad_(), torch.randn(64, 3).to(dtype)
-    score = torch.zeros(4, requires_grad=True)
+    score = score_leaf(a, 1, 3)
     probe(torch.zeros(64, 3, dtype=dtype), a, score, delta)
-    np.testing.assert_allclose(score.grad[:3], reference(a.detach(), delta, True), atol=1e-5)
+    np.testing.assert_allclose(score.grad[R, 0], reference(a.detach(), delta, True), atol=1e-5)
     assert a.grad.dtype == dtype

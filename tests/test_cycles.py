@@ -114,7 +114,7 @@ def dendrite_names(model: nn.Module, index: int) -> set[str]:
 
 
 def gain_names(model: nn.Module) -> set[str]:
-    return {name for name in model.state_dict() if name.endswith(".gains")}
+    return {name for name in model.state_dict() if ".gains." in name}
 
 
 def buffer_names(model: nn.Module) -> set[str]:
@@ -506,7 +506,8 @@ def trained_model() -> nn.Module:
     model = network()
     attach_dendrites_(model, config_of().dendrites)
     for layer in dendrite_layers(model).values():
-        nn.init.normal_(layer.gains)
+        for gain in layer.gains:
+            nn.init.normal_(gain)
     return model
 
 
@@ -533,7 +534,8 @@ def test_a_second_growth_goes_on_from_the_first() -> None:
     model = network()
     list(follow(cycles(model, config=config_of()), RISING))
     for layer in dendrite_layers(model).values():
-        nn.init.normal_(layer.gains)
+        for gain in layer.gains:
+            nn.init.normal_(gain)
     list(follow(cycles(model, config=config_of(max_sets=2)), RISING))
     assert {layer.num_sets for layer in dendrite_layers(model).values()} == {2}
 

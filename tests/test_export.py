@@ -50,7 +50,7 @@ def test_zoo_networks_export_proven_equal(name, tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "x.onnx"]  # one file, no external data
 
 
-@pytest.mark.parametrize("form", ["full", "grouped", "lowrank", "shared"])
+@pytest.mark.parametrize("form", ["full", "grouped", "lowrank", "shared", "tied"])
 def test_dendrites_of_every_form_export_fused_and_unfused(form, tmp_path):
     network = nn.Sequential(
         nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)

@@ -1,15 +1,17 @@
 """The inference form computes what the trained form computes, for every kind and form."""
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
 from pbcompress import DendriteConfig, attach_dendrites_, fuse
+from pbcompress.config import Form
 from pbcompress.fuse import FusedDendriteLayer
 
-FORMS = ("full", "grouped", "lowrank", "shared")
+FORMS = get_args(Form)
 LAYERS = {
     "linear": (lambda: [nn.Linear(8, 12)], (5, 8)),
     "linear on tokens": (lambda: [nn.Linear(8, 12, bias=False)], (5, 3, 8)),
@@ -47,7 +49,7 @@ def randomized(network: nn.Module) -> nn.Module:
 
 
 def test_the_lists_are_whole():
-    assert (len(FORMS), len(LAYERS)) == (4, 10)
+    assert (len(FORMS), len(LAYERS)) == (5, 10)
 
 
 @pytest.mark.parametrize("sets", [1, 3])

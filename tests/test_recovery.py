@@ -391,7 +391,7 @@ def of_another_call(path: Path) -> None:
 
 def of_a_newer_version(path: Path) -> None:
     tensors, state = read_tensors(path)
-    write_tensors(path, tensors, state | {"format": 2})
+    write_tensors(path, tensors, state | {"format": 3})
 
 
 def truncated(path: Path) -> None:
@@ -413,7 +413,7 @@ def of_another_model(path: Path) -> None:
 
 MISFITS: dict[Callable[[Path], None], str] = {
     of_another_call: "belongs to another model, target, configuration or seed",
-    of_a_newer_version: "is a checkpoint of version 2; this pbcompress reads 1",
+    of_a_newer_version: "is a checkpoint of version 3; this pbcompress reads 2",
     truncated: "truncated or of another kind",
     of_another_kind: "truncated or of another kind",
     weights_of_a_result: "was to be a checkpoint and is another file of pbcompress",
