@@ -54,12 +54,13 @@ def correlate(
 class _Centred(NamedTuple):
     """Values minus their mean in units of their largest difference from it, by channel.
 
-    A constant gives zeros, a unit of zero and a std of one.
+    A constant gives zeros, a unit of zero and a std of one. The samples of all processes count.
     """
 
     values: Tensor
     unit: Tensor
     std: Tensor
+    n: Tensor | int
 
 
 def _correlate(
@@ -67,13 +68,12 @@ def _correlate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return r, the gradient and the activation's standard deviation."""
     own = _centred(activation, axis)
-    a, e = own.values, error.values
-    n = max(a.numel() // max(a.shape[axis], 1), 1)
+    a, e, n = own.values, error.values, own.n
     by_channel = [1] * (-1 - axis)
     if pairwise:
-        r = _sum(a * e, axis) / (n * own.std * error.std)
+        r = _total(_sum(a * e, axis)) / (n * own.std * error.std)
     else:
-        r = _products(a, e, axis) / (n * own.std[:, None] * error.std)
+        r = _total(_products(a, e, axis)) / (n * own.std[:, None] * error.std)
     r = r.clamp(-1, 1)
     sign = torch.sign(r if direction is None else direction + r)
     alive = own.unit > 0
@@ -94,6 +94,19 @@ def _sum(values: Tensor, axis: int) -> Tensor:
     return values.sum(others) if others else values
 
 
+def _processes() -> int:
+    is_shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_shared else 1
+
+
+def _total(values: Tensor, largest: bool = False) -> Tensor:
+    """Return the sum, or the maximum, over all processes."""
+    if _processes() > 1:
+        kind = torch.distributed.ReduceOp
+        torch.distributed.all_reduce(values, kind.MAX if largest else kind.SUM)
+    return values
+
+
 def _products(a: Tensor, e: Tensor, axis: int) -> Tensor:
     """Return the inner product of every node with every channel."""
     samples = [t.movedim(axis, -1).reshape(-1, t.shape[axis]) for t in (a, e)]
@@ -107,21 +120,25 @@ def _centred(values: Tensor, axis: int) -> _Centred:
     """
     others = [d for d in range(-values.dim(), 0) if d != axis]
     channels = values.shape[axis]
-    if values.numel() <= channels:  # no two samples
+    shape = [-1, *[1] * (-1 - axis)]
+    n: Tensor | int = values.numel() // max(channels, 1)
+    if _processes() > 1:
+        n = _total(torch.tensor(float(n), dtype=values.dtype, device=values.device)).clamp(min=1)
+    elif n < 2:  # no two samples
         nothing = values.new_zeros(channels)
-        return _Centred(torch.zeros_like(values), nothing, nothing + 1)
+        return _Centred(torch.zeros_like(values), nothing, nothing + 1, 1)
     info = torch.finfo(values.dtype)
-    mean = values.mean(others, keepdim=True)
-    centred = values - mean
-    offset = centred.mean(others, keepdim=True)  # what rounding left in the first mean
-    centred.sub_(offset)
-    unit = torch.maximum(centred.amax(others), -centred.amin(others))
-    alive = unit > (mean.flatten().abs() * 4 * info.eps).clamp(min=info.tiny)
+    mean = _total(_sum(values, axis)) / n
+    centred = values - mean.reshape(shape)
+    offset = _total(_sum(centred, axis)) / n  # what rounding left in the first mean
+    centred.sub_(offset.reshape(shape))
+    peak = torch.maximum(centred.amax(others), -centred.amin(others)) if len(values) else mean * 0
+    unit = _total(peak, largest=True)
+    alive = unit > (mean.abs() * 4 * info.eps).clamp(min=info.tiny)
     unit = torch.where(alive, unit, 0)
-    centred.mul_(torch.where(alive, 1 / torch.where(alive, unit, 1), 0).reshape(mean.shape))
-    n = values.numel() // channels
-    variance = _sum(centred * centred, axis) / n
-    return _Centred(centred, unit, torch.where(alive, variance, 1).sqrt())
+    centred.mul_(torch.where(alive, 1 / torch.where(alive, unit, 1), 0).reshape(shape))
+    variance = _total(_sum(centred * centred, axis)) / n
+    return _Centred(centred, unit, torch.where(alive, variance, 1).sqrt(), n)
 
 
 def score_leaf(like: Tensor, *shape: int) -> Tensor:
@@ -151,12 +168,28 @@ class CorrelationProbe(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, score: Tensor, axis: int, pairwise: bool, *activations: Tensor
+        ctx: Any,
+        output: Tensor,
+        score: Tensor,
+        axis: int,
+        pairwise: bool,
+        loss_scale: float,
+        *activations: Tensor,
     ) -> Tensor:
-        """Return ``output``; ``axis`` is the channel axis of all tensors."""
+        """Return ``output``.
+
+        Args:
+            ctx: Of autograd.
+            output: What the layer returns.
+            score: See `score_leaf`.
+            axis: Channel axis of all tensors, counted from the end.
+            pairwise: Whether each node has a channel of its own.
+            loss_scale: What the loss is multiplied by; the gradients of the activations are too.
+            activations: Of the candidates in the pool.
+        """
         so_far = torch.zeros_like(score) if score.grad is None else score.grad.clone()
         ctx.save_for_backward(so_far, *activations)
-        ctx.axis, ctx.pairwise = axis, pairwise
+        ctx.how = (axis, pairwise, loss_scale)
         return output.clone()  # a view could not be changed in place by what follows
 
     @staticmethod
@@ -164,18 +197,23 @@ class CorrelationProbe(torch.autograd.Function):
         """Return the gradients of output, score leaf and activations."""
         (error,) = errors
         so_far, *activations = ctx.saved_tensors
+        axis, pairwise, loss_scale = ctx.how
         working = torch.promote_types(activations[0].dtype, torch.float32)
-        e = _centred(error.to(working), ctx.axis)
-        e_std = e.unit * e.std
-        samples = len(error) if error.dim() > -ctx.axis else 1  # the loss is their mean
+        e = _centred(error.to(working), axis)
+        e_std = e.unit * e.std / loss_scale
+        samples = len(error) if error.dim() > -axis else 1  # the loss is their mean
         gradients, scores = [], []
         for directions, activation in zip(so_far[R].to(working), activations, strict=True):
-            r, gradient, a_std = _correlate(
-                activation.to(working), e, ctx.axis, ctx.pairwise, directions
-            )
-            std = a_std if ctx.pairwise else a_std[:, None]
+            r, gradient, a_std = _correlate(activation.to(working), e, axis, pairwise, directions)
+            std = a_std if pairwise else a_std[:, None]
             gain = r * e_std
             slope = torch.where(std > 0, -samples * gain / torch.where(std > 0, std, 1), 0)
-            scores.append(torch.stack([r, gain, slope, torch.ones_like(r)]))
-            gradients.append(gradient.to(activation.dtype))
-        return error, torch.stack(scores, 1).to(so_far.dtype), None, None, *gradients
+            scores.append(_finite(torch.stack([r, gain, slope, torch.ones_like(r)])))
+            factor = loss_scale * _processes()  # several processes will take the mean
+            gradients.append(gradient.mul_(factor).to(activation.dtype))
+        return error, torch.stack(scores, 1).to(so_far.dtype), None, None, None, *gradients
+
+
+def _finite(scores: Tensor) -> Tensor:
+    """Return the scores of a batch, none where its error overflowed: it does not count."""
+    return torch.where(scores[R].isfinite(), scores, 0)
