@@ -300,6 +300,10 @@ class RecoveryConfig(_Choices):
         schedule: "cosine" (after ``warmup``), "linear" or "constant".
         warmup: Share of a phase in which the learning rate rises from zero, in [0, 1).
         max_grad_norm: Clip the gradient's norm; None: do not.
+        precision: "32", or mixed precision in "bf16" or "fp16" (with a loss scale), which needs
+            Lightning Fabric.
+        accumulate: Batches that one optimizer step takes, at least 1.
+        compile: Run the network through ``torch.compile``, anew in each phase.
     """
 
     epochs: int = 20
@@ -319,10 +323,19 @@ class RecoveryConfig(_Choices):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.2
     max_grad_norm: float | None = None
+    precision: Literal["32", "bf16", "fp16"] = "32"
+    accumulate: int = 1
+    compile: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "dendrite_epochs", "dendrite_patience", "max_failures"):
+        for name in (
+            "epochs",
+            "dendrite_epochs",
+            "dendrite_patience",
+            "max_failures",
+            "accumulate",
+        ):
             _require(getattr(self, name) >= 1, self, name, "at least 1")
         for name in ("patience", "max_epochs", "max_minutes", "max_grad_norm"):
             value = getattr(self, name)

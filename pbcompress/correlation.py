@@ -1,6 +1,6 @@
 """The objective of a dendrite phase: correlate a node's activation with its neuron's error."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,36 +47,64 @@ def correlate(
         >>> correlate(a, -3 * a)[0].round(decimals=3)
         tensor([-1.])
     """
-    e, _ = _standardize(error, axis)
-    r, gradient, _ = _correlate(activation, e, axis, pairwise, direction)
+    r, gradient, _ = _correlate(activation, _centred(error, axis), axis, pairwise, direction)
     return r, gradient
 
 
+class _Centred(NamedTuple):
+    """Values minus their mean in units of their largest difference from it, by channel.
+
+    A constant gives zeros, a unit of zero and a std of one. The samples of all processes count.
+    """
+
+    values: Tensor
+    unit: Tensor
+    std: Tensor
+    n: Tensor | int
+
+
 def _correlate(
-    activation: Tensor, e: Tensor, axis: int, pairwise: bool, direction: Tensor | None
+    activation: Tensor, error: _Centred, axis: int, pairwise: bool, direction: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return r, the gradient and the activation's standard deviation; ``e`` is standardised."""
-    a, a_std = _standardize(activation, axis)
-    n = max(a.numel() // max(a.shape[axis], 1), 1)
+    """Return r, the gradient and the activation's standard deviation."""
+    own = _centred(activation, axis)
+    a, e, n = own.values, error.values, own.n
     by_channel = [1] * (-1 - axis)
-    r = (_own_products(a, e, axis) if pairwise else _products(a, e, axis)) / n
+    if pairwise:
+        r = _total(_sum(a * e, axis)) / (n * own.std * error.std)
+    else:
+        r = _total(_products(a, e, axis)) / (n * own.std[:, None] * error.std)
     r = r.clamp(-1, 1)
     sign = torch.sign(r if direction is None else direction + r)
-    scale = -torch.where(a_std > 0, 1 / (n * torch.where(a_std > 0, a_std, 1)), 0)
+    alive = own.unit > 0
+    scale = -torch.where(alive, 1 / (n * own.std * torch.where(alive, own.unit, 1)), 0)
     if pairwise:
-        ascent = e.addcmul(a, r.reshape(-1, *by_channel), value=-1)
-        ascent.mul_((sign * scale).reshape(-1, *by_channel))
+        gradient = e * (sign * scale / error.std).reshape(-1, *by_channel)
+        pull = sign * r
     else:
-        wanted = e.movedim(axis, -1) @ (sign * scale[:, None]).T
-        ascent = wanted.movedim(-1, axis)
-        ascent = ascent - a * ((sign * r).sum(1) * scale).reshape(-1, *by_channel)
-    return r, ascent, a_std
+        wanted = (sign * scale[:, None] / error.std).T
+        gradient = (e.movedim(axis, -1) @ wanted).movedim(-1, axis)
+        pull = (sign * r).sum(1)
+    gradient.sub_(a.mul_((pull * scale / own.std).reshape(-1, *by_channel)))
+    return r, gradient, own.unit * own.std
 
 
-def _own_products(a: Tensor, e: Tensor, axis: int) -> Tensor:
-    """Return the inner product of every node with its own channel."""
-    others = [d for d in range(-a.dim(), 0) if d != axis]
-    return (a * e).sum(others) if others else a * e
+def _sum(values: Tensor, axis: int) -> Tensor:
+    others = [d for d in range(-values.dim(), 0) if d != axis]
+    return values.sum(others) if others else values
+
+
+def _processes() -> int:
+    is_shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_shared else 1
+
+
+def _total(values: Tensor, largest: bool = False) -> Tensor:
+    """Return the sum, or the maximum, over all processes."""
+    if _processes() > 1:
+        kind = torch.distributed.ReduceOp
+        torch.distributed.all_reduce(values, kind.MAX if largest else kind.SUM)
+    return values
 
 
 def _products(a: Tensor, e: Tensor, axis: int) -> Tensor:
@@ -85,21 +113,32 @@ def _products(a: Tensor, e: Tensor, axis: int) -> Tensor:
     return samples[0].T @ samples[1]
 
 
-def _standardize(values: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Return (values - mean) / std by channel and std; a constant gives zeros and zero."""
-    if values.numel() == 0:
-        return values, values.new_zeros(values.shape[axis])
+def _centred(values: Tensor, axis: int) -> _Centred:
+    """Return what a channel's values are beside their mean, safe at any scale.
+
+    Sums and products only: they are several times faster than ``torch.std_mean`` on a CPU.
+    """
     others = [d for d in range(-values.dim(), 0) if d != axis]
-    if not others:  # a single sample
-        return torch.zeros_like(values), torch.zeros_like(values)
-    std, mean = torch.std_mean(values, others, correction=0, keepdim=True)
+    channels = values.shape[axis]
+    shape = [-1, *[1] * (-1 - axis)]
+    n: Tensor | int = values.numel() // max(channels, 1)
+    if _processes() > 1:
+        n = _total(torch.tensor(float(n), dtype=values.dtype, device=values.device)).clamp(min=1)
+    elif n < 2:  # no two samples
+        nothing = values.new_zeros(channels)
+        return _Centred(torch.zeros_like(values), nothing, nothing + 1, 1)
     info = torch.finfo(values.dtype)
-    alive = std > (mean.abs() * 4 * info.eps).clamp(min=info.tiny)
-    inverse = torch.where(alive, 1 / torch.where(alive, std, 1), 0)
-    centred = values - mean
-    offset = centred.mean(others, keepdim=True)  # what rounding left in the first mean
-    standard = torch.addcmul(-offset * inverse, centred, inverse)
-    return standard, torch.where(alive, std, 0).flatten()
+    mean = _total(_sum(values, axis)) / n
+    centred = values - mean.reshape(shape)
+    offset = _total(_sum(centred, axis)) / n  # what rounding left in the first mean
+    centred.sub_(offset.reshape(shape))
+    peak = torch.maximum(centred.amax(others), -centred.amin(others)) if len(values) else mean * 0
+    unit = _total(peak, largest=True)
+    alive = unit > (mean.abs() * 4 * info.eps).clamp(min=info.tiny)
+    unit = torch.where(alive, unit, 0)
+    centred.mul_(torch.where(alive, 1 / torch.where(alive, unit, 1), 0).reshape(shape))
+    variance = _total(_sum(centred * centred, axis)) / n
+    return _Centred(centred, unit, torch.where(alive, variance, 1).sqrt(), n)
 
 
 def score_leaf(like: Tensor, *shape: int) -> Tensor:
@@ -129,12 +168,28 @@ class CorrelationProbe(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, score: Tensor, axis: int, pairwise: bool, *activations: Tensor
+        ctx: Any,
+        output: Tensor,
+        score: Tensor,
+        axis: int,
+        pairwise: bool,
+        loss_scale: float,
+        *activations: Tensor,
     ) -> Tensor:
-        """Return ``output``; ``axis`` is the channel axis of all tensors."""
+        """Return ``output``.
+
+        Args:
+            ctx: Of autograd.
+            output: What the layer returns.
+            score: See `score_leaf`.
+            axis: Channel axis of all tensors, counted from the end.
+            pairwise: Whether each node has a channel of its own.
+            loss_scale: What the loss is multiplied by; the gradients of the activations are too.
+            activations: Of the candidates in the pool.
+        """
         so_far = torch.zeros_like(score) if score.grad is None else score.grad.clone()
         ctx.save_for_backward(so_far, *activations)
-        ctx.axis, ctx.pairwise = axis, pairwise
+        ctx.how = (axis, pairwise, loss_scale)
         return output.clone()  # a view could not be changed in place by what follows
 
     @staticmethod
@@ -142,17 +197,23 @@ class CorrelationProbe(torch.autograd.Function):
         """Return the gradients of output, score leaf and activations."""
         (error,) = errors
         so_far, *activations = ctx.saved_tensors
+        axis, pairwise, loss_scale = ctx.how
         working = torch.promote_types(activations[0].dtype, torch.float32)
-        e, e_std = _standardize(error.to(working), ctx.axis)
-        samples = len(error) if error.dim() > -ctx.axis else 1  # the loss is their mean
+        e = _centred(error.to(working), axis)
+        e_std = e.unit * e.std / loss_scale
+        samples = len(error) if error.dim() > -axis else 1  # the loss is their mean
         gradients, scores = [], []
         for directions, activation in zip(so_far[R].to(working), activations, strict=True):
-            r, gradient, a_std = _correlate(
-                activation.to(working), e, ctx.axis, ctx.pairwise, directions
-            )
-            std = a_std if ctx.pairwise else a_std[:, None]
+            r, gradient, a_std = _correlate(activation.to(working), e, axis, pairwise, directions)
+            std = a_std if pairwise else a_std[:, None]
             gain = r * e_std
             slope = torch.where(std > 0, -samples * gain / torch.where(std > 0, std, 1), 0)
-            scores.append(torch.stack([r, gain, slope, torch.ones_like(r)]))
-            gradients.append(gradient.to(activation.dtype))
-        return error, torch.stack(scores, 1).to(so_far.dtype), None, None, *gradients
+            scores.append(_finite(torch.stack([r, gain, slope, torch.ones_like(r)])))
+            factor = loss_scale * _processes()  # several processes will take the mean
+            gradients.append(gradient.mul_(factor).to(activation.dtype))
+        return error, torch.stack(scores, 1).to(so_far.dtype), None, None, None, *gradients
+
+
+def _finite(scores: Tensor) -> Tensor:
+    """Return the scores of a batch, none where its error overflowed: it does not count."""
+    return torch.where(scores[R].isfinite(), scores, 0)

@@ -58,6 +58,17 @@ class Phase:
                 for branch, _ in layer.pool:
                     branch.train()
 
+    def set_loss_scale(self, factor: float) -> None:
+        """Say what the loss is multiplied by before its backward pass; 1 where nobody does.
+
+        A candidate's gradient does not depend on the scale of the error, so it would not grow with
+        the factor, and what divides gradients by it afterwards (a ``GradScaler``) would make it too
+        small. Set ``scaler.get_scale()`` before each step, over the batches of a step where the
+        loss is divided by their number.
+        """
+        for layer in dendrite_layers(self._owner.model).values():
+            layer.loss_scale = factor
+
     def report(self, score: float) -> bool:
         """Take the validation score of one epoch, higher is better.
 
@@ -285,7 +296,8 @@ class Cycles(Iterator[Phase]):
             parameter.requires_grad_(is_neuron and name in self._trainable)
         newest_trains = not is_neuron or self.dendrites.rule != "correlation"
         for layer in dendrite_layers(self.model).values():
-            layer.gains.requires_grad_(is_neuron)
+            for gain in layer.gains:
+                gain.requires_grad_(is_neuron and gain.numel() > 0)
             if is_neuron and not self.dendrites.freeze_after:
                 layer.freeze(0)
             else:

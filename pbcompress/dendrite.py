@@ -100,6 +100,7 @@ class DendriteLayer(nn.Module):
         rivals: While a dendrite phase lasts, the rest of the pool beside the newest set.
         frozen_sets: The first so many sets are fixed: no gradient, BatchNorm in eval mode.
         candidate: While a dendrite phase lasts, the score leaf of the pool; else None.
+        loss_scale: What the loss is multiplied by before its backward pass.
 
     Example:
         >>> layer, x = nn.Linear(3, 2), torch.ones(4, 3)
@@ -126,6 +127,7 @@ class DendriteLayer(nn.Module):
         self.normalized = normalized
         self.frozen_sets = 0
         self.candidate: Tensor | None = None
+        self.loss_scale = 1.0
         self.channels = int(getattr(base_layer, "out_channels", 0) or base_layer.out_features)  # type: ignore[arg-type]
         self.nodes = node_count(self.channels, config)
         self.dims = spatial_dims(base_layer)
@@ -222,7 +224,7 @@ class DendriteLayer(nn.Module):
 
     def end_candidacy(self) -> None:
         """Let the newest set speak, and forget the rest of the pool and the scores."""
-        self.candidate = None
+        self.candidate, self.loss_scale = None, 1.0
         self.rivals, self.rival_links = nn.ModuleList(), nn.ParameterList()
 
     def summed_scores(self) -> Tensor | None:
@@ -235,10 +237,10 @@ class DendriteLayer(nn.Module):
         """Fix the first ``num_sets`` sets and let the others train."""
         self.frozen_sets = num_sets
         for index in range(self.num_sets):
-            for parameter in self.set_parameters(index):
-                parameter.requires_grad_(index >= num_sets)
-        self.rivals.requires_grad_(self.num_sets > num_sets)
-        self.rival_links.requires_grad_(self.num_sets > num_sets)
+            for parameter in self.set_parameters(index):  # an empty one would wait for ever
+                parameter.requires_grad_(index >= num_sets and parameter.numel() > 0)
+        for parameter in [*self.rivals.parameters(), *self.rival_links]:
+            parameter.requires_grad_(self.num_sets > num_sets and parameter.numel() > 0)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "DendriteLayer":
@@ -281,7 +283,8 @@ class DendriteLayer(nn.Module):
         activations = [self._activation(*one, x, quiet, slots) for one in self.pool]
         pairwise = self.config.form != "shared"
         probe: Any = CorrelationProbe.apply
-        probed: Tensor = probe(y, self.candidate, -1 - self.dims, pairwise, *activations)
+        how = (-1 - self.dims, pairwise, self.loss_scale)
+        probed: Tensor = probe(y, self.candidate, *how, *activations)
         return probed
 
     def extra_repr(self) -> str:

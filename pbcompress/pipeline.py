@@ -17,6 +17,7 @@ from pbcompress.checkpoint import STATE_FILE, read_state
 from pbcompress.config import Budget, CompressConfig
 from pbcompress.dendrite import dendrite_layers
 from pbcompress.deploy import deploy
+from pbcompress.engine import world_size
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.history import History
 from pbcompress.importance import sample_for
@@ -122,6 +123,11 @@ class _Job:
                 "compress(model, target) does not know what goes into the model. Call "
                 "compress(model, target, example_inputs=torch.zeros(1, 3, 32, 32)) with inputs of "
                 "your model, or pass data=pb.Data(train=..., val=...)."
+            )
+        if world_size() > 1:
+            raise CompressionError(
+                f"compress was called in one of {world_size()} processes; it plans, compares and "
+                "writes files in one. Call shrink before torchrun, and recover_ in its processes."
             )
         self.config, self.task, self.seed = config or CompressConfig(), task or Task(), seed
         self.data, self.target, self.callbacks = data, target_params, tuple(callbacks)

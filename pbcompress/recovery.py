@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pbcompress.config import CompressConfig, RecoveryConfig
 from pbcompress.cycles import Cycles, Phase
+from pbcompress.engine import check_whole, make_engine
 from pbcompress.errors import StateMismatchError
 from pbcompress.history import History
 from pbcompress.phases import PhaseKind
@@ -113,6 +114,7 @@ def recover_(
         ['neuron', 'neuron', 'dendrite', 'neuron', 'neuron']
     """
     task, config = task or Task(), config or CompressConfig()
+    check_whole(model)
     check_data(data, task, model, device_of(model))
     saved = None if checkpoint is None else checkpoint.read(device_of(model))
     growth = Cycles(model, config, layers=layers, lengths=lengths, seed=seed)
@@ -124,14 +126,14 @@ def recover_(
     except BaseException:
         growth.abandon()
         raise
-    for callback in callbacks:
+    for callback in run.told(callbacks):
         callback.on_end()
     model.eval()
     return run.history
 
 
 def _train(run: "_Run", callbacks: Sequence[Callback]) -> None:
-    most = _most_epochs(run.growth)
+    most, callbacks = _most_epochs(run.growth), run.told(callbacks)
     for callback in callbacks:
         callback.on_stage(run.stage, most)
         for record in run.history:
@@ -169,13 +171,19 @@ class _Run:
         self.growth, self.config, self.data, self.task = growth, config, data, task
         self.seed, self.stage, self.checkpoint = seed, stage, checkpoint
         self.history = History()
-        self._optimizer: tuple[int, torch.optim.Optimizer] | None = None
+        self.engine = make_engine(growth.model, config)
+        self._batches = self.engine.batches(data.train)
+        self._running: tuple[int, torch.optim.Optimizer, nn.Module, Any] | None = None
+
+    def told(self, callbacks: Sequence[Callback]) -> Sequence[Callback]:
+        """Return the callbacks of this process: all of them in the first one."""
+        return callbacks if self.engine.rank == 0 else ()
 
     def epoch(self, phase: Phase) -> dict[str, Any]:
         """Train and score one epoch, record it, and keep the state."""
         started = time.monotonic()
         epoch = len(self.growth.log[phase.index].scores)
-        optimizer = self._optimizer_of(phase)
+        optimizer, network, stepper = self._setup(phase)
         length = self._length(phase)
         rates = [group["initial_lr"] for group in optimizer.param_groups]
 
@@ -185,16 +193,19 @@ class _Run:
                 group["lr"] = rate * factor
 
         phase.train()
+        own: tuple[int, ...] = (self.engine.rank,) if self.engine.world > 1 else ()
         loss, steps = train_epoch(
-            self.growth.model,
-            self.data.train,
+            self.engine,
+            network,
+            self._batches,
             self.task,
-            optimizer,
+            stepper,
             set_lr,
-            seed=(self.seed, self.stage, phase.index, epoch),
-            max_grad_norm=self.config.max_grad_norm,
+            phase.set_loss_scale,
+            seed=(self.seed, self.stage, phase.index, epoch, *own),
+            config=self.config,
         )
-        metric, _ = evaluate(self.growth.model, self.data.val, self.task)
+        metric = self.engine.agreed(evaluate(self.growth.model, self.data.val, self.task)[0])
         lr = optimizer.param_groups[0]["lr"]
         phase.report(self.task.score(metric))
         record: dict[str, Any] = {
@@ -221,21 +232,22 @@ class _Run:
         is_neuron = phase.kind is PhaseKind.NEURON
         return self.config.epochs if is_neuron else self.config.dendrite_epochs
 
-    def _optimizer_of(self, phase: Phase) -> torch.optim.Optimizer:
-        """Return the optimizer of a phase, a fresh one where the phase is new."""
-        if self._optimizer is None or self._optimizer[0] != phase.index:
+    def _setup(self, phase: Phase) -> tuple[torch.optim.Optimizer, nn.Module, Any]:
+        """Return optimizer, network and stepper of a phase, fresh ones where the phase is new."""
+        if self._running is None or self._running[0] != phase.index:
             is_dendrite = phase.kind is PhaseKind.DENDRITE
             optimizer = make_optimizer(phase.parameters(), self.config, is_dendrite=is_dendrite)
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
-            self._optimizer = (phase.index, optimizer)
-        return self._optimizer[1]
+            network, stepper = self.engine.setup(self.growth.model, optimizer)
+            self._running = (phase.index, optimizer, network, stepper)
+        return self._running[1:]
 
     def _save(self) -> None:
-        if self.checkpoint is None or self._optimizer is None:
+        if self.checkpoint is None or self._running is None or self.engine.rank > 0:
             return
         tensors, state = self.growth.state()
-        index, optimizer = self._optimizer
+        index, optimizer, *_ = self._running
         for key, slots in optimizer.state_dict()["state"].items():
             for name, value in slots.items():
                 if value is not None:  # the momentum of "sgd" without any
@@ -249,6 +261,7 @@ class _Run:
                 "growth": state,
                 "optimizer": {"phase": index},
                 "history": self.history.records,
+                "engine": self.engine.state(),
             },
         )
 
@@ -268,10 +281,11 @@ class _Run:
                 "the checkpoint to start anew."
             ) from err
         self.history = History(state["history"])
+        self.engine.restore(state["engine"])
         phase = self.growth.phase
         if phase is None or phase.done or state["optimizer"]["phase"] != phase.index:
             return
-        _restore_optimizer(self._optimizer_of(phase), slots)
+        _restore_optimizer(self._setup(phase)[0], slots)
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

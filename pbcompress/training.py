@@ -1,7 +1,7 @@
 """One epoch, and one score: a plain loop that knows nothing of compression."""
 
 import math
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pbcompress.config import RecoveryConfig
+from pbcompress.engine import Engine
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.surgery import device_of, preserved_mode, seeded
 from pbcompress.task import Batches, Task, check_finite, moved, seeded_generators, to_number
@@ -57,26 +58,30 @@ def make_optimizer(
 
 
 def train_epoch(
-    model: nn.Module,
+    engine: Engine,
+    network: nn.Module,
     batches: Batches,
     task: Task,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Any,
     set_lr: Callable[[float], None],
+    set_loss_scale: Callable[[float], None],
     *,
     seed: tuple[int | str, ...],
-    max_grad_norm: float | None = None,
+    config: RecoveryConfig,
 ) -> tuple[float, int]:
-    """Train on every batch once, in the mode that ``model`` is in.
+    """Train on every batch once, in the mode that ``network`` is in.
 
     Args:
-        model: Trained in place.
-        batches: The train split.
+        engine: Runs the steps.
+        network: Trained in place; what ``engine.setup`` returned.
+        batches: The train split, or this process's part of it.
         task: Loss and forward.
-        optimizer: Holds what trains.
+        optimizer: Holds what trains; what ``engine.setup`` returned.
         set_lr: Called before every step with the share of the epoch that is done halfway
             through it, so no step of a warm-up is lost to a rate of zero.
+        set_loss_scale: Told what each loss will be multiplied by before its backward pass.
         seed: Names the random stream of this epoch: order of samples, dropout, augmentation.
-        max_grad_norm: Clip to this norm.
+        config: ``accumulate`` and ``max_grad_norm``.
 
     Returns:
         Mean loss over the batches, and the number of optimizer steps.
@@ -84,34 +89,51 @@ def train_epoch(
     Raises:
         DivergedError: A loss is not finite; the message says if the data was not.
     """
-    device = device_of(model)
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    expected = _length(batches)
-    total, steps = 0.0, 0
+    device, group = device_of(network), config.accumulate
+    expected = math.ceil(_length(batches) / group)
+    total, seen, steps = 0.0, 0, 0
     with seeded(*seed), seeded_generators(batches, torch.initial_seed() % 2**63):
-        for raw in batches:
-            set_lr(min((steps + 0.5) / expected, 1.0) if expected else 0.5)
+        for raw, is_last in _marked(batches, group):
+            if seen % group == 0:
+                set_lr(min((steps + 0.5) / expected, 1.0) if expected else 0.5)
+                set_loss_scale(engine.loss_scale / group)
+                optimizer.zero_grad(set_to_none=True)
             batch = moved(raw, device)
-            optimizer.zero_grad(set_to_none=True)
-            output, target = task.run(model, batch)
-            loss = task.loss(output, target)
-            if not loss.isfinite():
-                check_finite(batch, f"batch {steps} of Data.train")
-                raise DivergedError(
-                    f"The loss became {loss.item()} at step {steps} of an epoch on finite data. "
-                    "Lower RecoveryConfig.lr, or set max_grad_norm."
-                )
-            loss.backward()
-            if max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(trained, max_grad_norm)
-            optimizer.step()
+            seen += 1
+            ends = is_last or seen % group == 0
+            with engine.accumulating(network, not ends):
+                loss = task.loss(*task.run(network, batch))
+                if not loss.isfinite():
+                    check_finite(batch, f"batch {seen - 1} of Data.train")
+                    raise DivergedError(
+                        f"The loss became {loss.item()} at step {steps} of an epoch on finite "
+                        "data. Lower RecoveryConfig.lr, or set max_grad_norm."
+                    )
+                engine.backward(loss if group == 1 else loss / group)
             total += loss.item()
-            steps += 1
-    if steps == 0:
+            if ends:
+                if config.max_grad_norm is not None:
+                    engine.clip(network, optimizer, config.max_grad_norm)
+                optimizer.step()
+                steps += 1
+    if seen == 0:
         raise CompressionError(
             "Data.train yielded no batch. Give batches that can be gone through again."
         )
-    return total / steps, steps
+    return engine.mean(total / seen), steps
+
+
+def _marked(batches: Batches, group: int) -> Iterator[tuple[Any, bool]]:
+    """Yield batches with whether each is the last; looks ahead only where batches are grouped."""
+    if group == 1:
+        yield from ((batch, True) for batch in batches)
+        return
+    waiting: list[Any] = []
+    for batch in batches:
+        if waiting:
+            yield waiting.pop(), False
+        waiting.append(batch)
+    yield from ((batch, True) for batch in waiting)
 
 
 def _length(batches: Batches) -> int:

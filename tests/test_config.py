@@ -64,6 +64,9 @@ OTHERS = [
         schedule="linear",
         warmup=0.0,
         max_grad_norm=1.0,
+        precision="bf16",
+        accumulate=2,
+        compile=True,
     ),
 ]
 OTHERS.append(
@@ -84,7 +87,7 @@ def test_every_field_of_the_list_differs_from_its_default():
         same = [
             f.name
             for f in dataclasses.fields(config)
-            if getattr(config, f.name) == getattr(default, f.name) and f.name != "candidates"
+            if getattr(config, f.name) == getattr(default, f.name)
         ]
         assert same == []
 
@@ -171,6 +174,9 @@ BAD = [
     (RecoveryConfig, "schedule", ["step"]),
     (RecoveryConfig, "warmup", [-0.1, 1, 2.0]),
     (RecoveryConfig, "max_grad_norm", [0, -1]),
+    (RecoveryConfig, "precision", ["64", 16]),
+    (RecoveryConfig, "accumulate", [0, 1.0]),
+    (RecoveryConfig, "compile", [1, None]),
     (CompressConfig, "width", [None, {"round_to": 4}, DendriteConfig()]),
     (CompressConfig, "dendrites", [WidthConfig()]),
     (CompressConfig, "recovery", [3]),

@@ -31,7 +31,7 @@ ROWS = [
     ["nodes"],
     ["allocation", "latency", "forms", "correlation", "importance", "cuts", "pins", "explain"],
     ["costs", "statistics", "optimizers", "admission", "charts"],
-    ["grouping", "measure", "phases", "history", "task", "tensorfile", "tables"],
+    ["engine", "grouping", "measure", "phases", "history", "task", "tensorfile", "tables"],
     ["tracing", "slicing", "families"],
     ["movement", "attention"],
     ["operators"],
@@ -48,6 +48,7 @@ THIRD_PARTY = {
     "jinja2": {"report"},
     "matplotlib": {"charts"},
     "tqdm": {"progress"},
+    "lightning": {"engine"},
     "sklearn": {"demo"},
 }
 SHARED = {"torch", "numpy"}
@@ -95,6 +96,7 @@ def test_import_is_lean():
     code = (
         "import sys, pbcompress\n"
         "heavy = {'onnx', 'onnxruntime', 'onnxscript', 'matplotlib', 'jinja2', 'sklearn'}\n"
+        "heavy |= {'lightning'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     command = [sys.executable, "-W", "error", "-c", code]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pbcompress.config import RecoveryConfig
+from pbcompress.engine import Engine
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.task import Data, Task, accuracy, check_data, inputs_of
 from pbcompress.training import evaluate, lr_factor, make_optimizer, train_epoch
@@ -44,7 +45,17 @@ def train(model: nn.Module, loader: Any, task: Task | None = None, **choices: An
     seed = choices.pop("seed", (0,))
     optimizer = choices.pop("optimizer", None) or sgd(model)
     set_lr = choices.pop("set_lr", no_lr)
-    return train_epoch(model, loader, task or Task(), optimizer, set_lr, seed=seed, **choices)
+    return train_epoch(
+        Engine(),
+        model,
+        loader,
+        task or Task(),
+        optimizer,
+        set_lr,
+        lambda factor: None,
+        seed=seed,
+        config=RecoveryConfig(**choices),
+    )
 
 
 def random_states() -> tuple[Any, ...]:

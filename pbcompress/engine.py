@@ -1,0 +1,219 @@
+"""Who runs the steps: one process in plain torch, or Lightning Fabric for all else.
+
+The only module that imports Lightning, and only where it is needed.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from pbcompress.config import RecoveryConfig
+from pbcompress.errors import CompressionError
+from pbcompress.surgery import device_of
+
+__all__ = ["Engine", "check_whole", "make_engine", "world_size"]
+
+Optimizer = torch.optim.Optimizer
+
+
+class Engine:
+    """One process on one device, in full precision.
+
+    Attributes:
+        rank: Number of this process.
+        world: Number of processes.
+    """
+
+    rank = 0
+    world = 1
+
+    def __init__(self, compiled: bool = False) -> None:
+        self._compiled = compiled
+
+    def setup(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Any]:
+        """Return what runs ``model`` in one phase, and what steps its optimizer."""
+        return self._run_form(model), optimizer
+
+    def _run_form(self, model: nn.Module) -> nn.Module:
+        if not self._compiled:
+            return model
+        compiled: nn.Module = torch.compile(model)  # type: ignore[assignment]
+        return compiled
+
+    def batches(self, batches: Iterable[Any]) -> Iterable[Any]:
+        """Return the part of the train batches that this process takes."""
+        return batches
+
+    @property
+    def loss_scale(self) -> float:
+        """What `backward` multiplies a loss by."""
+        return 1.0
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss."""
+        loss.backward()
+
+    def accumulating(self, network: nn.Module, enabled: bool) -> AbstractContextManager[Any]:
+        """Return a context in which gradients wait to be shared between processes."""
+        return nullcontext()
+
+    def clip(self, network: nn.Module, optimizer: Any, max_norm: float) -> None:
+        """Clip the norm of the gradients of what ``optimizer`` holds."""
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(trained, max_norm)
+
+    def agreed(self, value: float) -> float:
+        """Return the number that the first process has."""
+        return value
+
+    def mean(self, value: float) -> float:
+        """Return the mean of a number over processes."""
+        return value
+
+    def state(self) -> dict[str, Any]:
+        """Return what a run that goes on needs, as JSON."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up `state`."""
+
+
+class _FabricEngine(Engine):
+    """Mixed precision and several processes, by Lightning Fabric."""
+
+    def __init__(self, device: torch.device, config: RecoveryConfig) -> None:
+        super().__init__(config.compile)
+        fabric = _import_fabric()
+        self._scaler: Any = None
+        plugins = []
+        if config.precision != "32":
+            is_half = config.precision == "fp16"
+            self._scaler = torch.amp.GradScaler(device.type) if is_half else None
+            kind = "16-mixed" if is_half else "bf16-mixed"
+            plugins.append(fabric.plugins.MixedPrecision(kind, device.type, self._scaler))
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
+        index = device.index or 0
+        self._fabric = fabric.Fabric(
+            accelerator=device.type,
+            devices=local if local > 1 or device.type == "cpu" else [index],
+            num_nodes=world_size() // local,
+            strategy="ddp" if world_size() > 1 else "auto",
+            plugins=plugins,
+        )
+        self._fabric.launch()
+        self.rank, self.world = self._fabric.global_rank, self._fabric.world_size
+
+    def setup(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Any]:
+        network, wrapped = self._fabric.setup(
+            self._run_form(model), optimizer, _reapply_compile=False
+        )
+        return network, wrapped
+
+    def batches(self, batches: Iterable[Any]) -> Iterable[Any]:
+        if self.world == 1:
+            return batches
+        if isinstance(batches, DataLoader):
+            loader: Iterable[Any] = self._fabric.setup_dataloaders(batches, move_to_device=False)
+            return loader
+        return _Sharded(batches, self.rank, self.world)
+
+    @property
+    def loss_scale(self) -> float:
+        return float(self._scaler.get_scale()) if self._scaler is not None else 1.0
+
+    def backward(self, loss: Tensor) -> None:
+        self._fabric.backward(loss)
+
+    def accumulating(self, network: nn.Module, enabled: bool) -> AbstractContextManager[Any]:
+        if self.world == 1:
+            return nullcontext()
+        context: AbstractContextManager[Any] = self._fabric.no_backward_sync(network, enabled)
+        return context
+
+    def clip(self, network: nn.Module, optimizer: Any, max_norm: float) -> None:
+        # A step with an overflow is skipped by the scaler, so its norm does not matter.
+        self._fabric.clip_gradients(network, optimizer, max_norm=max_norm, error_if_nonfinite=False)
+
+    def agreed(self, value: float) -> float:
+        return float(self._fabric.broadcast(value))
+
+    def mean(self, value: float) -> float:
+        whole = self._fabric.all_reduce(torch.tensor(value, dtype=torch.float64), reduce_op="mean")
+        return float(whole)
+
+    def state(self) -> dict[str, Any]:
+        return {} if self._scaler is None else {"scaler": self._scaler.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if self._scaler is not None and state.get("scaler"):
+            self._scaler.load_state_dict(state["scaler"])
+
+
+class _Sharded(Iterable[Any]):
+    """Every ``world``-th batch; an incomplete last round is left out, so that all take as many."""
+
+    def __init__(self, batches: Iterable[Any], rank: int, world: int) -> None:
+        self._batches, self._rank, self._world = batches, rank, world
+
+    def __iter__(self) -> Iterator[Any]:
+        own: Any = None
+        for number, batch in enumerate(self._batches):
+            if number % self._world == self._rank:
+                own = batch
+            if number % self._world == self._world - 1:
+                yield own
+
+    def __len__(self) -> int:
+        return len(self._batches) // self._world  # type: ignore[arg-type]
+
+
+def world_size() -> int:
+    """Return the number of processes that train together: of torch.distributed, or torchrun's."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def check_whole(model: nn.Module) -> None:
+    """Raise unless each process has the whole of ``model``, which can grow only then.
+
+    Raises:
+        CompressionError: The model is wrapped for several processes, or its parameters are sharded.
+    """
+    wrapped = type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel")
+    sharded = [n for n, p in model.named_parameters() if hasattr(p, "placements")]
+    if wrapped or sharded or isinstance(model, nn.DataParallel):
+        found = f"{sharded[0]!r} is sharded" if sharded else f"a {type(model).__name__}"
+        raise CompressionError(
+            f"A whole model was expected, since dendrites add parameters to it; found: {found}. "
+            "Pass the plain module, and start one process for each device with torchrun: it is "
+            "wrapped for distributed training anew in every phase. Sharding is not supported."
+        )
+
+
+def make_engine(model: nn.Module, config: RecoveryConfig) -> Engine:
+    """Return what runs the steps that ``config`` asks for, on the device of ``model``.
+
+    Raises:
+        CompressionError: Lightning is needed and not there.
+    """
+    if config.precision == "32" and world_size() == 1:
+        return Engine(config.compile)
+    return _FabricEngine(device_of(model), config)
+
+
+def _import_fabric() -> Any:
+    try:
+        import lightning.fabric as fabric
+    except Exception as err:  # a broken torchvision shows as a RuntimeError
+        raise CompressionError(
+            "Mixed precision and several processes need Lightning Fabric, which could not be "
+            f"imported ({err}). Install pbcompress[engine], or use RecoveryConfig(precision='32') "
+            "in one process."
+        ) from err
+    return fabric

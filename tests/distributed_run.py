@@ -1,0 +1,68 @@
+"""A training in several processes: ``torchrun distributed_run.py FOLDER``; see test_distributed."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from pbcompress import CompressConfig, Data, recover_
+from pbcompress.config import DendriteConfig, RecoveryConfig
+
+CASES = {
+    "correlation": DendriteConfig(max_sets=2),
+    "hybrid": DendriteConfig(rule="hybrid", form="shared", nodes=3, candidates=2),
+    "gradient": DendriteConfig(rule="gradient", form="grouped"),
+    "tied": DendriteConfig(form="tied", node_share=0.6, initial_gain="least_squares"),
+}
+BATCH, ROUNDS = 6, 4
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(),
+        nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3),
+    ).double()  # fmt: skip
+
+
+def batches(size: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(2 * BATCH * ROUNDS, 1, 4, 4, generator=generator, dtype=torch.float64)
+    y = (x.mean((1, 2, 3)) * 9).long() % 3
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def config(name: str) -> CompressConfig:
+    recovery = RecoveryConfig(
+        epochs=2, dendrite_epochs=2, max_failures=1, improvement=(0.0,), lr=0.05, dendrite_lr=0.05,
+        optimizer="sgd", max_grad_norm=1.0, accumulate=2 if name == "hybrid" else 1,
+    )  # fmt: skip
+    return CompressConfig(dendrites=CASES[name], recovery=recovery)
+
+
+def train(name: str, size: int) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
+    model, val = network(), batches(2 * BATCH)
+    history = recover_(model, Data(train=batches(size), val=val), config=config(name))
+    return model.state_dict(), history.records
+
+
+def train_from_a_loader() -> dict[str, Tensor]:
+    x, y = (torch.cat(part) for part in zip(*batches(BATCH), strict=True))
+    loader = DataLoader(TensorDataset(x, y), batch_size=BATCH, shuffle=True)
+    model = network()
+    recover_(model, Data(train=loader, val=batches(BATCH)), config=config("correlation"))
+    return model.state_dict()
+
+
+def main() -> None:
+    results = {name: train(name, BATCH) for name in CASES}
+    loaded = train_from_a_loader()
+    rank = torch.distributed.get_rank()
+    torch.save((results, loaded), Path(sys.argv[1]) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
