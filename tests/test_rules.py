@@ -26,7 +26,7 @@ ROWS = [
     ["budgets", "shipping"],
     ["recovery", "export", "progress"],
     ["cycles", "fuse", "runtime", "training", "onnxfile"],
-    ["selection"],
+    ["selection", "scores"],
     ["calibration", "search", "proof", "dendrite", "shrinking"],
     ["nodes"],
     ["allocation", "latency", "forms", "correlation", "importance", "cuts", "pins", "explain"],
