@@ -130,6 +130,7 @@ class Cycles(Iterator[Phase]):
         self.minutes = 0.0
         self.scores = NodeScores(config.recovery.node_improvement)
         self.phase: Phase | None = None
+        self._started: Weights = {}
         self._keep_best()
         self._first_sets = self._best_sets
         self._attempts = 0
@@ -199,6 +200,17 @@ class Cycles(Iterator[Phase]):
             self._begin_candidacy()
             self.scores.begin()
         self._open_phase()
+        self._started = self._snapshot()
+
+    def rewind(self) -> None:
+        """Put back the best weights of the current phase, those of its start where it has none."""
+        phase = self.log[-1]
+        is_best_of_phase = best_epoch(self.log, self.recovery)[0] == len(self.log) - 1
+        self.model.load_state_dict(self.best if is_best_of_phase else self._started)
+        if phase.kind is PhaseKind.DENDRITE:
+            self.scores.begin()
+            for layer in dendrite_layers(self.model).values():
+                layer.begin_candidacy()
 
     def _begin_candidacy(self) -> None:
         for name, layer in dendrite_layers(self.model).items():
@@ -228,9 +240,10 @@ class Cycles(Iterator[Phase]):
                 "to the phase that the loop yielded last."
             )
         if not math.isfinite(score):
+            self.abandon()
             raise DivergedError(
-                f"The validation score of an epoch is {score}. Lower RecoveryConfig.lr, or make "
-                "the metric defined for every output."
+                f"The validation score of an epoch is {score}; the model has its best weights "
+                "again. Lower the learning rate, or make the metric defined for every output."
             )
         now = time.monotonic()
         self.minutes += (now - self._clock) / 60
@@ -300,8 +313,11 @@ class Cycles(Iterator[Phase]):
                 self._grow()
 
     def _keep_best(self) -> None:
-        self.best: Weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.best = self._snapshot()
         self._best_sets = self._num_sets
+
+    def _snapshot(self) -> Weights:
+        return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
     def _load_best(self) -> None:
         surplus = self._num_sets - self._best_sets
@@ -317,6 +333,7 @@ class Cycles(Iterator[Phase]):
         """Return all that a fresh `Cycles` over the original model needs to go on from here."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        tensors |= {f"started.{k}": v for k, v in self._started.items()}
         for name, layer in dendrite_layers(self.model).items():
             summed = layer.summed_scores()
             if summed is not None:
@@ -349,6 +366,7 @@ class Cycles(Iterator[Phase]):
             self._begin_candidacy()
         self.model.load_state_dict(parts["model"])
         self.best, self._best_sets = parts["best"], state["best_sets"]
+        self._started = parts["started"]
         self._open_phase()
         if self.log[-1].kind is PhaseKind.DENDRITE:
             for name, layer in dendrite_layers(self.model).items():

@@ -30,7 +30,7 @@ ROWS = [
     ["calibration", "search", "proof", "dendrite", "shrinking"],
     ["nodes"],
     ["allocation", "latency", "forms", "correlation", "importance", "cuts", "pins", "explain"],
-    ["costs", "statistics", "optimizers", "admission", "charts"],
+    ["costs", "statistics", "distillation", "optimizers", "admission", "charts"],
     ["engine", "grouping", "measure", "phases", "history", "task", "tensorfile", "tables"],
     ["tracing", "slicing", "families"],
     ["movement", "attention"],
