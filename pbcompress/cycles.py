@@ -411,6 +411,7 @@ def cycles(
         An iterator of `Phase`.
 
     Example:
+        >>> import torch
         >>> net, x, y = nn.Linear(2, 1), torch.randn(8, 2), torch.randn(8, 1)
         >>> net = nn.Sequential(net)
         >>> from pbcompress.config import RecoveryConfig
