@@ -304,6 +304,13 @@ class RecoveryConfig(_Choices):
             Lightning Fabric.
         accumulate: Batches that one optimizer step takes, at least 1.
         compile: Run the network through ``torch.compile``, anew in each phase.
+        retry_lr: Factor of the learning rate with which a phase goes on from its best weights after
+            a loss or score that is not finite, in (0, 1); a second time is an error.
+        distillation: Share of the loss of neuron phases that compares class scores with those of
+            the original network, in [0, 1].
+        temperature: Softens the class scores that are compared.
+        feature_distillation: Weight of the squared relative difference of features, added to the
+            loss of neuron phases, for modules whose outputs have one shape in both networks.
     """
 
     epochs: int = 20
@@ -326,6 +333,10 @@ class RecoveryConfig(_Choices):
     precision: Literal["32", "bf16", "fp16"] = "32"
     accumulate: int = 1
     compile: bool = False
+    retry_lr: float = 0.1
+    distillation: float = 0.0
+    temperature: float = 4.0
+    feature_distillation: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -340,10 +351,12 @@ class RecoveryConfig(_Choices):
         for name in ("patience", "max_epochs", "max_minutes", "max_grad_norm"):
             value = getattr(self, name)
             _require(value is None or value > 0, self, name, "positive, or None")
-        for name in ("lr", "dendrite_lr"):
+        for name in ("lr", "dendrite_lr", "temperature"):
             _require(getattr(self, name) > 0, self, name, "positive")
-        for name in ("weight_decay", "momentum", "node_improvement"):
+        for name in ("weight_decay", "momentum", "node_improvement", "feature_distillation"):
             _require(getattr(self, name) >= 0, self, name, "zero or positive")
+        _require(0 < self.retry_lr < 1, self, "retry_lr", "between 0 and 1")
+        _require(0 <= self.distillation <= 1, self, "distillation", "from 0 to 1")
         _require(0 <= self.warmup < 1, self, "warmup", "at least 0 and below 1")
         _require(len(self.improvement) > 0, self, "improvement", "at least one number")
 

@@ -5,7 +5,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["COUNT", "GAIN", "SLOPE", "CorrelationProbe", "R", "correlate", "score_leaf"]
+__all__ = [
+    "COUNT",
+    "GAIN",
+    "SLOPE",
+    "CorrelationProbe",
+    "R",
+    "correlate",
+    "mean_scores",
+    "node_scores",
+    "score_leaf",
+]
 
 R, GAIN, SLOPE, COUNT = range(4)  # the rows of a score leaf
 
@@ -154,6 +164,17 @@ def score_leaf(like: Tensor, *shape: int) -> Tensor:
     """
     working = torch.promote_types(like.dtype, torch.float32)
     return torch.zeros(4, *shape, dtype=working, device=like.device).requires_grad_()
+
+
+def mean_scores(sums: Tensor) -> Tensor:
+    """Return the mean of every row of a score leaf's sums over its batches."""
+    return sums[:COUNT] / sums[COUNT].clamp(min=1)
+
+
+def node_scores(means: Tensor) -> Tensor:
+    """Return |r| of every candidate node, shape (candidates, nodes); shared nodes: the mean."""
+    r = means[R].abs()
+    return r if r.dim() == 2 else r.mean(-1)
 
 
 class CorrelationProbe(torch.autograd.Function):

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pbcompress.config import CompressConfig, DendriteConfig
@@ -18,12 +17,12 @@ from pbcompress.dendrite import (
 )
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.phases import Action, PhaseKind, PhaseLog, best_epoch, next_action
-from pbcompress.selection import accept_, mean_scores, node_scores
+from pbcompress.scores import NodeScores
+from pbcompress.selection import accept_
 
 __all__ = ["Cycles", "Phase", "cycles"]
 
 Weights = dict[str, Tensor]
-SMALLEST_NODE_GAIN = 1e-5
 
 
 class Phase:
@@ -85,7 +84,12 @@ class Phase:
     @property
     def correlation(self) -> float | None:
         """Mean |r| of the candidates in the last epoch; None in a neuron phase."""
-        return self._owner.correlation if self.kind is PhaseKind.DENDRITE else None
+        return self._owner.scores.mean if self.kind is PhaseKind.DENDRITE else None
+
+    @property
+    def scores(self) -> dict[str, Tensor]:
+        """|r| of every candidate node in the last epoch, by layer; empty in a neuron phase."""
+        return self._owner.scores.by_layer if self.kind is PhaseKind.DENDRITE else {}
 
     @property
     def improved(self) -> int:
@@ -124,16 +128,14 @@ class Cycles(Iterator[Phase]):
         self.recovery = config.recovery
         self.log: list[PhaseLog] = []
         self.minutes = 0.0
-        self.correlation: float | None = None
+        self.scores = NodeScores(config.recovery.node_improvement)
         self.phase: Phase | None = None
+        self._started: Weights = {}
         self._keep_best()
         self._first_sets = self._best_sets
         self._attempts = 0
         self._reported = True
         self._clock = time.monotonic()
-        self._node_best: dict[str, Tensor] = {}
-        self._summed: dict[str, Tensor] = {}
-        self._latest: dict[str, Tensor] = {}
         self._fixed_buffers: Weights = {}
 
     def _check(self) -> None:
@@ -170,7 +172,7 @@ class Cycles(Iterator[Phase]):
 
     def _advance(self, action: Action) -> None:
         if action is Action.ACCEPT:
-            accept_(dendrite_layers(self.model), self._latest)
+            accept_(dendrite_layers(self.model), self.scores.latest)
             self._start(PhaseKind.NEURON)
             return
         self._load_best()
@@ -196,8 +198,19 @@ class Cycles(Iterator[Phase]):
         self.log.append(PhaseLog(kind, self._num_sets))
         if kind is PhaseKind.DENDRITE:
             self._begin_candidacy()
-            self._node_best, self._summed, self._latest = {}, {}, {}
+            self.scores.begin()
         self._open_phase()
+        self._started = self._snapshot()
+
+    def rewind(self) -> None:
+        """Put back the best weights of the current phase, those of its start where it has none."""
+        phase = self.log[-1]
+        is_best_of_phase = best_epoch(self.log, self.recovery)[0] == len(self.log) - 1
+        self.model.load_state_dict(self.best if is_best_of_phase else self._started)
+        if phase.kind is PhaseKind.DENDRITE:
+            self.scores.begin()
+            for layer in dendrite_layers(self.model).values():
+                layer.begin_candidacy()
 
     def _begin_candidacy(self) -> None:
         for name, layer in dendrite_layers(self.model).items():
@@ -227,16 +240,17 @@ class Cycles(Iterator[Phase]):
                 "to the phase that the loop yielded last."
             )
         if not math.isfinite(score):
+            self.abandon()
             raise DivergedError(
-                f"The validation score of an epoch is {score}. Lower RecoveryConfig.lr, or make "
-                "the metric defined for every output."
+                f"The validation score of an epoch is {score}; the model has its best weights "
+                "again. Lower the learning rate, or make the metric defined for every output."
             )
         now = time.monotonic()
         self.minutes += (now - self._clock) / 60
         self._clock, self._reported = now, True
         improved = 0
         if phase.kind is PhaseKind.DENDRITE:
-            improved = self._take_node_scores()
+            improved = self.scores.take(dendrite_layers(self.model))
             for name, buffer in self.model.named_buffers():
                 if name in self._fixed_buffers:  # a loop that called model.train() moved them
                     buffer.copy_(self._fixed_buffers[name])
@@ -245,23 +259,6 @@ class Cycles(Iterator[Phase]):
         if best_epoch(self.log, self.recovery) == latest:
             self._keep_best()
         phase.done = self._action() is not Action.CONTINUE
-
-    def _take_node_scores(self) -> int:
-        improved, means = 0, []
-        for name, layer in dendrite_layers(self.model).items():
-            summed = layer.summed_scores()
-            if summed is None:
-                continue
-            latest = summed - self._summed.get(name, torch.zeros_like(summed))
-            self._summed[name], self._latest[name] = summed, latest
-            score = node_scores(mean_scores(latest)).amax(0)
-            best = self._node_best.get(name, torch.zeros_like(score))
-            gain = torch.clamp(best * self.recovery.node_improvement, min=SMALLEST_NODE_GAIN)
-            improved += int((score > best + gain).sum())
-            self._node_best[name] = torch.maximum(best, score)
-            means.append(score.mean())
-        self.correlation = float(torch.stack(means).mean()) if means else 0.0
-        return improved
 
     # --- structure and who trains --------------------------------------------------------------
 
@@ -316,8 +313,11 @@ class Cycles(Iterator[Phase]):
                 self._grow()
 
     def _keep_best(self) -> None:
-        self.best: Weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.best = self._snapshot()
         self._best_sets = self._num_sets
+
+    def _snapshot(self) -> Weights:
+        return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
     def _load_best(self) -> None:
         surplus = self._num_sets - self._best_sets
@@ -333,13 +333,12 @@ class Cycles(Iterator[Phase]):
         """Return all that a fresh `Cycles` over the original model needs to go on from here."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        tensors |= {f"started.{k}": v for k, v in self._started.items()}
         for name, layer in dendrite_layers(self.model).items():
             summed = layer.summed_scores()
             if summed is not None:
                 tensors[f"candidate.{name}"] = summed
-        tensors |= {f"node_best.{k}": v for k, v in self._node_best.items()}
-        tensors |= {f"summed.{k}": v for k, v in self._summed.items()}
-        tensors |= {f"latest.{k}": v for k, v in self._latest.items()}
+        tensors |= {f"scores.{k}": v for k, v in self.scores.state().items()}
         return tensors, {
             "log": [phase.to_dict() for phase in self.log],
             "sets": self._num_sets,
@@ -347,7 +346,7 @@ class Cycles(Iterator[Phase]):
             "best_sets": self._best_sets,
             "attempts": self._attempts,
             "minutes": self.minutes,
-            "correlation": self.correlation,
+            "correlation": self.scores.mean,
         }
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -363,19 +362,17 @@ class Cycles(Iterator[Phase]):
             layer.keep_all_nodes(state["nodes"][name])
         self._attempts = state["attempts"]
         self.minutes = state["minutes"]
-        self.correlation = state["correlation"]
         if self.log[-1].kind is PhaseKind.DENDRITE:
             self._begin_candidacy()
         self.model.load_state_dict(parts["model"])
         self.best, self._best_sets = parts["best"], state["best_sets"]
+        self._started = parts["started"]
         self._open_phase()
         if self.log[-1].kind is PhaseKind.DENDRITE:
             for name, layer in dendrite_layers(self.model).items():
                 assert layer.candidate is not None
                 layer.candidate.grad = parts.get("candidate", {}).get(name)
-        self._node_best = parts.get("node_best", {})
-        self._summed = parts.get("summed", {})
-        self._latest = parts.get("latest", {})
+        self.scores.restore(parts.get("scores", {}), state["correlation"])
         assert self.phase is not None
         self.phase.done = bool(self.log[-1].scores) and self._action() is not Action.CONTINUE
 
@@ -414,6 +411,7 @@ def cycles(
         An iterator of `Phase`.
 
     Example:
+        >>> import torch
         >>> net, x, y = nn.Linear(2, 1), torch.randn(8, 2), torch.randn(8, 1)
         >>> net = nn.Sequential(net)
         >>> from pbcompress.config import RecoveryConfig

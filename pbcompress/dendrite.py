@@ -83,11 +83,14 @@ class DendriteLayer(nn.Module):
         a_d = f(z_d)
         y   = base(x) + sum_d U[d,c] * a_d
 
+    A layer that is called several times in one forward pass has the mean of its scores over the
+    calls; weights that it shares with other layers stay shared, and its dendrites are its own.
+
     A new set has U = 0, so it never changes the function. With form "shared" the nodes are fewer
     than the channels, and U[d] is a dense map from nodes to channels.
 
     Args:
-        base_layer: A Linear or Conv1d/2d/3d; kept as it is.
+        base_layer: A Linear, Conv1d/2d/3d or ConvTranspose1d/2d/3d; kept as it is.
         config: Form, activation and the two switches.
         normalized: Whether each dendrite has its own BatchNorm.
 
@@ -250,8 +253,13 @@ class DendriteLayer(nn.Module):
             dendrite.eval()
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
         """Map the base layer's input to its output plus the dendrites' signal."""
+        if others or named:
+            raise CompressionError(
+                f"A {type(self.base_layer).__name__} with dendrites was called with more than its "
+                "input. Give output_padding to the layer instead of output_size to its call."
+            )
         y: Tensor = self.base_layer(x)
         own, read = y, x if self.config.backprop_through else x.detach()
         if self.config.form == "tied":
@@ -355,8 +363,8 @@ def attach_dendrites_(
         chosen = growable_layers(model, config) if layers is None else layers
         if not chosen:
             raise CompressionError(
-                "attach_dendrites_ found no Linear, Conv1d, Conv2d or Conv3d below the model's "
-                "root. Put a bare layer into nn.Sequential first."
+                "attach_dendrites_ found no Linear and no convolution below the model's root. "
+                " Put a bare layer into nn.Sequential first."
             )
         for name, normalized in chosen.items():
             base = model.get_submodule(name)

@@ -22,8 +22,9 @@ __all__ = [
     "spatial_dims",
 ]
 
-_GROWABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_GROWABLE = (nn.Linear, *_CONVS.values(), *_TRANSPOSED.values())
 
 
 class FeatureNorm(nn.BatchNorm1d):
@@ -88,6 +89,13 @@ def growable_layers(model: nn.Module, config: DendriteConfig) -> dict[str, bool]
 
 
 def _refusal(model: nn.Module, name: str, layer: nn.Module) -> str | None:
+    if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
+        return (
+            f"a {type(layer).__name__} sums up its gates inside one fused kernel, where no "
+            "dendrite can add to them"
+        )
+    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+        return f"a {type(layer).__name__} looks rows up, and has no sum for a dendrite to add to"
     if type(layer) not in _GROWABLE:
         return f"a {type(layer).__name__} cannot grow dendrites"
     parent = model.get_submodule(name.rpartition(".")[0])
@@ -206,7 +214,9 @@ def _tied(channels: int, dims: int, normalized: bool) -> nn.Module:
 
 
 def _geometry_arguments(layer: nn.Module) -> Mapping[str, object]:
-    names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+    names = ["kernel_size", "stride", "padding", "dilation", "padding_mode"]
+    if type(layer) in _TRANSPOSED.values():
+        names.append("output_padding")
     return {name: getattr(layer, name) for name in names}
 
 
@@ -215,7 +225,8 @@ def _like(layer: nn.Module, in_width: int, out_width: int, groups: int, *, bias:
         if groups > 1:
             return GroupedLinear(in_width, out_width, groups, bias=bias)
         return nn.Linear(in_width, out_width, bias=bias)
-    conv = _CONVS[spatial_dims(layer)]
+    is_transposed = type(layer) in _TRANSPOSED.values()
+    conv = (_TRANSPOSED if is_transposed else _CONVS)[spatial_dims(layer)]
     arguments: dict[str, object] = dict(_geometry_arguments(layer))
     return conv(in_width, out_width, groups=groups, bias=bias, **arguments)  # type: ignore[arg-type]
 

@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from pbcompress.dendrite import ACTIVATIONS, DendriteLayer, add_set, dendrite_layers, hear
-from pbcompress.forms import ChannelAffine, GroupedLinear
+from pbcompress.forms import ChannelAffine
 from pbcompress.nodes import Picked, node_weight, set_node_weight_
 from pbcompress.surgery import copy_model, replace_module
 
@@ -91,29 +90,31 @@ def _folded(module: nn.Module) -> nn.Module:
     return module
 
 
+def _scale_and_offset(norm: Any) -> tuple[Tensor, Tensor]:
+    """Return what a BatchNorm with fixed statistics does to each channel."""
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach()
+    offset = -norm.running_mean * scale
+    return scale, offset if norm.bias is None else offset + norm.bias.detach()
+
+
 def _as_affine(norm: Any) -> nn.Module:
-    """Return a BatchNorm with fixed statistics as scale and offset."""
     dims = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}.get(type(norm), 0)
     affine = ChannelAffine(norm.num_features, dims)
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    affine.weight = nn.Parameter(scale)
-    affine.bias = nn.Parameter(norm.bias - norm.running_mean * scale)
+    affine.weight, affine.bias = map(nn.Parameter, _scale_and_offset(norm))
     return affine
 
 
-def _fold(layer: nn.Module, norm: Any) -> nn.Module:
-    if isinstance(layer, GroupedLinear):
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        offset = 0 if layer.bias is None else layer.bias
-        layer.weight = nn.Parameter(layer.weight * scale.reshape(layer.groups, 1, -1))
-        layer.bias = nn.Parameter((offset - norm.running_mean) * scale + norm.bias)
-        return layer
-    fused: nn.Module
-    if isinstance(layer, nn.Linear):
-        fused = fuse_linear_bn_eval(layer, norm)
-    else:
-        fused = fuse_conv_bn_eval(layer, norm)  # type: ignore[type-var]
-    return fused
+def _fold(layer: Any, norm: Any) -> nn.Module:
+    """Return a Linear or convolution, grouped and transposed ones too, with a norm folded in."""
+    scale, offset = _scale_and_offset(norm)
+    weight = node_weight(layer)
+    scaled = weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
+    set_node_weight_(layer, scaled, int(getattr(layer, "groups", 1)))
+    bias = offset if layer.bias is None else offset + layer.bias.detach() * scale
+    layer.bias = nn.Parameter(bias)
+    return layer  # type: ignore[no-any-return]
 
 
 def _out_width(module: nn.Module) -> int:
@@ -127,7 +128,15 @@ def _stackable(base: nn.Module, other: nn.Module) -> bool:
         return True
     if not isinstance(base, Conv) or _out_width(other) % base.groups:
         return False
-    names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    names = (
+        "kernel_size",
+        "stride",
+        "padding",
+        "output_padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+    )
     return all(getattr(base, name) == getattr(other, name) for name in names)
 
 
@@ -190,25 +199,17 @@ def _can_fold(layer: nn.Module, norm: Any) -> bool:
     if isinstance(layer, DendriteLayer):
         return _can_fold(layer.base_layer, norm)
     has_statistics = norm.running_mean is not None and norm.running_var is not None
-    is_plain = not isinstance(layer, Conv) or not layer.transposed
-    return has_statistics and is_plain and type(layer).__module__.startswith("torch.nn.modules")
+    return has_statistics and type(layer).__module__.startswith("torch.nn.modules")
 
 
 def _fold_into_dendrites(layer: DendriteLayer, norm: Any) -> None:
     """Scale base and U alike: norm(base + sum U a) = folded base + sum (scale U) a."""
-    scale = (norm.running_var + norm.eps).rsqrt().detach()
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach()
+    scale, offset = _scale_and_offset(norm)
     if layer.config.form == "tied":
-        _read_folded_(layer, scale, _offset(norm, scale))
+        _read_folded_(layer, scale, offset)
     layer.base_layer = _fold(layer.base_layer, norm)
     for gain, slots in zip(layer.gains, layer.slots, strict=True):
         gain.data.mul_(scale if gain.dim() == 2 else slots.take(scale, 0))  # type: ignore[operator]
-
-
-def _offset(norm: Any, scale: Tensor) -> Tensor:
-    offset: Tensor = -norm.running_mean * scale
-    return offset if norm.bias is None else offset + norm.bias.detach()
 
 
 def _read_folded_(layer: DendriteLayer, scale: Tensor, offset: Tensor) -> None:

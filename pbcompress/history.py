@@ -16,7 +16,8 @@ class History:
     ``phase`` (0, 1, ...), ``kind`` ("neuron" or "dendrite"), ``epoch`` (within its phase),
     ``sets``, ``loss`` (mean train loss), ``metric`` (validation), ``steps`` (optimizer steps),
     ``lr`` (at the end of the epoch), ``seconds``, and in dendrite phases ``correlation`` (mean |r|
-    of the candidates) and ``improved`` (nodes whose |r| rose).
+    of the candidates), ``improved`` (nodes whose |r| rose) and ``scores`` (by layer, the eleven
+    deciles of |r| over its nodes, the smallest and the largest included).
 
     Example:
         >>> history = History([{"stage": "width", "kind": "neuron", "steps": 3, "seconds": 0.5}])

@@ -248,6 +248,7 @@ class _Job:
             layers=plan.grow or None,
             lengths=lengths,
             checkpoint=checkpoint,
+            teacher=self.original,
         )
         histories.append(history)
         sets = max((layer.num_sets for layer in dendrite_layers(network).values()), default=0)

@@ -1,5 +1,7 @@
 """Train the cycles of a growth to their end, and go on where a killed run stopped."""
 
+import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +13,9 @@ from torch import Tensor, nn
 
 from pbcompress.config import CompressConfig, RecoveryConfig
 from pbcompress.cycles import Cycles, Phase
+from pbcompress.distillation import make_objective
 from pbcompress.engine import check_whole, make_engine
-from pbcompress.errors import StateMismatchError
+from pbcompress.errors import DivergedError, StateMismatchError
 from pbcompress.history import History
 from pbcompress.phases import PhaseKind
 from pbcompress.surgery import device_of
@@ -23,6 +26,8 @@ from pbcompress.training import Callback, evaluate, lr_factor, make_optimizer, t
 __all__ = ["Checkpoint", "recover_"]
 
 CHECKPOINT_FORMAT = 2
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ def recover_(
     layers: Mapping[str, bool] | None = None,
     lengths: Sequence[int] | None = None,
     checkpoint: Checkpoint | None = None,
+    teacher: nn.Module | None = None,
 ) -> History:
     """Win accuracy back in place: neuron phase, dendrite phase, neuron phase, and so on.
 
@@ -95,13 +101,15 @@ def recover_(
         layers: Exactly these layers grow, with whether each dendrite has its own BatchNorm.
         lengths: Grow nothing, and train phases of so many epochs: the control by width alone.
         checkpoint: Where to keep the state after every epoch, and to go on from.
+        teacher: The network to learn from, for ``RecoveryConfig.distillation``; left as it is.
 
     Returns:
         One record for each epoch.
 
     Raises:
         CompressionError: The data, the loss or the metric cannot be used; nothing was trained.
-        DivergedError: A loss or score is not finite.
+        DivergedError: A loss or score was not finite, and again at a lower learning rate; the
+            model has its best weights.
 
     Example:
         >>> from pbcompress.config import DendriteConfig
@@ -118,7 +126,7 @@ def recover_(
     check_data(data, task, model, device_of(model))
     saved = None if checkpoint is None else checkpoint.read(device_of(model))
     growth = Cycles(model, config, layers=layers, lengths=lengths, seed=seed)
-    run = _Run(growth, config.recovery, data, task, seed, stage, checkpoint)
+    run = _Run(growth, config.recovery, data, task, seed, stage, checkpoint, teacher)
     try:
         if saved is not None:
             run.resume(*saved)
@@ -140,7 +148,11 @@ def _train(run: "_Run", callbacks: Sequence[Callback]) -> None:
             callback.on_epoch(record)
     for phase in run.growth:
         while not phase.done:
-            record = run.epoch(phase)
+            try:
+                record = run.epoch(phase)
+            except DivergedError as err:
+                run.retry(phase, err)
+                continue
             for callback in callbacks:
                 callback.on_epoch(record)
 
@@ -167,12 +179,18 @@ class _Run:
         seed: int,
         stage: str,
         checkpoint: Checkpoint | None,
+        teacher: nn.Module | None,
     ) -> None:
         self.growth, self.config, self.data, self.task = growth, config, data, task
         self.seed, self.stage, self.checkpoint = seed, stage, checkpoint
         self.history = History()
         self.engine = make_engine(growth.model, config)
         self._batches = self.engine.batches(data.train)
+        self._objectives = {
+            PhaseKind.NEURON: make_objective(task, config, teacher),
+            PhaseKind.DENDRITE: make_objective(task, config, None),
+        }
+        self._retried: int | None = None
         self._running: tuple[int, torch.optim.Optimizer, nn.Module, Any] | None = None
 
     def told(self, callbacks: Sequence[Callback]) -> Sequence[Callback]:
@@ -198,7 +216,7 @@ class _Run:
             self.engine,
             network,
             self._batches,
-            self.task,
+            self._objectives[phase.kind],
             stepper,
             set_lr,
             phase.set_loss_scale,
@@ -206,6 +224,11 @@ class _Run:
             config=self.config,
         )
         metric = self.engine.agreed(evaluate(self.growth.model, self.data.val, self.task)[0])
+        if not math.isfinite(metric):
+            raise DivergedError(
+                f"The validation metric of an epoch is {metric}. Lower RecoveryConfig.lr, or make "
+                "the metric defined for every output."
+            )
         lr = optimizer.param_groups[0]["lr"]
         phase.report(self.task.score(metric))
         record: dict[str, Any] = {
@@ -221,10 +244,24 @@ class _Run:
         }
         if phase.kind is PhaseKind.DENDRITE:
             record |= {"correlation": phase.correlation, "improved": phase.improved}
+            record["scores"] = {name: _deciles(r) for name, r in phase.scores.items()}
         record["seconds"] = round(time.monotonic() - started, 3)
         self.history.records.append(record)
         self._save()
         return record
+
+    def retry(self, phase: Phase, error: DivergedError) -> None:
+        """Go on from good weights at a lower learning rate; raise ``error`` the second time."""
+        if self._retried == phase.index:
+            raise error
+        logger.warning(
+            "%s Phase %d goes on from its best weights at %g of its learning rate.",
+            error,
+            phase.index,
+            self.config.retry_lr,
+        )
+        self.growth.rewind()
+        self._retried, self._running = phase.index, None
 
     def _length(self, phase: Phase) -> int:
         if self.growth.lengths is not None:
@@ -237,8 +274,9 @@ class _Run:
         if self._running is None or self._running[0] != phase.index:
             is_dendrite = phase.kind is PhaseKind.DENDRITE
             optimizer = make_optimizer(phase.parameters(), self.config, is_dendrite=is_dendrite)
+            factor = self.config.retry_lr if self._retried == phase.index else 1.0
             for group in optimizer.param_groups:
-                group["initial_lr"] = group["lr"]
+                group["initial_lr"] = group["lr"] * factor
             network, stepper = self.engine.setup(self.growth.model, optimizer)
             self._running = (phase.index, optimizer, network, stepper)
         return self._running[1:]
@@ -262,6 +300,7 @@ class _Run:
                 "optimizer": {"phase": index},
                 "history": self.history.records,
                 "engine": self.engine.state(),
+                "retried": self._retried,
             },
         )
 
@@ -282,10 +321,16 @@ class _Run:
             ) from err
         self.history = History(state["history"])
         self.engine.restore(state["engine"])
+        self._retried = state["retried"]
         phase = self.growth.phase
         if phase is None or phase.done or state["optimizer"]["phase"] != phase.index:
             return
         _restore_optimizer(self._setup(phase)[0], slots)
+
+
+def _deciles(scores: Tensor) -> list[float]:
+    places = torch.linspace(0, 1, 11, dtype=torch.float64, device=scores.device)
+    return [round(v, 5) for v in scores.double().quantile(places).tolist()]
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -5,22 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pbcompress.correlation import COUNT, GAIN, SLOPE, R
+from pbcompress.correlation import GAIN, SLOPE, mean_scores, node_scores
 from pbcompress.dendrite import DendriteLayer
 from pbcompress.nodes import adopt_nodes_, groups_of
 
-__all__ = ["accept_", "mean_scores", "node_scores", "selected"]
-
-
-def mean_scores(sums: Tensor) -> Tensor:
-    """Return the mean of every row of a score leaf's sums over its batches."""
-    return sums[:COUNT] / sums[COUNT].clamp(min=1)
-
-
-def node_scores(means: Tensor) -> Tensor:
-    """Return |r| of every candidate node, shape (candidates, nodes); shared nodes: the mean."""
-    r = means[R].abs()
-    return r if r.dim() == 2 else r.mean(-1)
+__all__ = ["accept_", "selected"]
 
 
 def selected(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pbcompress.config import RecoveryConfig
+from pbcompress.distillation import Objective
 from pbcompress.engine import Engine
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.surgery import device_of, preserved_mode, seeded
@@ -61,7 +62,7 @@ def train_epoch(
     engine: Engine,
     network: nn.Module,
     batches: Batches,
-    task: Task,
+    objective: Objective,
     optimizer: Any,
     set_lr: Callable[[float], None],
     set_loss_scale: Callable[[float], None],
@@ -75,7 +76,7 @@ def train_epoch(
         engine: Runs the steps.
         network: Trained in place; what ``engine.setup`` returned.
         batches: The train split, or this process's part of it.
-        task: Loss and forward.
+        objective: Loss of the network on a batch.
         optimizer: Holds what trains; what ``engine.setup`` returned.
         set_lr: Called before every step with the share of the epoch that is done halfway
             through it, so no step of a warm-up is lost to a rate of zero.
@@ -102,8 +103,8 @@ def train_epoch(
             seen += 1
             ends = is_last or seen % group == 0
             with engine.accumulating(network, not ends):
-                loss = task.loss(*task.run(network, batch))
-                if not loss.isfinite():
+                loss = objective(network, batch)
+                if engine.world == 1 and not loss.isfinite():
                     check_finite(batch, f"batch {seen - 1} of Data.train")
                     raise DivergedError(
                         f"The loss became {loss.item()} at step {steps} of an epoch on finite "
@@ -120,7 +121,13 @@ def train_epoch(
         raise CompressionError(
             "Data.train yielded no batch. Give batches that can be gone through again."
         )
-    return engine.mean(total / seen), steps
+    mean = engine.mean(total / seen)
+    if not math.isfinite(mean):  # all processes stop together
+        raise DivergedError(
+            f"The mean loss of an epoch became {mean}. Lower RecoveryConfig.lr, or set "
+            "max_grad_norm."
+        )
+    return mean, steps
 
 
 def _marked(batches: Batches, group: int) -> Iterator[tuple[Any, bool]]:

@@ -67,6 +67,10 @@ OTHERS = [
         precision="bf16",
         accumulate=2,
         compile=True,
+        retry_lr=0.5,
+        distillation=0.5,
+        temperature=2.0,
+        feature_distillation=0.1,
     ),
 ]
 OTHERS.append(
@@ -177,6 +181,10 @@ BAD = [
     (RecoveryConfig, "precision", ["64", 16]),
     (RecoveryConfig, "accumulate", [0, 1.0]),
     (RecoveryConfig, "compile", [1, None]),
+    (RecoveryConfig, "retry_lr", [0, 1, -0.1]),
+    (RecoveryConfig, "distillation", [-0.1, 1.1]),
+    (RecoveryConfig, "temperature", [0, -1.0]),
+    (RecoveryConfig, "feature_distillation", [-1.0, None]),
     (CompressConfig, "width", [None, {"round_to": 4}, DendriteConfig()]),
     (CompressConfig, "dendrites", [WidthConfig()]),
     (CompressConfig, "recovery", [3]),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -13,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pbcompress import fuse, load
+from pbcompress.checkpoint import save
 from pbcompress.config import DendriteConfig, Form
 from pbcompress.correlation import COUNT, R
 from pbcompress.dendrite import (
@@ -71,6 +74,18 @@ KINDS = {
         lambda: nn.Conv2d(3, 4, 3, padding=(1, 2), padding_mode="replicate"), (3, 3, 5, 4)
     ),
     "conv2d unbatched": Kind(lambda: nn.Conv2d(3, 4, 3), (3, 5, 4), batched=False),
+    "transposed 1d": Kind(lambda: nn.ConvTranspose1d(4, 6, 3, stride=2), (3, 4, 5)),
+    "transposed 2d": Kind(
+        lambda: nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1), (3, 3, 4, 3)
+    ),
+    "transposed grouped": Kind(
+        lambda: nn.ConvTranspose2d(6, 4, (2, 3), dilation=(2, 1), groups=2, bias=False),
+        (3, 6, 4, 3),
+    ),
+    "transposed depthwise": Kind(
+        lambda: nn.ConvTranspose2d(4, 4, 3, stride=(1, 2), groups=4), (3, 4, 3, 4)
+    ),
+    "transposed 3d": Kind(lambda: nn.ConvTranspose3d(2, 4, 2, stride=2), (3, 2, 2, 3, 2)),
     "conv3d": Kind(lambda: nn.Conv3d(2, 4, 2, stride=2, padding=1), (3, 2, 3, 4, 2)),
 }
 FORMS = get_args(Form)
@@ -129,8 +144,38 @@ def numbers(tensor: Tensor) -> Array:
     return tensor.detach().double().numpy().copy()
 
 
+def spread(layer: nn.Module, x: Array) -> Array:
+    """Convolve transposed by its definition: each input adds a kernel to the output."""
+    weight, dims = numbers(layer.weight), len(layer.kernel_size)
+    sizes = [
+        (length - 1) * step + gap * (size - 1) + 1 + more
+        for length, step, gap, size, more in zip(
+            x.shape[2:], layer.stride, layer.dilation, layer.kernel_size, layer.output_padding,
+            strict=True,
+        )
+    ]  # fmt: skip
+    groups, width = layer.groups, layer.out_channels
+    split = weight.reshape(groups, -1, *weight.shape[1:])
+    total = np.zeros((len(x), groups, width // groups, *sizes))
+    read = x.reshape(len(x), groups, -1, *x.shape[2:])
+    for tap in np.ndindex(*layer.kernel_size):
+        window = tuple(
+            slice(t * gap, t * gap + (length - 1) * step + 1, step)
+            for t, gap, length, step in zip(
+                tap, layer.dilation, x.shape[2:], layer.stride, strict=True
+            )
+        )
+        total[(..., *window)] += np.einsum("ngi...,gio->ngo...", read, split[(..., *tap)])
+    y = total.reshape(len(x), width, *sizes)
+    cut = tuple(slice(p, n - p) for p, n in zip(layer.padding, sizes, strict=True))
+    y = y[(..., *cut)]
+    return y if layer.bias is None else y + numbers(layer.bias).reshape(-1, *[1] * dims)
+
+
 def convolve(layer: nn.Module, x: Array) -> Array:
     """Convolve by its definition: a sum over the elements of the kernel."""
+    if layer.transposed:
+        return spread(layer, x)
     weight, dims = numbers(layer.weight), len(layer.kernel_size)
     sizes, steps, gaps = layer.kernel_size, layer.stride, layer.dilation
     if layer.padding == "same":
@@ -211,9 +256,9 @@ def output(layer: DendriteLayer, x: Array, axis: int) -> Array:
 
 
 def test_the_lists_of_cases_are_whole() -> None:
-    assert len(KINDS) == 22
-    assert len(CASES) == 205
-    assert len(ALL) == 615
+    assert len(KINDS) == 27
+    assert len(CASES) == 255
+    assert len(ALL) == 765
 
 
 # --- forward --------------------------------------------------------------------------------------
@@ -827,3 +872,128 @@ def test_max_sets_is_no_part_of_what_a_set_is() -> None:
     attach_dendrites_(network, config)
     attach_dendrites_(network, replace(config, max_sets=5))
     assert network[0].num_sets == 2
+
+
+# --- what shares, and what cannot grow -----------------------------------------------------------
+
+
+class Twice(nn.Module):
+    """Calls one layer twice, and ties two others to one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = nn.Linear(5, 5)
+        self.embedding = nn.Embedding(7, 5)
+        self.head = nn.Linear(5, 7, bias=False)
+        self.head.weight = self.embedding.weight
+        self.alias = self.core
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = torch.tanh(self.core(self.embedding(tokens)))
+        y: Tensor = self.head(torch.tanh(self.alias(x)))
+        return y
+
+
+def test_a_layer_that_is_called_twice_has_the_mean_score_of_its_calls() -> None:
+    network = Twice().double()
+    attach_dendrites_(network, config_of("full", layers=("core",)))
+    layer = network.core
+    assert network.alias is layer
+    layer.begin_candidacy()
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def watch(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        a = torch.tanh(layer.dendrites[0](args[0]))
+        output.register_hook(lambda error: seen.append((a, error)))
+
+    layer.register_forward_hook(watch)
+    loss_of(network(torch.randint(7, (6, 4)))).backward()
+    means = layer.summed_scores()[:, 0] / 2
+    assert (means[COUNT] == 1).all()
+    expected = [
+        np.diag(
+            np.corrcoef(numbers(a).reshape(-1, 5), numbers(e).reshape(-1, 5), rowvar=False)[:5, 5:]
+        )
+        for a, e in seen
+    ]
+    assert len(expected) == 2
+    np.testing.assert_allclose(numbers(means[R]), np.mean(expected, 0), atol=1e-10)
+
+
+def test_shared_weights_and_modules_stay_shared(tmp_path: Path) -> None:
+    network, tokens = Twice(), torch.randint(7, (6, 4))
+    before = network(tokens)
+    assert attach_dendrites_(network) == ("core", "head")
+    assert torch.equal(network(tokens), before)
+    assert network.head.base_layer.weight is network.embedding.weight
+    for layer in dendrite_layers(network).values():
+        shake(layer.dendrites)
+        for gain in layer.gains:
+            nn.init.normal_(gain)
+    save(tmp_path, network.eval())
+    again = load(tmp_path, Twice)
+    assert torch.equal(again(tokens), network(tokens))
+    assert again.head.base_layer.weight is again.embedding.weight
+    assert again.alias is again.core
+    torch.testing.assert_close(fuse(network)(tokens), network(tokens))
+    detach_dendrites_(network)
+    assert torch.equal(network(tokens), before)
+    assert network.head.weight is network.embedding.weight
+    assert network.alias is network.core
+
+
+REFUSED = {
+    "lstm": (nn.LSTM(4, 4), "a LSTM sums up its gates inside one fused kernel"),
+    "gru": (nn.GRU(4, 4), "a GRU sums up its gates"),
+    "rnn": (nn.RNN(4, 4), "a RNN sums up its gates"),
+    "lstm cell": (nn.LSTMCell(4, 4), "a LSTMCell sums up its gates"),
+    "gru cell": (nn.GRUCell(4, 4), "a GRUCell sums up its gates"),
+    "embedding": (nn.Embedding(4, 4), "an? Embedding looks rows up"),
+    "bag": (nn.EmbeddingBag(4, 4), "a EmbeddingBag looks rows up"),
+    "norm": (nn.LayerNorm(4), "a LayerNorm cannot grow"),
+    "bilinear": (nn.Bilinear(4, 4, 4), "a Bilinear cannot grow"),
+    "lazy": (nn.LazyLinear(4), "a LazyLinear cannot grow"),
+}
+
+
+def test_the_list_of_refusals_is_whole() -> None:
+    assert len(REFUSED) == 10
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_grow_is_refused_by_name_with_the_reason(kind: str) -> None:
+    layer, reason = REFUSED[kind]
+    network = nn.ModuleDict({"strange": layer, "fc": nn.Linear(4, 4)})
+    with pytest.raises(UnsupportedLayerError, match=f"'strange'.*{reason}"):
+        attach_dendrites_(network, DendriteConfig(layers=("strange",)))
+    assert attach_dendrites_(network) == ("fc",)
+
+
+def test_output_size_is_refused_in_a_call() -> None:
+    network = nn.Sequential(nn.ConvTranspose2d(2, 2, 3, stride=2))
+    attach_dendrites_(network)
+    with pytest.raises(CompressionError, match="output_padding"):
+        network[0](torch.zeros(1, 2, 3, 3), output_size=(8, 8))
+
+
+NORMS = {
+    "batch": lambda: nn.BatchNorm2d(8),
+    "group": lambda: nn.GroupNorm(2, 8),
+    "layer": lambda: nn.LayerNorm([8, 3, 3]),
+    "rms": lambda: nn.RMSNorm([8, 3, 3]),
+    "instance": lambda: nn.InstanceNorm2d(8),
+    "none": nn.Identity,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_dendrites_grow_before_every_norm(norm: str, form: str) -> None:
+    assert len(NORMS) == 6
+    network, x = nn.Sequential(nn.Conv2d(3, 8, 3), NORMS[norm]()).eval(), torch.randn(2, 3, 5, 5)
+    before = network(x)
+    attach_dendrites_(network, config_of(form))
+    assert torch.equal(network(x), before)
+    assert network[0].normalized == (norm == "batch")
+    shake(network)
+    torch.testing.assert_close(fuse(network)(x), network(x), rtol=1e-4, atol=1e-4)

@@ -13,6 +13,7 @@ from pbcompress import CompressConfig, CompressionError, Data, Task, compress, c
 from pbcompress.config import DendriteConfig, RecoveryConfig
 from pbcompress.correlation import COUNT, R
 from pbcompress.dendrite import attach_dendrites_, dendrite_layers
+from pbcompress.distillation import make_objective
 from pbcompress.engine import Engine, check_whole, make_engine
 from pbcompress.phases import PhaseKind
 from pbcompress.training import train_epoch
@@ -127,8 +128,8 @@ def test_accumulated_batches_make_the_step_of_a_large_one_in_neuron_phases(
         model = copy.deepcopy(linear)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         _, steps = train_epoch(
-            engine, model, split, task, optimizer, lambda done: None, lambda factor: None,
-            seed=(0,), config=choices,
+            engine, model, split, make_objective(task, choices, None), optimizer,
+            lambda done: None, lambda factor: None, seed=(0,), config=choices,
         )  # fmt: skip
         taken.append((steps, list(model.parameters())))
     assert taken[0][0] == taken[1][0] == -(-4 // group)

@@ -31,6 +31,14 @@ LAYERS = {
         (3, 8, 5, 5),
     ),
     "conv3d bn": (lambda: [nn.Conv3d(8, 12, 2), nn.BatchNorm3d(12)], (3, 8, 3, 3, 3)),
+    "transposed bn": (
+        lambda: [nn.ConvTranspose2d(8, 12, 3, stride=2, output_padding=1), nn.BatchNorm2d(12)],
+        (3, 8, 4, 4),
+    ),
+    "transposed grouped bn": (
+        lambda: [nn.ConvTranspose1d(8, 12, 3, groups=4, bias=False), nn.BatchNorm1d(12)],
+        (3, 8, 5),
+    ),
     "bn without affine": (
         lambda: [nn.Conv2d(8, 12, 1), nn.BatchNorm2d(12, affine=False)],
         (3, 8, 4, 4),
@@ -49,7 +57,7 @@ def randomized(network: nn.Module) -> nn.Module:
 
 
 def test_the_lists_are_whole():
-    assert (len(FORMS), len(LAYERS)) == (5, 10)
+    assert (len(FORMS), len(LAYERS)) == (5, 12)
 
 
 @pytest.mark.parametrize("sets", [1, 3])

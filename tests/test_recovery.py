@@ -496,9 +496,35 @@ def test_divergence_is_an_error_and_the_model_has_its_best_weights(epochs_before
     assert all(p.requires_grad for p in model.parameters())
 
 
+class Once(Breaking):
+    """Breaks in one call only."""
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        loss = super().__call__(output, target)
+        if self.left < 0:
+            self.left = 10**9
+        return loss
+
+
+@pytest.mark.parametrize("at", [2, 5, 8, 11, 14])
+def test_a_phase_that_diverges_once_goes_on_slower(
+    at: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = recover(network())
+    task = Task(loss=Once(at), metric=TASK.metric, higher_is_better=False)
+    model = network()
+    history = recover(model, task=task)
+    assert "goes on from its best weights at 0.1 of its learning rate" in caplog.text
+    rates = {(r["phase"], r["epoch"]): r["lr"] for r in plain}
+    broken = [r for r in history if r["lr"] < 0.5 * rates.get((r["phase"], r["epoch"]), r["lr"])]
+    assert len({r["phase"] for r in broken}) == 1
+    assert all(r["lr"] == pytest.approx(0.1 * rates[r["phase"], r["epoch"]]) for r in broken)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
 def test_a_metric_of_nan_is_divergence() -> None:
     task = Task(metric=lambda output, target: float("nan"))
-    with pytest.raises(DivergedError, match="validation score"):
+    with pytest.raises(DivergedError, match="validation metric of an epoch is nan"):
         recover(network(), task=task)
 
 

@@ -13,6 +13,10 @@ import pbcompress
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pbcompress"
 MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}
+INTEGRATIONS = {
+    f"integrations.{path.stem}": ast.parse(path.read_text())
+    for path in (PACKAGE / "integrations").glob("*.py")
+}
 # A module imports from the rows below its own, or from its own row where listed earlier there.
 ROWS = [
     ["cli"],
@@ -26,11 +30,11 @@ ROWS = [
     ["budgets", "shipping"],
     ["recovery", "export", "progress"],
     ["cycles", "fuse", "runtime", "training", "onnxfile"],
-    ["selection"],
+    ["selection", "scores"],
     ["calibration", "search", "proof", "dendrite", "shrinking"],
     ["nodes"],
     ["allocation", "latency", "forms", "correlation", "importance", "cuts", "pins", "explain"],
-    ["costs", "statistics", "optimizers", "admission", "charts"],
+    ["costs", "statistics", "distillation", "optimizers", "admission", "charts"],
     ["engine", "grouping", "measure", "phases", "history", "task", "tensorfile", "tables"],
     ["tracing", "slicing", "families"],
     ["movement", "attention"],
@@ -48,7 +52,8 @@ THIRD_PARTY = {
     "jinja2": {"report"},
     "matplotlib": {"charts"},
     "tqdm": {"progress"},
-    "lightning": {"engine"},
+    "lightning": {"engine", "integrations.lightning"},  # Fabric, and the Trainer
+    "transformers": {"integrations.transformers"},
     "sklearn": {"demo"},
 }
 SHARED = {"torch", "numpy"}
@@ -67,6 +72,12 @@ def test_every_module_has_a_row():
     assert len(MODULES) >= 30
 
 
+def test_nothing_imports_an_integration():
+    assert len(INTEGRATIONS) == 4
+    for tree in MODULES.values():
+        assert not [m for m in imports(tree) if "integrations" in m]
+
+
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {"__init__"}))
 def test_imports_point_downwards(name):
     rank = {module: i for i, row in enumerate(ROWS) for module in row}
@@ -76,7 +87,7 @@ def test_imports_point_downwards(name):
 
 def test_one_third_party_library_one_module():
     users = {}
-    for name, tree in MODULES.items():
+    for name, tree in (MODULES | INTEGRATIONS).items():
         for module in imports(tree):
             top = module.split(".")[0]
             if top not in sys.stdlib_module_names and top not in SHARED | {"pbcompress", ""}:
@@ -96,7 +107,7 @@ def test_import_is_lean():
     code = (
         "import sys, pbcompress\n"
         "heavy = {'onnx', 'onnxruntime', 'onnxscript', 'matplotlib', 'jinja2', 'sklearn'}\n"
-        "heavy |= {'lightning'}\n"
+        "heavy |= {'lightning', 'transformers', 'accelerate', 'tensorboard'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     command = [sys.executable, "-W", "error", "-c", code]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pbcompress.config import RecoveryConfig
+from pbcompress.distillation import make_objective
 from pbcompress.engine import Engine
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.task import Data, Task, accuracy, check_data, inputs_of
@@ -49,7 +50,7 @@ def train(model: nn.Module, loader: Any, task: Task | None = None, **choices: An
         Engine(),
         model,
         loader,
-        task or Task(),
+        make_objective(task or Task(), RecoveryConfig(), None),
         optimizer,
         set_lr,
         lambda factor: None,

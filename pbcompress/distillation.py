@@ -1,0 +1,154 @@
+"""What a network shall learn from a batch: the task, and the outputs of the one it came from."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pbcompress.config import RecoveryConfig
+from pbcompress.errors import CompressionError
+from pbcompress.surgery import preserved_mode
+from pbcompress.task import Task
+
+__all__ = ["Objective", "distillation_loss", "feature_loss", "make_objective"]
+
+Objective = Callable[[nn.Module, Any], Tensor]  # network and batch to loss
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return the divergence of the teacher's softened class probabilities from the student's.
+
+    It is KL(teacher || student) of ``softmax(scores / temperature)``, averaged over samples and
+    positions, times ``temperature ** 2``, so that its gradient keeps the size of the task's.
+
+    Args:
+        student: Class scores, shape (N, classes, ...).
+        teacher: Of the same shape.
+        temperature: Above 0.
+
+    Example:
+        >>> scores = torch.tensor([[1.0, 2.0]])
+        >>> distillation_loss(scores, scores, 4.0).item()
+        0.0
+
+    Source:
+        Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015, section 2,
+        https://arxiv.org/abs/1503.02531.
+    """
+    own = functional.log_softmax(student / temperature, 1)
+    wanted = functional.log_softmax(teacher / temperature, 1)
+    by_class = functional.kl_div(own, wanted, reduction="none", log_target=True)
+    return by_class.sum(1).mean() * temperature**2
+
+
+def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Return the mean over features of |student - teacher|^2 / |teacher|^2.
+
+    Example:
+        >>> feature_loss([torch.zeros(2, 3)], [torch.ones(2, 3)]).item()
+        1.0
+    """
+    parts = [
+        (s - t).square().sum() / t.square().sum().clamp(min=torch.finfo(t.dtype).tiny)
+        for s, t in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(parts).mean()
+
+
+def make_objective(task: Task, config: RecoveryConfig, teacher: nn.Module | None) -> Objective:
+    """Return the loss of neuron phases: the task's, mixed with what the teacher says.
+
+    Args:
+        task: Loss and forward.
+        config: ``distillation``, ``temperature`` and ``feature_distillation``.
+        teacher: The network to learn from; None, or no share of it: the task alone.
+    """
+    if teacher is None or not (config.distillation or config.feature_distillation):
+        return lambda network, batch: task.loss(*task.run(network, batch))
+    return _Distillation(task, config, teacher)
+
+
+class _Distillation:
+    def __init__(self, task: Task, config: RecoveryConfig, teacher: nn.Module) -> None:
+        self.task, self.config, self.teacher = task, config, teacher
+        self._features: tuple[str, ...] | None = None
+
+    def __call__(self, network: nn.Module, batch: Any) -> Tensor:
+        share, weight = self.config.distillation, self.config.feature_distillation
+        names = self._names(network, batch) if weight else ()
+        with _quiet(self.teacher, names) as wanted:
+            theirs, _ = self.task.run(self.teacher, batch)
+        with _observed(network, names) as found:
+            output, target = self.task.run(network, batch)
+        loss = (1 - share) * self.task.loss(output, target)
+        if share:
+            ours, scores = _scores(output), _scores(theirs)
+            if ours.shape != scores.shape:
+                raise CompressionError(
+                    f"distillation compares class scores; the network gives {tuple(ours.shape)} "
+                    f"and its teacher {tuple(scores.shape)}. Pass a teacher of the same task."
+                )
+            loss = loss + share * distillation_loss(ours, scores, self.config.temperature)
+        if weight:
+            loss = loss + weight * feature_loss(
+                [found[name] for name in names], [wanted[name] for name in names]
+            )
+        return loss
+
+    def _names(self, network: nn.Module, batch: Any) -> tuple[str, ...]:
+        """Return the modules of both networks whose outputs have one shape, found once."""
+        if self._features is None:
+            both = {n for n, _ in network.named_modules() if n}
+            both &= {n for n, _ in self.teacher.named_modules()}
+            shapes = []
+            for model in (network, self.teacher):
+                with _quiet(model, sorted(both)) as found:
+                    self.task.run(model, batch)
+                shapes.append({name: value.shape for name, value in found.items()})
+            alike = (n for n in shapes[0] if shapes[0][n] == shapes[1].get(n))
+            self._features = tuple(sorted(alike))
+        if not self._features:
+            raise CompressionError(
+                "feature_distillation was asked for, and no module has an output of the same shape "
+                "in both networks. Use distillation, or keep the width of some layers."
+            )
+        return self._features
+
+
+def _scores(output: Any) -> Tensor:
+    found = getattr(output, "logits", output)
+    if not isinstance(found, Tensor) or found.dim() < 2 or not found.is_floating_point():
+        raise CompressionError(
+            "distillation needs class scores of shape (N, classes, ...), or an output with logits; "
+            f"the network returned {type(output).__name__}. Leave distillation out."
+        )
+    return found
+
+
+@contextmanager
+def _quiet(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect outputs in eval mode, without gradients."""
+    with torch.no_grad(), preserved_mode(model, training=False), _observed(model, names) as found:
+        yield found
+
+
+@contextmanager
+def _observed(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect the output tensors of modules by name, and leave no hook behind."""
+    found: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point():
+                found[name] = output
+
+        return hook
+
+    with ExitStack() as stack:
+        for name in names:
+            handle = model.get_submodule(name).register_forward_hook(watch(name))
+            stack.callback(handle.remove)
+        yield found
