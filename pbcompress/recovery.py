@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.config import CompressConfig, RecoveryConfig
-from pbcompress.cycles import Cycles, Phase
+from pbcompress.cycles import Cycles
 from pbcompress.distillation import make_objective
 from pbcompress.engine import check_whole, make_engine
 from pbcompress.errors import DivergedError, StateMismatchError
 from pbcompress.history import History
+from pbcompress.phase import Phase
 from pbcompress.phases import PhaseKind
 from pbcompress.surgery import device_of
 from pbcompress.task import Data, Task, check_data
@@ -245,6 +246,8 @@ class _Run:
         if phase.kind is PhaseKind.DENDRITE:
             record |= {"correlation": phase.correlation, "improved": phase.improved}
             record["scores"] = {name: _deciles(r) for name, r in phase.scores.items()}
+        if phase.kind is PhaseKind.NEURON and phase.sets and epoch == 0:
+            record["nodes"] = self.growth.newest_nodes
         record["seconds"] = round(time.monotonic() - started, 3)
         self.history.records.append(record)
         self._save()
