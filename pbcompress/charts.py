@@ -18,7 +18,14 @@ from pbcompress.tensorfile import write_bytes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Curve", "correlation_chart", "learning_chart", "metric_range", "width_picture"]
+__all__ = [
+    "Curve",
+    "correlation_chart",
+    "learning_chart",
+    "metric_range",
+    "score_chart",
+    "width_picture",
+]
 
 # matplotlib knows no CSS variables: it draws in these colours, and each is then replaced
 COLOURS = {
@@ -112,6 +119,33 @@ def correlation_chart(phases: Sequence[tuple[Sequence[float], bool]], *, title: 
         axes.set_xlim(0.8, max(len(values) for values, _ in phases) + 0.2)
 
     return _both_sizes("correlation", draw, title, wide=(640, 220))
+
+
+def score_chart(phases: Sequence[tuple[Mapping[str, Sequence[float]], bool]], *, title: str) -> str:
+    """Return how |r| spreads over the nodes of each layer: one line for each dendrite phase.
+
+    Args:
+        phases: By layer, the eleven deciles of |r|, and whether the set was kept. All phases have
+            the same layers, at least one.
+        title: What a screen reader says.
+    """
+    names = list(phases[0][0])
+
+    def draw(axes: "Axes") -> None:
+        for number, (scores, is_kept) in enumerate(phases):
+            colour = COLOURS["dendrite" if is_kept else "quiet"]
+            shift = 0.6 * ((number + 1) / (len(phases) + 1) - 0.5)
+            for place, name in enumerate(names):
+                deciles = scores[name]
+                axes.plot(deciles[::10], [place + shift] * 2, color=colour, lw=1)
+                axes.plot(deciles[1:10:8], [place + shift] * 2, color=colour, lw=3.4)
+                axes.plot(deciles[5], place + shift, color=colour, marker="o", ms=5)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlim(left=0)
+
+    height = 70 + 26 * len(names)
+    return _both_sizes("scores", draw, title, wide=(640, height), label="|r|")
 
 
 def width_picture(widths: Mapping[str, tuple[int, int]], path: Path) -> None:
@@ -235,11 +269,18 @@ def _mark_phases(axes: "Axes", curves: Sequence[Curve]) -> None:
 
 
 def _both_sizes(
-    name: str, draw: Callable[["Axes"], None], title: str, wide: tuple[int, int]
+    name: str,
+    draw: Callable[["Axes"], None],
+    title: str,
+    wide: tuple[int, int],
+    label: str = "epoch",
 ) -> str:
     """Draw for a desk or paper, and for a phone; the page shows one of them."""
-    narrow = (340, 240)
-    return _svg(f"{name}-wide", *wide, draw, title) + _svg(f"{name}-narrow", *narrow, draw, title)
+    narrow = (340, 240 if label == "epoch" else wide[1])
+    return "".join(
+        _svg(f"{name}-{kind}", *size, draw, title, label)
+        for kind, size in (("wide", wide), ("narrow", narrow))
+    )
 
 
 def _style(colours: Mapping[str, str]) -> dict[Any, Any]:
@@ -275,7 +316,9 @@ def _own_settings(salt: str, colours: Mapping[str, str]) -> Iterator[None]:
         yield
 
 
-def _svg(name: str, width: int, height: int, draw: Callable[["Axes"], None], title: str) -> str:
+def _svg(
+    name: str, width: int, height: int, draw: Callable[["Axes"], None], title: str, label: str
+) -> str:
     with _own_settings(name, COLOURS):
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
@@ -283,11 +326,14 @@ def _svg(name: str, width: int, height: int, draw: Callable[["Axes"], None], tit
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
-        axes.grid(axis="y")
+        is_by_epoch = label == "epoch"
+        axes.grid(axis="y" if is_by_epoch else "x")
         axes.set_axisbelow(True)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(8 if width > 400 else 5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel(label)
+        most = 8 if width > 400 else 5
+        axes.xaxis.set_major_locator(MaxNLocator(most, integer=is_by_epoch))
+        if is_by_epoch:
+            axes.yaxis.set_major_locator(MaxNLocator(5))
         text = StringIO()
         nothing: Mapping[str, None] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", metadata=dict(nothing))

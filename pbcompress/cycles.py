@@ -16,6 +16,7 @@ from pbcompress.dendrite import (
     neuron_parameters,
 )
 from pbcompress.errors import CompressionError, DivergedError
+from pbcompress.phase import Phase
 from pbcompress.phases import Action, PhaseKind, PhaseLog, best_epoch, next_action
 from pbcompress.scores import NodeScores
 from pbcompress.selection import accept_
@@ -23,84 +24,6 @@ from pbcompress.selection import accept_
 __all__ = ["Cycles", "Phase", "cycles"]
 
 Weights = dict[str, Tensor]
-
-
-class Phase:
-    """One phase of a growth: who trains, and the way to report a score.
-
-    Attributes:
-        kind: ``PhaseKind.NEURON`` or ``PhaseKind.DENDRITE``.
-        index: Number of the phase, from 0.
-        done: Whether the phase is over; then go on to the next one.
-    """
-
-    def __init__(self, owner: "Cycles", index: int, kind: PhaseKind) -> None:
-        self._owner = owner
-        self.index = index
-        self.kind = kind
-        self.done = False
-
-    def parameters(self) -> list[nn.Parameter]:
-        """Return what trains in this phase; make a fresh optimizer over it."""
-        return [p for p in self._owner.model.parameters() if p.requires_grad]
-
-    def train(self) -> None:
-        """Put the model into training mode for this phase; use it instead of ``model.train()``.
-
-        In a dendrite phase only the candidates train: the neurons' BatchNorm and dropout stay in
-        eval mode.
-        """
-        model = self._owner.model
-        model.train(self.kind is PhaseKind.NEURON)
-        if self.kind is PhaseKind.DENDRITE:
-            for layer in dendrite_layers(model).values():
-                for branch, _ in layer.pool:
-                    branch.train()
-
-    def set_loss_scale(self, factor: float) -> None:
-        """Say what the loss is multiplied by before its backward pass; 1 where nobody does.
-
-        A candidate's gradient does not depend on the scale of the error, so it would not grow with
-        the factor, and what divides gradients by it afterwards (a ``GradScaler``) would make it too
-        small. Set ``scaler.get_scale()`` before each step, over the batches of a step where the
-        loss is divided by their number.
-        """
-        for layer in dendrite_layers(self._owner.model).values():
-            layer.loss_scale = factor
-
-    def report(self, score: float) -> bool:
-        """Take the validation score of one epoch, higher is better.
-
-        Returns:
-            Whether the phase goes on.
-
-        Raises:
-            DivergedError: The score is not a finite number.
-            CompressionError: Another phase has begun since.
-        """
-        self._owner.take(self, float(score))
-        return not self.done
-
-    @property
-    def correlation(self) -> float | None:
-        """Mean |r| of the candidates in the last epoch; None in a neuron phase."""
-        return self._owner.scores.mean if self.kind is PhaseKind.DENDRITE else None
-
-    @property
-    def scores(self) -> dict[str, Tensor]:
-        """|r| of every candidate node in the last epoch, by layer; empty in a neuron phase."""
-        return self._owner.scores.by_layer if self.kind is PhaseKind.DENDRITE else {}
-
-    @property
-    def improved(self) -> int:
-        """Nodes that improved their |r| in the last epoch."""
-        counts = self._owner.log[self.index].improved
-        return counts[-1] if counts else 0
-
-    @property
-    def sets(self) -> int:
-        """Dendrite sets in the network, a candidate included."""
-        return self._owner.log[self.index].sets
 
 
 class Cycles(Iterator[Phase]):
@@ -265,6 +188,15 @@ class Cycles(Iterator[Phase]):
     @property
     def _num_sets(self) -> int:
         return max((layer.num_sets for layer in dendrite_layers(self.model).values()), default=0)
+
+    @property
+    def newest_nodes(self) -> dict[str, list[int]]:
+        """Nodes of the newest set, and of a whole one, by layer."""
+        counts = {}
+        for name, layer in dendrite_layers(self.model).items():
+            slots: Any = layer.slots[-1]
+            counts[name] = [slots.count, layer.nodes]
+        return counts
 
     def _take_untrained_sets(self) -> int:
         """Put sets that were attached and never trained back in line as candidates."""

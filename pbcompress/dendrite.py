@@ -223,6 +223,7 @@ class DendriteLayer(nn.Module):
     def begin_candidacy(self) -> None:
         """Train the pool of the newest set by correlation from now on, and collect its scores."""
         shape = (self.nodes, self.channels) if self.config.form == "shared" else (self.nodes,)
+        self.loss_scale = 1.0
         self.candidate = score_leaf(self._weight, len(self.pool), *shape)
 
     def end_candidacy(self) -> None:

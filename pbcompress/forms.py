@@ -96,11 +96,12 @@ def _refusal(model: nn.Module, name: str, layer: nn.Module) -> str | None:
         )
     if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
         return f"a {type(layer).__name__} looks rows up, and has no sum for a dendrite to add to"
+    parent = model.get_submodule(name.rpartition(".")[0])
+    is_of_torch = type(parent).__module__ == "torch.nn.modules.transformer"
+    if is_of_torch or isinstance(parent, nn.MultiheadAttention):
+        return f"its parent {type(parent).__name__} reads its weight directly"
     if type(layer) not in _GROWABLE:
         return f"a {type(layer).__name__} cannot grow dendrites"
-    parent = model.get_submodule(name.rpartition(".")[0])
-    if type(parent).__module__ == "torch.nn.modules.transformer":
-        return f"its parent {type(parent).__name__} reads its weight directly"
     return None
 
 

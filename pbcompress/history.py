@@ -17,7 +17,9 @@ class History:
     ``sets``, ``loss`` (mean train loss), ``metric`` (validation), ``steps`` (optimizer steps),
     ``lr`` (at the end of the epoch), ``seconds``, and in dendrite phases ``correlation`` (mean |r|
     of the candidates), ``improved`` (nodes whose |r| rose) and ``scores`` (by layer, the eleven
-    deciles of |r| over its nodes, the smallest and the largest included).
+    deciles of |r| over its nodes, the smallest and the largest included). The first epoch of a
+    neuron phase with dendrites has ``nodes``: by layer, how many its newest set has, and a whole
+    one.
 
     Example:
         >>> history = History([{"stage": "width", "kind": "neuron", "steps": 3, "seconds": 0.5}])

@@ -8,6 +8,7 @@ from typing import Any
 
 from pbcompress.charts import Curve, metric_range
 from pbcompress.history import History
+from pbcompress.scorecard import candidates
 
 __all__ = ["compact", "page_content"]
 
@@ -30,7 +31,7 @@ def page_content(facts: Facts, history: History) -> dict[str, Any]:
         "has_dendrite_phases": any(is_d for e in trained for _, _, is_d in e["curve"].phases),
         "has_restarts": any(len(entry["curve"].phases) > 1 for entry in trained),
         "verdict": verdict(facts),
-        "correlations": correlation_phases(history, facts),
+        "correlations": candidates(history, facts),
         "duration": _duration(history.seconds),
         "operations": _operations(facts),
         "settings": _settings(facts["config"]),
@@ -277,26 +278,6 @@ def _phases(records: Sequence[Facts]) -> list[tuple[int, int, bool]]:
         phases.append((start, end, kind == "dendrite"))
         start = end
     return phases
-
-
-def correlation_phases(history: History, facts: Facts) -> list[dict[str, Any]]:
-    """Return mean |r| by epoch of each dendrite phase, and whether its set was kept."""
-    arms = [arm for arm in (facts["after"], facts["other"]) if arm and arm["name"] == "dendrites"]
-    records = [
-        record
-        for record in history.stage("dendrites")
-        if record["kind"] == "dendrite" and record.get("correlation") is not None
-    ]
-    groups = [list(group) for _, group in groupby(records, key=lambda r: r["phase"])]
-    found: list[dict[str, Any]] = []
-    for index, group in enumerate(groups):
-        sets, later = group[0]["sets"], [other[0]["sets"] for other in groups[index + 1 :]]
-        is_kept = bool(arms) and sets <= arms[0]["sets"] and all(s > sets for s in later)
-        values = [record["correlation"] for record in group]
-        fate = "kept" if is_kept else "taken out again"
-        text = f"{values[0]:.3f} {ARROW} {values[-1]:.3f}"
-        found.append({"values": values, "text": text, "fate": fate, "is_kept": is_kept})
-    return found
 
 
 def verdict(facts: Facts) -> str:

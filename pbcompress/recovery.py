@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.config import CompressConfig, RecoveryConfig
-from pbcompress.cycles import Cycles, Phase
+from pbcompress.cycles import Cycles
 from pbcompress.distillation import make_objective
 from pbcompress.engine import check_whole, make_engine
-from pbcompress.errors import DivergedError, StateMismatchError
+from pbcompress.errors import CompressionError, DivergedError, StateMismatchError
 from pbcompress.history import History
 from pbcompress.initialization import initialize_candidates_
+from pbcompress.phase import Phase
 from pbcompress.phases import PhaseKind
 from pbcompress.surgery import device_of
 from pbcompress.task import Data, Task, check_data
@@ -27,6 +28,8 @@ from pbcompress.training import Callback, evaluate, lr_factor, make_optimizer, t
 __all__ = ["Checkpoint", "recover_"]
 
 CHECKPOINT_FORMAT = 2
+
+OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +87,7 @@ def recover_(
     lengths: Sequence[int] | None = None,
     checkpoint: Checkpoint | None = None,
     teacher: nn.Module | None = None,
+    optimizer: OptimizerFactory | None = None,
 ) -> History:
     """Win accuracy back in place: neuron phase, dendrite phase, neuron phase, and so on.
 
@@ -103,6 +107,8 @@ def recover_(
         lengths: Grow nothing, and train phases of so many epochs: the control by width alone.
         checkpoint: Where to keep the state after every epoch, and to go on from.
         teacher: The network to learn from, for ``RecoveryConfig.distillation``; left as it is.
+        optimizer: Makes the optimizer of each phase from the list of its parameters, in place of
+            the one that ``config.recovery`` describes; its rates are scheduled all the same.
 
     Returns:
         One record for each epoch.
@@ -127,7 +133,7 @@ def recover_(
     check_data(data, task, model, device_of(model))
     saved = None if checkpoint is None else checkpoint.read(device_of(model))
     growth = Cycles(model, config, layers=layers, lengths=lengths, seed=seed)
-    run = _Run(growth, config.recovery, data, task, seed, stage, checkpoint, teacher)
+    run = _Run(growth, config.recovery, data, task, seed, stage, checkpoint, teacher, optimizer)
     try:
         if saved is not None:
             run.resume(*saved)
@@ -181,6 +187,7 @@ class _Run:
         stage: str,
         checkpoint: Checkpoint | None,
         teacher: nn.Module | None,
+        factory: OptimizerFactory | None,
     ) -> None:
         self.growth, self.config, self.data, self.task = growth, config, data, task
         self.seed, self.stage, self.checkpoint = seed, stage, checkpoint
@@ -191,6 +198,7 @@ class _Run:
             PhaseKind.NEURON: make_objective(task, config, teacher),
             PhaseKind.DENDRITE: make_objective(task, config, None),
         }
+        self.factory = factory
         self._retried: int | None = None
         self._running: tuple[int, torch.optim.Optimizer, nn.Module, Any] | None = None
 
@@ -246,6 +254,8 @@ class _Run:
         if phase.kind is PhaseKind.DENDRITE:
             record |= {"correlation": phase.correlation, "improved": phase.improved}
             record["scores"] = {name: _deciles(r) for name, r in phase.scores.items()}
+        if phase.kind is PhaseKind.NEURON and phase.sets and epoch == 0:
+            record["nodes"] = self.growth.newest_nodes
         record["seconds"] = round(time.monotonic() - started, 3)
         self.history.records.append(record)
         self._save()
@@ -278,7 +288,11 @@ class _Run:
             if is_dendrite and is_spectral and not self.growth.log[phase.index].scores:
                 named = (self.growth.model, self._batches, self.task)
                 initialize_candidates_(*named, seed=self.seed + 1000 * phase.index)
-            optimizer = make_optimizer(phase.parameters(), self.config, is_dendrite=is_dendrite)
+            if self.factory is None:
+                optimizer = make_optimizer(phase.parameters(), self.config, is_dendrite=is_dendrite)
+            else:
+                optimizer = self.factory(phase.parameters())
+                _check_optimizer(optimizer, phase.parameters())
             factor = self.config.retry_lr if self._retried == phase.index else 1.0
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"] * factor
@@ -331,6 +345,22 @@ class _Run:
         if phase is None or phase.done or state["optimizer"]["phase"] != phase.index:
             return
         _restore_optimizer(self._setup(phase)[0], slots)
+
+
+def _check_optimizer(optimizer: Any, parameters: Sequence[nn.Parameter]) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise CompressionError(
+            "optimizer must make a torch.optim.Optimizer from a list of parameters; it returned "
+            f"{type(optimizer).__name__}."
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    wanted = {id(p) for p in parameters}
+    if held != wanted:
+        raise CompressionError(
+            f"optimizer was given the {len(wanted)} parameters of a phase, and the one that it "
+            f"made lacks {len(wanted - held)} of them and holds {len(held - wanted)} others. Make "
+            "it from the list that it is given."
+        )
 
 
 def _deciles(scores: Tensor) -> list[float]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pbcompress.charts import correlation_chart, learning_chart
+from pbcompress.charts import correlation_chart, learning_chart, score_chart
 from pbcompress.checkpoint import read_state
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.history import History
@@ -141,5 +141,11 @@ def _charts(facts: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, s
             [(entry["values"], entry["is_kept"]) for entry in content["correlations"]],
             title="Mean correlation of the dendrites by epoch: "
             + "; ".join(entry["text"] for entry in content["correlations"]),
+        )
+    scored = [e for e in content["correlations"] if e["scores"]]
+    if scored:
+        charts["scores"] = score_chart(
+            [(entry["scores"], entry["is_kept"]) for entry in scored],
+            title="Correlation of the nodes of each layer after each dendrite phase",
         )
     return charts

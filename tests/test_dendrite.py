@@ -997,3 +997,13 @@ def test_dendrites_grow_before_every_norm(norm: str, form: str) -> None:
     assert network[0].normalized == (norm == "batch")
     shake(network)
     torch.testing.assert_close(fuse(network)(x), network(x), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_whose_weights_torch_reads_itself_are_refused_with_that_reason() -> None:
+    network = nn.TransformerEncoderLayer(8, 2, 16)
+    for name, parent in (
+        ("linear1", "TransformerEncoderLayer"),
+        ("self_attn.out_proj", "MultiheadAttention"),
+    ):
+        with pytest.raises(UnsupportedLayerError, match=f"its parent {parent} reads its weight"):
+            attach_dendrites_(network, DendriteConfig(layers=(name,)))

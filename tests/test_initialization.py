@@ -15,9 +15,10 @@ from pbcompress.errors import CompressionError
 from pbcompress.initialization import initialize_candidates_
 from pbcompress.patches import observe, patches
 from pbcompress.phases import PhaseKind
-from pbcompress.recovery import recover_
+from pbcompress.recovery import Checkpoint, recover_
 from pbcompress.statistics import Sample
 from pbcompress.task import Data, Task
+from pbcompress.training import Callback
 
 PLANTED = Task(loss=lambda y, error: (y * error).sum(), metric=lambda y, error: y.mean())
 """A task whose dLoss/dOutput is the target: the error is planted."""
@@ -354,3 +355,26 @@ def test_a_loop_of_ones_own_calls_it_in_a_phase():
         if phase.kind is PhaseKind.DENDRITE:
             assert len(initialize_candidates_(net, data)) == 2
         phase.report(0.5)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_killed_run_with_it_goes_on_to_the_same_weights(tmp_path, stop):
+    class Kill(Callback):
+        def on_epoch(self, record):
+            if not tmp_path.joinpath("killed").exists() and len(epochs) == stop:
+                tmp_path.joinpath("killed").touch()
+                raise KeyboardInterrupt
+            epochs.append(record)
+
+    data = Data(*[[(torch.randn(64, 4), torch.randint(2, (64,)))] for _ in range(2)])
+    recovery = RecoveryConfig(epochs=1, dendrite_epochs=2, max_failures=1)
+    dendrites = DendriteConfig(initialization="spectral")
+    config = CompressConfig(dendrites=dendrites, recovery=recovery)
+    base = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    whole, killed, resumed = (copy.deepcopy(base) for _ in range(3))
+    recover_(whole, data, config=config)
+    checkpoint, epochs = Checkpoint(tmp_path / "state", "one"), []
+    with pytest.raises(KeyboardInterrupt):
+        recover_(killed, data, config=config, checkpoint=checkpoint, callbacks=[Kill()])
+    recover_(resumed, data, config=config, checkpoint=checkpoint)
+    assert changed(whole.state_dict(), resumed.state_dict()) == set()

@@ -27,6 +27,7 @@ from pbcompress.report import (
     to_markdown,
     write_report,
 )
+from pbcompress.scorecard import candidates
 
 Facts = dict[str, Any]
 NASTY = 'body.<b>&"bold"\'</title></svg>'
@@ -136,6 +137,7 @@ def make_history() -> History:
                 }
                 if is_dendrite:
                     record |= {"correlation": 0.125 + 0.25 * epoch, "improved": 3}
+                    record["scores"] = {"a": [0.01 * i for i in range(11)], "b": [0.1] * 11}
                 records.append(record)
     return History(records)
 
@@ -422,6 +424,23 @@ def test_phases_of_dendrites_are_shaded_only_where_there_are_some(
 ) -> None:
     assert "dendrites learn" in Page(to_html(*whole)).text
     assert "dendrites learn" not in Page(to_html(whole[0], whole[1].stage("width"))).text
+
+
+def test_what_each_candidate_scored_and_brought_is_told() -> None:
+    facts, history = make_variant("whole")
+    records = [dict(record) for record in history]
+    grown = [r for r in records if r["stage"] == "dendrites"]
+    after = next(r for r in grown if r["kind"] == "neuron" and r["sets"] == 1)
+    after["nodes"] = {"a": [3, 8], "b": [2, 4]}
+    entry = candidates(History(records), facts)[0]
+    first = [r["metric"] for r in grown if r["phase"] == 0]
+    later = [r["metric"] for r in grown if r["phase"] == after["phase"]]
+    assert entry["brought"] == f"accuracy {max(first):.4f} → {max(later):.4f}"
+    assert entry["nodes"] == "5 of 12 nodes stayed"
+    assert entry["scores"] == {"a": [0.01 * i for i in range(11)], "b": [0.1] * 11}
+    text = to_html(facts, History(records))
+    assert "5 of 12 nodes stayed" in text
+    assert text.count('id="scores-') >= 2
 
 
 def test_correlation_of_each_candidate_is_told() -> None:

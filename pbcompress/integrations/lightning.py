@@ -6,8 +6,9 @@ import lightning.pytorch as pl
 from torch import nn
 
 from pbcompress.config import CompressConfig
-from pbcompress.cycles import Cycles, Phase, cycles
+from pbcompress.cycles import Cycles, cycles
 from pbcompress.errors import CompressionError
+from pbcompress.phase import Phase
 from pbcompress.phases import PhaseLog
 
 __all__ = ["GrowthCallback"]

@@ -5,8 +5,9 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 
 from pbcompress.config import CompressConfig
-from pbcompress.cycles import Phase, cycles
+from pbcompress.cycles import cycles
 from pbcompress.errors import CompressionError
+from pbcompress.phase import Phase
 from pbcompress.phases import PhaseKind
 
 __all__ = ["grow_with_trainer"]

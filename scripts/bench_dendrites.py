@@ -1,0 +1,325 @@
+"""What dendrites cost in time and memory, as ratios of one run: medians of interleaved steps.
+
+    python scripts/bench_dendrites.py train lines.jsonl       # a step against a plain step
+    python scripts/bench_dendrites.py inference lines.jsonl   # against width of the same FLOPs
+    python scripts/bench_dendrites.py peer lines.jsonl        # needs perforatedai beside it
+    python scripts/bench_dendrites.py table lines.jsonl > docs/benchmarks/dendrites.md
+
+``train --device cuda`` also gives images per second, in bfloat16, channels last and compiled, with
+data that lie on the device.
+"""
+
+import argparse
+import contextlib
+import copy
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import pbcompress as pb
+from model_zoo import create_model
+from pbcompress.phases import PhaseKind
+
+Step = Callable[[], None]
+# Trained: network, its arguments, batch size. The second has widths of 64 to 256.
+TRAINED = (
+    ("resnet20", {}, 64),
+    ("resnet20", {"width": 4.0}, 16),
+    ("resnet56", {}, 32),
+)
+FORMS = ("full", "grouped", "lowrank", "shared", "tied")
+INFERRED = (("resnet20", {}), ("resnet20", {"width": 4.0}))
+
+
+def images(batch: int, device: str) -> tuple[Tensor, Tensor]:
+    """Return random images of CIFAR's shape, and classes."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, 3, 32, 32, generator=generator)
+    return x.to(device), torch.randint(10, (batch,), generator=generator).to(device)
+
+
+def phase_of(model: nn.Module, kind: PhaseKind, form: str, sets: int) -> pb.cycles:
+    """Return a growth that stands in a phase with so many sets, a candidate included."""
+    config = pb.CompressConfig(
+        dendrites=pb.DendriteConfig(form=form, max_sets=sets),
+        recovery=pb.RecoveryConfig(epochs=1, dendrite_epochs=1),
+    )
+    growth, score = pb.cycles(model, config=config), 0.0
+    for phase in growth:
+        if phase.kind is kind and phase.sets == sets:
+            phase.train()
+            return growth
+        score += 1
+        phase.report(score)
+    raise AssertionError("the growth ended before that phase")
+
+
+def stepper(model: nn.Module, x: Tensor, y: Tensor, *, fast: bool) -> Step:
+    """Return one training step: forward, backward, SGD with momentum."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, 1e-6, momentum=0.9)
+    run = torch.compile(model) if fast else model
+    if fast:
+        model.to(memory_format=torch.channels_last)
+        x = x.to(memory_format=torch.channels_last)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=fast):
+            loss = cross_entropy(run(x), y)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def seconds(things: dict[str, Step], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
+    """Time things in turn, after one call of each that does not count."""
+    taken: dict[str, list[float]] = {name: [] for name in things}
+    for number in range(rounds + 1):
+        for name, thing in things.items():
+            started = time.perf_counter()
+            thing()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if number:
+                taken[name].append(time.perf_counter() - started)
+    return taken
+
+
+def ratio(own: list[float], other: list[float]) -> float:
+    """Return the median of ratios of neighbours."""
+    return round(statistics.median(a / b for a, b in zip(own, other, strict=True)), 3)
+
+
+def saved_bytes(step: Step) -> int:
+    """Return the bytes of the tensors that autograd keeps for one backward pass, each once."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    return sum(kept.values())
+
+
+def train(rounds: int, device: str) -> Iterator[dict[str, Any]]:
+    """Yield the cost of a step in each phase and form, plain steps being one."""
+    fast = device == "cuda"
+    for name, arguments, batch in TRAINED:
+        torch.manual_seed(0)
+        base = create_model(name, **arguments).to(device)
+        x, y = images(batch * (16 if fast else 1), device)
+        cases = [(PhaseKind.DENDRITE, form, 1) for form in FORMS]
+        cases += [(PhaseKind.NEURON, "full", sets) for sets in (1, 2, 3)]
+        cases += [(PhaseKind.NEURON, form, 1) for form in FORMS[1:]]
+        models = [copy.deepcopy(base) for _ in cases]
+        growths = [phase_of(m, *case) for m, case in zip(models, cases, strict=True)]
+        steps = {"plain": stepper(copy.deepcopy(base).train(), x, y, fast=fast)}
+        for case, model in zip(cases, models, strict=True):
+            steps[" ".join(map(str, case))] = stepper(model, x, y, fast=fast)
+        kept = {} if fast else {key: saved_bytes(step) for key, step in steps.items()}
+        taken = seconds(steps, rounds, device)
+        assert len(growths) == len(cases)
+        for key, times in taken.items():
+            line = {
+                "job": "train", "network": name, **arguments, "batch": len(x), "case": key,
+                "ratio": ratio(times, taken["plain"]),
+            }  # fmt: skip
+            if fast:
+                line["device"] = torch.cuda.get_device_name()
+                line["images_per_second"] = round(len(x) / statistics.median(times))
+            else:
+                line["memory"] = round(kept[key] / kept["plain"], 3)
+            yield line
+
+
+def inference(rounds: int) -> Iterator[dict[str, Any]]:
+    """Yield the latency of full dendrites against width alone of the same FLOPs, both fused."""
+    from pbcompress.runtime import Session
+
+    for name, arguments in INFERRED:
+        for sets in (1, 2):
+            torch.manual_seed(0)
+            grown = create_model(name, **arguments).eval()
+            for _ in range(sets):
+                pb.attach_dendrites_(grown)
+            for layer in grown.modules():
+                if isinstance(layer, pb.DendriteLayer):
+                    for gain in layer.gains:
+                        nn.init.normal_(gain, std=0.1)
+            x, _ = images(1, "cpu")
+            flops = pb.measure(pb.fuse(grown), x).flops
+            factor = arguments.get("width", 1.0) * (1 + sets) ** 0.5
+            sizes = (factor * f for f in (0.96, 0.98, 1.0, 1.02, 1.04))
+            wide = min(
+                (create_model(name, width=size).eval() for size in sizes),
+                key=lambda model: abs(pb.measure(model, x).flops - flops),
+            )
+            networks = {"dendrites": pb.fuse(grown), "width": pb.fuse(wide)}
+            with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+                runs: dict[str, Step] = {}
+                for key, network in networks.items():
+                    path = Path(folder) / f"{key}.onnx"
+                    report = pb.export_onnx(network, path, x)
+                    session, feeds = Session(path), {report.input_names[0]: x.numpy()}
+                    runs[f"{key} onnx"] = lambda s=session, f=feeds: s.run(f)
+                    for batch in (1, 32):
+                        many = x.repeat(batch, 1, 1, 1)
+                        runs[f"{key} torch {batch}"] = lambda n=network, m=many: n(m)
+                taken = seconds(runs, rounds)
+            yield {
+                "job": "inference", "network": name, **arguments, "sets": sets,
+                "flops": round(flops / pb.measure(wide, x).flops, 3),
+                **{
+                    where: ratio(taken[f"dendrites {where}"], taken[f"width {where}"])
+                    for where in ("onnx", "torch 1", "torch 32")
+                },
+            }  # fmt: skip
+
+
+def small_cnn() -> nn.Sequential:
+    """Return a network that the peer takes as it is: no norm layers."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 49, 64), nn.ReLU(),
+        nn.Linear(64, 10),
+    )  # fmt: skip
+
+
+def peer(rounds: int) -> Iterator[dict[str, Any]]:
+    """Yield the time of our epochs over the peer's, with the same sets, batches and optimizer.
+
+    A growth of ours has dendrite phases too, as many epochs as neuron phases here; the peer, in its
+    gradient mode, has none. So our two kinds of epoch are timed alone and as their mean.
+    """
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(64, 1, 28, 28, generator=generator), torch.randint(10, (64,)))
+        for _ in range(4)
+    ]
+    for sets in (1, 2, 3):
+        theirs = _peer_network(sets, batches)
+        ours = {
+            "neuron": phase_of(small_cnn(), PhaseKind.NEURON, "full", sets).model,
+            "dendrite": phase_of(small_cnn(), PhaseKind.DENDRITE, "full", sets).model,
+        }
+        epochs = {key: _epoch(model, batches) for key, model in {"peer": theirs, **ours}.items()}
+        taken = seconds(epochs, rounds)
+        both = [(a + b) / 2 for a, b in zip(taken["neuron"], taken["dendrite"], strict=True)]
+        yield {
+            "job": "peer", "sets": sets, "neuron": ratio(taken["peer"], taken["neuron"]),
+            "dendrite": ratio(taken["peer"], taken["dendrite"]),
+            "both": ratio(taken["peer"], both),
+        }  # fmt: skip
+
+
+def _epoch(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Step:
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-6)
+
+    def epoch() -> None:
+        for x, y in batches:
+            optimizer.zero_grad()
+            cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+    return epoch
+
+
+def _peer_network(sets: int, batches: list[tuple[Tensor, Tensor]]) -> nn.Module:
+    from perforatedai import globals_perforatedai as settings
+    from perforatedai import utils_perforatedai as tools
+
+    settings.pc.set_configuration_confirmed(True)
+    settings.pc.set_unwrapped_modules_confirmed(True)
+    settings.pc.set_testing_dendrite_capacity(False)
+    settings.pc.set_silent(True)
+    settings.pc.set_switch_mode(settings.pc.DOING_FIXED_SWITCH)
+    settings.pc.set_fixed_switch_num(1)
+    settings.pc.set_first_fixed_switch_num(1)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        model = tools.perforate_model(small_cnn(), save_name="peer")
+        score = 0.0
+        while settings.pai_tracker.member_vars["num_dendrites_added"] < sets:
+            optimizer = torch.optim.Adam(model.parameters(), 1e-6)
+            settings.pai_tracker.set_optimizer_instance(optimizer)
+            _epoch(model.train(), batches)()  # it reads shapes from a backward pass
+            score += 1
+            model, *_ = settings.pai_tracker.add_validation_score(score, model)
+    return model.train()
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Return the page."""
+    out = ["# What dendrites cost", "", __doc__.split("\n\n")[0], ""]
+    trained = [line for line in lines if line["job"] == "train"]
+    groups = dict.fromkeys((t["network"], t.get("width", 1.0), t["batch"]) for t in trained)
+    for group in groups:
+        name, width, batch = group
+        out += [f"## A training step: {name}, width {width:g}, batch {batch}", ""]
+        out += [
+            "| phase, form, sets | ratio to plain | kept for backward, ratio |",
+            "| --- | --- | --- |",
+        ]
+        out += [
+            f"| {t['case']} | {t['ratio']} | {t.get('memory', '')} |"
+            for t in trained
+            if (t["network"], t.get("width", 1.0), t["batch"]) == group
+        ]
+        out.append("")
+    out += ["## Inference: full dendrites against width of the same FLOPs", ""]
+    out += ["| network | sets | FLOPs ratio | ONNX Runtime | torch, batch 1 | torch, batch 32 |"]
+    out += ["| --- | --- | --- | --- | --- | --- |"]
+    out += [
+        f"| {t['network']}, width {t.get('width', 1.0):g} | {t['sets']} | {t['flops']} "
+        f"| {t['onnx']} | {t['torch 1']} | {t['torch 32']} |"
+        for t in lines
+        if t["job"] == "inference"
+    ]
+    out += ["", "## How many times faster than perforatedai 3.2.9 in gradient mode", ""]
+    out += ["| sets | neuron epoch | dendrite epoch | both |", "| --- | --- | --- | --- |"]
+    out += [
+        f"| {t['sets']} | {t['neuron']} | {t['dendrite']} | {t['both']} |"
+        for t in lines
+        if t["job"] == "peer"
+    ]
+    return "\n".join(out) + "\n"
+
+
+def main() -> None:
+    """Run one job."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("job", choices=["train", "inference", "peer", "table"])
+    parser.add_argument("lines", type=Path)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    chosen = parser.parse_args()
+    if chosen.job == "table":
+        print(table([json.loads(line) for line in chosen.lines.read_text().splitlines()]), end="")
+        return
+    torch.set_num_threads(1)
+    found = {
+        "train": lambda: train(chosen.rounds, chosen.device),
+        "inference": lambda: inference(chosen.rounds),
+        "peer": lambda: peer(chosen.rounds),
+    }[chosen.job]()
+    with chosen.lines.open("a") as file:
+        for line in found:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+
+
+if __name__ == "__main__":
+    main()
