@@ -21,19 +21,20 @@ import pbcompress as pb
 from model_zoo import create_model
 from model_zoo.datasets import load_loaders
 
-EPOCHS, DENDRITE_EPOCHS, THAW = 6, 3, 3
+PLAIN = {"epochs": 7, "dendrite_epochs": 4}  # and once more the neurons: 18 epochs
+THAWED = {"epochs": 6, "dendrite_epochs": 3, "thaw_epochs": 3}  # 18 as well
 OFF = pb.DendriteConfig(max_sets=0)
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26}  # by seeds
 
 
 def arms() -> dict[str, tuple[pb.DendriteConfig, dict[str, Any]]]:
     """Return dendrites and choices of recovery by name; all have as many epochs."""
-    found: dict[str, tuple[pb.DendriteConfig, dict[str, Any]]] = {"width alone": (OFF, {})}
+    found: dict[str, tuple[pb.DendriteConfig, dict[str, Any]]] = {"width alone": (OFF, PLAIN)}
     for form in ("full", "shared", "tied"):
         grown = pb.DendriteConfig(form=form, share=1.0)
-        found[form] = (grown, {})
-        found[f"{form}, half rate"] = (grown, {"growth_lr": 0.5})
-        found[f"{form}, thaw"] = (grown, {"thaw_epochs": THAW})
+        found[form] = (grown, PLAIN)
+        found[f"{form}, half rate"] = (grown, PLAIN | {"growth_lr": 0.5})
+        found[f"{form}, thaw"] = (grown, THAWED)
     return found
 
 
@@ -47,14 +48,10 @@ def run(seed: int, folder: str, train_limit: int) -> Any:
     pb.recover_(model, data, seed=seed, config=base)
     example = torch.zeros(1, 1, 28, 28)
     for name, (dendrites, choices) in arms().items():
-        last = EPOCHS if "thaw_epochs" in choices else EPOCHS + THAW
-        recovery = pb.RecoveryConfig(
-            **({"epochs": EPOCHS, "dendrite_epochs": DENDRITE_EPOCHS, "max_failures": 1} | choices),
-            improvement=(0.0,),
-        )
+        recovery = pb.RecoveryConfig(max_failures=1, improvement=(0.0,), **choices)
         config = pb.CompressConfig(dendrites=dendrites, recovery=recovery)
         small = pb.shrink(model, pb.plan_widths(model, example, 0.25, config=config))
-        lengths = (EPOCHS, DENDRITE_EPOCHS, last) if dendrites is OFF else None
+        lengths = (7, 4, 7) if dendrites is OFF else None
         history = pb.recover_(small, data, seed=seed, config=config, lengths=lengths)
         loss = pb.Task(metric=nn.functional.cross_entropy)
         yield {
