@@ -288,6 +288,8 @@ class RecoveryConfig(_Choices):
     Args:
         epochs: Longest neuron phase, in epochs; the learning rate's schedule spans it.
         dendrite_epochs: Longest dendrite phase.
+        thaw_epochs: Longest last phase, in which neurons and all dendrites train together; 0: none.
+            What it brings counts only if it is better.
         patience: End a neuron phase after so many epochs without a better score; None: run
             ``epochs``, which is right for a schedule that ends at zero.
         dendrite_patience: End a dendrite phase after so many epochs in which no node of the
@@ -301,6 +303,8 @@ class RecoveryConfig(_Choices):
         optimizer: "adamw", "adam" or "sgd".
         lr: Peak learning rate of neuron phases.
         dendrite_lr: Peak learning rate of dendrite phases.
+        growth_lr: Factor of the peak learning rate in phases of a network that has dendrites, above
+            0: frozen dendrites fit the layers before them as those were.
         weight_decay: Weight decay of neuron phases; a dendrite phase has none.
         momentum: Momentum of "sgd".
         schedule: "cosine" (after ``warmup``), "linear" or "constant".
@@ -321,6 +325,7 @@ class RecoveryConfig(_Choices):
 
     epochs: int = 20
     dendrite_epochs: int = 8
+    thaw_epochs: int = 0
     patience: int | None = None
     dendrite_patience: int = 3
     node_improvement: float = 0.1
@@ -331,6 +336,7 @@ class RecoveryConfig(_Choices):
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 3e-3
     dendrite_lr: float = 3e-3
+    growth_lr: float = 1.0
     weight_decay: float = 1e-4
     momentum: float = 0.9
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -357,9 +363,10 @@ class RecoveryConfig(_Choices):
         for name in ("patience", "max_epochs", "max_minutes", "max_grad_norm"):
             value = getattr(self, name)
             _require(value is None or value > 0, self, name, "positive, or None")
-        for name in ("lr", "dendrite_lr", "temperature"):
+        for name in ("lr", "dendrite_lr", "growth_lr", "temperature"):
             _require(getattr(self, name) > 0, self, name, "positive")
-        for name in ("weight_decay", "momentum", "node_improvement", "feature_distillation"):
+        signless = ("weight_decay", "momentum", "node_improvement", "feature_distillation")
+        for name in (*signless, "thaw_epochs"):
             _require(getattr(self, name) >= 0, self, name, "zero or positive")
         _require(0 < self.retry_lr < 1, self, "retry_lr", "between 0 and 1")
         _require(0 <= self.distillation <= 1, self, "distillation", "from 0 to 1")

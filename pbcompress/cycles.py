@@ -102,8 +102,8 @@ class Cycles(Iterator[Phase]):
         if action is Action.STOP:
             self._let_train(PhaseKind.NEURON)
             raise StopIteration
-        if self.lengths is not None:
-            self._start(PhaseKind.NEURON)
+        if action is Action.THAW or self.lengths is not None:
+            self._start(PhaseKind.NEURON if self.lengths is not None else PhaseKind.THAW)
             return
         self._grow()
         is_gradient = self.dendrites.rule == "gradient"
@@ -220,14 +220,14 @@ class Cycles(Iterator[Phase]):
         self._attempts += 1
 
     def _let_train(self, kind: PhaseKind) -> None:
-        is_neuron = kind is PhaseKind.NEURON
+        is_neuron = kind is not PhaseKind.DENDRITE
         for name, parameter in neuron_parameters(self.model).items():
             parameter.requires_grad_(is_neuron and name in self._trainable)
         newest_trains = not is_neuron or self.dendrites.rule != "correlation"
         for layer in dendrite_layers(self.model).values():
             for gain in layer.gains:
                 gain.requires_grad_(is_neuron and gain.numel() > 0)
-            if is_neuron and not self.dendrites.freeze_after:
+            if kind is PhaseKind.THAW or (is_neuron and not self.dendrites.freeze_after):
                 layer.freeze(0)
             else:
                 layer.freeze(layer.num_sets - int(newest_trains))

@@ -13,7 +13,7 @@ class History:
     """Records of epochs, in order; it decides nothing.
 
     Each record is a dict with ``stage`` (the network that was trained: "dendrites" or "width"),
-    ``phase`` (0, 1, ...), ``kind`` ("neuron" or "dendrite"), ``epoch`` (within its phase),
+    ``phase`` (0, 1, ...), ``kind`` ("neuron", "dendrite" or "thaw"), ``epoch`` (within its phase),
     ``sets``, ``loss`` (mean train loss), ``metric`` (validation), ``steps`` (optimizer steps),
     ``lr`` (at the end of the epoch), ``seconds``, and in dendrite phases ``correlation`` (mean |r|
     of the candidates), ``improved`` (nodes whose |r| rose) and ``scores`` (by layer, the eleven

@@ -25,7 +25,7 @@ class Phase:
     """One phase of a growth: who trains, and the way to report a score.
 
     Attributes:
-        kind: ``PhaseKind.NEURON`` or ``PhaseKind.DENDRITE``.
+        kind: ``PhaseKind.NEURON``, ``DENDRITE`` or ``THAW``.
         index: Number of the phase, from 0.
         done: Whether the phase is over; then go on to the next one.
     """
@@ -47,7 +47,7 @@ class Phase:
         eval mode.
         """
         model = self._owner.model
-        model.train(self.kind is PhaseKind.NEURON)
+        model.train(self.kind is not PhaseKind.DENDRITE)
         if self.kind is PhaseKind.DENDRITE:
             for layer in dendrite_layers(model).values():
                 for branch, _ in layer.pool:

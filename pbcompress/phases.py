@@ -7,27 +7,29 @@ from typing import Any
 
 from pbcompress.config import DendriteConfig, RecoveryConfig
 
-__all__ = ["Action", "PhaseKind", "PhaseLog", "best_epoch", "next_action", "sets_kept"]
+__all__ = ["Action", "PhaseKind", "PhaseLog", "best_epoch", "longest", "next_action", "sets_kept"]
 
 SMALLEST_GAIN = 1e-5
 
 
 class PhaseKind(StrEnum):
-    """Who trains: the neurons (with U), or the newest dendrites."""
+    """Who trains: the neurons (with U), the newest dendrites, or at the end all of them."""
 
     NEURON = "neuron"
     DENDRITE = "dendrite"
+    THAW = "thaw"
 
 
 class Action(StrEnum):
     """The next step of a growth.
 
-    GROW and STOP load the best checkpoint first, so a set that did not help is gone with them.
+    GROW, THAW and STOP load the best checkpoint first: a set that did not help is gone with them.
     """
 
     CONTINUE = "continue"
     GROW = "grow"
     ACCEPT = "accept"
+    THAW = "thaw"
     STOP = "stop"
 
 
@@ -67,6 +69,12 @@ class PhaseLog:
         return cls(kind, data["sets"], tuple(scores), tuple(improved))
 
 
+def longest(kind: PhaseKind, config: RecoveryConfig) -> int:
+    """Return the most epochs of a phase."""
+    lengths = {PhaseKind.NEURON: config.epochs, PhaseKind.DENDRITE: config.dendrite_epochs}
+    return lengths.get(kind, config.thaw_epochs)
+
+
 def is_better(score: float, best: float | None, sets: int, config: RecoveryConfig) -> bool:
     """Tell whether ``score`` beats ``best`` by the margin for a network that has ``sets`` sets."""
     if best is None:
@@ -103,7 +111,7 @@ def best_epoch(log: Sequence[PhaseLog], config: RecoveryConfig) -> tuple[int, in
     best: tuple[float, tuple[int, int]] | None = None
     kept = 0
     for index, phase in enumerate(log):
-        if phase.kind is not PhaseKind.NEURON or not phase.scores:
+        if phase.kind is PhaseKind.DENDRITE or not phase.scores:
             continue
         top = max(phase.scores)
         if phase.sets > kept and not is_better(top, best[0] if best else None, kept, config):
@@ -148,12 +156,14 @@ def next_action(
         stalled = len(recent) == recovery.dendrite_patience and not any(recent)
         is_over = stalled or len(phase.scores) >= recovery.dendrite_epochs
         return Action.ACCEPT if is_over else Action.CONTINUE
-    if len(phase.scores) < recovery.epochs and not _plateaued(log, recovery):
+    if len(phase.scores) < longest(phase.kind, recovery) and not _plateaued(log, recovery):
         return Action.CONTINUE
-    kept, failed = sets_kept(log, recovery)
-    if kept >= dendrites.max_sets or failed >= recovery.max_failures:
+    if phase.kind is PhaseKind.THAW:
         return Action.STOP
-    return Action.GROW
+    kept, failed = sets_kept(log, recovery)
+    if kept < dendrites.max_sets and failed < recovery.max_failures:
+        return Action.GROW
+    return Action.THAW if kept and recovery.thaw_epochs else Action.STOP
 
 
 def _plateaued(log: Sequence[PhaseLog], config: RecoveryConfig) -> bool:

@@ -19,7 +19,7 @@ from pbcompress.errors import CompressionError, DivergedError, StateMismatchErro
 from pbcompress.history import History
 from pbcompress.initialization import initialize_candidates_
 from pbcompress.phase import Phase
-from pbcompress.phases import PhaseKind
+from pbcompress.phases import PhaseKind, longest
 from pbcompress.surgery import device_of
 from pbcompress.task import Data, Task, check_data
 from pbcompress.tensorfile import read_tensors, write_tensors
@@ -170,7 +170,7 @@ def _most_epochs(growth: Cycles) -> int:
     r, sets = growth.recovery, growth.dendrites.max_sets
     tries = sets + r.max_failures - 1 if sets else 0
     wait = 0 if growth.dendrites.rule == "gradient" else r.dendrite_epochs
-    most = r.epochs + tries * (wait + r.epochs)
+    most = r.epochs + tries * (wait + r.epochs) + (r.thaw_epochs if sets else 0)
     return most if r.max_epochs is None else min(most, r.max_epochs)
 
 
@@ -197,6 +197,7 @@ class _Run:
         self._objectives = {
             PhaseKind.NEURON: make_objective(task, config, teacher),
             PhaseKind.DENDRITE: make_objective(task, config, None),
+            PhaseKind.THAW: make_objective(task, config, teacher),
         }
         self.factory = factory
         self._retried: int | None = None
@@ -277,8 +278,7 @@ class _Run:
     def _length(self, phase: Phase) -> int:
         if self.growth.lengths is not None:
             return self.growth.lengths[phase.index]
-        is_neuron = phase.kind is PhaseKind.NEURON
-        return self.config.epochs if is_neuron else self.config.dendrite_epochs
+        return longest(phase.kind, self.config)
 
     def _setup(self, phase: Phase) -> tuple[torch.optim.Optimizer, nn.Module, Any]:
         """Return optimizer, network and stepper of a phase, fresh ones where the phase is new."""
@@ -294,6 +294,8 @@ class _Run:
                 optimizer = self.factory(phase.parameters())
                 _check_optimizer(optimizer, phase.parameters())
             factor = self.config.retry_lr if self._retried == phase.index else 1.0
+            if phase.sets and not is_dendrite:
+                factor *= self.config.growth_lr
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"] * factor
             network, stepper = self.engine.setup(self.growth.model, optimizer)

@@ -14,6 +14,10 @@ def neuron(sets: int, *scores: float) -> PhaseLog:
     return PhaseLog(PhaseKind.NEURON, sets, scores, (0,) * len(scores))
 
 
+def thaw(sets: int, *scores: float) -> PhaseLog:
+    return PhaseLog(PhaseKind.THAW, sets, scores, (0,) * len(scores))
+
+
 def dendrite(sets: int, *improved: int, score: float = 0.5) -> PhaseLog:
     return PhaseLog(PhaseKind.DENDRITE, sets, (score,) * len(improved), improved)
 
@@ -25,6 +29,7 @@ def action(log: Log, *, max_sets: int = 2, minutes: float = 0.0, **recovery: obj
 
 
 GO, GROW, ACCEPT, STOP = Action.CONTINUE, Action.GROW, Action.ACCEPT, Action.STOP
+THAW = Action.THAW
 FIRST = neuron(0, 0.5, 0.5, 0.5)
 
 ACTIONS = [
@@ -72,6 +77,13 @@ ACTIONS = [
     ("a set that helps", [FIRST, dendrite(1, 1), neuron(1, 0.6, 0.6, 0.7)], {}, GROW),
     ("all sets grown", [FIRST, neuron(1, 0.6, 0.6, 0.7)], {"max_sets": 1}, STOP),
     ("no set asked for", [FIRST], {"max_sets": 0}, STOP),
+    # a thaw at the end
+    ("after all sets", [FIRST, neuron(1, 0.6, 0.6, 0.7)], {"max_sets": 1, "thaw_epochs": 2}, THAW),
+    ("none helped", [FIRST, neuron(1, 0.4, 0.4, 0.4)], {"max_failures": 1, "thaw_epochs": 2}, STOP),
+    ("no dendrites", [FIRST], {"max_sets": 0, "thaw_epochs": 2}, STOP),
+    ("sets first", [FIRST, neuron(1, 0.6, 0.6, 0.7)], {"thaw_epochs": 2}, GROW),
+    ("thaw not full", [FIRST, neuron(1, 0.6, 0.6, 0.7), thaw(1, 0.1)], {"thaw_epochs": 2}, GO),
+    ("thaw full", [FIRST, neuron(1, 0.6, 0.6, 0.7), thaw(1, 0.9, 0.9)], {"thaw_epochs": 2}, STOP),
     ("no set, phase not full", [neuron(0, 0.5)], {"max_sets": 0}, GO),
     ("one failure is forgiven", [FIRST, neuron(1, 0.4, 0.4, 0.4)], {}, GROW),
     ("equal fails", [FIRST, neuron(1, 0.5, 0.5, 0.5)], {"max_failures": 1}, STOP),
@@ -114,9 +126,9 @@ ACTIONS = [
 
 
 def test_the_tables_are_whole() -> None:
-    assert len(ACTIONS) == 47
-    assert len({name for name, *_ in ACTIONS}) == 47
-    assert len(KEPT) == 13
+    assert len(ACTIONS) == 53
+    assert len({name for name, *_ in ACTIONS}) == 53
+    assert len(KEPT) == 15
 
 
 @pytest.mark.parametrize(
@@ -128,6 +140,13 @@ def test_next_action(log: Log, choices: dict[str, object], expected: Action) -> 
 
 # log, (kept, failed), best epoch
 KEPT = [
+    (
+        "a thaw that helps",
+        [neuron(0, 0.5), neuron(1, 0.6), thaw(1, 0.55, 0.7)],
+        (1, 0),
+        (2, 1),
+    ),
+    ("a thaw that does not", [neuron(0, 0.5), neuron(1, 0.6), thaw(1, 0.6)], (1, 0), (1, 0)),
     ("nothing scored", [neuron(0)], (0, 0), (-1, -1)),
     ("one phase", [neuron(0, 0.1, 0.3, 0.2)], (0, 0), (0, 1)),
     ("the first of equals", [neuron(0, 0.1, 0.3, 0.3)], (0, 0), (0, 1)),

@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -539,3 +540,27 @@ def test_a_model_can_be_recovered_after_a_failed_recovery() -> None:
     with pytest.raises(KilledError):
         recover(model, callbacks=[Killer(3)])  # while candidates train
     assert len(recover(model)) >= 6
+
+
+def test_a_thaw_trains_everything_at_the_rate_of_grown_networks() -> None:
+    moved: dict[str, set[str]] = {}
+    model, before = network(), {}
+
+    class Watch(Callback):
+        def on_epoch(self, record: dict[str, Any]) -> None:
+            nonlocal before
+            now = snapshot(model)
+            changed = {n for n in now if n in before and not torch.equal(now[n], before[n])}
+            moved.setdefault(record["kind"] + str(record["sets"]), set()).update(changed)
+            before = now
+
+    rising = count()
+    task = Task(loss=TASK.loss, metric=lambda output, target: float(next(rising)))
+    choices = config_of(thaw_epochs=3, growth_lr=0.5)
+    history = recover(model, choices, task=task, callbacks=[Watch()])
+    assert [r["kind"] for r in history][-3:] == ["thaw"] * 3
+    weights = {n for n in before if ".dendrites." in n and n.endswith("weight")}
+    assert weights <= moved["thaw1"]
+    assert not weights & moved["neuron1"]
+    rates = {(r["kind"], r["sets"], r["epoch"]): r["lr"] for r in history}
+    assert rates["neuron", 1, 0] == pytest.approx(0.5 * rates["neuron", 0, 0])

@@ -8,7 +8,7 @@ from pbcompress.config import CompressConfig
 from pbcompress.cycles import cycles
 from pbcompress.errors import CompressionError
 from pbcompress.phase import Phase
-from pbcompress.phases import PhaseKind
+from pbcompress.phases import longest
 
 __all__ = ["grow_with_trainer"]
 
@@ -47,9 +47,7 @@ def grow_with_trainer(
         for phase in growth:
             phases.append(phase)
             reporter.phase = phase
-            is_neuron = phase.kind is PhaseKind.NEURON
-            recovery = config.recovery
-            args.num_train_epochs = recovery.epochs if is_neuron else recovery.dendrite_epochs
+            args.num_train_epochs = longest(phase.kind, config.recovery)
             trainer.optimizer = trainer.lr_scheduler = None
             trainer.model_wrapped = model
             trainer.train()

@@ -1,0 +1,121 @@
+"""What helps against frozen dendrites that go stale, on Fashion-MNIST at a quarter of the size.
+
+One line of JSON for each seed and arm. Every arm takes as many optimizer steps, and so does width
+alone; the table has paired differences over seeds with 95 % intervals of Student's t.
+
+    python scripts/compare_stale.py run lines.jsonl --folder data --seeds 5
+    python scripts/compare_stale.py table lines.jsonl > docs/benchmarks/stale.md
+"""
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import pbcompress as pb
+from model_zoo import create_model
+from model_zoo.datasets import load_loaders
+
+PLAIN = {"epochs": 7, "dendrite_epochs": 4}  # and once more the neurons: 18 epochs
+THAWED = {"epochs": 6, "dendrite_epochs": 3, "thaw_epochs": 3}  # 18 as well
+OFF = pb.DendriteConfig(max_sets=0)
+T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26}  # by seeds
+
+
+def arms() -> dict[str, tuple[pb.DendriteConfig, dict[str, Any]]]:
+    """Return dendrites and choices of recovery by name; all have as many epochs."""
+    found: dict[str, tuple[pb.DendriteConfig, dict[str, Any]]] = {"width alone": (OFF, PLAIN)}
+    for form in ("full", "shared", "tied"):
+        grown = pb.DendriteConfig(form=form, share=1.0)
+        found[form] = (grown, PLAIN)
+        found[f"{form}, half rate"] = (grown, PLAIN | {"growth_lr": 0.5})
+        found[f"{form}, thaw"] = (grown, THAWED)
+    return found
+
+
+def run(seed: int, folder: str, train_limit: int) -> Any:
+    """Yield one line for each arm."""
+    loaders = load_loaders("fashion_mnist", folder, num_val=5000, train_limit=train_limit)
+    data = pb.Data(loaders.train, loaders.val, loaders.test)
+    torch.manual_seed(seed)
+    model = create_model("small_cnn", widths=(16, 32, 64), first_stride=2)
+    base = pb.CompressConfig(dendrites=OFF, recovery=pb.RecoveryConfig(epochs=8))
+    pb.recover_(model, data, seed=seed, config=base)
+    example = torch.zeros(1, 1, 28, 28)
+    for name, (dendrites, choices) in arms().items():
+        recovery = pb.RecoveryConfig(max_failures=1, improvement=(0.0,), **choices)
+        config = pb.CompressConfig(dendrites=dendrites, recovery=recovery)
+        small = pb.shrink(model, pb.plan_widths(model, example, 0.25, config=config))
+        lengths = (7, 4, 7) if dendrites is OFF else None
+        history = pb.recover_(small, data, seed=seed, config=config, lengths=lengths)
+        loss = pb.Task(metric=nn.functional.cross_entropy)
+        yield {
+            "arm": name, "seed": seed, "params": pb.measure(small, example).params,
+            "steps": history.steps, "sets": max((r["sets"] for r in history), default=0),
+            "val": pb.evaluate(small, data.val, pb.Task())[0],
+            "val_loss": pb.evaluate(small, data.val, loss)[0],
+            "test": pb.evaluate(small, data.test or (), pb.Task())[0],
+        }  # fmt: skip
+
+
+def interval(values: list[float]) -> str:
+    """Return the mean with its 95 % interval."""
+    half = T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.mean(values):+.4f} ± {half:.4f}"
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Return the page."""
+    by_arm: dict[str, dict[int, dict[str, Any]]] = {}
+    for line in lines:
+        by_arm.setdefault(line["arm"], {})[line["seed"]] = line
+    control = by_arm["width alone"]
+    out = ["# Stale dendrites", "", (__doc__ or "").split("\n    ")[0].strip(), ""]
+    out += ["| arm | parameters | steps | validation | against width alone | test, against width |"]
+    out += ["| --- | --- | --- | --- | --- | --- |"]
+    for name, seeds in by_arm.items():
+        differences = [
+            interval([line[key] - control[seed][key] for seed, line in seeds.items()])
+            if name != "width alone"
+            else ""
+            for key in ("val", "test")
+        ]
+        mean = statistics.mean(line["val"] for line in seeds.values())
+        one = next(iter(seeds.values()))
+        steps = sorted({line["steps"] for line in seeds.values()})
+        out.append(
+            f"| {name} | {one['params']:,} | {'-'.join(f'{s:,}' for s in steps)} | {mean:.4f} "
+            f"| {differences[0]} | {differences[1]} |"
+        )
+    return "\n".join(out) + "\n"
+
+
+def main() -> None:
+    """Run all arms of some seeds, or print the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("job", choices=["run", "table"])
+    parser.add_argument("lines", type=Path)
+    parser.add_argument("--folder", default="data", help="where fetch_data.py put the data set")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--train-limit", type=int, default=6000)
+    options = parser.parse_args()
+    if options.job == "table":
+        lines = [json.loads(line) for line in options.lines.read_text().splitlines()]
+        print(table(lines), end="")
+        return
+    torch.set_num_threads(1)
+    with options.lines.open("a") as file:
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            for line in run(seed, options.folder, options.train_limit):
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+
+
+if __name__ == "__main__":
+    main()
