@@ -28,6 +28,7 @@ from pbcompress.errors import UnsupportedLayerError as UnsupportedLayerError
 from pbcompress.explain import PlanDiff as PlanDiff
 from pbcompress.fuse import fuse as fuse
 from pbcompress.history import History as History
+from pbcompress.initialization import initialize_candidates_ as initialize_candidates_
 from pbcompress.measure import LayerCost as LayerCost
 from pbcompress.measure import ModelCost as ModelCost
 from pbcompress.measure import measure as measure

@@ -220,6 +220,9 @@ class DendriteConfig(_Choices):
         initial_gain: U of an accepted node: "zero", so that the function does not change, or
             "least_squares", the fit to the negative error of a sample in closed form, divided by
             the number of layers that grew.
+        initialization: First weights of candidates: "random", or "spectral", in closed form from
+            the inputs and errors of a few batches (`pbcompress.initialization`); of a pool the
+            first candidate.
         share: Largest part of the target that dendrites may take, in [0, 1]; "auto" trains a
             network with dendrites and one without, and lets validation decide.
         groups: Groups of form "grouped", as far as they divide the layer's channels.
@@ -249,6 +252,7 @@ class DendriteConfig(_Choices):
     candidates: int = 1
     node_share: float = 1.0
     initial_gain: Literal["zero", "least_squares"] = "zero"
+    initialization: Literal["random", "spectral"] = "random"
     share: float | Literal["auto"] = "auto"
     groups: int = 4
     rank: int = 4
@@ -269,6 +273,8 @@ class DendriteConfig(_Choices):
             _require(self.candidates == 1, self, "candidates", f"1, or more {wanted}")
             _require(self.node_share == 1, self, "node_share", f"1, or less {wanted}")
             _require(self.initial_gain == "zero", self, "initial_gain", f"'zero', or else {wanted}")
+            is_random = self.initialization == "random"
+            _require(is_random, self, "initialization", f"'random', or else {wanted}")
         for name in ("groups", "rank", "nodes"):
             _require(getattr(self, name) >= 1, self, name, "at least 1")
         is_share = self.share == "auto" or 0 <= float(self.share) <= 1

@@ -17,6 +17,7 @@ from pbcompress.distillation import make_objective
 from pbcompress.engine import check_whole, make_engine
 from pbcompress.errors import CompressionError, DivergedError, StateMismatchError
 from pbcompress.history import History
+from pbcompress.initialization import initialize_candidates_
 from pbcompress.phase import Phase
 from pbcompress.phases import PhaseKind, longest
 from pbcompress.surgery import device_of
@@ -283,6 +284,10 @@ class _Run:
         """Return optimizer, network and stepper of a phase, fresh ones where the phase is new."""
         if self._running is None or self._running[0] != phase.index:
             is_dendrite = phase.kind is PhaseKind.DENDRITE
+            is_spectral = self.growth.dendrites.initialization == "spectral"
+            if is_dendrite and is_spectral and not self.growth.log[phase.index].scores:
+                named = (self.growth.model, self._batches, self.task)
+                initialize_candidates_(*named, seed=self.seed + 1000 * phase.index)
             if self.factory is None:
                 optimizer = make_optimizer(phase.parameters(), self.config, is_dendrite=is_dendrite)
             else:
