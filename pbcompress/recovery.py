@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbcompress.config import CompressConfig, RecoveryConfig
+from pbcompress.config import CompressConfig
 from pbcompress.cycles import Cycles, Phase
 from pbcompress.distillation import make_objective
-from pbcompress.engine import check_whole, make_engine
+from pbcompress.engine import Engine, check_whole, make_engine
 from pbcompress.errors import DivergedError, StateMismatchError
 from pbcompress.history import History
 from pbcompress.phases import PhaseKind
@@ -125,8 +125,9 @@ def recover_(
     check_whole(model)
     check_data(data, task, model, device_of(model))
     saved = None if checkpoint is None else checkpoint.read(device_of(model))
+    engine = make_engine(model, config.recovery)
     growth = Cycles(model, config, layers=layers, lengths=lengths, seed=seed)
-    run = _Run(growth, config.recovery, data, task, seed, stage, checkpoint, teacher)
+    run = _Run(growth, engine, data, task, seed, stage, checkpoint, teacher)
     try:
         if saved is not None:
             run.resume(*saved)
@@ -173,7 +174,7 @@ class _Run:
     def __init__(
         self,
         growth: Cycles,
-        config: RecoveryConfig,
+        engine: Engine,
         data: Data,
         task: Task,
         seed: int,
@@ -181,13 +182,14 @@ class _Run:
         checkpoint: Checkpoint | None,
         teacher: nn.Module | None,
     ) -> None:
-        self.growth, self.config, self.data, self.task = growth, config, data, task
+        self.growth, self.engine, self.data, self.task = growth, engine, data, task
+        self.config = config = growth.recovery
         self.seed, self.stage, self.checkpoint = seed, stage, checkpoint
         self.history = History()
-        self.engine = make_engine(growth.model, config)
-        self._batches = self.engine.batches(data.train)
+        growth.keep_time(lambda: engine.agreed(time.monotonic()))
+        self._batches = engine.batches(data.train)
         self._objectives = {
-            PhaseKind.NEURON: make_objective(task, config, teacher),
+            PhaseKind.NEURON: make_objective(task, config, teacher, growth.model),
             PhaseKind.DENDRITE: make_objective(task, config, None),
         }
         self._retried: int | None = None
@@ -223,6 +225,7 @@ class _Run:
             seed=(self.seed, self.stage, phase.index, epoch, *own),
             config=self.config,
         )
+        self.engine.share(self.growth.model)
         metric = self.engine.agreed(evaluate(self.growth.model, self.data.val, self.task)[0])
         if not math.isfinite(metric):
             raise DivergedError(
