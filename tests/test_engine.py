@@ -268,7 +268,7 @@ def test_features_are_learnt_from_a_teacher_in_every_engine(how: dict[str, objec
         history = recover_(
             model, data(), teacher=teacher, config=config(feature_distillation=0.1, **choices)
         )
-        losses.append(history[0]["loss"])
+        losses.append(history.records[0]["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
 
 
