@@ -222,7 +222,9 @@ class CorrelationProbe(torch.autograd.Function):
         working = torch.promote_types(activations[0].dtype, torch.float32)
         e = _centred(error.to(working), axis)
         e_std = e.unit * e.std / loss_scale
-        samples = len(error) if error.dim() > -axis else 1  # the loss is their mean
+        samples: Tensor | int = len(error) if error.dim() > -axis else 1  # the loss is their mean
+        if _processes() > 1:  # their batches may differ; the slope must not
+            samples = _total(e.std.new_tensor(float(samples))) / _processes()
         gradients, scores = [], []
         for directions, activation in zip(so_far[R].to(working), activations, strict=True):
             r, gradient, a_std = _correlate(activation.to(working), e, axis, pairwise, directions)

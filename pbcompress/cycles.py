@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from pbcompress.dendrite import (
     detach_dendrites_,
     neuron_parameters,
 )
+from pbcompress.engine import check_whole
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.phase import Phase
 from pbcompress.phases import Action, PhaseKind, PhaseLog, best_epoch, next_action
@@ -58,10 +59,11 @@ class Cycles(Iterator[Phase]):
         self._first_sets = self._best_sets
         self._attempts = 0
         self._reported = True
-        self._clock = time.monotonic()
+        self.keep_time(time.monotonic)
         self._fixed_buffers: Weights = {}
 
     def _check(self) -> None:
+        check_whole(self.model)
         if not self._trainable:
             raise CompressionError(
                 "Recovery was asked for and no parameter of the model requires grad, so nothing "
@@ -72,6 +74,10 @@ class Cycles(Iterator[Phase]):
                 f"lengths was given as {list(self.lengths)}. Give at least one phase, each of at "
                 "least one epoch."
             )
+
+    def keep_time(self, clock: Callable[[], float]) -> None:
+        """Measure ``minutes`` by a clock in seconds; several processes need one that they share."""
+        self._time, self._clock = clock, clock()
 
     # --- the iterator -------------------------------------------------------------------------
 
@@ -168,7 +174,7 @@ class Cycles(Iterator[Phase]):
                 f"The validation score of an epoch is {score}; the model has its best weights "
                 "again. Lower the learning rate, or make the metric defined for every output."
             )
-        now = time.monotonic()
+        now = self._time()
         self.minutes += (now - self._clock) / 60
         self._clock, self._reported = now, True
         improved = 0

@@ -58,30 +58,40 @@ def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor
     return torch.stack(parts).mean()
 
 
-def make_objective(task: Task, config: RecoveryConfig, teacher: nn.Module | None) -> Objective:
+def make_objective(
+    task: Task,
+    config: RecoveryConfig,
+    teacher: nn.Module | None,
+    student: nn.Module | None = None,
+) -> Objective:
     """Return the loss of neuron phases: the task's, mixed with what the teacher says.
 
     Args:
         task: Loss and forward.
         config: ``distillation``, ``temperature`` and ``feature_distillation``.
         teacher: The network to learn from; None, or no share of it: the task alone.
+        student: The plain network inside of the one that runs; None: they are one.
     """
     if teacher is None or not (config.distillation or config.feature_distillation):
         return lambda network, batch: task.loss(*task.run(network, batch))
-    return _Distillation(task, config, teacher)
+    return _Distillation(task, config, teacher, student)
 
 
 class _Distillation:
-    def __init__(self, task: Task, config: RecoveryConfig, teacher: nn.Module) -> None:
-        self.task, self.config, self.teacher = task, config, teacher
+    def __init__(
+        self, task: Task, config: RecoveryConfig, teacher: nn.Module, student: nn.Module | None
+    ) -> None:
+        self.task, self.config, self.teacher, self.student = task, config, teacher, student
         self._features: tuple[str, ...] | None = None
 
     def __call__(self, network: nn.Module, batch: Any) -> Tensor:
         share, weight = self.config.distillation, self.config.feature_distillation
-        names = self._names(network, batch) if weight else ()
+        names = (
+            self._names(network if self.student is None else self.student, batch) if weight else ()
+        )
         with _quiet(self.teacher, names) as wanted:
             theirs, _ = self.task.run(self.teacher, batch)
-        with _observed(network, names) as found:
+        with _observed(network if self.student is None else self.student, names) as found:
             output, target = self.task.run(network, batch)
         loss = (1 - share) * self.task.loss(output, target)
         if share:

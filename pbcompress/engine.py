@@ -75,6 +75,9 @@ class Engine:
         """Return the mean of a number over processes."""
         return value
 
+    def share(self, model: nn.Module) -> None:
+        """Give all processes the buffers of the first one: statistics are of its own batches."""
+
     def state(self) -> dict[str, Any]:
         """Return what a run that goes on needs, as JSON."""
         return {}
@@ -90,6 +93,7 @@ class _FabricEngine(Engine):
         super().__init__(config.compile)
         fabric = _import_fabric()
         self._scaler: Any = None
+        self._loader: Any = None
         plugins = []
         if config.precision != "32":
             is_half = config.precision == "fp16"
@@ -107,6 +111,11 @@ class _FabricEngine(Engine):
         )
         self._fabric.launch()
         self.rank, self.world = self._fabric.global_rank, self._fabric.world_size
+        if self.world > 1 and self.rank != torch.distributed.get_rank():
+            raise CompressionError(
+                f"Process {torch.distributed.get_rank()} of torch.distributed would train as "
+                f"number {self.rank}. Start the processes with torchrun, which numbers them."
+            )
 
     def setup(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Any]:
         network, wrapped = self._fabric.setup(
@@ -118,7 +127,8 @@ class _FabricEngine(Engine):
         if self.world == 1:
             return batches
         if isinstance(batches, DataLoader):
-            loader: Iterable[Any] = self._fabric.setup_dataloaders(batches, move_to_device=False)
+            self._loader = self._fabric.setup_dataloaders(batches, move_to_device=False)
+            loader: Iterable[Any] = self._loader
             return loader
         return _Sharded(batches, self.rank, self.world)
 
@@ -146,10 +156,20 @@ class _FabricEngine(Engine):
         whole = self._fabric.all_reduce(torch.tensor(value, dtype=torch.float64), reduce_op="mean")
         return float(whole)
 
+    def share(self, model: nn.Module) -> None:
+        if self.world > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
     def state(self) -> dict[str, Any]:
-        return {} if self._scaler is None else {"scaler": self._scaler.state_dict()}
+        state = {} if self._scaler is None else {"scaler": self._scaler.state_dict()}
+        if self._loader is not None:  # its sampler shuffles by the number of passes
+            state["passes"] = self._loader._num_iter_calls
+        return state
 
     def restore(self, state: dict[str, Any]) -> None:
+        if self._loader is not None:
+            self._loader._num_iter_calls = state["passes"]
         if self._scaler is not None and state.get("scaler"):
             self._scaler.load_state_dict(state["scaler"])
 
@@ -185,10 +205,11 @@ def check_whole(model: nn.Module) -> None:
     Raises:
         CompressionError: The model is wrapped for several processes, or its parameters are sharded.
     """
-    wrapped = type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel")
+    wrappers = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel")
+    wrapped = [type(m).__name__ for m in model.modules() if type(m).__name__ in wrappers]
     sharded = [n for n, p in model.named_parameters() if hasattr(p, "placements")]
-    if wrapped or sharded or isinstance(model, nn.DataParallel):
-        found = f"{sharded[0]!r} is sharded" if sharded else f"a {type(model).__name__}"
+    if wrapped or sharded:
+        found = f"{sharded[0]!r} is sharded" if sharded else f"a {wrapped[0]}"
         raise CompressionError(
             f"A whole model was expected, since dendrites add parameters to it; found: {found}. "
             "Pass the plain module, and start one process for each device with torchrun: it is "

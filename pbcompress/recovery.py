@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbcompress.config import CompressConfig, RecoveryConfig
+from pbcompress.config import CompressConfig
 from pbcompress.cycles import Cycles
 from pbcompress.distillation import make_objective
-from pbcompress.engine import check_whole, make_engine
+from pbcompress.engine import Engine, check_whole, make_engine
 from pbcompress.errors import CompressionError, DivergedError, StateMismatchError
 from pbcompress.history import History
 from pbcompress.initialization import initialize_candidates_
@@ -132,8 +132,9 @@ def recover_(
     check_whole(model)
     check_data(data, task, model, device_of(model))
     saved = None if checkpoint is None else checkpoint.read(device_of(model))
+    engine = make_engine(model, config.recovery)
     growth = Cycles(model, config, layers=layers, lengths=lengths, seed=seed)
-    run = _Run(growth, config.recovery, data, task, seed, stage, checkpoint, teacher, optimizer)
+    run = _Run(growth, engine, data, task, seed, stage, checkpoint, teacher, optimizer)
     try:
         if saved is not None:
             run.resume(*saved)
@@ -180,7 +181,7 @@ class _Run:
     def __init__(
         self,
         growth: Cycles,
-        config: RecoveryConfig,
+        engine: Engine,
         data: Data,
         task: Task,
         seed: int,
@@ -189,15 +190,16 @@ class _Run:
         teacher: nn.Module | None,
         factory: OptimizerFactory | None,
     ) -> None:
-        self.growth, self.config, self.data, self.task = growth, config, data, task
+        self.growth, self.engine, self.data, self.task = growth, engine, data, task
+        self.config = config = growth.recovery
         self.seed, self.stage, self.checkpoint = seed, stage, checkpoint
         self.history = History()
-        self.engine = make_engine(growth.model, config)
-        self._batches = self.engine.batches(data.train)
+        growth.keep_time(lambda: engine.agreed(time.monotonic()))
+        self._batches = engine.batches(data.train)
         self._objectives = {
-            PhaseKind.NEURON: make_objective(task, config, teacher),
+            PhaseKind.NEURON: make_objective(task, config, teacher, growth.model),
             PhaseKind.DENDRITE: make_objective(task, config, None),
-            PhaseKind.THAW: make_objective(task, config, teacher),
+            PhaseKind.THAW: make_objective(task, config, teacher, growth.model),
         }
         self.factory = factory
         self._retried: int | None = None
@@ -233,6 +235,7 @@ class _Run:
             seed=(self.seed, self.stage, phase.index, epoch, *own),
             config=self.config,
         )
+        self.engine.share(self.growth.model)
         metric = self.engine.agreed(evaluate(self.growth.model, self.data.val, self.task)[0])
         if not math.isfinite(metric):
             raise DivergedError(

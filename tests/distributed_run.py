@@ -1,14 +1,20 @@
 """A training in several processes: ``torchrun distributed_run.py FOLDER``; see test_distributed."""
 
+import dataclasses
+import os
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pbcompress import CompressConfig, Data, recover_
+from pbcompress import CompressConfig, Data, Task, recover_
 from pbcompress.config import DendriteConfig, RecoveryConfig
+from pbcompress.recovery import Checkpoint
+from pbcompress.task import accuracy
 
 CASES = {
     "correlation": DendriteConfig(max_sets=2),
@@ -48,19 +54,53 @@ def train(name: str, size: int) -> tuple[dict[str, Tensor], list[dict[str, objec
     return model.state_dict(), history.records
 
 
-def train_from_a_loader() -> dict[str, Tensor]:
+def train_from_a_loader(folder: Path, stop_after: int = 0) -> dict[str, Tensor]:
+    """Train a network with BatchNorm; with ``stop_after`` epochs, die then and go on."""
     x, y = (torch.cat(part) for part in zip(*batches(BATCH), strict=True))
     loader = DataLoader(TensorDataset(x, y), batch_size=BATCH, shuffle=True)
-    model = network()
-    recover_(model, Data(train=loader, val=batches(BATCH)), config=config("correlation"))
+    data, scored = Data(train=loader, val=batches(BATCH)), 0
+
+    def metric(output: Tensor, target: Tensor) -> float:
+        nonlocal scored
+        scored += 1
+        if scored == stop_after + 1 and stop_after:
+            raise KeyboardInterrupt
+        return accuracy(output, target)
+
+    checkpoint = Checkpoint(folder / f"{stop_after}.safetensors", "loader")
+    for _ in range(2 if stop_after else 1):
+        model = nn.Sequential(nn.BatchNorm2d(1).double(), *network())
+        with suppress(KeyboardInterrupt):
+            recover_(
+                model, data, Task(metric=metric), config=config("correlation"),
+                checkpoint=checkpoint,
+            )  # fmt: skip
+    assert scored > stop_after
     return model.state_dict()
 
 
+def epochs_in_time() -> int:
+    """Train until the time is over, with clocks that run at another speed in each process."""
+    rank, monotonic = int(os.environ["RANK"]), time.monotonic
+    choices = config("correlation")
+    recovery = dataclasses.replace(choices.recovery, max_minutes=0.5, epochs=3)
+    time.monotonic = lambda: monotonic() * (1 if rank else 1e6)
+    try:
+        history = recover_(
+            network(), Data(train=batches(BATCH), val=batches(BATCH)),
+            config=dataclasses.replace(choices, recovery=recovery),
+        )  # fmt: skip
+    finally:
+        time.monotonic = monotonic
+    return len(history.records)
+
+
 def main() -> None:
+    folder = Path(sys.argv[1])
     results = {name: train(name, BATCH) for name in CASES}
-    loaded = train_from_a_loader()
-    rank = torch.distributed.get_rank()
-    torch.save((results, loaded), Path(sys.argv[1]) / f"{rank}.pt")
+    loaded = [train_from_a_loader(folder, stop_after) for stop_after in (0, 3)]
+    epochs = epochs_in_time()
+    torch.save((results, loaded, epochs), folder / f"{torch.distributed.get_rank()}.pt")
     torch.distributed.destroy_process_group()
 
 

@@ -41,7 +41,7 @@ def test_every_rule_is_in_the_list():
 @pytest.mark.parametrize("name", distributed_run.CASES)
 def test_two_processes_train_as_one_with_twice_the_batch(ranks, name):
     weights, records = distributed_run.train(name, 2 * distributed_run.BATCH)
-    for results, _ in ranks:
+    for results, *_ in ranks:
         theirs, log = results[name]
         assert list(theirs) == list(weights)
         for key, value in weights.items():
@@ -58,6 +58,16 @@ def test_two_processes_train_as_one_with_twice_the_batch(ranks, name):
 
 @pytest.mark.parametrize("name", [*distributed_run.CASES, "loader"])
 def test_both_processes_end_with_equal_weights(ranks, name):
-    first, second = (r[1] if name == "loader" else r[0][name][0] for r in ranks)
+    first, second = (r[1][0] if name == "loader" else r[0][name][0] for r in ranks)
     assert list(first) == list(second)
     assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_a_loader_goes_on_with_the_order_of_samples_that_it_had(ranks):
+    whole, resumed = ranks[0][1]
+    assert list(whole) == list(resumed)
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+def test_the_clock_of_the_first_process_ends_the_training_of_both(ranks):
+    assert [epochs for *_, epochs in ranks] == [1, 1]

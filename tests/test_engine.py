@@ -251,11 +251,35 @@ def test_nothing_outlives_a_step(kind: PhaseKind) -> None:
     assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
 
 
-@pytest.mark.parametrize("wrapper", [nn.DataParallel])
-def test_a_wrapped_model_is_refused(wrapper) -> None:
-    model = wrapper(network())
+@pytest.mark.parametrize("place", [lambda m: m, nn.Sequential])
+@pytest.mark.parametrize("train", [lambda m: recover_(m, data()), cycles])
+def test_a_wrapped_model_is_refused(train, place) -> None:
+    model = place(nn.DataParallel(network()))
     with pytest.raises(CompressionError, match="a DataParallel"):
-        recover_(model, data())
+        train(model)
+
+
+@pytest.mark.parametrize("how", [{"precision": "bf16"}, {"accumulate": 2}])
+def test_features_are_learnt_from_a_teacher_in_every_engine(how: dict[str, object]) -> None:
+    losses = []
+    for choices in ({}, how):
+        model, teacher = network(), network()
+        nn.init.normal_(teacher[4].weight)
+        history = recover_(
+            model, data(), teacher=teacher, config=config(feature_distillation=0.1, **choices)
+        )
+        losses.append(history.records[0]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_an_engine_that_is_not_there_leaves_sets_that_wait_for_training(monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "lightning.fabric", None)
+    model = network()
+    attach_dendrites_(model)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(CompressionError, match=r"pbcompress\[engine\]"):
+        recover_(model, data(), config=config(precision="bf16"))
+    assert list(model.state_dict()) == list(before)
 
 
 def test_a_sharded_parameter_is_refused() -> None:
