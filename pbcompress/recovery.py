@@ -119,7 +119,7 @@ def recover_(
             model has its best weights.
 
     Example:
-        >>> from pbcompress.config import DendriteConfig
+        >>> from pbcompress.config import RecoveryConfig
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> batches = [(torch.randn(16, 4), torch.randint(2, (16,)))]
         >>> recovery = RecoveryConfig(epochs=2, dendrite_epochs=1, max_failures=1)
