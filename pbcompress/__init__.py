@@ -35,6 +35,8 @@ from pbcompress.measure import measure as measure
 from pbcompress.phases import PhaseKind as PhaseKind
 from pbcompress.plan import WidthPlan as WidthPlan
 from pbcompress.plan import plan_widths as plan_widths
+from pbcompress.projections import close_attention_ as close_attention_
+from pbcompress.projections import open_attention_ as open_attention_
 from pbcompress.recovery import recover_ as recover_
 from pbcompress.shrinking import shrink as shrink
 from pbcompress.shrinking import shrink_ as shrink_

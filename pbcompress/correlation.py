@@ -88,14 +88,13 @@ def _correlate(
     sign = torch.sign(r if direction is None else direction + r)
     alive = own.unit > 0
     scale = -torch.where(alive, 1 / (n * own.std * torch.where(alive, own.unit, 1)), 0)
+    pull = sign * r if pairwise else (sign * r).sum(1)
+    gradient = a.mul_((-pull * scale / own.std).reshape(-1, *by_channel))  # a is ours
     if pairwise:
-        gradient = e * (sign * scale / error.std).reshape(-1, *by_channel)
-        pull = sign * r
+        gradient.addcmul_(e, (sign * scale / error.std).reshape(-1, *by_channel))
     else:
         wanted = (sign * scale[:, None] / error.std).T
-        gradient = (e.movedim(axis, -1) @ wanted).movedim(-1, axis)
-        pull = (sign * r).sum(1)
-    gradient.sub_(a.mul_((pull * scale / own.std).reshape(-1, *by_channel)))
+        gradient.add_((e.movedim(axis, -1) @ wanted).movedim(-1, axis))
     return r, gradient, own.unit * own.std
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from pbcompress.config import DendriteConfig
 from pbcompress.errors import CompressionError, UnsupportedLayerError
 from pbcompress.geometry import LayerGeometry
+from pbcompress.projections import OpenAttention
 from pbcompress.surgery import matches, seeded
 
 __all__ = [
@@ -98,8 +99,12 @@ def _refusal(model: nn.Module, name: str, layer: nn.Module) -> str | None:
         return f"a {type(layer).__name__} looks rows up, and has no sum for a dendrite to add to"
     parent = model.get_submodule(name.rpartition(".")[0])
     is_of_torch = type(parent).__module__ == "torch.nn.modules.transformer"
-    if is_of_torch or isinstance(parent, nn.MultiheadAttention):
-        return f"its parent {type(parent).__name__} reads its weight directly"
+    is_open = isinstance(getattr(parent, "self_attn", None), OpenAttention)
+    if isinstance(parent, nn.MultiheadAttention) or (is_of_torch and not is_open):
+        return (
+            f"its parent {type(parent).__name__} reads its weight directly, until "
+            "open_attention_(model)"
+        )
     if type(layer) not in _GROWABLE:
         return f"a {type(layer).__name__} cannot grow dendrites"
     return None

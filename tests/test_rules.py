@@ -38,7 +38,7 @@ ROWS = [
     ["allocation", "latency", "forms", "correlation", "importance", "cuts", "pins", "explain"],
     ["costs", "statistics", "distillation", "scorecard", "optimizers", "admission", "charts"],
     ["engine", "grouping", "measure", "phases", "history", "task", "tensorfile", "tables"],
-    ["tracing", "slicing", "families"],
+    ["tracing", "slicing", "families", "projections"],
     ["movement", "attention"],
     ["operators"],
     ["tracer", "surgery", "geometry", "config", "deadline"],
