@@ -205,21 +205,6 @@ class Mine(nn.MultiheadAttention):
     """May compute something else."""
 
 
-def test_opened_attention_shrinks_like_the_original() -> None:
-    network, x = (
-        nn.Sequential(nn.Linear(6, E), transformer(), nn.Linear(E, 3)),
-        torch.randn(N, L, 6),
-    )
-    closed = pb.shrink(network, pb.plan_widths(network, x, 0.6))
-    pb.open_attention_(network)
-    opened = pb.shrink(network, pb.plan_widths(network, x, 0.6))
-    assert opened(x).shape == (N, L, 3)
-    assert opened[0].out_features < E
-    pb.close_attention_(opened)
-    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (opened, closed)]
-    assert shapes[0] == shapes[1]
-
-
 REFUSED = {
     "kdim": (lambda: nn.MultiheadAttention(E, HEADS, kdim=4), "weights of their own"),
     "vdim": (lambda: nn.MultiheadAttention(E, HEADS, vdim=4), "weights of their own"),
