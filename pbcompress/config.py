@@ -1,12 +1,10 @@
 """Every choice as a frozen value: keyword-only, checked at once, always JSON."""
 
-import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import UnionType
-from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self
 
+from pbcompress.choices import Choices, require
 from pbcompress.errors import StateMismatchError
 
 __all__ = ["Budget", "CompressConfig", "DendriteConfig", "RecoveryConfig", "WidthConfig"]
@@ -19,91 +17,8 @@ Activation = Literal["relu", "tanh", "sigmoid", "gelu", "silu"]
 Importance = Literal["magnitude", "bn_scale", "taylor", "variance", "fisher"]
 
 
-def _require(condition: bool, config: object, name: str, wanted: str) -> None:
-    if not condition:
-        found = getattr(config, name)
-        kind = type(config).__name__
-        raise ValueError(f"{kind}.{name} was given as {found!r}; it must be {wanted}.")
-
-
-def _fits(value: object, hint: Any) -> bool:
-    """Tell whether a value is what a field's annotation says; a bool is no number."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return any(_fits(value, option) for option in args)
-    if origin is Literal:
-        return isinstance(value, str) and value in args
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        return len(hints) == len(value) and all(map(_fits, value, hints))
-    if hint in (int, float):
-        kinds = (int,) if hint is int else (int, float)
-        is_number = isinstance(value, kinds) and not isinstance(value, bool)
-        return is_number and math.isfinite(value)  # type: ignore[arg-type]
-    return isinstance(value, hint)
-
-
-def _described(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(repr, get_args(hint)))}"
-    return f"of type {getattr(hint, '__name__', None) if isinstance(hint, type) else hint}"
-
-
-def _frozen(value: Any) -> Any:
-    """Return lists as tuples, and a mapping as the tuple of its pairs."""
-    if isinstance(value, Mapping):
-        value = tuple(value.items())
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
-
-
-def _plain(value: Any) -> Any:
-    return list(map(_plain, value)) if isinstance(value, tuple) else value
-
-
-class _Choices:
-    """What all configurations share: checks of types and literals, and JSON."""
-
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if get_origin(hint) is tuple or isinstance(value, list):
-                object.__setattr__(self, name, _frozen(value))
-            _require(_fits(getattr(self, name), hint), self, name, _described(hint))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data from which `from_dict` makes an equal value."""
-        data: dict[str, Any] = {}
-        for item in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, item.name)
-            if isinstance(value, _Choices):
-                value = value.to_dict()
-            data[item.name] = _plain(value)
-        return data
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild a configuration; unknown names are refused, missing ones take their default."""
-        hints = get_type_hints(cls)
-        if not isinstance(data, Mapping):
-            raise ValueError(f"{cls.__name__} is made from a dict of its fields; found {data!r}.")
-        unknown = sorted(set(data) - set(hints))
-        if unknown:
-            raise ValueError(
-                f"{cls.__name__} has no {', '.join(unknown)}; it has {', '.join(hints)}."
-            )
-        values: dict[str, Any] = {}
-        for name, value in data.items():
-            hint = hints[name]
-            if isinstance(hint, type) and issubclass(hint, _Choices):
-                value = hint.from_dict(value)
-            values[name] = value
-        return cls(**values)
-
-
 @dataclass(frozen=True)
-class Budget(_Choices):
+class Budget(Choices):
     """What the compressed network may cost; every bound that is set holds at once.
 
     Args:
@@ -136,7 +51,7 @@ class Budget(_Choices):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WidthConfig(_Choices):
+class WidthConfig(Choices):
     """How widths are chosen.
 
     Args:
@@ -180,18 +95,18 @@ class WidthConfig(_Choices):
     def __post_init__(self) -> None:
         super().__post_init__()
         is_multiple = self.round_to == "auto" or int(self.round_to) >= 1
-        _require(is_multiple, self, "round_to", "at least 1, or 'auto'")
+        require(is_multiple, self, "round_to", "at least 1, or 'auto'")
         is_bound = self.max_seconds is None or self.max_seconds > 0
-        _require(is_bound, self, "max_seconds", "positive, or None")
-        _require(self.importance_batches >= 1, self, "importance_batches", "at least 1")
-        _require(self.min_width >= 1, self, "min_width", "at least 1")
-        _require(0 < self.max_ratio < 1, self, "max_ratio", "between 0 and 1")
+        require(is_bound, self, "max_seconds", "positive, or None")
+        require(self.importance_batches >= 1, self, "importance_batches", "at least 1")
+        require(self.min_width >= 1, self, "min_width", "at least 1")
+        require(0 < self.max_ratio < 1, self, "max_ratio", "between 0 and 1")
         is_width = all(w >= 1 if isinstance(w, int) else 0 < w <= 1 for _, w in self.pin)
-        _require(is_width, self, "pin", "pairs of a layer and a count from 1, or a share in (0, 1]")
+        require(is_width, self, "pin", "pairs of a layer and a count from 1, or a share in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DendriteConfig(_Choices):
+class DendriteConfig(Choices):
     """What a dendrite is, how it learns and how many may grow.
 
     Args:
@@ -265,31 +180,32 @@ class DendriteConfig(_Choices):
             object.__setattr__(self, "backprop_through", not is_correlation)
         if self.freeze_after is None:
             object.__setattr__(self, "freeze_after", is_correlation)
-        _require(self.max_sets >= 0, self, "max_sets", "at least 0")
-        _require(self.candidates >= 1, self, "candidates", "at least 1")
-        _require(0 < self.node_share <= 1, self, "node_share", "above 0 and at most 1")
+        require(self.max_sets >= 0, self, "max_sets", "at least 0")
+        require(self.candidates >= 1, self, "candidates", "at least 1")
+        require(0 < self.node_share <= 1, self, "node_share", "above 0 and at most 1")
         if self.rule == "gradient":  # without a dendrite phase there are no scores
             wanted = "with rule 'correlation' or 'hybrid'; rule 'gradient' has no scores"
-            _require(self.candidates == 1, self, "candidates", f"1, or more {wanted}")
-            _require(self.node_share == 1, self, "node_share", f"1, or less {wanted}")
-            _require(self.initial_gain == "zero", self, "initial_gain", f"'zero', or else {wanted}")
+            require(self.candidates == 1, self, "candidates", f"1, or more {wanted}")
+            require(self.node_share == 1, self, "node_share", f"1, or less {wanted}")
+            require(self.initial_gain == "zero", self, "initial_gain", f"'zero', or else {wanted}")
             is_random = self.initialization == "random"
-            _require(is_random, self, "initialization", f"'random', or else {wanted}")
+            require(is_random, self, "initialization", f"'random', or else {wanted}")
         for name in ("groups", "rank", "nodes"):
-            _require(getattr(self, name) >= 1, self, name, "at least 1")
+            require(getattr(self, name) >= 1, self, name, "at least 1")
         is_share = self.share == "auto" or 0 <= float(self.share) <= 1
-        _require(is_share, self, "share", "'auto' or a number from 0 to 1")
+        require(is_share, self, "share", "'auto' or a number from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecoveryConfig(_Choices):
+class RecoveryConfig(Choices):
     """How the weights are trained after a change of structure.
 
     Args:
         epochs: Longest neuron phase, in epochs; the learning rate's schedule spans it.
         dendrite_epochs: Longest dendrite phase.
-        thaw_epochs: Longest last phase, in which neurons and all dendrites train together; 0: none.
-            What it brings counts only if it is better.
+        thaw_epochs: Longest last phase, in which neurons and all dendrites train together, for
+            frozen dendrites go stale; it counts only if it is better. 0: none. None: half of
+            ``epochs`` where dendrites were frozen.
         patience: End a neuron phase after so many epochs without a better score; None: run
             ``epochs``, which is right for a schedule that ends at zero.
         dendrite_patience: End a dendrite phase after so many epochs in which no node of the
@@ -325,7 +241,7 @@ class RecoveryConfig(_Choices):
 
     epochs: int = 20
     dendrite_epochs: int = 8
-    thaw_epochs: int = 0
+    thaw_epochs: int | None = None
     patience: int | None = None
     dendrite_patience: int = 3
     node_improvement: float = 0.1
@@ -359,23 +275,25 @@ class RecoveryConfig(_Choices):
             "max_failures",
             "accumulate",
         ):
-            _require(getattr(self, name) >= 1, self, name, "at least 1")
+            require(getattr(self, name) >= 1, self, name, "at least 1")
         for name in ("patience", "max_epochs", "max_minutes", "max_grad_norm"):
             value = getattr(self, name)
-            _require(value is None or value > 0, self, name, "positive, or None")
+            require(value is None or value > 0, self, name, "positive, or None")
         for name in ("lr", "dendrite_lr", "growth_lr", "temperature"):
-            _require(getattr(self, name) > 0, self, name, "positive")
+            require(getattr(self, name) > 0, self, name, "positive")
         signless = ("weight_decay", "momentum", "node_improvement", "feature_distillation")
-        for name in (*signless, "thaw_epochs"):
-            _require(getattr(self, name) >= 0, self, name, "zero or positive")
-        _require(0 < self.retry_lr < 1, self, "retry_lr", "between 0 and 1")
-        _require(0 <= self.distillation <= 1, self, "distillation", "from 0 to 1")
-        _require(0 <= self.warmup < 1, self, "warmup", "at least 0 and below 1")
-        _require(len(self.improvement) > 0, self, "improvement", "at least one number")
+        for name in signless:
+            require(getattr(self, name) >= 0, self, name, "zero or positive")
+        thaw = self.thaw_epochs
+        require(thaw is None or thaw >= 0, self, "thaw_epochs", "zero or positive, or None")
+        require(0 < self.retry_lr < 1, self, "retry_lr", "between 0 and 1")
+        require(0 <= self.distillation <= 1, self, "distillation", "from 0 to 1")
+        require(0 <= self.warmup < 1, self, "warmup", "at least 0 and below 1")
+        require(len(self.improvement) > 0, self, "improvement", "at least one number")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressConfig(_Choices):
+class CompressConfig(Choices):
     """All choices of one call of `compress`.
 
     Args:

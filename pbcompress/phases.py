@@ -7,7 +7,16 @@ from typing import Any
 
 from pbcompress.config import DendriteConfig, RecoveryConfig
 
-__all__ = ["Action", "PhaseKind", "PhaseLog", "best_epoch", "longest", "next_action", "sets_kept"]
+__all__ = [
+    "Action",
+    "PhaseKind",
+    "PhaseLog",
+    "best_epoch",
+    "longest",
+    "next_action",
+    "sets_kept",
+    "thaw_length",
+]
 
 SMALLEST_GAIN = 1e-5
 
@@ -69,10 +78,17 @@ class PhaseLog:
         return cls(kind, data["sets"], tuple(scores), tuple(improved))
 
 
-def longest(kind: PhaseKind, config: RecoveryConfig) -> int:
+def thaw_length(recovery: RecoveryConfig, dendrites: DendriteConfig) -> int:
+    """Return the most epochs of a thaw; 0 where there is none."""
+    if recovery.thaw_epochs is not None:
+        return recovery.thaw_epochs
+    return recovery.epochs // 2 if dendrites.freeze_after else 0
+
+
+def longest(kind: PhaseKind, recovery: RecoveryConfig, dendrites: DendriteConfig) -> int:
     """Return the most epochs of a phase."""
-    lengths = {PhaseKind.NEURON: config.epochs, PhaseKind.DENDRITE: config.dendrite_epochs}
-    return lengths.get(kind, config.thaw_epochs)
+    lengths = {PhaseKind.NEURON: recovery.epochs, PhaseKind.DENDRITE: recovery.dendrite_epochs}
+    return lengths.get(kind, thaw_length(recovery, dendrites))
 
 
 def is_better(score: float, best: float | None, sets: int, config: RecoveryConfig) -> bool:
@@ -156,14 +172,16 @@ def next_action(
         stalled = len(recent) == recovery.dendrite_patience and not any(recent)
         is_over = stalled or len(phase.scores) >= recovery.dendrite_epochs
         return Action.ACCEPT if is_over else Action.CONTINUE
-    if len(phase.scores) < longest(phase.kind, recovery) and not _plateaued(log, recovery):
+    if len(phase.scores) < longest(phase.kind, recovery, dendrites) and not _plateaued(
+        log, recovery
+    ):
         return Action.CONTINUE
     if phase.kind is PhaseKind.THAW:
         return Action.STOP
     kept, failed = sets_kept(log, recovery)
     if kept < dendrites.max_sets and failed < recovery.max_failures:
         return Action.GROW
-    return Action.THAW if kept and recovery.thaw_epochs else Action.STOP
+    return Action.THAW if kept and thaw_length(recovery, dendrites) else Action.STOP
 
 
 def _plateaued(log: Sequence[PhaseLog], config: RecoveryConfig) -> bool:

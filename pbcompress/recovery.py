@@ -19,7 +19,7 @@ from pbcompress.errors import CompressionError, DivergedError, StateMismatchErro
 from pbcompress.history import History
 from pbcompress.initialization import initialize_candidates_
 from pbcompress.phase import Phase
-from pbcompress.phases import PhaseKind, longest
+from pbcompress.phases import PhaseKind, longest, thaw_length
 from pbcompress.surgery import device_of
 from pbcompress.task import Data, Task, check_data
 from pbcompress.tensorfile import read_tensors, write_tensors
@@ -171,7 +171,7 @@ def _most_epochs(growth: Cycles) -> int:
     r, sets = growth.recovery, growth.dendrites.max_sets
     tries = sets + r.max_failures - 1 if sets else 0
     wait = 0 if growth.dendrites.rule == "gradient" else r.dendrite_epochs
-    most = r.epochs + tries * (wait + r.epochs) + (r.thaw_epochs if sets else 0)
+    most = r.epochs + tries * (wait + r.epochs) + (thaw_length(r, growth.dendrites) if sets else 0)
     return most if r.max_epochs is None else min(most, r.max_epochs)
 
 
@@ -281,7 +281,7 @@ class _Run:
     def _length(self, phase: Phase) -> int:
         if self.growth.lengths is not None:
             return self.growth.lengths[phase.index]
-        return longest(phase.kind, self.config)
+        return longest(phase.kind, self.config, self.growth.dendrites)
 
     def _setup(self, phase: Phase) -> tuple[torch.optim.Optimizer, nn.Module, Any]:
         """Return optimizer, network and stepper of a phase, fresh ones where the phase is new."""

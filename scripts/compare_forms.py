@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = create_model("small_cnn", widths=(16, 32, 64), first_stride=2)
     base = pb.CompressConfig(dendrites=OFF, recovery=pb.RecoveryConfig(epochs=15))
     pb.recover_(model, data, seed=options.seed, config=base)
-    recovery = pb.RecoveryConfig(epochs=EPOCHS, dendrite_epochs=DENDRITE_EPOCHS, max_failures=1)
+    lengths = {"epochs": EPOCHS, "dendrite_epochs": DENDRITE_EPOCHS, "thaw_epochs": 0}
+    recovery = pb.RecoveryConfig(max_failures=1, **lengths)
     for name, dendrites, width in arms():
         config = pb.CompressConfig(dendrites=dendrites, recovery=recovery, width=width)
         print(json.dumps(run(name, model, data, config, options.target, options.seed)), flush=True)

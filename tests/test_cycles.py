@@ -162,7 +162,9 @@ def test_phases_come_in_the_order_of_the_rule(rule: str) -> None:
         assert seen == first + [(1, "neuron", 1)] * 2 + [(2, "neuron", 2)] * 2
     else:
         one = [(1, "dendrite", 1)] * 2 + [(2, "neuron", 1)] * 2
-        assert seen == first + one + [(3, "dendrite", 2)] * 2 + [(4, "neuron", 2)] * 2
+        two = [(3, "dendrite", 2)] * 2 + [(4, "neuron", 2)] * 2
+        last = [(5, "thaw", 2)] if rule == "correlation" else []  # frozen dendrites go stale
+        assert seen == first + one + two + last
 
 
 def test_report_says_whether_the_phase_goes_on() -> None:
@@ -315,6 +317,7 @@ def test_neurons_are_in_eval_mode_while_candidates_train() -> None:
             assert all(".dendrites.0" in name for name in training)
         else:
             assert model.training
+        if phase.kind is NEURON:
             assert all(not m.training for n, m in model.named_modules() if ".dendrites.0" in n)
 
 
@@ -519,7 +522,7 @@ def test_trained_sets_stay_and_count_as_grown() -> None:
     model = trained_model()
     before = snapshot(model)
     seen = [p.sets for p in follow(cycles(model, config=config_of(max_sets=2)), RISING)]
-    assert seen == [1, 1, 2, 2, 2, 2]
+    assert seen == [1, 1, 2, 2, 2, 2, 2]
     assert all(torch.equal(before[n], model.state_dict()[n]) for n in dendrite_names(model, 0))
 
 

@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pbcompress.config import DendriteConfig, RecoveryConfig
-from pbcompress.phases import Action, PhaseKind, PhaseLog, best_epoch, next_action, sets_kept
+from pbcompress.phases import (
+    Action,
+    PhaseKind,
+    PhaseLog,
+    best_epoch,
+    next_action,
+    sets_kept,
+    thaw_length,
+)
 
 Log = list[PhaseLog]
 
@@ -23,14 +31,15 @@ def dendrite(sets: int, *improved: int, score: float = 0.5) -> PhaseLog:
 
 
 def action(log: Log, *, max_sets: int = 2, minutes: float = 0.0, **recovery: object) -> Action:
-    lengths = {"epochs": 3, "dendrite_epochs": 4, "dendrite_patience": 2} | recovery
-    config = RecoveryConfig(**lengths)
+    lengths = {"epochs": 3, "dendrite_epochs": 4, "dendrite_patience": 2, "thaw_epochs": 0}
+    config = RecoveryConfig(**(lengths | recovery))
     return next_action(log, config, DendriteConfig(max_sets=max_sets), minutes=minutes)
 
 
 GO, GROW, ACCEPT, STOP = Action.CONTINUE, Action.GROW, Action.ACCEPT, Action.STOP
 THAW = Action.THAW
 FIRST = neuron(0, 0.5, 0.5, 0.5)
+DEFAULT = {"thaw_epochs": None}
 
 ACTIONS = [
     # a neuron phase lasts as many epochs as it was given
@@ -84,6 +93,14 @@ ACTIONS = [
     ("sets first", [FIRST, neuron(1, 0.6, 0.6, 0.7)], {"thaw_epochs": 2}, GROW),
     ("thaw not full", [FIRST, neuron(1, 0.6, 0.6, 0.7), thaw(1, 0.1)], {"thaw_epochs": 2}, GO),
     ("thaw full", [FIRST, neuron(1, 0.6, 0.6, 0.7), thaw(1, 0.9, 0.9)], {"thaw_epochs": 2}, STOP),
+    ("a thaw by default", [FIRST, neuron(1, *[0.6] * 3)], {"max_sets": 1} | DEFAULT, THAW),
+    (
+        "half a phase: one epoch",
+        [neuron(1, *[0.6] * 3), thaw(1, 0.7)],
+        {"max_sets": 1} | DEFAULT,
+        STOP,
+    ),
+    ("no half epoch", [neuron(1, 0.6)], {"max_sets": 1, "epochs": 1} | DEFAULT, STOP),
     ("no set, phase not full", [neuron(0, 0.5)], {"max_sets": 0}, GO),
     ("one failure is forgiven", [FIRST, neuron(1, 0.4, 0.4, 0.4)], {}, GROW),
     ("equal fails", [FIRST, neuron(1, 0.5, 0.5, 0.5)], {"max_failures": 1}, STOP),
@@ -126,8 +143,8 @@ ACTIONS = [
 
 
 def test_the_tables_are_whole() -> None:
-    assert len(ACTIONS) == 53
-    assert len({name for name, *_ in ACTIONS}) == 53
+    assert len(ACTIONS) == 56
+    assert len({name for name, *_ in ACTIONS}) == 56
     assert len(KEPT) == 15
 
 
@@ -177,6 +194,23 @@ def test_margins_are_per_set_and_the_last_holds_for_more() -> None:
     assert sets_kept([neuron(5, 1.0), neuron(6, 1.009)], config) == (5, 1)
 
 
+@pytest.mark.parametrize(
+    ("rule", "given", "expected"),
+    [
+        ("correlation", None, 3),
+        ("gradient", None, 0),
+        ("hybrid", None, 0),
+        ("correlation", 0, 0),
+        ("gradient", 2, 2),
+    ],
+)
+def test_what_was_frozen_thaws_for_half_a_phase(
+    rule: str, given: int | None, expected: int
+) -> None:
+    recovery = RecoveryConfig(epochs=7, thaw_epochs=given)
+    assert thaw_length(recovery, DendriteConfig(rule=rule)) == expected
+
+
 def test_a_log_survives_json() -> None:
     log = dendrite(2, 4, 0).with_epoch(-0.25, improved=3)
     assert PhaseLog.from_dict(log.to_dict()) == log
@@ -193,6 +227,7 @@ recoveries = st.builds(
     dendrite_patience=st.integers(1, 3),
     max_failures=st.integers(1, 3),
     max_epochs=st.none() | st.integers(1, 20),
+    thaw_epochs=st.none() | st.integers(0, 2),
 )
 scores = st.sampled_from([0.0, -1.0, -0.5, 0.5, 0.5 + 1e-6, 0.5003, 0.6, 1.0]) | st.floats(-2, 2)
 
@@ -215,6 +250,8 @@ def play(
             log.append(neuron(kept + 1) if rule == "gradient" else dendrite(kept + 1))
         elif actions[-1] is Action.ACCEPT:
             log.append(neuron(log[-1].sets))
+        elif actions[-1] is Action.THAW:
+            log.append(thaw(kept))
         assert turn < 1000, "does not end"
 
 
@@ -233,7 +270,8 @@ def test_every_growth_ends_within_its_bounds(
     assert (log, actions) == play(recovery, max_sets, source, rule, sets)
     epochs = sum(len(phase.scores) for phase in log)
     tries = max_sets + recovery.max_failures - 1 if max_sets else 0
-    assert epochs <= recovery.epochs + tries * (recovery.epochs + recovery.dendrite_epochs)
+    growing = recovery.epochs + tries * (recovery.epochs + recovery.dendrite_epochs)
+    assert epochs <= growing + thaw_length(recovery, DendriteConfig(rule=rule))
     assert recovery.max_epochs is None or epochs <= recovery.max_epochs
     kept, failed = sets_kept(log, recovery)
     assert kept <= max(max_sets, sets)
@@ -252,7 +290,7 @@ def test_the_best_epoch_is_of_a_network_that_is_kept(
     log, _ = play(recovery, 3, source, "correlation", sets)
     phase, epoch = best_epoch(log, recovery)
     kept, _ = sets_kept(log, recovery)
-    assert log[phase].kind is PhaseKind.NEURON
+    assert log[phase].kind is not PhaseKind.DENDRITE
     assert log[phase].sets <= kept
     first = max(log[0].scores)
     assert log[phase].scores[epoch] >= first  # a growth never ends below its start

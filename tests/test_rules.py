@@ -42,7 +42,7 @@ ROWS = [
     ["movement", "attention"],
     ["operators"],
     ["tracer", "surgery", "geometry", "config", "deadline"],
-    ["coupling", "sizes", "jsonfile"],
+    ["coupling", "sizes", "jsonfile", "choices"],
     ["errors"],
 ]
 THIRD_PARTY = {

@@ -47,7 +47,7 @@ def grow_with_trainer(
         for phase in growth:
             phases.append(phase)
             reporter.phase = phase
-            args.num_train_epochs = longest(phase.kind, config.recovery)
+            args.num_train_epochs = longest(phase.kind, config.recovery, config.dendrites)
             trainer.optimizer = trainer.lr_scheduler = None
             trainer.model_wrapped = model
             trainer.train()
