@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_dendrite import KINDS, config_of, grown, inputs_of
+from reference import KINDS, config_of, grown, inputs_of
 from torch import Tensor, nn
 
 from pbcompress import attach_dendrites_, cycles, fuse, load, measure
