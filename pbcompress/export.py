@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pbcompress.errors import CompressionError, ExportMismatchError, first_line
+from pbcompress.int8 import Quantization, try_int8
 from pbcompress.onnxfile import facts_of
 from pbcompress.runtime import Session
 from pbcompress.surgery import (
@@ -28,6 +29,7 @@ from pbcompress.surgery import (
     tensors_of,
     to_device,
 )
+from pbcompress.task import Data, Task
 from pbcompress.tensorfile import write_bytes
 
 __all__ = ["ExportReport", "export_onnx", "write_onnx"]
@@ -54,6 +56,8 @@ class ExportReport:
         input_names: Inputs of the file.
         output_names: Outputs of the file.
         operations: Number of nodes by operation.
+        quantization: What int8 brought, where it was asked for; the other attributes are those of
+            the file that was written, the differences those of its float32 form.
     """
 
     path: str
@@ -66,13 +70,15 @@ class ExportReport:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     operations: Mapping[str, int]
+    quantization: Quantization | None = None
 
     def __str__(self) -> str:
         sizes = ", ".join(map(str, self.batch_sizes))
+        int8 = f"; {self.quantization}" if self.quantization else ""
         return (
             f"{self.path}: opset {self.opset}, {self.file_bytes:,} bytes, "
             f"{sum(self.operations.values())} nodes; torch and ONNX Runtime differ by at most "
-            f"{self.max_difference:.2e} over {self.checks} runs at batch sizes {sizes}"
+            f"{self.max_difference:.2e} over {self.checks} runs at batch sizes {sizes}{int8}"
         )
 
 
@@ -81,7 +87,10 @@ def export_onnx(
     path: str | Path,
     example_inputs: object,
     *,
-    quantize: None = None,
+    quantize: Literal["int8"] | None = None,
+    data: Data | None = None,
+    task: Task | None = None,
+    max_drop: float = 0.005,
     opset: int = 20,
     dynamic_batch: bool = True,
     samples: Sequence[object] = (),
@@ -96,7 +105,11 @@ def export_onnx(
         model: Usually from `fuse`; exported as a copy in eval mode on the CPU.
         path: The file to write.
         example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
-        quantize: Not supported by this version; None.
+        quantize: "int8": write the file in 8 bits if that is smaller, within ``max_drop`` and not
+            slower on this machine; ``report.quantization`` says which. Else it is float32.
+        data: For int8: ``train`` calibrates, ``val`` is scored.
+        task: For int8: the metric; None is classification.
+        max_drop: For int8: how much worse the validation metric may be, absolute, at least 0.
         opset: ONNX operator set, 18 to 25.
         dynamic_batch: Whether the file takes any batch size.
         samples: Further inputs to compare on, e.g. real batches.
@@ -114,9 +127,12 @@ def export_onnx(
         >>> report.operations["Gemm"], report.batch_sizes
         (1, (1, 2, 5))
     """
-    if quantize is not None:
+    if quantize not in (None, "int8"):
+        raise CompressionError(f'quantize={quantize!r} was asked for; it is "int8" or None.')
+    if quantize and (data is None or not max_drop >= 0):
         raise CompressionError(
-            f"quantize={quantize!r} was asked for; this version exports float32. Leave it None."
+            f'quantize="int8" needs data=Data(train, val) to calibrate and to score, and max_drop '
+            f"of at least 0; found {type(data).__name__} and {max_drop}."
         )
     if opset not in OPSETS:
         raise CompressionError(
@@ -134,6 +150,11 @@ def export_onnx(
         facts = facts_of(draft)
         sizes = BATCH_SIZES if dynamic_batch else (_batch_size(calls[0]),)
         difference, relative, checks = _prove(network, Session(draft), calls, sizes)
+        quantization = None
+        if quantize and data is not None:
+            like = _output(network, _resized(calls[0], sizes[-1]))
+            quantization = try_int8(draft, draft, like, data, task or Task(), max_drop)
+            facts = facts_of(draft)
         content = draft.read_bytes()
     write_bytes(target, content)
     return ExportReport(
@@ -147,7 +168,14 @@ def export_onnx(
         input_names=facts.input_names,
         output_names=facts.output_names,
         operations=facts.operations,
+        quantization=quantization,
     )
+
+
+def _output(network: nn.Module, call: Call) -> Any:
+    args, kwargs = call
+    with torch.no_grad():
+        return network(*args, **kwargs)
 
 
 def write_onnx(model: nn.Module, path: Path, example_inputs: object) -> None:

@@ -14,7 +14,15 @@ from onnx import helper, numpy_helper
 
 from pbcompress.errors import StateMismatchError, first_line
 
-__all__ = ["FileCost", "FileFacts", "facts_of", "measure_onnx", "node_owners", "write_probe"]
+__all__ = [
+    "FileCost",
+    "FileFacts",
+    "facts_of",
+    "measure_onnx",
+    "node_names",
+    "node_owners",
+    "write_probe",
+]
 
 ProbeKind = Literal["convolution", "depthwise", "product"]
 PROBE_SIDE = 14  # of the image; a product has as many rows as the image has pixels
@@ -149,6 +157,12 @@ def node_owners(path: Path, modules: Collection[str]) -> dict[str, str]:
         for owner in (own or before)[:1]:
             owners.update(dict.fromkeys([node.name, *node.output], owner))
     return owners
+
+
+def node_names(path: Path, operations: Collection[str]) -> list[str]:
+    """Return the names of the nodes of some operations, in the order of the graph."""
+    graph = onnx.load(str(path)).graph
+    return [node.name for node in graph.node if node.op_type in operations]
 
 
 def write_probe(path: Path, kind: ProbeKind, width: int) -> tuple[tuple[int, ...], int]:

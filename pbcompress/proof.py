@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from pbcompress.cuts import LayerCut, cut_all_
+from pbcompress.errors import first_line
 from pbcompress.surgery import (
     Call,
     channel_axis,
@@ -65,7 +66,7 @@ def proof_failure(
     try:
         cut_all_(sliced, steps)
     except Exception as err:
-        return f"its layers cannot be sliced ({_first_line(err)})"
+        return f"its layers cannot be sliced ({first_line(err)})"
     found = parameter_count(sliced)
     if found != params:
         return f"{params:,} parameters were predicted and {found:,} are left"
@@ -131,7 +132,7 @@ def _compared(
     try:
         found = candidate.outputs(sample, dtype, False, copies)
     except Exception as err:
-        return f"the forward pass fails without its channels ({_first_line(err)})"
+        return f"the forward pass fails without its channels ({first_line(err)})"
     if reference.around != candidate.around:  # means over channels of other layers
         same = [a == b for a, b in zip(reference.around, candidate.around, strict=True)]
         same = [True] * (len(expected) - len(same)) + same
@@ -148,7 +149,7 @@ def _training_failure(
         try:
             found = candidate.shapes(sample, dtype, training=True)
         except Exception as err:
-            what = f"fails without its channels ({_first_line(err)})"
+            what = f"fails without its channels ({first_line(err)})"
         if found is not None and found == candidate.shapes_in_eval:
             return None
         try:
@@ -335,10 +336,6 @@ def _disturb_(network: nn.Module) -> None:
                     if not size.isfinite():
                         size = part.nan_to_num_(0, 0, 0).abs().mean()
                     part.addcmul_(own[: len(part)], size.clamp(min=0.01))
-
-
-def _first_line(err: Exception) -> str:
-    return (str(err).splitlines() or [type(err).__name__])[0]
 
 
 def _difference(
