@@ -47,6 +47,8 @@ from pbcompress.training import Callback as Callback
 from pbcompress.training import evaluate as evaluate
 
 if TYPE_CHECKING:
+    from pbcompress.benchmarking import Benchmark as Benchmark
+    from pbcompress.benchmarking import bench as bench
     from pbcompress.comparison import Comparison as Comparison
     from pbcompress.comparison import compare as compare
     from pbcompress.export import ExportReport as ExportReport
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
     from pbcompress.result import CompressionResult as CompressionResult
 
 _ON_FIRST_USE = {
+    "Benchmark": "benchmarking",
+    "bench": "benchmarking",
     "Comparison": "comparison",
     "CompressionResult": "result",
     "ExportReport": "export",

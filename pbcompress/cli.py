@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_jobs(commands)
     _add_plan(commands)
     _add_measures(commands)
+    _add_bench(commands)
     _add_outputs(commands)
     return parser
 
@@ -98,6 +99,22 @@ def _add_measures(commands: Any) -> None:
     _add_inputs(compare, required=True)
     compare.add_argument("--json", action="store_true", help="print JSON")
     compare.set_defaults(run=_compare)
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="time and memory of ONNX files on this machine",
+        description="Run ONNX files in turn on random inputs, after a warm-up: time at batch 1 and "
+        "at a larger batch, resident memory in a fresh process, and memory of activations.",
+    )
+    bench.add_argument("files", nargs="+", metavar="MODEL.onnx", help="the files")
+    bench.add_argument("--threads", type=int, default=1, help="threads (default: 1)")
+    bench.add_argument("--batch", type=int, default=32, help="the larger batch (default: 32)")
+    bench.add_argument("--rounds", type=int, default=200, help="runs of each (default: 200)")
+    bench.add_argument("--profile", action="store_true", help="time every node as well")
+    bench.add_argument("--json", action="store_true", help="print JSON")
+    bench.set_defaults(run=_bench)
 
 
 def _add_plan(commands: Any) -> None:
@@ -278,6 +295,19 @@ def _compare(arguments: argparse.Namespace) -> None:
     before, after = _network(arguments.before), _network(arguments.after)
     comparison = compare(before, after, _inputs(arguments))
     print(json.dumps(comparison.to_dict(), indent=1) if arguments.json else comparison)
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from pbcompress.benchmarking import bench
+
+    found = bench(
+        arguments.files,
+        threads=arguments.threads,
+        batch=arguments.batch,
+        rounds=arguments.rounds,
+        profile=arguments.profile,
+    )
+    print(json.dumps(found.to_dict(), indent=1) if arguments.json else found)
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "measure_onnx",
     "node_names",
     "node_owners",
+    "peak_activation_bytes",
     "write_probe",
 ]
 
@@ -89,6 +90,26 @@ def measure_onnx(path: str | Path) -> FileCost:
     except Exception as err:
         raise StateMismatchError(f"{file} is no whole ONNX file: {first_line(err)}.") from err
     graph = proto.graph
+    values = _values(proto)
+    shapes = {name: shape for name, (shape, _) in values.items()}
+    shapes |= {t.name: list(t.dims) for t in graph.initializer}
+    flops, uncounted = 0, Counter[str]()
+    for node in graph.node:
+        work = _node_flops(node, shapes)
+        if work is None:
+            uncounted[node.op_type] += 1
+        flops += work or 0
+    return FileCost(
+        params=_weights(graph),
+        flops=flops,
+        file_bytes=file.stat().st_size,
+        uncounted_ops=dict(uncounted),
+    )
+
+
+def _values(proto: Any) -> dict[str, tuple[list[int], int]]:
+    """Return shape and type of every value at batch size 1. Free axes become one, in place."""
+    graph = proto.graph
     for value in graph.input:
         for axis in value.type.tensor_type.shape.dim:
             if not axis.HasField("dim_value"):
@@ -97,24 +118,62 @@ def measure_onnx(path: str | Path) -> FileCost:
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    shapes = {
-        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+    return {
+        v.name: (
+            [d.dim_value for d in v.type.tensor_type.shape.dim],
+            v.type.tensor_type.elem_type,
+        )
         for v in [*inferred.input, *inferred.value_info, *inferred.output]
     }
-    shapes |= {t.name: list(t.dims) for t in graph.initializer}
+
+
+def _weights(graph: Any) -> int:
+    """Return the elements of the weights: floats, and what 8-bit files hold in their place."""
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
-    flops, uncounted = 0, Counter[str]()
-    for node in graph.node:
-        work = _node_flops(node, shapes)
-        if work is None:
-            uncounted[node.op_type] += 1
-        flops += work or 0
-    return FileCost(
-        params=sum(math.prod(t.dims) for t in graph.initializer if t.data_type in floats),
-        flops=flops,
-        file_bytes=file.stat().st_size,
-        uncounted_ops=dict(uncounted),
+    coders = [n for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    coded = {n.input[0] for n in coders}
+    scales = {name for n in coders for name in n.input[1:]}
+    return sum(
+        math.prod(t.dims)
+        for t in graph.initializer
+        if t.name in coded or (t.data_type in floats and t.name not in scales)
     )
+
+
+VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "DequantizeLinear")
+
+
+def peak_activation_bytes(path: str | Path) -> int:
+    """Return the most bytes of activations that are alive at once at batch size 1.
+
+    Nodes run in the order of the file; a value lives from the node that makes it to the last that
+    reads it, and no result takes the place of an input. Views and what is read back from 8 bits
+    take no place, weights are not counted.
+    """
+    proto = onnx.load(str(path))
+    graph = proto.graph
+    values = _values(proto)
+    weights = {t.name for t in graph.initializer}
+    owner = {name: name for name in values}
+    for node in graph.node:
+        if weights.issuperset(name for name in node.input if name):
+            weights.update(node.output)  # it is folded
+        elif node.op_type in VIEWS:
+            owner.update(dict.fromkeys(node.output, owner.get(node.input[0], node.input[0])))
+    steps = [node for node in graph.node if not weights.issuperset(node.output)]
+    last = {owner.get(name, name): i for i, node in enumerate(steps) for name in node.input}
+    last |= {owner.get(value.name, value.name): len(steps) for value in graph.output}
+    alive = {value.name for value in graph.input} - weights
+    most = 0
+    for index, node in enumerate(steps):
+        alive.update(owner.get(name, name) for name in node.output if name)
+        most = max(most, sum(_bytes_of(*values[name]) for name in alive if name in values))
+        alive = {name for name in alive if last.get(name, -1) > index}
+    return most
+
+
+def _bytes_of(shape: list[int], kind: int) -> int:
+    return math.prod(shape) * helper.tensor_dtype_to_np_dtype(kind).itemsize
 
 
 def _node_flops(node: Any, shapes: Mapping[str, list[int]]) -> int | None:

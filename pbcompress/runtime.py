@@ -2,6 +2,8 @@
 
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -16,10 +18,34 @@ from torch import Tensor
 
 from pbcompress.errors import CompressionError, StateMismatchError
 
-__all__ = ["Latency", "Session", "interleaved_latency", "kernel_times"]
+__all__ = ["Latency", "Session", "interleaved_latency", "kernel_times", "peak_memory"]
 
 Array = np.ndarray[Any, Any]
 MAX_SECONDS = 4.0
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+}
+# A process of its own, without torch: what it holds is the runtime's and the file's.
+PEAK = """
+import sys
+import numpy, onnxruntime
+path, threads, feeds = sys.argv[1], int(sys.argv[2]), dict(numpy.load(sys.argv[3]))
+def kilobytes(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+start = kilobytes("VmRSS")
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = threads
+session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+session.run(None, feeds)
+print((kilobytes("VmHWM") - start) * 1024)
+"""
 
 
 class Session:
@@ -51,7 +77,8 @@ class Session:
                 f"{path} cannot be run by ONNX Runtime {onnxruntime.__version__}: {err}. Give a "
                 "whole ONNX file."
             ) from err
-        self.input_names = [value.name for value in self._session.get_inputs()]
+        self._inputs = self._session.get_inputs()
+        self.input_names = [value.name for value in self._inputs]
         self.output_names = [value.name for value in self._session.get_outputs()]
 
     def feeds(self, tensors: Sequence[Tensor]) -> dict[str, Array]:
@@ -63,6 +90,32 @@ class Session:
             )
         arrays = [t.detach().cpu().contiguous().numpy() for t in tensors]
         return dict(zip(self.input_names, arrays, strict=True))
+
+    @property
+    def takes_any_batch(self) -> bool:
+        """Whether the first axis of an input is free."""
+        return any(v.shape and not isinstance(v.shape[0], int) for v in self._inputs)
+
+    def random_feeds(self, batch: int) -> dict[str, Array]:
+        """Return inputs of the file's shapes and types: normal numbers, zeros for whole ones.
+
+        Raises:
+            CompressionError: An axis other than the first is free, or a type is not known.
+        """
+        generator = np.random.default_rng(0)
+        feeds: dict[str, Array] = {}
+        for value in self._inputs:
+            first, *others = value.shape or [1]
+            shape = [first if isinstance(first, int) else batch, *others][: len(value.shape)]
+            if value.type not in DTYPES or not all(isinstance(n, int) for n in shape):
+                raise CompressionError(
+                    f"Input {value.name!r} is a {value.type} of shape {value.shape}; random values "
+                    "are made for numbers and booleans with no free axis but the first."
+                )
+            kind = DTYPES[value.type]
+            scale = 1 if np.issubdtype(kind, np.floating) else 0
+            feeds[value.name] = np.asarray(scale * generator.standard_normal(shape), dtype=kind)
+        return feeds
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """Return all outputs."""
@@ -123,8 +176,22 @@ def interleaved_latency(
     return results
 
 
+def peak_memory(path: str | Path, feeds: Mapping[str, Array], threads: int = 1) -> int | None:
+    """Return the bytes of resident memory that a file and one run of it need in a fresh process.
+
+    What the runtime needs without a file is taken off. None where the system is not Linux or does
+    not say.
+    """
+    with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
+        held = Path(folder) / "feeds.npz"
+        np.savez(held, **dict(feeds))  # type: ignore[arg-type]
+        command = [sys.executable, "-c", PEAK, str(path), str(threads), str(held)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.returncode == 0 else None
+
+
 def kernel_times(
-    path: str | Path, tensors: Sequence[Tensor], runs: int = 20, threads: int = 1
+    path: str | Path, feeds: Mapping[str, Array], runs: int = 20, threads: int = 1
 ) -> dict[str, float]:
     """Return the milliseconds that every kernel of a file takes in one run: the least over runs.
 
@@ -132,7 +199,7 @@ def kernel_times(
 
     Args:
         path: The file.
-        tensors: Its inputs, in the order of the forward's arguments.
+        feeds: Its inputs.
         runs: Timed runs.
         threads: Threads within an operation.
 
@@ -142,7 +209,6 @@ def kernel_times(
     times: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
         session = Session(path, threads, profile=Path(folder) / "profile")
-        feeds = session.feeds(tensors)
         for _ in range(runs + 1):  # the first one warms up
             session.run(feeds)
         events = json.loads(Path(session.profile()).read_text())

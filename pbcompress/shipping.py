@@ -101,7 +101,7 @@ class Workshop:
 
     def _measured(self, path: Path, milliseconds: float) -> Measured:
         tensors = tensors_of(self.call)
-        kernels = kernel_times(path, tensors, threads=self.threads)
+        kernels = kernel_times(path, Session(path).feeds(tensors), threads=self.threads)
         by_layer, other = _by_layer(kernels, node_owners(path, self.modules))
         scale = milliseconds / max(sum(kernels.values()), 1e-9)
         return Measured(

@@ -15,7 +15,7 @@ from pbcompress.recipe import Recipe
 from pbcompress.tensorfile import write_tensors
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("demo", "compress", "plan", "measure", "export", "compare", "report")
+COMMANDS = ("demo", "compress", "plan", "measure", "export", "compare", "bench", "report")
 
 RECIPE = """
 [model]

@@ -23,7 +23,7 @@ ROWS = [
     ["demo", "recipe"],
     ["pipeline"],
     ["result"],
-    ["report", "comparison", "deploy"],
+    ["report", "comparison", "deploy", "benchmarking"],
     ["page"],
     ["checkpoint", "plan"],
     ["widths"],

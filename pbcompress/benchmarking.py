@@ -1,0 +1,172 @@
+"""What ONNX files cost on this machine: time at two batch sizes, memory, and by operation."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pbcompress.errors import CompressionError
+from pbcompress.onnxfile import measure_onnx, peak_activation_bytes
+from pbcompress.runtime import (
+    Latency,
+    Session,
+    interleaved_latency,
+    kernel_times,
+    peak_memory,
+)
+from pbcompress.tables import render_text
+
+__all__ = ["Benchmark", "FileBenchmark", "bench"]
+
+
+@dataclass(frozen=True)
+class FileBenchmark:
+    """One file.
+
+    Attributes:
+        name: Of the file.
+        params: Weights.
+        flops: Multiply-adds at batch 1.
+        file_bytes: Size on disk.
+        latency: Milliseconds of a run at batch 1; ``ratio`` above 1 is faster than the first file.
+        throughput: The same at the throughput batch; None where the file's batch size is fixed.
+        peak_memory: Bytes of resident memory that a fresh process needs for the file and one run at
+            batch 1, beyond the runtime itself; None where the system does not say.
+        peak_activations: Most bytes of activations that are alive at once at batch 1, read from the
+            graph, every result in a place of its own.
+        kernels: Milliseconds by node at batch 1, where a profile was asked for.
+    """
+
+    name: str
+    params: int
+    flops: int
+    file_bytes: int
+    latency: Latency
+    throughput: Latency | None
+    peak_memory: int | None
+    peak_activations: int
+    kernels: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Files that were run in turn.
+
+    Attributes:
+        files: In the order given.
+        threads: Threads within an operation.
+        batch: The throughput batch.
+    """
+
+    files: tuple[FileBenchmark, ...]
+    threads: int
+    batch: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = [
+            ("", *(file.name for file in self.files)),
+            ("weights", *(f"{file.params:,}" for file in self.files)),
+            ("FLOPs (multiply-adds)", *(f"{file.flops:,}" for file in self.files)),
+            ("file, bytes", *(f"{file.file_bytes:,}" for file in self.files)),
+            *_time_rows("batch 1", [file.latency for file in self.files], 1),
+            *_time_rows(
+                f"batch {self.batch}", [file.throughput for file in self.files], self.batch
+            ),
+            ("peak memory, bytes", *(_bytes(file.peak_memory) for file in self.files)),
+            ("peak activations, bytes", *(f"{file.peak_activations:,}" for file in self.files)),
+        ]
+        text = f"{render_text(rows)}\n\n{self.threads} thread(s), runs of the files in turn"
+        for file in self.files:
+            slowest = sorted(file.kernels.items(), key=lambda item: -item[1])
+            if slowest:
+                total = sum(file.kernels.values())
+                text += f"\n\n{file.name}: {total:.3f} ms in {len(slowest)} nodes, the slowest are"
+                text += "".join(f"\n  {ms:8.3f} ms  {node}" for node, ms in slowest[:10])
+        return text
+
+
+def _time_rows(label: str, times: Sequence[Latency | None], batch: int) -> list[tuple[str, ...]]:
+    def row(name: str, show: Any) -> tuple[str, ...]:
+        return (f"{label}, {name}", *("-" if t is None else show(t) for t in times))
+
+    return [
+        row("p50 ms", lambda t: f"{t.median:.3f}"),
+        row("p95 ms", lambda t: f"{t.p95:.3f}"),
+        row("samples/s", lambda t: f"{batch * 1000 / t.median:,.0f}"),
+        row("speed against the first", lambda t: f"{t.ratio:.2f}x"),
+    ]
+
+
+def _bytes(count: int | None) -> str:
+    return "-" if count is None else f"{count:,}"
+
+
+def bench(
+    paths: Sequence[str | Path],
+    *,
+    threads: int = 1,
+    batch: int = 32,
+    rounds: int = 200,
+    profile: bool = False,
+) -> Benchmark:
+    """Run ONNX files in turn on random inputs, after a warm-up.
+
+    Args:
+        paths: One or more files that take any batch size, or a fixed one.
+        threads: Threads within an operation, at least 1.
+        batch: Batch size of the throughput runs, at least 1.
+        rounds: Timed runs of each, at least 5; fewer where a run is slow.
+        profile: Whether to time every node as well.
+
+    Returns:
+        Times, sizes and memory.
+
+    Raises:
+        StateMismatchError: A file is missing or cannot be run.
+        CompressionError: An argument is out of range, or an axis other than the first is free.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pbcompress import export_onnx
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = export_onnx(torch.nn.Linear(4, 2), f"{folder}/a.onnx", torch.zeros(1, 4))
+        ...     found = bench([f"{folder}/a.onnx"], rounds=5)
+        >>> found.files[0].params, found.files[0].peak_activations
+        (10, 24)
+    """
+    if not paths or min(threads, batch) < 1 or rounds < 5:
+        raise CompressionError(
+            f"bench takes one file or more, threads and batch from 1 and rounds from 5; found "
+            f"{len(paths)} files, threads={threads}, batch={batch}, rounds={rounds}."
+        )
+    costs = [measure_onnx(path) for path in paths]
+    sessions = [Session(path, threads) for path in paths]
+    singles = [session.random_feeds(1) for session in sessions]
+    latencies = interleaved_latency(sessions, singles, rounds)
+    free = [session for session in sessions if session.takes_any_batch]
+    many = interleaved_latency(free, [s.random_feeds(batch) for s in free], rounds) if free else []
+    by_session = dict(zip(map(id, free), many, strict=True))
+    return Benchmark(
+        files=tuple(
+            FileBenchmark(
+                name=Path(path).name,
+                params=cost.params,
+                flops=cost.flops,
+                file_bytes=cost.file_bytes,
+                latency=latency,
+                throughput=by_session.get(id(session)),
+                peak_memory=peak_memory(path, feeds, threads),
+                peak_activations=peak_activation_bytes(path),
+                kernels=kernel_times(path, feeds, threads=threads) if profile else {},
+            )
+            for path, cost, session, feeds, latency in zip(
+                paths, costs, sessions, singles, latencies, strict=True
+            )
+        ),
+        threads=threads,
+        batch=batch,
+    )
