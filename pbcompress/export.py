@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pbcompress.errors import CompressionError, ExportMismatchError, first_line
 from pbcompress.int8 import Quantization, try_int8
+from pbcompress.localization import first_difference
 from pbcompress.onnxfile import facts_of
 from pbcompress.runtime import Session
 from pbcompress.surgery import (
@@ -118,7 +119,8 @@ def export_onnx(
         The facts of the file and of the proof.
 
     Raises:
-        ExportMismatchError: The outputs differ by more than rounding.
+        ExportMismatchError: The outputs differ by more than rounding; the first layer that does is
+            named where it can be told.
         CompressionError: The network cannot be exported, or the path cannot be written.
 
     Example:
@@ -149,7 +151,7 @@ def export_onnx(
         _export(network, calls[0], draft, opset, dynamic_batch)
         facts = facts_of(draft)
         sizes = BATCH_SIZES if dynamic_batch else (_batch_size(calls[0]),)
-        difference, relative, checks = _prove(network, Session(draft), calls, sizes)
+        difference, relative, checks = _prove(network, draft, calls, sizes)
         quantization = None
         if quantize and data is not None:
             like = _output(network, _resized(calls[0], sizes[-1]))
@@ -268,6 +270,22 @@ def _resized(call: Call, size: int) -> Call:
 
 
 def _prove(
+    network: nn.Module, draft: Path, calls: Sequence[Call], sizes: Sequence[int]
+) -> tuple[float, float, int]:
+    """Return what `_compare` does; a mismatch names the layer."""
+    try:
+        return _compare(network, Session(draft), calls, sizes)
+    except ExportMismatchError as err:
+        call, copy = _resized(calls[0], sizes[-1]), draft.with_name("traced.onnx")
+        where = first_difference(network, draft, call, TOLERANCE, copy)
+        if where is None:
+            raise
+        raise ExportMismatchError(
+            f"{err} The first layer that differs is {where}.", max_difference=err.max_difference
+        ) from err
+
+
+def _compare(
     network: nn.Module, session: Session, calls: Sequence[Call], sizes: Sequence[int]
 ) -> tuple[float, float, int]:
     """Return the largest absolute and relative difference, and the number of comparisons."""

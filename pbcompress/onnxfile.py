@@ -23,6 +23,7 @@ __all__ = [
     "node_owners",
     "peak_activation_bytes",
     "write_probe",
+    "write_with_outputs",
 ]
 
 ProbeKind = Literal["convolution", "depthwise", "product"]
@@ -222,6 +223,37 @@ def node_names(path: Path, operations: Collection[str]) -> list[str]:
     """Return the names of the nodes of some operations, in the order of the graph."""
     graph = onnx.load(str(path)).graph
     return [node.name for node in graph.node if node.op_type in operations]
+
+
+def write_with_outputs(path: Path, target: Path, modules: Collection[str]) -> dict[str, str]:
+    """Write a copy of an exported file that also returns what some modules put out.
+
+    Args:
+        path: The file.
+        target: The copy.
+        modules: Dotted names.
+
+    Returns:
+        The name of the value by module, in the order of the graph: of the last node that the
+        exporter noted for it. Modules without a node are left out.
+    """
+    proto = onnx.load(str(path))
+    kinds = _values(onnx.load(str(path)))
+    values: dict[str, str] = {}
+    for node in proto.graph.node:
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
+        owner = str(scopes[-2]) if len(scopes) > 1 else ""
+        if owner in modules and node.output[0] in kinds:
+            values.pop(owner, None)
+            values[owner] = node.output[0]
+    returned = {value.name for value in proto.graph.output}
+    for value in dict.fromkeys(values.values()):
+        if value not in returned:
+            info = helper.make_tensor_value_info(value, kinds[value][1], None)
+            proto.graph.output.append(info)
+    onnx.save(proto, str(target))
+    return values
 
 
 def write_probe(path: Path, kind: ProbeKind, width: int) -> tuple[tuple[int, ...], int]:

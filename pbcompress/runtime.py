@@ -56,15 +56,24 @@ class Session:
         threads: Threads within an operation.
         profile: Beginning of the name of a file for the times of all kernels; None: they are not
             taken.
+        optimize: Whether the runtime may fuse and reorder.
     """
 
-    def __init__(self, path: str | Path, threads: int = 1, profile: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        threads: int = 1,
+        profile: Path | None = None,
+        optimize: bool = True,
+    ) -> None:
         if not Path(path).is_file():
             raise StateMismatchError(f"{path} was to be run and is not there.")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if not optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)

@@ -29,7 +29,7 @@ ROWS = [
     ["widths"],
     ["budgets", "shipping"],
     ["recovery", "export", "progress"],
-    ["int8"],
+    ["int8", "localization"],
     ["cycles", "fuse", "runtime", "training", "quantization"],
     ["phase"],
     ["selection", "scores", "initialization"],
