@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from pbcompress.errors import CompressionError, ExportMismatchError, first_line
 from pbcompress.int8 import Quantization, try_int8
 from pbcompress.localization import first_difference
-from pbcompress.onnxfile import facts_of
+from pbcompress.onnxfile import facts_of, write_metadata
 from pbcompress.runtime import Session
 from pbcompress.surgery import (
     Call,
@@ -32,6 +32,7 @@ from pbcompress.surgery import (
 )
 from pbcompress.task import Data, Task
 from pbcompress.tensorfile import write_bytes
+from pbcompress.versions import version_of
 
 __all__ = ["ExportReport", "export_onnx", "write_onnx"]
 
@@ -95,6 +96,7 @@ def export_onnx(
     opset: int = 20,
     dynamic_batch: bool = True,
     samples: Sequence[object] = (),
+    metadata: Mapping[str, str] | None = None,
 ) -> ExportReport:
     """Write one ONNX file, and keep it only if it computes what the model computes.
 
@@ -114,6 +116,8 @@ def export_onnx(
         opset: ONNX operator set, 18 to 25.
         dynamic_batch: Whether the file takes any batch size.
         samples: Further inputs to compare on, e.g. real batches.
+        metadata: Texts that the file carries, beside the version of pbcompress; read them with
+            `pbcompress.onnxfile.metadata_of`.
 
     Returns:
         The facts of the file and of the proof.
@@ -149,6 +153,7 @@ def export_onnx(
     with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
         draft = Path(folder) / "draft.onnx"
         _export(network, calls[0], draft, opset, dynamic_batch)
+        write_metadata(draft, {"pbcompress": version_of("pbcompress"), **(metadata or {})})
         facts = facts_of(draft)
         sizes = BATCH_SIZES if dynamic_batch else (_batch_size(calls[0]),)
         difference, relative, checks = _prove(network, draft, calls, sizes)

@@ -19,9 +19,11 @@ __all__ = [
     "FileFacts",
     "facts_of",
     "measure_onnx",
+    "metadata_of",
     "node_names",
     "node_owners",
     "peak_activation_bytes",
+    "write_metadata",
     "write_probe",
     "write_with_outputs",
 ]
@@ -57,6 +59,26 @@ def facts_of(path: Path) -> FileFacts:
         output_names=tuple(value.name for value in proto.graph.output),
         operations=dict(Counter(node.op_type for node in proto.graph.node).most_common()),
     )
+
+
+def write_metadata(path: Path, notes: Mapping[str, str]) -> None:
+    """Add texts to a file, under their names."""
+    proto = onnx.load(str(path))
+    helper.set_model_props(proto, metadata_of(path) | dict(notes))
+    onnx.save(proto, str(path))
+
+
+def metadata_of(path: str | Path) -> dict[str, str]:
+    """Return the texts that a file carries, by name.
+
+    Raises:
+        StateMismatchError: The file is missing or no ONNX file.
+    """
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except Exception as err:
+        raise StateMismatchError(f"{path} is no whole ONNX file: {first_line(err)}.") from err
+    return {entry.key: entry.value for entry in proto.metadata_props}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pbcompress.report import REPORT_FILES, write_report
 from pbcompress.tables import before_after, layer_widths, render_text
 from pbcompress.task import Task
 from pbcompress.tensorfile import write_bytes
+from pbcompress.versions import version_of
 
 __all__ = ["Arm", "CompressionResult", "Score"]
 
@@ -140,7 +140,7 @@ class CompressionResult:
         """Return everything that the report shows, as JSON data."""
         deployment = self.deployment
         return {
-            "pbcompress": _version("pbcompress"),
+            "pbcompress": version_of("pbcompress"),
             "torch": torch.__version__,
             "target_params": self.target_params,
             "seed": self.seed,
@@ -168,7 +168,20 @@ class CompressionResult:
         return fuse(self.model)
 
     def export_onnx(self, path: str | Path, **options: Any) -> ExportReport:
-        """Export the inference form and prove the file equal; see `export_onnx`."""
+        """Export the inference form and prove the file equal; see `export_onnx`.
+
+        The file says what it is: parameters, FLOPs, fingerprint and metric.
+        """
+        notes = {
+            "params": str(self.cost_after.params),
+            "flops": str(self.cost_after.flops),
+            "fingerprint": self.fingerprint,
+            "metric": self.task.metric_name,
+        }
+        if self.score_after:
+            scores = {split: getattr(self.score_after, split) for split in ("val", "test")}
+            notes |= {split: repr(score) for split, score in scores.items() if score is not None}
+        options = {**options, "metadata": notes | dict(options.get("metadata", {}))}
         return export_onnx(self.frozen(), path, self.example_inputs, **options)
 
     def save(self, directory: str | Path) -> None:
@@ -187,10 +200,3 @@ class CompressionResult:
         """Write the report in all forms into a folder; HTML where its packages are installed."""
         for name in REPORT_FILES:
             write_report(Path(directory) / name, self.facts(), self.history, optional=True)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"

@@ -17,8 +17,9 @@ from pbcompress import (
     fuse,
     measure,
 )
-from pbcompress.onnxfile import measure_onnx
+from pbcompress.onnxfile import measure_onnx, metadata_of
 from pbcompress.runtime import Session, interleaved_latency
+from pbcompress.versions import version_of
 
 INPUTS = {
     "cnn1d": (1, 6, 40),
@@ -217,3 +218,15 @@ def test_latencies_are_interleaved_and_the_first_is_the_yardstick(tmp_path):
     assert first.ratio == 1
     assert first.rounds == second.rounds == 9
     assert 0 < second.median <= second.p95
+
+
+@pytest.mark.parametrize("notes", [None, {"metric": "accuracy", "val": "0.5"}])
+def test_a_file_carries_its_version_and_what_it_was_given(notes, tmp_path):
+    path = tmp_path / "a.onnx"
+    report = export_onnx(nn.Linear(3, 2), path, torch.zeros(2, 3), metadata=notes)
+    found = metadata_of(path)
+    assert found.items() >= {"pbcompress": version_of("pbcompress"), **(notes or {})}.items()
+    assert report.file_bytes == path.stat().st_size
+    path.write_bytes(b"no onnx")
+    with pytest.raises(StateMismatchError, match="no whole ONNX file"):
+        metadata_of(path)

@@ -15,6 +15,7 @@ import pbcompress as pb
 from pbcompress import int8
 from pbcompress.errors import CompressionError
 from pbcompress.int8 import OnnxNetwork, _by_harm
+from pbcompress.onnxfile import metadata_of
 from pbcompress.quantization import Quantizer
 from pbcompress.runtime import Latency
 
@@ -50,7 +51,8 @@ def test_an_accepted_file_is_int8_and_the_report_is_true_of_it(tmp_path, monkeyp
     model, path = network(), tmp_path / "a.onnx"
     data, x = data_of(model), torch.randn(2, 3, 8, 8)
     fixed(monkeypatch, 1.5, 1.2)
-    report = export(model, path, x, data=data, max_drop=0.2)
+    report = export(model, path, x, data=data, max_drop=0.2, metadata={"for": "a test"})
+    assert metadata_of(path)["for"] == "a test"
     q = report.quantization
     assert (q.accepted, q.failures, q.scope, q.excluded) == (True, (), "products", ())
     assert (q.speedup, q.metric_before, q.samples) == (1.5, 1.0, 96)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pbcompress as pb
+from pbcompress.onnxfile import metadata_of
 
 FAST = pb.RecoveryConfig(epochs=3, dendrite_epochs=2, max_failures=1)
 
@@ -452,3 +453,20 @@ def test_a_full_disk_is_one_clear_error_and_leaves_no_half_file(tmp_path, monkey
         )
     (left,) = [p for p in tmp_path.rglob("*") if p.is_file()]  # the plan, whole
     assert pb.WidthPlan.from_json(left.read_text()).target_params > 0
+
+
+def test_an_exported_result_says_what_it_is(tmp_path):
+    network = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    result = pb.compress(network, 0.5, example_inputs=torch.randn(1, 8))
+    result.export_onnx(tmp_path / "a.onnx", metadata={"author": "me"})
+    found = metadata_of(tmp_path / "a.onnx")
+    assert (
+        found.items()
+        >= {
+            "params": str(result.cost_after.params),
+            "flops": str(result.cost_after.flops),
+            "fingerprint": result.fingerprint,
+            "metric": "accuracy",
+            "author": "me",
+        }.items()
+    )

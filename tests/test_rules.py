@@ -53,7 +53,7 @@ ROWS = [
     ["movement", "attention"],
     ["operators"],
     ["tracer", "surgery", "geometry", "config", "deadline"],
-    ["coupling", "sizes", "jsonfile", "choices"],
+    ["coupling", "sizes", "jsonfile", "choices", "versions"],
     ["errors"],
 ]
 THIRD_PARTY = {
