@@ -86,12 +86,11 @@ class _Distillation:
 
     def __call__(self, network: nn.Module, batch: Any) -> Tensor:
         share, weight = self.config.distillation, self.config.feature_distillation
-        names = (
-            self._names(network if self.student is None else self.student, batch) if weight else ()
-        )
+        student = network if self.student is None else self.student
+        names = self._names(student, batch) if weight else ()
         with _quiet(self.teacher, names) as wanted:
             theirs, _ = self.task.run(self.teacher, batch)
-        with _observed(network if self.student is None else self.student, names) as found:
+        with _observed(student, names) as found:
             output, target = self.task.run(network, batch)
         loss = (1 - share) * self.task.loss(output, target)
         if share:

@@ -1,7 +1,7 @@
 """Whether an int8 file is worth shipping: smaller, as good within a guard, and not slower."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -158,10 +158,7 @@ def try_int8(
 
     with tempfile.TemporaryDirectory(prefix="pbcompress-") as name:
         quantizer = Quantizer(source, feeds, Path(name))
-        drafts = [
-            _within(is_good, quantizer, scope, metric_of, source, feeds, Path(name))
-            for scope in get_args(Scope)
-        ]
+        drafts = [_within(is_good, quantizer, scope, metric_of) for scope in get_args(Scope)]
         sessions = [network.session, *(Session(draft.path) for draft in drafts)]
         single = {key: array[:1] if array.ndim else array for key, array in feeds[0].items()}
         speeds = [t.ratio for t in interleaved_latency(sessions, [single] * len(sessions))][1:]
@@ -220,40 +217,28 @@ def _within(
     quantizer: Quantizer,
     scope: Scope,
     metric_of: Callable[[Path], float],
-    source: Path,
-    feeds: Sequence[Mapping[str, np.ndarray[Any, Any]]],
-    folder: Path,
 ) -> _Draft:
     """Return the file with the fewest float32 nodes that is within the guard, or the last tried."""
-    path, order = folder / f"{scope}.onnx", None
+    path, order = quantizer.folder / f"{scope}.onnx", None
     excluded: tuple[str, ...] = ()
     while True:
         quantizer.write(path, scope=scope, excluded=excluded)
         draft = _Draft(path, scope, metric_of(path), excluded)
         if is_good(draft) or 2 * len(excluded) + 1 >= len(quantizer.products):
             return draft
-        if order is None:
-            order = _by_harm(quantizer, source, feeds[:1], folder)
+        order = order or _by_harm(quantizer)
         excluded = order[: 2 * len(excluded) + 1]
 
 
-def _by_harm(
-    quantizer: Quantizer,
-    source: Path,
-    feeds: Sequence[Mapping[str, np.ndarray[Any, Any]]],
-    folder: Path,
-) -> tuple[str, ...]:
+def _by_harm(quantizer: Quantizer) -> tuple[str, ...]:
     """Return the nodes by the relative error of the outputs where each alone is int8."""
-    exact = [Session(source).run(f) for f in feeds]
+    feeds, path = quantizer.feeds[0], quantizer.folder / "single.onnx"
+    exact = Session(quantizer.source).run(feeds)
     harm: dict[str, float] = {}
     for node in quantizer.products:
-        path = folder / "single.onnx"
         quantizer.write(path, only=[node])
-        rough = [Session(path).run(f) for f in feeds]
-        errors = [
+        harm[node] = max(
             float(np.square(a.astype(np.float64) - b).sum() / max(np.square(a).sum(), 1e-30))
-            for batch, other in zip(exact, rough, strict=True)
-            for a, b in zip(batch, other, strict=True)
-        ]
-        harm[node] = max(errors)
+            for a, b in zip(exact, Session(path).run(feeds), strict=True)
+        )
     return tuple(sorted(harm, key=lambda name: -harm[name]))

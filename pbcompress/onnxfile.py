@@ -1,6 +1,7 @@
 """What is in an ONNX file, read from the file alone. The only module that imports onnx."""
 
 import ast
+import copy
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -64,7 +65,7 @@ def facts_of(path: Path) -> FileFacts:
 def write_metadata(path: Path, notes: Mapping[str, str]) -> None:
     """Add texts to a file, under their names."""
     proto = onnx.load(str(path))
-    helper.set_model_props(proto, metadata_of(path) | dict(notes))
+    helper.set_model_props(proto, _texts(proto) | dict(notes))
     onnx.save(proto, str(path))
 
 
@@ -78,7 +79,18 @@ def metadata_of(path: str | Path) -> dict[str, str]:
         proto = onnx.load(str(path), load_external_data=False)
     except Exception as err:
         raise StateMismatchError(f"{path} is no whole ONNX file: {first_line(err)}.") from err
-    return {entry.key: entry.value for entry in proto.metadata_props}
+    return _texts(proto)
+
+
+def _texts(noted: Any) -> dict[str, str]:
+    """Return the texts of a file or a node, by name."""
+    return {entry.key: entry.value for entry in noted.metadata_props}
+
+
+def _scopes(node: Any) -> list[str]:
+    """Return the modules around a node, the root first, as the exporter notes them."""
+    noted = ast.literal_eval(_texts(node).get("pkg.torch.onnx.name_scopes", "[]"))
+    return [str(scope) for scope in noted[:-1]]  # the last one is the operation
 
 
 @dataclass(frozen=True)
@@ -131,7 +143,8 @@ def measure_onnx(path: str | Path) -> FileCost:
 
 
 def _values(proto: Any) -> dict[str, tuple[list[int], int]]:
-    """Return shape and type of every value at batch size 1. Free axes become one, in place."""
+    """Return shape and type of every value at batch size 1."""
+    proto = copy.deepcopy(proto)
     graph = proto.graph
     for value in graph.input:
         for axis in value.type.tensor_type.shape.dim:
@@ -230,8 +243,7 @@ def node_owners(path: Path, modules: Collection[str]) -> dict[str, str]:
     """
     owners: dict[str, str] = {}
     for node in onnx.load(str(path)).graph.node:
-        notes = {entry.key: entry.value for entry in node.metadata_props}
-        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))[:-1]
+        scopes = _scopes(node)
         own = [scope for scope in reversed(scopes) if scope and scope in modules]
         if "" in modules and scopes == [""]:
             own.append("")
@@ -260,12 +272,10 @@ def write_with_outputs(path: Path, target: Path, modules: Collection[str]) -> di
         exporter noted for it. Modules without a node are left out.
     """
     proto = onnx.load(str(path))
-    kinds = _values(onnx.load(str(path)))
+    kinds = _values(proto)
     values: dict[str, str] = {}
     for node in proto.graph.node:
-        notes = {entry.key: entry.value for entry in node.metadata_props}
-        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
-        owner = str(scopes[-2]) if len(scopes) > 1 else ""
+        owner = next(reversed(_scopes(node)), "")
         if owner in modules and node.output[0] in kinds:
             values.pop(owner, None)
             values[owner] = node.output[0]

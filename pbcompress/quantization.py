@@ -49,6 +49,9 @@ class Quantizer:
         feeds: Inputs whose values are typical: ranges are their least and largest.
         folder: For what lies between, and outlives this object.
 
+    Attributes:
+        products: Names of the convolutions and matrix products, in the order of the graph.
+
     Raises:
         CompressionError: The file cannot be prepared.
 
@@ -57,7 +60,7 @@ class Quantizer:
     """
 
     def __init__(self, source: Path, feeds: Sequence[Feeds], folder: Path) -> None:
-        self._feeds, self._folder = feeds, folder
+        self.source, self.feeds, self.folder = source, feeds, folder
         self._prepared = folder / "prepared.onnx"
         with _quiet(), _named("prepare"):
             quant_pre_process(str(source), str(self._prepared))
@@ -88,7 +91,7 @@ class Quantizer:
             quantize_static(
                 str(self._prepared),
                 str(target),
-                _Reader(self._feeds),
+                _Reader(self.feeds),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=[*PRODUCTS, *FOLDED] if scope == "products" else None,
                 per_channel=True,
@@ -97,7 +100,7 @@ class Quantizer:
                 weight_type=QuantType.QInt8,
                 nodes_to_quantize=list(only) or None,
                 nodes_to_exclude=list(excluded) or None,
-                calibration_cache_path=self._folder / f"{scope}.json",
+                calibration_cache_path=self.folder / f"{scope}.json",
             )
 
 

@@ -202,9 +202,7 @@ def peak_memory(path: str | Path, feeds: Mapping[str, Array], threads: int = 1) 
 def kernel_times(
     path: str | Path, feeds: Mapping[str, Array], runs: int = 20, threads: int = 1
 ) -> dict[str, float]:
-    """Return the milliseconds that every kernel of a file takes in one run: the least over runs.
-
-    What else the machine does only adds to a kernel's time.
+    """Return the milliseconds that every kernel of a file takes in one run: the median over runs.
 
     Args:
         path: The file.

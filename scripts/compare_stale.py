@@ -22,11 +22,7 @@ import pbcompress as pb
 from model_zoo import create_model
 from model_zoo.datasets import load_loaders
 
-PLAIN = {
-    "epochs": 7,
-    "dendrite_epochs": 4,
-    "thaw_epochs": 0,
-}  # and once more the neurons: 18 epochs
+PLAIN = {"epochs": 7, "dendrite_epochs": 4, "thaw_epochs": 0}  # neurons twice: 18 epochs
 THAWED = {"epochs": 6, "dendrite_epochs": 3, "thaw_epochs": 3}  # 18 as well
 OFF = pb.DendriteConfig(max_sets=0)
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26}  # by seeds

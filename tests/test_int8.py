@@ -143,7 +143,7 @@ def test_the_node_that_does_most_harm_goes_first_and_alone_back_to_float32(tmp_p
     pb.export_onnx(model, path, x)
     feeds = [OnnxNetwork(path, model(x)).session.feeds([x])]
     quantizer = Quantizer(path, feeds, tmp_path)
-    order = _by_harm(quantizer, path, feeds, tmp_path)
+    order = _by_harm(quantizer)
     assert len(order) == len(quantizer.products) == 3
     assert order[0] == quantizer.products[1]
 
