@@ -43,6 +43,8 @@ class Cost(Protocol):
 class Bounds:
     """Closed forms of costs, and the most that each may be.
 
+    A cost need not rise with every width: grouped dendrites are cheap where the groups divide it.
+
     Args:
         costs: Cost models over the same groups.
         limits: Upper bound on each.
@@ -279,7 +281,8 @@ def _widest(
 ) -> tuple[float, Widths]:
     """Return the largest network that fits when one group other than ``narrow`` is widened."""
     totals = bounds.totals(trial)
-    best = (bounds.load(totals), trial)
+    narrowed = bounds.load(totals)
+    best = (narrowed if narrowed <= 1 else 0.0, trial)  # narrower may cost more: see `Bounds`
 
     def load(index: int, width: int) -> float:
         return bounds.load(bounds.after(totals, index, width, trial))

@@ -6,6 +6,7 @@ import json
 import random
 from collections import OrderedDict
 from functools import cache
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from pbcompress import (
     shrink,
     shrink_,
 )
+from pbcompress.config import Form
 from pbcompress.dendrite import attach_dendrites_
 from pbcompress.errors import CompressionError, StateMismatchError, TargetUnreachableError
 
@@ -255,7 +257,7 @@ def test_the_channels_of_small_weights_go_first(allocation):
 # --- dendrites -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["full", "grouped", "lowrank", "shared"])
+@pytest.mark.parametrize("form", get_args(Form))
 @pytest.mark.parametrize("name", ["chain", "residual", "grouped", "depthwise separable", "mlp"])
 @pytest.mark.parametrize(("sets", "cascade"), [(1, True), (3, True), (2, False)])
 def test_the_reserve_is_what_the_dendrites_cost(name, form, sets, cascade):
@@ -272,6 +274,30 @@ def test_the_reserve_is_what_the_dendrites_cost(name, form, sets, cascade):
         attach_dendrites_(small, dendrites, layers=plan.grow)
     assert count(small) - before == plan.reserved_params
     assert count(small) <= plan.target_params
+
+
+FORMS = get_args(Form)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("hidden", [15, 24, 64])
+@pytest.mark.parametrize("target", [0.6, 0.25, 0.125])
+@pytest.mark.parametrize("sets", [1, 2])
+def test_a_network_with_all_its_dendrites_keeps_to_the_target(form, hidden, target, sets):
+    model = nn.Sequential(
+        nn.Linear(32, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 5)
+    )
+    dendrites = DendriteConfig(form=form, share=1.0, max_sets=sets, groups=4)
+    config = CompressConfig(dendrites=dendrites)
+    plan = plan_widths(model, torch.zeros(1, 32), target, config=config)
+    grown = shrink(model, plan)
+    for _ in range(sets):
+        attach_dendrites_(grown, dendrites, layers=plan.grow)
+    assert 0.8 * plan.target_params < count(grown) <= plan.target_params
+
+
+def test_the_forms_of_the_reserve_are_all():
+    assert len(FORMS) == 5
 
 
 @pytest.mark.parametrize(
