@@ -12,7 +12,7 @@ Networks are plain functions, registered under their own names:
 Data sets live in :mod:`model_zoo.datasets`, which is not imported from here.
 """
 
-from model_zoo.cnn import cnn1d, small_cnn
+from model_zoo.cnn import cnn1d, lenet, small_cnn
 from model_zoo.mlp import mlp
 from model_zoo.mobilenet import mobilenet_small
 from model_zoo.registry import create_model, list_models, register_model
@@ -21,6 +21,7 @@ from model_zoo.resnet import resnet20, resnet56
 __all__ = [
     "cnn1d",
     "create_model",
+    "lenet",
     "list_models",
     "mlp",
     "mobilenet_small",

@@ -1,5 +1,6 @@
 """Plain convolutional networks for images and for series."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,7 +10,7 @@ from torch import nn
 from model_zoo.layers import conv_bn, he_init_
 from model_zoo.registry import register_model
 
-__all__ = ["cnn1d", "small_cnn"]
+__all__ = ["cnn1d", "lenet", "small_cnn"]
 
 
 @register_model
@@ -19,10 +20,12 @@ def small_cnn(
     num_classes: int = 10,
     *,
     first_stride: int = 1,
+    pool: bool = False,
 ) -> nn.Sequential:
     """Build a small image classifier from 3x3 convolutions, BatchNorm and ReLU.
 
-    Every block but the first halves height and width by its stride, and a global average pool
+    Every block but the first halves height and width by its stride, or every block by a maximum
+    over 2x2, which needs more work and learns more from few images. A global average pool
     ends the features, so any image of a few pixels or more will do; 28x28 and 32x32 suit the
     default widths.
 
@@ -31,13 +34,14 @@ def small_cnn(
         widths: Channels of each block, at least one.
         num_classes: Number of outputs.
         first_stride: Stride of the first block; 2 needs a quarter of the work.
+        pool: Take the maximum over 2x2 after every block, in place of the strides.
 
     Returns:
         Network from ``(N, in_channels, H, W)`` to logits ``(N, num_classes)``; 94,186 parameters
         with the defaults.
 
     Raises:
-        ValueError: ``widths`` is empty.
+        ValueError: ``widths`` is empty, or ``first_stride`` and ``pool`` are both given.
 
     Example:
         >>> import torch
@@ -45,14 +49,67 @@ def small_cnn(
         torch.Size([2, 10])
     """
     _check_widths(widths)
-    strides = [first_stride] + [2] * (len(widths) - 1)
+    if pool and first_stride != 1:
+        raise ValueError(f"pool takes the place of strides, and first_stride is {first_stride}")
+    strides = [first_stride] + [1 if pool else 2] * (len(widths) - 1)
     blocks = [
         conv_bn(width_in, width_out, 3, stride=stride, activation=nn.ReLU())
         for stride, (width_in, width_out) in zip(
             strides, pairwise((in_channels, *widths)), strict=True
         )
     ]
+    if pool:
+        _add_pools_(blocks)
     return _classifier(blocks, nn.AdaptiveAvgPool2d(1), nn.Linear(widths[-1], num_classes))
+
+
+@register_model
+def lenet(
+    image_shape: Sequence[int] = (1, 28, 28),
+    widths: Sequence[int] = (8, 16),
+    hidden: int = 32,
+    num_classes: int = 10,
+) -> nn.Sequential:
+    """Build a classifier in the manner of LeNet: convolutions that are pooled, then Linears.
+
+    Blocks are a 3x3 convolution, BatchNorm, ReLU and a maximum over 2x2. The first Linear reads
+    every position of every channel and holds most of the parameters.
+
+    Args:
+        image_shape: Channels, height and width of the images.
+        widths: Channels of each block, at least one.
+        hidden: Width of the Linear before the last one.
+        num_classes: Number of outputs.
+
+    Returns:
+        Network from ``(N, *image_shape)`` to logits ``(N, num_classes)``; 26,722 parameters with
+        the defaults.
+
+    Raises:
+        ValueError: ``widths`` is empty, or the images are too small for so many blocks.
+
+    Source:
+        LeCun et al., Gradient-based learning applied to document recognition, 1998.
+
+    Example:
+        >>> import torch
+        >>> lenet()(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+    _check_widths(widths)
+    channels, *size = image_shape
+    positions = math.prod(side // 2 ** len(widths) for side in size)
+    if not positions:
+        raise ValueError(f"images of {size} are too small for {len(widths)} blocks that halve them")
+    blocks = [
+        conv_bn(width_in, width_out, 3, activation=nn.ReLU())
+        for width_in, width_out in pairwise((channels, *widths))
+    ]
+    _add_pools_(blocks)
+    head = nn.Sequential(
+        nn.Linear(widths[-1] * positions, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
+    )
+    return _classifier(blocks, nn.Identity(), head)
 
 
 @register_model
@@ -96,6 +153,11 @@ def cnn1d(
     return _classifier(blocks, nn.AdaptiveAvgPool1d(1), nn.Linear(widths[-1], num_classes))
 
 
+def _add_pools_(blocks: Sequence[nn.Sequential]) -> None:
+    for block in blocks:
+        block.add_module("pool", nn.MaxPool2d(2))
+
+
 def _check_widths(widths: Sequence[int]) -> None:
     if not widths:
         raise ValueError("widths must name at least one block, got none")
@@ -115,7 +177,7 @@ def _conv1d_block(
     return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm1d(out_channels), act=nn.ReLU()))
 
 
-def _classifier(blocks: list[nn.Sequential], pool: nn.Module, head: nn.Linear) -> nn.Sequential:
+def _classifier(blocks: list[nn.Sequential], pool: nn.Module, head: nn.Module) -> nn.Sequential:
     layers = OrderedDict(
         features=nn.Sequential(*blocks), pool=pool, flatten=nn.Flatten(), head=head
     )

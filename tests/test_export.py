@@ -23,6 +23,7 @@ from pbcompress.versions import version_of
 
 INPUTS = {
     "cnn1d": (1, 6, 40),
+    "lenet": (1, 1, 28, 28),
     "mlp": (1, 1, 28, 28),
     "mobilenet_small": (1, 3, 32, 32),
     "resnet20": (1, 3, 32, 32),

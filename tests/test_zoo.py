@@ -20,7 +20,7 @@ from model_zoo.mobilenet import InvertedResidual
 from model_zoo.names import natural_sorted, unknown_name_error
 from model_zoo.resnet import BasicBlock
 
-NUM_MODELS = 6
+NUM_MODELS = 7
 
 
 class Cost(NamedTuple):
@@ -40,6 +40,7 @@ class Case(NamedTuple):
 
 CASES = {
     "cnn1d": Case((6, 100), 7, Cost(53_511, 1_652_096)),
+    "lenet": Case((1, 28, 28), 10, Cost(26_722, 349_856)),
     "mlp": Case((1, 28, 28), 10, Cost(235_146, 234_752)),
     "mobilenet_small": Case((3, 32, 32), 10, Cost(274_378, 10_379_776)),
     "resnet20": Case((3, 32, 32), 10, Cost(272_474, 41_218_688)),
@@ -77,6 +78,15 @@ def hand_small_cnn() -> Cost:
         conv_bn_cost(64, 128, 9, 7 * 7),
         pool_cost(128, 7 * 7),
         linear_cost(128, 10),
+    )
+
+
+def hand_lenet() -> Cost:
+    return total(
+        conv_bn_cost(1, 8, 9, 28 * 28),
+        conv_bn_cost(8, 16, 9, 14 * 14),
+        linear_cost(16 * 7 * 7, 32),
+        linear_cost(32, 10),
     )
 
 
@@ -129,6 +139,7 @@ def hand_mobilenet_small() -> Cost:
 
 HAND_COSTS = {
     "cnn1d": hand_cnn1d,
+    "lenet": hand_lenet,
     "mlp": hand_mlp,
     "mobilenet_small": hand_mobilenet_small,
     "resnet20": lambda: hand_resnet(3),
@@ -234,6 +245,12 @@ def test_cost_follows_from_the_description(name: str) -> None:
     assert HAND_COSTS[name]() == CASES[name].cost
 
 
+def test_a_pooled_small_cnn_is_the_strided_one_at_full_size() -> None:
+    model = create_model("small_cnn", pool=True).eval()
+    assert num_params(model) == hand_small_cnn().params
+    assert model.features(torch.zeros(1, 1, 28, 28)).shape == (1, 128, 3, 3)
+
+
 @pytest.mark.parametrize("name", ["resnet20", "resnet56", "mobilenet_small", "small_cnn"])
 @pytest.mark.parametrize("image_shape", [(1, 28, 28), (3, 32, 32)])
 def test_image_models_take_grey_and_colour(name: str, image_shape: tuple[int, ...]) -> None:
@@ -298,6 +315,9 @@ def test_mlp_without_hidden_layers_is_linear() -> None:
     ("name", "kwargs", "message"),
     [
         ("small_cnn", {"widths": ()}, "at least one block"),
+        ("small_cnn", {"pool": True, "first_stride": 2}, "first_stride is 2"),
+        ("lenet", {"widths": ()}, "at least one block"),
+        ("lenet", {"image_shape": (1, 28, 3)}, "too small for 2 blocks"),
         ("cnn1d", {"widths": ()}, "at least one block"),
         ("cnn1d", {"kernel_size": 4}, "odd and positive, got 4"),
     ],

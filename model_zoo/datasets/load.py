@@ -15,6 +15,8 @@ __all__ = ["list_datasets", "load_dataset"]
 # Dimensions of the image files: (N, H, W) for grey images, (N, C, H, W) for colour.
 _IMAGE_NDIM = {"mnist": 3, "fashion_mnist": 3, "cifar10": 4}
 
+_TABLES = ("letter", "penbased", "satimage")  # files of shape (N, features)
+
 _DIGITS_TEST_SIZE = 360
 
 
@@ -23,13 +25,13 @@ def list_datasets() -> list[str]:
 
     Example:
         >>> list_datasets()
-        ['cifar10', 'digits', 'fashion_mnist', 'mnist']
+        ['cifar10', 'digits', 'fashion_mnist', 'letter', 'mnist', 'penbased', 'satimage']
     """
-    return natural_sorted(["digits", *_IMAGE_NDIM])
+    return natural_sorted(["digits", *_IMAGE_NDIM, *_TABLES])
 
 
 def load_dataset(name: str, folder: str | Path = "data") -> ImageDataset:
-    """Load labelled images into memory.
+    """Load labelled images, or the rows of a table, into memory.
 
     ========================  ==========  ===============  ==========================
     name                      images      train / test     comes from
@@ -38,10 +40,15 @@ def load_dataset(name: str, folder: str | Path = "data") -> ImageDataset:
     ``mnist``                 1x28x28     60,000 / 10,000  ``scripts/fetch_data.py``
     ``fashion_mnist``         1x28x28     60,000 / 10,000  ``scripts/fetch_data.py``
     ``cifar10``               3x32x32     50,000 / 10,000  ``scripts/fetch_data.py``
+    ``letter``                16x1x1      16,000 / 4,000   ``scripts/fetch_data.py``
+    ``penbased``              16x1x1      8,794 / 2,198    ``scripts/fetch_data.py``
+    ``satimage``              36x1x1      5,148 / 1,287    ``scripts/fetch_data.py``
     ========================  ==========  ===============  ==========================
 
     The split is the published one; ``digits`` has none, so a fixed 360 of its images, every
-    class in proportion, are its test part, and its 17 grey levels are spread over 0 to 255.
+    class in proportion, are its test part, and its 17 grey levels are spread over 0 to 255. The
+    last three are tables (KEEL, from UCI) without a split: a fifth of the rows, fixed and every
+    class in proportion, is the test part, and each feature is a channel, normalised by itself.
 
     Args:
         name: One of :func:`list_datasets`.
@@ -61,9 +68,12 @@ def load_dataset(name: str, folder: str | Path = "data") -> ImageDataset:
     """
     if name == "digits":
         return _load_digits()
-    if name not in _IMAGE_NDIM:
+    if name not in (*_IMAGE_NDIM, *_TABLES):
         raise unknown_name_error("data set", name, list_datasets())
     try:
+        if name in _TABLES:
+            rows, labels = _read_part(Path(folder) / name, "all", 2)
+            return _with_test_part(name, rows, labels, len(labels) // 5)
         train_images, train_labels = _read_part(Path(folder) / name, "train", _IMAGE_NDIM[name])
         test_images, test_labels = _read_part(Path(folder) / name, "t10k", _IMAGE_NDIM[name])
     except FileNotFoundError as error:
@@ -79,7 +89,8 @@ def _read_part(folder: Path, part: str, image_ndim: int) -> tuple[Tensor, Tensor
     # in sync with scripts/fetch_data.py.
     images = read_idx(folder / f"{part}-images-idx{image_ndim}-ubyte", ndim=image_ndim)
     labels = read_idx(folder / f"{part}-labels-idx1-ubyte", ndim=1)
-    return (images if image_ndim == 4 else images.unsqueeze(1)), labels.long()
+    shape = {2: (len(images), -1, 1, 1), 3: (len(images), 1, *images.shape[1:])}
+    return images.reshape(shape.get(image_ndim, images.shape)), labels.long()
 
 
 def _load_digits() -> ImageDataset:
@@ -92,7 +103,9 @@ def _load_digits() -> ImageDataset:
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(bunch.target).long()
-    train, test = stratified_split(labels, _DIGITS_TEST_SIZE, seed=0)
-    return ImageDataset.from_tensors(
-        "digits", images[train], labels[train], images[test], labels[test]
-    )
+    return _with_test_part("digits", images, labels, _DIGITS_TEST_SIZE)
+
+
+def _with_test_part(name: str, images: Tensor, labels: Tensor, num_test: int) -> ImageDataset:
+    train, test = stratified_split(labels, num_test, seed=0)
+    return ImageDataset.from_tensors(name, images[train], labels[train], images[test], labels[test])

@@ -1,0 +1,327 @@
+"""Do dendrites pay? Arms of one size and one number of optimizer steps, on real data.
+
+A cell is a task, a target, an arm and a seed, and one line of JSON. Cells that the file has are
+passed over, so that a run that was stopped goes on; several processes may share a file, each with
+its part of the seeds. `accuracy_tables.py` makes tables and plots from the lines alone.
+
+    python scripts/fetch_data.py all
+    python scripts/bench_accuracy.py lines.jsonl --tasks 'fashion*' --targets 0.25 --seeds 0 1 2
+
+Every arm trains `epochs` epochs of its task from the same trained network. Arms that grow share
+them between neurons and dendrites, and what a set that failed leaves over trains the network
+without it. Weights, and a set, are chosen on the validation split; the test split is scored once.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import pbcompress as pb
+from model_zoo import create_model
+from model_zoo.datasets import load_loaders
+from pbcompress.dendrite import dendrite_layers
+from pbcompress.plan import WidthPlan
+from pbcompress.shrinking import shrink
+from pbcompress.statistics import reestimate_batchnorm_
+from pbcompress.surgery import seeded
+
+TARGETS = (0.5, 0.25, 0.125, 0.05)
+OFF = pb.DendriteConfig(max_sets=0)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network and its data.
+
+    Attributes:
+        data: Arguments of `load_loaders`.
+        model: Arguments of `create_model`.
+        epochs: Of every arm.
+        base_epochs: Of the network that is compressed.
+    """
+
+    data: dict[str, Any]
+    model: dict[str, Any]
+    epochs: int
+    base_epochs: int
+
+
+def _images(name: str, train: int, epochs: int, base_epochs: int, **model: Any) -> Task:
+    data = {"name": name, "num_val": 2000, "train_limit": train, "batch_size": 64}
+    return Task(data, model, epochs, base_epochs)
+
+
+def _table(name: str, features: int, classes: int, num_val: int, epochs: int) -> Task:
+    data = {"name": name, "num_val": num_val, "batch_size": 128}
+    model = {"name": "mlp", "in_features": features, "hidden": (128, 64), "num_classes": classes}
+    return Task(data, model, epochs, epochs)
+
+
+POOLED = {"name": "small_cnn", "widths": (16, 32, 64), "pool": True}
+TASKS = {
+    "digits_mlp": Task(
+        {"name": "digits", "num_val": 288, "batch_size": 64},
+        {"name": "mlp", "in_features": 64, "hidden": (64, 64)},
+        60,
+        40,
+    ),
+    "mnist_1200": _images("mnist", 1200, 40, 30, name="lenet"),
+    "fashion_1200": _images("fashion_mnist", 1200, 40, 30, **POOLED),
+    "fashion_12000": _images("fashion_mnist", 12_000, 12, 10, name="lenet"),
+    "fashion_mlp_12000": _images(
+        "fashion_mnist", 12_000, 20, 15, name="mlp", hidden=(128, 64), batch_norm=True
+    ),
+    "cifar_5000": _images("cifar10", 5000, 20, 20, **POOLED, in_channels=3),
+    "letter_mlp": _table("letter", 16, 26, 2000, 30),
+    "penbased_mlp": _table("penbased", 16, 10, 1000, 30),
+    "satimage_mlp": _table("satimage", 36, 6, 800, 40),
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How a network of a given size is made and trained.
+
+    Attributes:
+        dendrites: What grows; `OFF` for width alone.
+        parts: Shares of the epochs of the phases: first neurons, dendrites, neurons, thaw. One
+            share trains whatever is there from the start.
+        distillation: Weight of the original network's scores.
+        scratch: Whether the weights are drawn anew.
+        allocation: How widths are shared out.
+    """
+
+    dendrites: pb.DendriteConfig = OFF
+    parts: tuple[float, ...] = (1.0,)
+    distillation: float = 0.0
+    scratch: bool = False
+    allocation: str = "uniform"
+
+
+def _grow(**choices: Any) -> pb.DendriteConfig:
+    return pb.DendriteConfig(**({"max_sets": 1, "share": 1.0} | choices))
+
+
+def _joint(form: str, distillation: float = 0.0) -> Arm:
+    """Dendrites that are there from the start and train by the task's loss with all the rest."""
+    grown = _grow(rule="gradient", form=form, freeze_after=False)
+    return Arm(grown, distillation=distillation)
+
+
+STAGED = (0.35, 0.2, 0.3, 0.15)
+ARMS = {
+    "width": Arm(),
+    "width, distilled": Arm(distillation=0.5),
+    "width, isomorphic": Arm(allocation="isomorphic"),
+    "scratch": Arm(scratch=True),
+    "correlation": Arm(_grow(rule="correlation"), STAGED),
+    "gradient": Arm(_grow(rule="gradient"), (0.5, 0.0, 0.5)),
+    "hybrid": Arm(_grow(rule="hybrid"), (0.4, 0.2, 0.4)),
+    "hybrid, distilled": Arm(_grow(rule="hybrid"), (0.4, 0.2, 0.4), distillation=0.5),
+    "correlation, shared": Arm(_grow(rule="correlation", form="shared"), STAGED),
+    "correlation, tied": Arm(_grow(rule="correlation", form="tied"), STAGED),
+    "joint full": _joint("full"),
+    "joint grouped": _joint("grouped"),
+    "joint lowrank": _joint("lowrank"),
+    "joint shared": _joint("shared"),
+    "joint tied": _joint("tied"),
+    "joint full, distilled": _joint("full", 0.5),
+    "joint shared, distilled": _joint("shared", 0.5),
+}
+
+
+@dataclass
+class Bench:
+    """A task with one seed: its data, and the trained network that every arm starts from."""
+
+    name: str
+    seed: int
+    folder: str
+    task: Task = field(init=False)
+    data: pb.Data = field(init=False)
+    model: nn.Module = field(init=False)
+    scores: dict[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.task = TASKS[self.name]
+        loaders = load_loaders(folder=self.folder, seed=self.seed, **self.task.data)
+        self.data = pb.Data(loaders.train, loaders.val, loaders.test)
+        with seeded("base", self.name, self.seed):
+            self.model = create_model(**self.task.model)
+        _train(self.model, self.data, OFF, [self.task.base_epochs], self.seed)
+        self.scores = self.score(self.model)
+        self._plans: dict[Any, WidthPlan] = {}
+
+    @property
+    def example(self) -> torch.Tensor:
+        """One sample."""
+        inputs: torch.Tensor = next(iter(self.data.val))[0][:1]
+        return inputs
+
+    def score(self, model: nn.Module) -> dict[str, float]:
+        """Return accuracy on validation and test."""
+        assert self.data.test is not None
+        splits = {"val": self.data.val, "test": self.data.test}
+        return {name: pb.evaluate(model, split, pb.Task())[0] for name, split in splits.items()}
+
+    def run(self, arm: Arm, target: float) -> dict[str, Any]:
+        """Return what one arm came to."""
+        config = pb.CompressConfig(
+            dendrites=arm.dendrites, width=pb.WidthConfig(allocation=arm.allocation)
+        )
+        plan = pb.plan_widths(self.model, self.example, target, config=config)
+        network = shrink(self.model, plan)
+        started = time.perf_counter()
+        if arm.scratch:
+            with seeded("scratch", self.name, self.seed):
+                for module in network.modules():
+                    getattr(module, "reset_parameters", lambda: None)()
+        else:
+            reestimate_batchnorm_(network, self.data, pb.Task(), seed=self.seed)
+        lengths = _lengths(arm.parts, self.task.epochs)
+        teacher = self.model if arm.distillation else None
+        choices = {"distillation": arm.distillation}
+        if len(lengths) == 1 and plan.grow:
+            _attach_(network, arm.dendrites, plan.grow, self.seed)
+        steps = _train(
+            network, self.data, arm.dendrites, lengths, self.seed,
+            layers=plan.grow, teacher=teacher, **choices,
+        )  # fmt: skip
+        layers = dendrite_layers(network).values()
+        cost = pb.measure(network, self.example)
+        return {
+            "params": cost.params,
+            "flops": cost.flops,
+            "sets": max((layer.num_sets for layer in layers), default=0),
+            "steps": steps,
+            "seconds": round(time.perf_counter() - started, 1),
+            **self.score(network),
+        }
+
+
+def _attach_(
+    network: nn.Module, dendrites: pb.DendriteConfig, layers: dict[str, bool], seed: int
+) -> None:
+    """Add a set that speaks a little: a silent one is taken for a candidate, and away."""
+    pb.attach_dendrites_(network, dendrites, layers=layers, seed=seed)
+    with torch.no_grad(), seeded("gains", seed):
+        for layer in dendrite_layers(network).values():
+            layer.gains[-1].normal_(std=1e-2)
+
+
+def _lengths(parts: Sequence[float], epochs: int) -> list[int]:
+    """Return whole epochs of the phases that sum up to ``epochs``."""
+    ends = [round(sum(parts[: i + 1]) * epochs) for i in range(len(parts))]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _train(
+    network: nn.Module,
+    data: pb.Data,
+    dendrites: pb.DendriteConfig,
+    lengths: Sequence[int],
+    seed: int,
+    *,
+    layers: Any = None,
+    teacher: nn.Module | None = None,
+    **choices: Any,
+) -> int:
+    """Train phases of so many epochs in all, and return the number of steps."""
+
+    def config(**more: Any) -> pb.CompressConfig:
+        recovery = pb.RecoveryConfig(max_failures=1, improvement=(0.0,), **choices, **more)
+        return pb.CompressConfig(dendrites=dendrites, recovery=recovery)
+
+    if len(lengths) == 1:
+        history = pb.recover_(
+            network, data, config=config(), seed=seed, lengths=lengths, teacher=teacher
+        )
+        return history.steps
+    first, own, last, *thaw = [*lengths, 0]
+    assert first >= last > 0
+    # the machine has one length for neuron phases; what it leaves over is trained below
+    grown = config(
+        epochs=last,
+        dendrite_epochs=max(own, 1),
+        dendrite_patience=max(own, 1),
+        thaw_epochs=thaw[0],
+    )
+    before = [first - last] if first > last else []
+    steps = 0
+    if before:
+        steps += pb.recover_(
+            network, data, config=config(), seed=seed, lengths=before, teacher=teacher
+        ).steps
+    history = pb.recover_(
+        network, data, config=grown, seed=seed + 1, layers=layers or None, teacher=teacher
+    )
+    steps += history.steps
+    left = sum(lengths) - sum(before) - len(history)
+    if left > 0:
+        steps += pb.recover_(
+            network, data, config=config(), seed=seed + 2, lengths=[left], teacher=teacher
+        ).steps
+    return steps
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the cells that are asked for and not yet there."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("lines", type=Path, help="file of lines, made or added to")
+    parser.add_argument("--folder", default="data", help="where fetch_data.py put the data sets")
+    parser.add_argument("--tasks", nargs="+", default=["*"], help="names or patterns")
+    parser.add_argument("--arms", nargs="+", default=["*"], help="names or patterns")
+    parser.add_argument("--targets", nargs="+", type=float, default=TARGETS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=range(5))
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    known = options.lines.read_text().splitlines() if options.lines.is_file() else []
+    done = {_key(json.loads(line)) for line in known}
+    arms = {n: arm for n, arm in ARMS.items() if any(fnmatch(n, p) for p in options.arms)}
+    for seed in options.seeds:
+        for name in TASKS:
+            if not any(fnmatch(name, pattern) for pattern in options.tasks):
+                continue
+            cells = [(name, target, arm, seed) for target in options.targets for arm in arms]
+            cells = [cell for cell in cells if cell not in done]
+            if not cells:
+                continue
+            bench = Bench(name, seed, options.folder)
+            for _, target, arm, _ in cells:
+                line = _cell(bench, arm, target)
+                with options.lines.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+    return 0
+
+
+def _key(line: dict[str, Any]) -> tuple[str, float, str, int]:
+    return line["task"], line["target"], line["arm"], line["seed"]
+
+
+def _cell(bench: Bench, name: str, target: float) -> dict[str, Any]:
+    line: dict[str, Any] = {"task": bench.name, "target": target, "arm": name, "seed": bench.seed}
+    try:
+        line |= bench.run(deepcopy(ARMS[name]), target)
+    except pb.TargetUnreachableError as err:
+        line["unreachable"] = str(err)
+    return line | {
+        "base": bench.scores | {"params": pb.measure(bench.model, bench.example).params},
+        "config": ARMS[name].dendrites.to_dict() if ARMS[name].dendrites is not OFF else None,
+        "epochs": bench.task.epochs,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
