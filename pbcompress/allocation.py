@@ -127,12 +127,11 @@ def allocate(
             return widths
         finer = replace(config, round_to=multiple // 2)
         return allocate(groups, bounds, scores, finer, gives_way)
+    if math.prod(len(c) for c in choices) <= EXHAUSTIVE:
+        return _nearest_of_all(bounds, widths, choices)
     _exchange(bounds, widths, choices)
     if bounds.load(bounds.totals(widths)) < FILL_GOAL:
         widths = _stepped(groups, bounds, scores, choices, config, widths)
-    is_small = math.prod(len(c) for c in choices) <= EXHAUSTIVE
-    if bounds.load(bounds.totals(widths)) < FILL_GOAL and is_small:
-        widths = _nearest_of_all(bounds, widths, choices)
     return widths
 
 
@@ -258,22 +257,33 @@ def _fill(
 def _exchange(bounds: Bounds, widths: Widths, choices: Sequence[Widths]) -> None:
     """Narrow one group and widen another while that brings the load nearer to 1.
 
-    The smallest narrowing that reaches `FILL_GOAL` wins, so that widths move little.
+    The first step of narrowing at which `FILL_GOAL` is reached ends the search, and of what
+    reaches it there the network wins in which no width moves far.
     """
     load = bounds.load(bounds.totals(widths))
     while load < FILL_GOAL:
-        best = (load, widths)
+        best = (load, list(widths))
         for distance in range(1, max(len(c) for c in choices)):
             for narrow, allowed in enumerate(choices):
                 place = bisect_right(allowed, widths[narrow]) - 1 - distance
                 if place >= 0:
                     trial = [*widths[:narrow], allowed[place], *widths[narrow + 1 :]]
-                    best = max(best, _widest(bounds, trial, narrow, choices))
+                    found = _widest(bounds, trial, narrow, choices)
+                    best = max(best, found, key=lambda pair: _rank(*pair, widths))
             if best[0] >= FILL_GOAL:
                 break
         if best[0] == load:
             return
         load, widths[:] = best
+
+
+def _rank(load: float, trial: Widths, widths: Widths) -> tuple[float, float, float]:
+    """Return what is better the higher it is: load, up to the goal, then small moves.
+
+    A move counts by its ratio: from 4 channels to 2 is further than from 40 to 30.
+    """
+    moves = [abs(math.log(a / b)) for a, b in zip(trial, widths, strict=True) if a != b]
+    return (-1.0 if load > 1 else min(load, FILL_GOAL), -max(moves, default=0.0), -sum(moves))
 
 
 def _widest(
@@ -301,10 +311,8 @@ def _widest(
 def _nearest_of_all(bounds: Bounds, widths: Widths, choices: Sequence[Widths]) -> Widths:
     """Return the combination nearest to ``widths`` that reaches `FILL_GOAL`, or the largest."""
 
-    def rank(trial: Widths) -> tuple[float, float]:
-        load = bounds.load(bounds.totals(trial))
-        moved = sum(abs(a - b) / max(a, b) for a, b in zip(trial, widths, strict=True))
-        return (-1.0 if load > 1 else min(load, FILL_GOAL), -moved)
+    def rank(trial: Widths) -> tuple[float, float, float]:
+        return _rank(bounds.load(bounds.totals(trial)), trial, widths)
 
     return max((list(trial) for trial in itertools.product(*choices)), key=rank)
 

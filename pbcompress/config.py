@@ -128,6 +128,8 @@ class DendriteConfig(Choices):
         layers: Names or ``fnmatch`` patterns of the layers that may grow; None is every Linear and
             convolution that can.
         max_sets: Most sets that may grow; 0 turns dendrites off.
+        at_start: Grow the first set before the first neuron phase, so that it has all of the
+            training, and not after it.
         candidates: Size of the candidate pool: so many train side by side in a dendrite phase, and
             each node keeps the best one ("lowrank": each layer).
         node_share: Part of a set's parameters that its nodes may keep after a dendrite phase, in
@@ -164,6 +166,7 @@ class DendriteConfig(Choices):
     normalize: bool = True
     layers: tuple[str, ...] | None = None
     max_sets: int = 1
+    at_start: bool = False
     candidates: int = 1
     node_share: float = 1.0
     initial_gain: Literal["zero", "least_squares"] = "zero"
@@ -212,7 +215,7 @@ class RecoveryConfig(Choices):
             network improved its score by ``node_improvement``.
         node_improvement: Relative gain of a node's score that counts.
         improvement: Relative gain of the validation score that counts, by the number of sets
-            grown so far; the last one holds for more.
+            grown so far; the last one holds for more. Below zero, a set may cost so much and stay.
         max_failures: Failed sets that end growth.
         max_epochs: Bound on all epochs together.
         max_minutes: Bound on the time of training; with it a run is no longer repeatable.

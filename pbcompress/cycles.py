@@ -92,7 +92,10 @@ class Cycles(Iterator[Phase]):
             self._reported = False
             return self.phase
         if self.phase is None:
-            self._start(PhaseKind.NEURON)
+            if self.dendrites.at_start and self.dendrites.max_sets and not self._num_sets:
+                self._start_set()
+            else:
+                self._start(PhaseKind.NEURON)
         else:
             self._advance(self._action())
         self._reported = False
@@ -111,6 +114,9 @@ class Cycles(Iterator[Phase]):
         if action is Action.THAW or self.lengths is not None:
             self._start(PhaseKind.NEURON if self.lengths is not None else PhaseKind.THAW)
             return
+        self._start_set()
+
+    def _start_set(self) -> None:
         self._grow()
         is_gradient = self.dendrites.rule == "gradient"
         self._start(PhaseKind.NEURON if is_gradient else PhaseKind.DENDRITE)

@@ -96,7 +96,8 @@ def is_better(score: float, best: float | None, sets: int, config: RecoveryConfi
     if best is None:
         return True
     relative = config.improvement[min(sets, len(config.improvement) - 1)]
-    return score - best > max(relative * abs(best), SMALLEST_GAIN)
+    margin = relative * abs(best)
+    return score - best > (margin if margin < 0 else max(margin, SMALLEST_GAIN))
 
 
 def _neuron_phases(log: Sequence[PhaseLog]) -> list[PhaseLog]:
@@ -111,7 +112,7 @@ def sets_kept(log: Sequence[PhaseLog], config: RecoveryConfig) -> tuple[int, int
         top = max(phase.scores)
         if phase.sets > kept:
             if is_better(top, best, kept, config):
-                kept = phase.sets
+                kept, best = phase.sets, None
             else:
                 failed += 1
                 continue
@@ -130,9 +131,10 @@ def best_epoch(log: Sequence[PhaseLog], config: RecoveryConfig) -> tuple[int, in
         if phase.kind is PhaseKind.DENDRITE or not phase.scores:
             continue
         top = max(phase.scores)
-        if phase.sets > kept and not is_better(top, best[0] if best else None, kept, config):
-            continue
-        kept = phase.sets
+        if phase.sets > kept:
+            if not is_better(top, best[0] if best else None, kept, config):
+                continue
+            kept, best = phase.sets, None  # the smaller network is out, even if it was better
         if best is None or top > best[0]:
             best = (top, (index, phase.scores.index(top)))
     return best[1] if best else (-1, -1)

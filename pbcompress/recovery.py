@@ -171,7 +171,8 @@ def _most_epochs(growth: Cycles) -> int:
     r, sets = growth.recovery, growth.dendrites.max_sets
     tries = sets + r.max_failures - 1 if sets else 0
     wait = 0 if growth.dendrites.rule == "gradient" else r.dendrite_epochs
-    most = r.epochs + tries * (wait + r.epochs) + (thaw_length(r, growth.dendrites) if sets else 0)
+    first = 0 if sets and growth.dendrites.at_start else r.epochs
+    most = first + tries * (wait + r.epochs) + (thaw_length(r, growth.dendrites) if sets else 0)
     return most if r.max_epochs is None else min(most, r.max_epochs)
 
 

@@ -8,8 +8,8 @@ its part of the seeds. `accuracy_tables.py` makes tables and plots from the line
     python scripts/bench_accuracy.py lines.jsonl --tasks 'fashion*' --targets 0.25 --seeds 0 1 2
 
 Every arm trains `epochs` epochs of its task from the same trained network. Arms that grow share
-them between neurons and dendrites, and what a set that failed leaves over trains the network
-without it. Weights, and a set, are chosen on the validation split; the test split is scored once.
+them between neurons and dendrites, and sets stay whatever they do, or the arm would be of another
+size. Weights are chosen on the validation split; the test split is scored once.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import platform
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -48,23 +48,27 @@ class Task:
         model: Arguments of `create_model`.
         epochs: Of every arm.
         base_epochs: Of the network that is compressed.
+        early: Layers whose units are read by more weights than they read themselves, where a
+            dendrite is cheap beside another unit.
     """
 
     data: dict[str, Any]
     model: dict[str, Any]
     epochs: int
     base_epochs: int
+    early: tuple[str, ...]
 
 
-def _images(name: str, train: int, epochs: int, base_epochs: int, **model: Any) -> Task:
-    data = {"name": name, "num_val": 2000, "train_limit": train, "batch_size": 64}
-    return Task(data, model, epochs, base_epochs)
+def _images(data: str, train: int, epochs: int, base_epochs: int, **model: Any) -> Task:
+    images = {"name": data, "num_val": 2000, "train_limit": train, "batch_size": 64}
+    early = {"lenet": ("features.*",), "small_cnn": ("features.0.*", "features.1.*"), "mlp": ("1",)}
+    return Task(images, model, epochs, base_epochs, early[model["name"]])
 
 
 def _table(name: str, features: int, classes: int, num_val: int, epochs: int) -> Task:
     data = {"name": name, "num_val": num_val, "batch_size": 128}
     model = {"name": "mlp", "in_features": features, "hidden": (128, 64), "num_classes": classes}
-    return Task(data, model, epochs, epochs)
+    return Task(data, model, epochs, epochs, ("1",))
 
 
 POOLED = {"name": "small_cnn", "widths": (16, 32, 64), "pool": True}
@@ -74,6 +78,7 @@ TASKS = {
         {"name": "mlp", "in_features": 64, "hidden": (64, 64)},
         60,
         40,
+        ("1",),
     ),
     "mnist_1200": _images("mnist", 1200, 40, 30, name="lenet"),
     "fashion_1200": _images("fashion_mnist", 1200, 40, 30, **POOLED),
@@ -95,10 +100,11 @@ class Arm:
     Attributes:
         dendrites: What grows; `OFF` for width alone.
         parts: Shares of the epochs of the phases: first neurons, dendrites, neurons, thaw. One
-            share trains whatever is there from the start.
+            share is neurons alone.
         distillation: Weight of the original network's scores.
         scratch: Whether the weights are drawn anew.
         allocation: How widths are shared out.
+        early: Whether dendrites grow on the task's early layers alone.
     """
 
     dendrites: pb.DendriteConfig = OFF
@@ -106,37 +112,40 @@ class Arm:
     distillation: float = 0.0
     scratch: bool = False
     allocation: str = "uniform"
+    early: bool = False
 
 
-def _grow(**choices: Any) -> pb.DendriteConfig:
-    return pb.DendriteConfig(**({"max_sets": 1, "share": 1.0} | choices))
+def _grow(rule: str, **choices: Any) -> pb.DendriteConfig:
+    return pb.DendriteConfig(rule=rule, max_sets=1, share=1.0, **choices)
 
 
-def _joint(form: str, distillation: float = 0.0) -> Arm:
+def _joint(form: str, distillation: float = 0.0, *, early: bool = False) -> Arm:
     """Dendrites that are there from the start and train by the task's loss with all the rest."""
-    grown = _grow(rule="gradient", form=form, freeze_after=False)
-    return Arm(grown, distillation=distillation)
+    return Arm(_grow("gradient", form=form, at_start=True), (0, 0, 1), distillation, early=early)
 
 
 STAGED = (0.35, 0.2, 0.3, 0.15)
+AT_ONCE = (0.4, 0.2, 0.4)
 ARMS = {
     "width": Arm(),
     "width, distilled": Arm(distillation=0.5),
     "width, isomorphic": Arm(allocation="isomorphic"),
     "scratch": Arm(scratch=True),
-    "correlation": Arm(_grow(rule="correlation"), STAGED),
-    "gradient": Arm(_grow(rule="gradient"), (0.5, 0.0, 0.5)),
-    "hybrid": Arm(_grow(rule="hybrid"), (0.4, 0.2, 0.4)),
-    "hybrid, distilled": Arm(_grow(rule="hybrid"), (0.4, 0.2, 0.4), distillation=0.5),
-    "correlation, shared": Arm(_grow(rule="correlation", form="shared"), STAGED),
-    "correlation, tied": Arm(_grow(rule="correlation", form="tied"), STAGED),
+    "correlation": Arm(_grow("correlation"), STAGED),
+    "correlation first": Arm(_grow("correlation", at_start=True), (0, 0.2, 0.65, 0.15)),
+    "correlation, shared": Arm(_grow("correlation", form="shared"), STAGED),
+    "gradient": Arm(_grow("gradient"), (0.5, 0.0, 0.5)),
+    "hybrid": Arm(_grow("hybrid"), AT_ONCE),
+    "hybrid, distilled": Arm(_grow("hybrid"), AT_ONCE, 0.5),
     "joint full": _joint("full"),
     "joint grouped": _joint("grouped"),
     "joint lowrank": _joint("lowrank"),
     "joint shared": _joint("shared"),
-    "joint tied": _joint("tied"),
-    "joint full, distilled": _joint("full", 0.5),
     "joint shared, distilled": _joint("shared", 0.5),
+    "joint tied": _joint("tied"),
+    "joint full, early": _joint("full", early=True),
+    "joint shared, early": _joint("shared", early=True),
+    "joint shared, early, distilled": _joint("shared", 0.5, early=True),
 }
 
 
@@ -176,8 +185,9 @@ class Bench:
 
     def run(self, arm: Arm, target: float) -> dict[str, Any]:
         """Return what one arm came to."""
+        dendrites = replace(arm.dendrites, layers=self.task.early) if arm.early else arm.dendrites
         config = pb.CompressConfig(
-            dendrites=arm.dendrites, width=pb.WidthConfig(allocation=arm.allocation)
+            dendrites=dendrites, width=pb.WidthConfig(allocation=arm.allocation)
         )
         plan = pb.plan_widths(self.model, self.example, target, config=config)
         network = shrink(self.model, plan)
@@ -190,12 +200,9 @@ class Bench:
             reestimate_batchnorm_(network, self.data, pb.Task(), seed=self.seed)
         lengths = _lengths(arm.parts, self.task.epochs)
         teacher = self.model if arm.distillation else None
-        choices = {"distillation": arm.distillation}
-        if len(lengths) == 1 and plan.grow:
-            _attach_(network, arm.dendrites, plan.grow, self.seed)
         steps = _train(
-            network, self.data, arm.dendrites, lengths, self.seed,
-            layers=plan.grow, teacher=teacher, **choices,
+            network, self.data, dendrites, lengths, self.seed,
+            layers=plan.grow, teacher=teacher, distillation=arm.distillation,
         )  # fmt: skip
         layers = dendrite_layers(network).values()
         cost = pb.measure(network, self.example)
@@ -207,16 +214,6 @@ class Bench:
             "seconds": round(time.perf_counter() - started, 1),
             **self.score(network),
         }
-
-
-def _attach_(
-    network: nn.Module, dendrites: pb.DendriteConfig, layers: dict[str, bool], seed: int
-) -> None:
-    """Add a set that speaks a little: a silent one is taken for a candidate, and away."""
-    pb.attach_dendrites_(network, dendrites, layers=layers, seed=seed)
-    with torch.no_grad(), seeded("gains", seed):
-        for layer in dendrite_layers(network).values():
-            layer.gains[-1].normal_(std=1e-2)
 
 
 def _lengths(parts: Sequence[float], epochs: int) -> list[int]:
@@ -239,7 +236,8 @@ def _train(
     """Train phases of so many epochs in all, and return the number of steps."""
 
     def config(**more: Any) -> pb.CompressConfig:
-        recovery = pb.RecoveryConfig(max_failures=1, improvement=(0.0,), **choices, **more)
+        # a set always stays: a network without the one it has room for is no arm of this size
+        recovery = pb.RecoveryConfig(max_failures=1, improvement=(-1.0,), **choices, **more)
         return pb.CompressConfig(dendrites=dendrites, recovery=recovery)
 
     if len(lengths) == 1:
@@ -248,30 +246,25 @@ def _train(
         )
         return history.steps
     first, own, last, *thaw = [*lengths, 0]
-    assert first >= last > 0
-    # the machine has one length for neuron phases; what it leaves over is trained below
+    # the machine has one length for neuron phases; what the first has more comes before it
+    before = 0 if dendrites.at_start else first - last
+    assert before >= 0
     grown = config(
         epochs=last,
         dendrite_epochs=max(own, 1),
         dendrite_patience=max(own, 1),
         thaw_epochs=thaw[0],
     )
-    before = [first - last] if first > last else []
-    steps = 0
+    done = pb.History()
     if before:
-        steps += pb.recover_(
-            network, data, config=config(), seed=seed, lengths=before, teacher=teacher
-        ).steps
+        done = pb.recover_(
+            network, data, config=config(), seed=seed, lengths=[before], teacher=teacher
+        )
     history = pb.recover_(
         network, data, config=grown, seed=seed + 1, layers=layers or None, teacher=teacher
     )
-    steps += history.steps
-    left = sum(lengths) - sum(before) - len(history)
-    if left > 0:
-        steps += pb.recover_(
-            network, data, config=config(), seed=seed + 2, lengths=[left], teacher=teacher
-        ).steps
-    return steps
+    assert len(done) + len(history) == sum(lengths)
+    return done.steps + history.steps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -316,7 +309,7 @@ def _cell(bench: Bench, name: str, target: float) -> dict[str, Any]:
         line["unreachable"] = str(err)
     return line | {
         "base": bench.scores | {"params": pb.measure(bench.model, bench.example).params},
-        "config": ARMS[name].dendrites.to_dict() if ARMS[name].dendrites is not OFF else None,
+        "config": asdict(ARMS[name]),
         "epochs": bench.task.epochs,
         "torch": torch.__version__,
         "machine": platform.machine(),

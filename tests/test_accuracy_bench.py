@@ -1,0 +1,109 @@
+"""The benchmark of accuracy: arms of one size and one number of steps, and its tables."""
+
+import json
+import statistics
+
+import accuracy_tables
+import bench_accuracy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from paired import T95, paired
+
+TINY = bench_accuracy.Task(
+    {"name": "digits", "num_val": 200, "train_limit": 200, "batch_size": 50},
+    {"name": "mlp", "in_features": 64, "hidden": (32, 16)},
+    epochs=8,
+    base_epochs=2,
+    early=("1",),
+)
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench") / "lines.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_accuracy, "TASKS", {"tiny": TINY})
+        call = [str(path), "--targets", "0.4", "--seeds", "0", "1"]
+        assert bench_accuracy.main([*call, "--arms", "width", "scratch"]) == 0
+        before = path.read_text()
+        assert bench_accuracy.main(call) == 0
+    assert path.read_text().startswith(before)  # what was there is not run again
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_arm_ran_once_for_every_seed(lines):
+    assert len(bench_accuracy.ARMS) >= 15
+    cells = [(line["arm"], line["seed"]) for line in lines]
+    assert sorted(cells) == sorted((arm, seed) for arm in bench_accuracy.ARMS for seed in (0, 1))
+
+
+def test_all_arms_take_as_many_steps(lines):
+    assert {line["steps"] for line in lines} == {8 * 4}
+
+
+def test_all_arms_are_as_large(lines):
+    for line in lines:
+        target = 0.4 * line["base"]["params"]
+        assert 0.9 * target < line["params"] <= target, line["arm"]
+
+
+def test_arms_start_from_the_same_network(lines):
+    for seed in (0, 1):
+        assert len({json.dumps(line["base"]) for line in lines if line["seed"] == seed}) == 1
+
+
+def test_the_page_has_a_row_for_every_arm(lines, tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    page, plot = tmp_path / "page.md", tmp_path / "plot.svg"
+    assert accuracy_tables.main([str(path), "--page", str(page), "--plot", str(plot)]) == 0
+    rows = [row for row in page.read_text().splitlines() if row.startswith("| ")]
+    names = [row.split("|")[1].strip(" *") for row in rows]
+    assert set(bench_accuracy.ARMS) <= set(names)
+    by_seed = {line["seed"]: line for line in lines if line["arm"] == "scratch"}
+    mean = 100 * statistics.mean(line["test"] for line in by_seed.values())
+    assert any(f"| {mean:.2f} |" in row for row in rows if row.startswith("| scratch"))
+    assert plot.read_text().count("tiny") >= 1
+
+
+@pytest.mark.parametrize(("change", "message"), [("steps", "steps"), ("params", "more than")])
+def test_lines_that_cannot_be_compared_are_refused(lines, change, message):
+    broken = [dict(line) for line in lines]
+    broken[-1][change] += 10_000
+    with pytest.raises(ValueError, match=message):
+        accuracy_tables.cells_of(broken)
+
+
+def test_a_cell_without_all_seeds_is_left_out(lines):
+    cells = accuracy_tables.cells_of(lines[:-1])
+    assert ("tiny", 0.4, lines[-1]["arm"]) not in cells
+    assert len(cells) == len(bench_accuracy.ARMS) - 1
+
+
+# --- the interval ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pairs", T95)
+def test_the_interval_is_that_of_students_t(pairs):
+    stats = pytest.importorskip("scipy.stats")
+    assert T95[pairs] == pytest.approx(stats.t.ppf(0.975, pairs - 1), abs=1e-3)
+
+
+@given(st.lists(st.floats(-9, 9), min_size=2, max_size=10), st.floats(-5, 5))
+def test_a_constant_difference_is_certain(control, ahead):
+    before = dict(enumerate(control))
+    found = paired({seed: value + ahead for seed, value in before.items()}, before)
+    assert found.mean == pytest.approx(ahead, abs=1e-9)
+    assert found.half == pytest.approx(0, abs=1e-9)
+    if abs(ahead) > 1e-6:
+        assert found.verdict == (1 if ahead > 0 else -1)
+
+
+def test_noise_is_no_difference():
+    assert paired({0: 1.0, 1: -1.0, 2: 0.5}, {0: 0.0, 1: 0.0, 2: 0.0}).verdict == 0
+
+
+def test_one_seed_has_no_interval():
+    with pytest.raises(ValueError, match="1 seeds in common"):
+        paired({0: 1.0, 3: 2.0}, {0: 1.0, 2: 2.0})
