@@ -257,8 +257,7 @@ def _fill(
 def _exchange(bounds: Bounds, widths: Widths, choices: Sequence[Widths]) -> None:
     """Narrow one group and widen another while that brings the load nearer to 1.
 
-    The first step of narrowing at which `FILL_GOAL` is reached ends the search, and of what
-    reaches it there the network wins in which no width moves far.
+    The first step of narrowing at which `FILL_GOAL` is reached ends the search.
     """
     load = bounds.load(bounds.totals(widths))
     while load < FILL_GOAL:
@@ -269,7 +268,7 @@ def _exchange(bounds: Bounds, widths: Widths, choices: Sequence[Widths]) -> None
                 if place >= 0:
                     trial = [*widths[:narrow], allowed[place], *widths[narrow + 1 :]]
                     found = _widest(bounds, trial, narrow, choices)
-                    best = max(best, found, key=lambda pair: _rank(*pair, widths))
+                    best = max(best, found, key=lambda pair: _rank(pair[0], pair[1], widths))
             if best[0] >= FILL_GOAL:
                 break
         if best[0] == load:
@@ -309,7 +308,7 @@ def _widest(
 
 
 def _nearest_of_all(bounds: Bounds, widths: Widths, choices: Sequence[Widths]) -> Widths:
-    """Return the combination nearest to ``widths`` that reaches `FILL_GOAL`, or the largest."""
+    """Return the best combination of all by load and by its distance from ``widths``."""
 
     def rank(trial: Widths) -> tuple[float, float, float]:
         return _rank(bounds.load(bounds.totals(trial)), trial, widths)

@@ -127,6 +127,10 @@ class DendriteConfig(Choices):
         normalize: Give a dendrite its own BatchNorm where the layer is followed by one.
         layers: Names or ``fnmatch`` patterns of the layers that may grow; None is every Linear and
             convolution that can.
+        max_price: Of these, only layers grow in which a dendrite costs at most so many neurons,
+            each with its own weights and those that read it: little in early layers, close to 1 in
+            late ones, and without bound at the network's outputs. Only `plan_widths`, and so
+            `compress`, looks at it. None: no bound.
         max_sets: Most sets that may grow; 0 turns dendrites off.
         at_start: Grow the first set before the first neuron phase, so that it has all of the
             training, and not after it.
@@ -140,8 +144,9 @@ class DendriteConfig(Choices):
         initialization: First weights of candidates: "random", or "spectral", in closed form from
             the inputs and errors of a few batches (`pbcompress.initialization`); of a pool the
             first candidate.
-        share: Largest part of the target that dendrites may take, in [0, 1]; "auto" trains a
-            network with dendrites and one without, and lets validation decide.
+        share: Largest part of the target that dendrites may take, in [0, 1]; "auto" gives a
+            network with dendrites and one without a short trial (``RecoveryConfig.trial``), and
+            the rest of the training to the one that validation favours.
         groups: Groups of form "grouped", as far as they divide the layer's channels.
         rank: Channels of form "lowrank".
         nodes: Nodes of form "shared".
@@ -165,6 +170,7 @@ class DendriteConfig(Choices):
     cascade: bool = True
     normalize: bool = True
     layers: tuple[str, ...] | None = None
+    max_price: float | None = None
     max_sets: int = 1
     at_start: bool = False
     candidates: int = 1
@@ -175,6 +181,28 @@ class DendriteConfig(Choices):
     groups: int = 4
     rank: int = 4
     nodes: int = 8
+
+    @classmethod
+    def cheap(cls, **choices: Any) -> Self:
+        """Return the dendrites that came nearest to plain width in `docs/benchmarks/accuracy.md`.
+
+        A few shared nodes for each layer, from the start and by the task's gradient, where a
+        dendrite costs at most a quarter of another neuron.
+
+        Args:
+            **choices: Further fields, or other values of these.
+
+        Example:
+            >>> DendriteConfig.cheap(nodes=4).max_price
+            0.25
+        """
+        own: dict[str, Any] = {
+            "rule": "gradient",
+            "form": "shared",
+            "at_start": True,
+            "max_price": 0.25,
+        }
+        return cls(**(own | choices))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -195,6 +223,8 @@ class DendriteConfig(Choices):
             require(is_random, self, "initialization", f"'random', or else {wanted}")
         for name in ("groups", "rank", "nodes"):
             require(getattr(self, name) >= 1, self, name, "at least 1")
+        is_price = self.max_price is None or self.max_price > 0
+        require(is_price, self, "max_price", "above 0, or None")
         is_share = self.share == "auto" or 0 <= float(self.share) <= 1
         require(is_share, self, "share", "'auto' or a number from 0 to 1")
 
@@ -216,6 +246,8 @@ class RecoveryConfig(Choices):
         node_improvement: Relative gain of a node's score that counts.
         improvement: Relative gain of the validation score that counts, by the number of sets
             grown so far; the last one holds for more. Below zero, a set may cost so much and stay.
+        trial: Share of every phase's epochs that each network gets in the trial of
+            ``DendriteConfig.share="auto"``, in (0, 0.5); no epoch is added for it.
         max_failures: Failed sets that end growth.
         max_epochs: Bound on all epochs together.
         max_minutes: Bound on the time of training; with it a run is no longer repeatable.
@@ -249,6 +281,7 @@ class RecoveryConfig(Choices):
     dendrite_patience: int = 3
     node_improvement: float = 0.1
     improvement: tuple[float, ...] = (1e-3, 1e-4, 0.0)
+    trial: float = 0.1
     max_failures: int = 2
     max_epochs: int | None = None
     max_minutes: float | None = None
@@ -290,6 +323,7 @@ class RecoveryConfig(Choices):
         thaw = self.thaw_epochs
         require(thaw is None or thaw >= 0, self, "thaw_epochs", "zero or positive, or None")
         require(0 < self.retry_lr < 1, self, "retry_lr", "between 0 and 1")
+        require(0 < self.trial < 0.5, self, "trial", "above 0 and below 0.5")
         require(0 <= self.distillation <= 1, self, "distillation", "from 0 to 1")
         require(0 <= self.warmup < 1, self, "warmup", "at least 0 and below 1")
         require(len(self.improvement) > 0, self, "improvement", "at least one number")

@@ -9,6 +9,7 @@ from typing import Any
 from pbcompress.charts import Curve, metric_range
 from pbcompress.history import History
 from pbcompress.scorecard import candidates
+from pbcompress.tables import is_trial_only
 
 __all__ = ["compact", "page_content"]
 
@@ -296,6 +297,8 @@ def verdict(facts: Facts) -> str:
             "No set of dendrites helped on validation, so none was kept; the reserve for them was "
             "left to width."
         )
+    if any(is_trial_only(arm, facts) for arm in (grown, wide)):
+        return str(facts["note"])
     old, new = wide["score"]["val"], grown["score"]["val"]
     name, samples = facts["metric"]["name"], grown["score"]["val_samples"]
     gain = new - old if facts["metric"]["higher_is_better"] else old - new

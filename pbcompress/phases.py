@@ -12,8 +12,10 @@ __all__ = [
     "PhaseKind",
     "PhaseLog",
     "best_epoch",
+    "is_better",
     "longest",
     "next_action",
+    "planned_epochs",
     "sets_kept",
     "thaw_length",
 ]
@@ -89,6 +91,14 @@ def longest(kind: PhaseKind, recovery: RecoveryConfig, dendrites: DendriteConfig
     """Return the most epochs of a phase."""
     lengths = {PhaseKind.NEURON: recovery.epochs, PhaseKind.DENDRITE: recovery.dendrite_epochs}
     return lengths.get(kind, thaw_length(recovery, dendrites))
+
+
+def planned_epochs(recovery: RecoveryConfig, dendrites: DendriteConfig) -> int:
+    """Return the epochs of a growth in which every set helps and no phase ends early."""
+    sets, has_phase = dendrites.max_sets, dendrites.rule != "gradient"
+    of_a_set = recovery.epochs + has_phase * recovery.dendrite_epochs
+    first = 0 if sets and dendrites.at_start else recovery.epochs
+    return first + sets * of_a_set + (thaw_length(recovery, dendrites) if sets else 0)
 
 
 def is_better(score: float, best: float | None, sets: int, config: RecoveryConfig) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,10 @@ from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.history import History
 from pbcompress.importance import sample_for
 from pbcompress.measure import measure
+from pbcompress.phases import is_better
 from pbcompress.plan import WidthPlan, plan_widths
 from pbcompress.progress import ProgressBar
+from pbcompress.race import remainder_of, trial_of
 from pbcompress.recovery import Checkpoint, recover_
 from pbcompress.result import Arm, CompressionResult, Score
 from pbcompress.shrinking import shrink
@@ -58,7 +60,7 @@ def compress(
 
     Widths are planned and proven, the narrower network is trained in cycles of dendrite growth,
     and original and result are compared on size, work, speed and metric. With ``share="auto"`` a
-    network without dendrites is trained for as many steps, and validation decides between them.
+    network without dendrites has a trial too, and validation decides which of them trains on.
 
     Args:
         model: A trained network of Linear and convolution layers; never modified.
@@ -100,6 +102,14 @@ def compress(
     if progress and data is not None:
         job.callbacks = (*job.callbacks, ProgressBar())
     return job.shrink_only() if data is None else job.shrink_and_recover(data, control)
+
+
+class _Way(NamedTuple):
+    """A network to make: its name in the history, its configuration and its widths."""
+
+    name: str
+    config: CompressConfig
+    plan: WidthPlan
 
 
 class _Job:
@@ -203,81 +213,107 @@ class _Job:
 
     def shrink_and_recover(self, data: Data, control: bool) -> CompressionResult:
         """Train the arms, choose by validation, and score the test split once each."""
-        dendrites = self.config.dendrites
-        grown: Arm | None = None
-        histories: list[History] = []
-        if dendrites.max_sets > 0 and dendrites.share != 0:
-            share = 1.0 if dendrites.share == "auto" else dendrites.share
-            config = replace(self.config, dendrites=replace(dendrites, share=share))
-            plan = self._plan("dendrites", config)
-            if plan.grow:
-                grown = self._train("dendrites", config, plan, data, None, histories)
-        wide: Arm | None = None
-        if grown is None or dendrites.share == "auto" or control or grown.sets == 0:
-            config = _without_dendrites(self.config)
-            lengths = _phase_lengths(histories[0]) if histories else None
-            plan = self._plan("width", config)
-            wide = self._train("width", config, plan, data, lengths, histories)
-        chosen, other, note = self._choose(grown, wide)
         before = self._score(self.original, data)
-        return self._finish(chosen, other, before, History.joined(histories), note)
+        wide = self._way("width", _without_dendrites(self.config))
+        grown = self._grown_way()
+        other: Arm | None = None
+        if grown is None:
+            chosen, note = self._train(wide, data), "One network was trained: width alone."
+        elif self.config.dendrites.share == "auto":
+            chosen, other, note = self._race(grown, wide, data, control)
+        else:
+            chosen, note = self._train(grown, data), "One network was trained: dendrites."
+            if control or not chosen.sets:
+                other = self._train(wide, data, lengths=_phase_lengths(chosen))
+                note = "The share of the dendrites was given; width alone is the control."
+            if other and not chosen.sets:
+                chosen, other = other, chosen
+                note = "No dendrite set helped on validation: the result is width alone."
+        history = History.joined([arm.history for arm in (chosen, other) if arm and arm.history])
+        return self._finish(chosen, other, before, history, note)
+
+    def _way(self, name: str, config: CompressConfig) -> _Way:
+        return _Way(name, config, self._plan(name, config))
+
+    def _grown_way(self) -> _Way | None:
+        dendrites = self.config.dendrites
+        if not dendrites.max_sets or dendrites.share == 0:
+            return None
+        share = 1.0 if dendrites.share == "auto" else dendrites.share
+        config = replace(self.config, dendrites=replace(dendrites, share=share))
+        way = self._way("dendrites", config)
+        return way if way.plan.grow else None
+
+    def _race(self, grown: _Way, wide: _Way, data: Data, control: bool) -> tuple[Arm, Arm, str]:
+        """Return the network that validation favours after a trial of both, and the other one."""
+        small = grown._replace(config=trial_of(grown.config))
+        first = self._train(small, data, part="-trial")
+        second = self._train(wide, data, part="-trial", lengths=_phase_lengths(first))
+        assert first.score is not None
+        assert second.score is not None
+        of_grown, of_wide = (self.task.score(score.val) for score in (first.score, second.score))
+        is_grown = is_better(of_grown, of_wide, 0, self.config.recovery)
+        epochs = sum(_phase_lengths(first))
+
+        def train_on(way: _Way, arm: Arm) -> Arm:
+            rest = remainder_of(grown.config, 2 * epochs, arm.sets)
+            return self._train(way._replace(config=rest), data, start=arm)
+
+        ways = [(grown, first), (wide, second)]
+        winner, loser = ways if is_grown else ways[::-1]
+        chosen = train_on(*winner)
+        note = (
+            f"After a trial of {epochs} epochs each, {self.task.metric_name} on validation was "
+            f"{first.score.val:.4f} with dendrites and {second.score.val:.4f} by width alone, so "
+            f"{'dendrites' if is_grown else 'width alone'} had the rest of the training."
+        )
+        return chosen, train_on(*loser) if control else loser[1], note
 
     def _train(
         self,
-        stage: str,
-        config: CompressConfig,
-        plan: WidthPlan,
+        way: _Way,
         data: Data,
-        lengths: Sequence[int] | None,
-        histories: list[History],
+        *,
+        part: str = "",
+        lengths: Sequence[int] | None = None,
+        start: Arm | None = None,
     ) -> Arm:
-        network = shrink(self.original, plan)
-        reestimate_batchnorm_(network, data, self.task, seed=self.seed)
+        """Train a network of a plan, or train one on after its trial."""
+        if start is None:
+            network = shrink(self.original, way.plan)
+            reestimate_batchnorm_(network, data, self.task, seed=self.seed)
+        else:
+            network = copy_model(start.network)
         checkpoint = None
         if self.run_dir is not None:
-            path = self.run_dir / "checkpoints" / f"{stage}.safetensors"
+            path = self.run_dir / "checkpoints" / f"{way.name}{part}.safetensors"
             checkpoint = Checkpoint(path, self.fingerprint)
         history = recover_(
             network,
             data,
             self.task,
-            config=config,
-            seed=self.seed,
+            config=way.config,
+            seed=self.seed + (start is not None),  # other batches than those of the trial
             callbacks=self.callbacks,
-            stage=stage,
-            layers=plan.grow or None,
+            stage=way.name,
+            layers=way.plan.grow or None,
             lengths=lengths,
             checkpoint=checkpoint,
             teacher=self.original,
         )
-        histories.append(history)
+        trial = None
+        if start is not None and start.history and start.score:
+            history, trial = History.joined([start.history, history]), start.score.val
         sets = max((layer.num_sets for layer in dendrite_layers(network).values()), default=0)
-        score = self._score(network, data)
-        return Arm(stage, network, plan, measure(network, self._inputs()), score, history, sets)
+        score = self._score(network, replace(data, test=None) if part else data)
+        cost = measure(network, self._inputs())
+        return Arm(way.name, network, way.plan, cost, score, history, sets, trial)
 
     def _score(self, network: nn.Module, data: Data) -> Score:
         value, samples = evaluate(network, data.val, self.task)
         if data.test is None:
             return Score(value, samples)
         return Score(value, samples, *evaluate(network, data.test, self.task))
-
-    def _choose(self, grown: Arm | None, wide: Arm | None) -> tuple[Arm, Arm | None, str]:
-        """Return result, control and the reason; the test scores take no part."""
-        if grown is None or wide is None:
-            arm = grown or wide
-            assert arm is not None
-            kind = "dendrites" if arm is grown else "width alone"
-            return arm, None, f"One network was trained: {kind}."
-        assert grown.score is not None
-        assert wide.score is not None
-        if grown.sets == 0:
-            return wide, grown, "No dendrite set helped on validation: the result is width alone."
-        ahead = self.task.score(grown.score.val) - self.task.score(wide.score.val)
-        if self.config.dendrites.share != "auto":
-            return grown, wide, "The share of the dendrites was given; width alone is the control."
-        if ahead > 0:
-            return grown, wide, "Validation chose the network with dendrites over width alone."
-        return wide, grown, "Validation chose width alone over the network with dendrites."
 
     def _finish(
         self, chosen: Arm, other: Arm | None, before: Score | None, history: History, note: str
@@ -319,9 +355,10 @@ def _without_dendrites(config: CompressConfig) -> CompressConfig:
     return replace(config, dendrites=replace(config.dendrites, max_sets=0))
 
 
-def _phase_lengths(history: History) -> list[int]:
+def _phase_lengths(arm: Arm) -> list[int]:
     """Return the epochs of every phase: the control trains as long, with the same restarts."""
-    return [len(list(group)) for _, group in groupby(history, key=lambda r: r["phase"])]
+    assert arm.history is not None
+    return [len(list(group)) for _, group in groupby(arm.history, key=lambda r: r["phase"])]
 
 
 def _choose_device(device: str | torch.device | None) -> torch.device:

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pbcompress.errors import CompressionError, DivergedError, StateMismatchErro
 from pbcompress.history import History
 from pbcompress.initialization import initialize_candidates_
 from pbcompress.phase import Phase
-from pbcompress.phases import PhaseKind, longest, thaw_length
+from pbcompress.phases import PhaseKind, longest, planned_epochs
 from pbcompress.surgery import device_of
 from pbcompress.task import Data, Task, check_data
 from pbcompress.tensorfile import read_tensors, write_tensors
@@ -168,11 +168,10 @@ def _train(run: "_Run", callbacks: Sequence[Callback]) -> None:
 def _most_epochs(growth: Cycles) -> int:
     if growth.lengths is not None:
         return sum(growth.lengths)
-    r, sets = growth.recovery, growth.dendrites.max_sets
-    tries = sets + r.max_failures - 1 if sets else 0
-    wait = 0 if growth.dendrites.rule == "gradient" else r.dendrite_epochs
-    first = 0 if sets and growth.dendrites.at_start else r.epochs
-    most = first + tries * (wait + r.epochs) + (thaw_length(r, growth.dendrites) if sets else 0)
+    r, dendrites = growth.recovery, growth.dendrites
+    if dendrites.max_sets:  # failed sets take as long as those that help
+        dendrites = replace(dendrites, max_sets=dendrites.max_sets + r.max_failures - 1)
+    most = planned_epochs(r, dendrites)
     return most if r.max_epochs is None else min(most, r.max_epochs)
 
 

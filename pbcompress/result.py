@@ -54,6 +54,7 @@ class Arm:
         score: Its metric; None if it was not trained.
         history: Its training; None if it was not trained.
         sets: Dendrite sets that it kept.
+        trial: Its metric on validation after the trial; None where there was none.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Arm:
     score: Score | None
     history: History | None
     sets: int
+    trial: float | None = None
 
     @property
     def dendrite_params(self) -> int:
@@ -76,6 +78,7 @@ class Arm:
         return {
             "name": self.name,
             "sets": self.sets,
+            "trial": self.trial,
             "dendrite_params": self.dendrite_params,
             "steps": self.history.steps if self.history else 0,
             "epochs": len(self.history) if self.history else 0,
@@ -97,7 +100,8 @@ class CompressionResult:
         score_before: Metric of the original; None without data.
         score_after: Metric of ``model``.
         chosen: The network that became the result.
-        other: The network beside it, if one was trained: the control.
+        other: The network beside it, if there is one: the control, or what lost the trial and was
+            trained no further.
         deployment: Files and latencies, the reason why there are none, or None if not asked for.
         history: Every epoch of every network.
         config: All choices.

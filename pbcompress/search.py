@@ -1,5 +1,6 @@
 """Which units go: one search for widths over the groups of a network, and the cuts it means."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -66,6 +67,7 @@ class WidthSearch:
         reserve = dendrites.max_sets > 0 and dendrites.share not in ("auto", 0)
         self.grow = growable_layers(model, dendrites) if reserve else {}
         self.flops = CostModel(grouping.groups, work_costs(grouping))
+        self._terms = list(parameter_costs(model, grouping).values())
         self.params = self._parameters()
 
     def _parameters(self) -> CostModel:
@@ -78,8 +80,7 @@ class WidthSearch:
                 set_params, geometry, config=self.config.dendrites, normalized=normed
             )
             layers[name] = layer_axes(layer, self.grouping.shapes.get(f"{name}.weight"))
-        terms = list(parameter_costs(self.model, self.grouping).values())
-        return CostModel(self.grouping.groups, terms, reserve, layers)
+        return CostModel(self.grouping.groups, self._terms, reserve, layers)
 
     def solve(self, request: Request) -> Widths | None:
         """Return widths, or None; layers whose dendrites are too dear stop growing."""
@@ -95,17 +96,39 @@ class WidthSearch:
             fits = widths is not None and (
                 not self.grow or self.params.reserved(widths) <= float(share) * request.params
             )
-            if widths is not None and fits:
+            found = widths or self.narrowest(request)
+            too_dear = self._too_dear(found)
+            if widths is not None and fits and not too_dear:
                 return widths
             if not self.grow:
                 return None
-            prices = widths or self.narrowest(request)
-            dearest = max(
-                self.grow,
-                key=lambda name: self.params.reserve[name](*self.params.layer_widths(name, prices)),
-            )
-            self.grow = {k: v for k, v in self.grow.items() if k != dearest}
+            reserve = self.params.reserve
+            dearest = too_dear or [
+                max(self.grow, key=lambda n: reserve[n](*self.params.layer_widths(n, found)))
+            ]
+            self.grow = {k: v for k, v in self.grow.items() if k not in dearest}
             self.params = self._parameters()
+
+    def _too_dear(self, widths: Widths) -> list[str]:
+        """Return the layers in which a dendrite costs more than ``max_price`` of a neuron."""
+        limit = self.config.dendrites.max_price
+        return [n for n in self.grow if limit is not None and self._price(n, widths) > limit]
+
+    def _price(self, layer: str, widths: Widths) -> float:
+        """Return what a dendrite of a layer costs, in neurons; infinite at the network's outputs.
+
+        A neuron costs its own weights and those that read it, in every layer of its group.
+        """
+        out, in_ = self.params.layer_widths(layer, widths)
+        dendrite = self.params.reserve[layer](out, in_) / out / self.config.dendrites.max_sets
+        plain = CostModel(self.grouping.groups, self._terms)
+        places = {group.name: i for i, group in enumerate(self.grouping.groups)}
+        neurons = [
+            plain.change(places[name], widths[places[name]] + 1, widths) / positions
+            for name, positions in self.params.layers[layer][0].groups
+            if name in places
+        ]
+        return dendrite / min(neurons) if neurons else math.inf
 
     def narrowest(self, request: Request) -> Widths:
         """Return the smallest widths that the configuration allows."""

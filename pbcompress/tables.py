@@ -7,6 +7,7 @@ __all__ = [
     "Table",
     "before_after",
     "dendrite_account",
+    "is_trial_only",
     "layer_widths",
     "render_markdown",
     "render_text",
@@ -85,14 +86,23 @@ def layer_widths(facts: Facts) -> Table:
     return rows
 
 
+def is_trial_only(arm: Facts, facts: Facts) -> bool:
+    """Tell whether an arm lost the trial and was trained no further."""
+    return arm.get("trial") is None and facts["after"].get("trial") is not None
+
+
 def dendrite_account(facts: Facts) -> Table | None:
     """Return what dendrites brought and cost beside width alone; None if only one was trained."""
     arms = [arm for arm in (facts["after"], facts["other"]) if arm]
     if len(arms) < 2:
         return None
+    metric = facts["metric"]["name"]
     arms.sort(key=lambda arm: str(arm["name"]))  # "dendrites" before "width"
     labels = {"dendrites": "with dendrites", "width": "width alone"}
-    rows: list[Sequence[str]] = [("", *(labels[arm["name"]] for arm in arms))]
+    names = [
+        labels[arm["name"]] + (", trial only" if is_trial_only(arm, facts) else "") for arm in arms
+    ]
+    rows: list[Sequence[str]] = [("", *names)]
     rows.append(("chosen", *("yes" if arm is facts["after"] else "no" for arm in arms)))
     for label, key in (
         ("parameters", "params"),
@@ -102,8 +112,11 @@ def dendrite_account(facts: Facts) -> Table | None:
         ("optimizer steps", "steps"),
     ):
         rows.append((label, *(_count(arm[key]) for arm in arms)))
+    if facts["after"].get("trial") is not None:
+        trials = [arm["score"]["val"] if arm["trial"] is None else arm["trial"] for arm in arms]
+        rows.append((f"{metric}, val, after the trial", *(f"{score:.4f}" for score in trials)))
     for split in ("val", "test"):
-        name = f"{facts['metric']['name']}, {split}"
+        name = f"{metric}, {split}"
         rows.append((name, *(_metric(arm["score"], split) for arm in arms)))
     return rows
 

@@ -18,7 +18,7 @@ import platform
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -48,27 +48,23 @@ class Task:
         model: Arguments of `create_model`.
         epochs: Of every arm.
         base_epochs: Of the network that is compressed.
-        early: Layers whose units are read by more weights than they read themselves, where a
-            dendrite is cheap beside another unit.
     """
 
     data: dict[str, Any]
     model: dict[str, Any]
     epochs: int
     base_epochs: int
-    early: tuple[str, ...]
 
 
 def _images(data: str, train: int, epochs: int, base_epochs: int, **model: Any) -> Task:
     images = {"name": data, "num_val": 2000, "train_limit": train, "batch_size": 64}
-    early = {"lenet": ("features.*",), "small_cnn": ("features.0.*", "features.1.*"), "mlp": ("1",)}
-    return Task(images, model, epochs, base_epochs, early[model["name"]])
+    return Task(images, model, epochs, base_epochs)
 
 
 def _table(name: str, features: int, classes: int, num_val: int, epochs: int) -> Task:
     data = {"name": name, "num_val": num_val, "batch_size": 128}
     model = {"name": "mlp", "in_features": features, "hidden": (128, 64), "num_classes": classes}
-    return Task(data, model, epochs, epochs, ("1",))
+    return Task(data, model, epochs, epochs)
 
 
 POOLED = {"name": "small_cnn", "widths": (16, 32, 64), "pool": True}
@@ -78,10 +74,12 @@ TASKS = {
         {"name": "mlp", "in_features": 64, "hidden": (64, 64)},
         60,
         40,
-        ("1",),
     ),
     "mnist_1200": _images("mnist", 1200, 40, 30, name="lenet"),
     "fashion_1200": _images("fashion_mnist", 1200, 40, 30, **POOLED),
+    "fashion_resnet_1200": _images(
+        "fashion_mnist", 1200, 30, 30, name="resnet20", in_channels=1, width=0.5
+    ),
     "fashion_12000": _images("fashion_mnist", 12_000, 12, 10, name="lenet"),
     "fashion_mlp_12000": _images(
         "fashion_mnist", 12_000, 20, 15, name="mlp", hidden=(128, 64), batch_norm=True
@@ -104,7 +102,7 @@ class Arm:
         distillation: Weight of the original network's scores.
         scratch: Whether the weights are drawn anew.
         allocation: How widths are shared out.
-        early: Whether dendrites grow on the task's early layers alone.
+        races: Whether `compress` chooses, by a trial of dendrites and of width alone.
     """
 
     dendrites: pb.DendriteConfig = OFF
@@ -112,16 +110,17 @@ class Arm:
     distillation: float = 0.0
     scratch: bool = False
     allocation: str = "uniform"
-    early: bool = False
+    races: bool = False
 
 
 def _grow(rule: str, **choices: Any) -> pb.DendriteConfig:
     return pb.DendriteConfig(rule=rule, max_sets=1, share=1.0, **choices)
 
 
-def _joint(form: str, distillation: float = 0.0, *, early: bool = False) -> Arm:
+def _joint(form: str, distillation: float = 0.0, **choices: Any) -> Arm:
     """Dendrites that are there from the start and train by the task's loss with all the rest."""
-    return Arm(_grow("gradient", form=form, at_start=True), (0, 0, 1), distillation, early=early)
+    grown = _grow("gradient", form=form, at_start=True, **choices)
+    return Arm(grown, (0, 0, 1), distillation)
 
 
 STAGED = (0.35, 0.2, 0.3, 0.15)
@@ -143,9 +142,11 @@ ARMS = {
     "joint shared": _joint("shared"),
     "joint shared, distilled": _joint("shared", 0.5),
     "joint tied": _joint("tied"),
-    "joint full, early": _joint("full", early=True),
-    "joint shared, early": _joint("shared", early=True),
-    "joint shared, early, distilled": _joint("shared", 0.5, early=True),
+    "joint full, cheap": _joint("full", max_price=0.25),
+    "joint shared, cheap": _joint("shared", max_price=0.25),
+    "joint shared, cheap, distilled": _joint("shared", 0.5, max_price=0.25),
+    "auto": Arm(pb.DendriteConfig.cheap(), races=True),
+    "auto, distilled": Arm(pb.DendriteConfig.cheap(), distillation=0.5, races=True),
 }
 
 
@@ -185,11 +186,14 @@ class Bench:
 
     def run(self, arm: Arm, target: float) -> dict[str, Any]:
         """Return what one arm came to."""
-        dendrites = replace(arm.dendrites, layers=self.task.early) if arm.early else arm.dendrites
+        if arm.races:
+            return self.race(arm, target)
         config = pb.CompressConfig(
-            dendrites=dendrites, width=pb.WidthConfig(allocation=arm.allocation)
+            dendrites=arm.dendrites, width=pb.WidthConfig(allocation=arm.allocation)
         )
         plan = pb.plan_widths(self.model, self.example, target, config=config)
+        if arm.dendrites.max_sets and not plan.grow:
+            raise pb.TargetUnreachableError(f"{target:g} has no room for a set", None)
         network = shrink(self.model, plan)
         started = time.perf_counter()
         if arm.scratch:
@@ -201,7 +205,7 @@ class Bench:
         lengths = _lengths(arm.parts, self.task.epochs)
         teacher = self.model if arm.distillation else None
         steps = _train(
-            network, self.data, dendrites, lengths, self.seed,
+            network, self.data, arm.dendrites, lengths, self.seed,
             layers=plan.grow, teacher=teacher, distillation=arm.distillation,
         )  # fmt: skip
         layers = dendrite_layers(network).values()
@@ -213,6 +217,24 @@ class Bench:
             "steps": steps,
             "seconds": round(time.perf_counter() - started, 1),
             **self.score(network),
+        }
+
+    def race(self, arm: Arm, target: float) -> dict[str, Any]:
+        """Return what the one call came to."""
+        recovery = pb.RecoveryConfig(epochs=self.task.epochs, distillation=arm.distillation)
+        config = pb.CompressConfig(dendrites=arm.dendrites, recovery=recovery, deploy=False)
+        result = pb.compress(
+            self.model, target, data=self.data, config=config, seed=self.seed, progress=False
+        )
+        assert result.score_after is not None
+        return {
+            "params": result.cost_after.params,
+            "flops": result.cost_after.flops,
+            "sets": result.chosen.sets,
+            "steps": result.history.steps,
+            "seconds": round(result.history.seconds, 1),
+            "val": result.score_after.val,
+            "test": result.score_after.test,
         }
 
 
@@ -261,7 +283,7 @@ def _train(
             network, data, config=config(), seed=seed, lengths=[before], teacher=teacher
         )
     history = pb.recover_(
-        network, data, config=grown, seed=seed + 1, layers=layers or None, teacher=teacher
+        network, data, config=grown, seed=seed + 1, layers=layers, teacher=teacher
     )
     assert len(done) + len(history) == sum(lengths)
     return done.steps + history.steps

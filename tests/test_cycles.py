@@ -167,6 +167,21 @@ def test_phases_come_in_the_order_of_the_rule(rule: str) -> None:
         assert seen == first + one + two + last
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_set_from_the_start_has_all_of_the_training(rule: str) -> None:
+    model = network()
+    config = config_of(rule, at_start=True, recovery={"thaw_epochs": 0})
+    growth = cycles(model, config=config)
+    kinds = []
+    for phase in growth:
+        kinds.append(phase.kind)
+        assert dendrite_layers(model)
+        while not phase.done:
+            phase.report(0.5)
+    assert kinds == ([NEURON] if rule == "gradient" else [DENDRITE, NEURON])
+    assert all(layer.num_sets == 1 for layer in dendrite_layers(model).values())
+
+
 def test_report_says_whether_the_phase_goes_on() -> None:
     phase = next(cycles(network(), config=config_of()))
     assert phase.report(0.1)
@@ -638,20 +653,20 @@ def run(
 
 
 @pytest.mark.parametrize(
-    ("rule", "form", "maker", "normalize"),
+    ("rule", "form", "maker", "normalize", "at_start"),
     [
-        ("correlation", "full", "adamw", True),
-        ("correlation", "shared", "sgd", True),
-        ("hybrid", "shared", "adamw", False),
-        ("hybrid", "grouped", "sgd", True),
-        ("gradient", "lowrank", "adamw", True),
-        ("gradient", "full", "sgd", False),
+        ("correlation", "full", "adamw", True, False),
+        ("correlation", "shared", "sgd", True, True),
+        ("hybrid", "shared", "adamw", False, False),
+        ("hybrid", "grouped", "sgd", True, False),
+        ("gradient", "lowrank", "adamw", True, True),
+        ("gradient", "full", "sgd", False, False),
     ],
 )
 def test_a_growth_goes_on_bit_equal_from_every_epoch(
-    rule: str, form: str, maker: str, normalize: bool
+    rule: str, form: str, maker: str, normalize: bool, at_start: bool
 ) -> None:
-    config = config_of(rule, form, max_sets=2, normalize=normalize)
+    config = config_of(rule, form, max_sets=2, normalize=normalize, at_start=at_start)
     whole, _ = run(config, maker)
     expected, after = snapshot(whole), 1
     while True:

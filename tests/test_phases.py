@@ -4,16 +4,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pbcompress.config import DendriteConfig, RecoveryConfig
+from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
 from pbcompress.phases import (
     Action,
     PhaseKind,
     PhaseLog,
     best_epoch,
     next_action,
+    planned_epochs,
     sets_kept,
     thaw_length,
 )
+from pbcompress.race import remainder_of, trial_of
 
 Log = list[PhaseLog]
 
@@ -311,3 +313,85 @@ def test_the_best_epoch_never_moves_back_to_an_unsaved_one(
             if best_epoch([*log[:index], cut], recovery) == (index, epoch):
                 saved = (index, epoch)
     assert best_epoch(log, recovery) == saved
+
+
+# --- a set that may cost ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("margin", "top", "kept"),
+    [(-1.0, 0.1, 1), (-0.5, 0.31, 1), (-0.5, 0.29, 0), (0.0, 0.6, 0), (0.0, 0.61, 1)],
+)
+def test_a_set_may_cost_as_much_as_the_margin_below_zero(margin, top, kept):
+    config = RecoveryConfig(improvement=(margin,))
+    log = [neuron(0, 0.5, 0.6), neuron(1, top - 0.05, top)]
+    assert sets_kept(log, config) == (kept, 1 - kept)
+    assert best_epoch(log, config) == ((1, 1) if kept else (0, 1))
+
+
+def test_a_set_that_cost_is_what_the_next_one_is_measured_by():
+    config = RecoveryConfig(improvement=(-1.0, 0.1))
+    log = [neuron(0, 0.9), neuron(1, 0.5), neuron(2, 0.6)]
+    assert sets_kept(log, config) == (2, 0)
+    assert best_epoch(log, config) == (2, 0)
+
+
+# --- the epochs of a whole growth, of its trial and of the rest -------------------------------
+
+
+@st.composite
+def recoveries(draw):
+    rule = draw(st.sampled_from(["correlation", "gradient", "hybrid"]))
+    dendrites = DendriteConfig(
+        rule=rule, max_sets=draw(st.integers(1, 3)), at_start=draw(st.booleans())
+    )
+    recovery = RecoveryConfig(
+        epochs=draw(st.integers(1, 60)),
+        dendrite_epochs=draw(st.integers(1, 20)),
+        thaw_epochs=draw(st.none() | st.integers(0, 20)),
+        trial=draw(st.floats(0.02, 0.25)),
+        patience=None,
+        dendrite_patience=99,
+        improvement=(-1.0,),
+    )
+    return CompressConfig(recovery=recovery, dendrites=dendrites)
+
+
+def played(config):
+    """Return the epochs of a growth in which every set stays, by the policy itself."""
+    recovery, dendrites = config.recovery, config.dendrites
+    starts_grown = dendrites.at_start and dendrites.max_sets
+    grown = dendrite if dendrites.rule != "gradient" else neuron
+    log = [grown(1)] if starts_grown else [neuron(0)]
+    while True:
+        last = log[-1]
+        log[-1] = last.with_epoch(0.5, 1)
+        following = next_action(log, recovery, dendrites)
+        if following is Action.STOP:
+            return sum(len(phase.scores) for phase in log)
+        if following is Action.GROW:
+            log.append(grown(last.sets + 1))
+        elif following is Action.ACCEPT:
+            log.append(neuron(last.sets))
+        elif following is Action.THAW:
+            log.append(thaw(last.sets))
+
+
+@given(recoveries())
+@settings(max_examples=60, deadline=None)
+def test_the_planned_epochs_are_those_that_the_policy_takes(config):
+    assert played(config) == planned_epochs(config.recovery, config.dendrites)
+
+
+@given(recoveries())
+@settings(max_examples=60, deadline=None)
+def test_trials_and_remainder_take_the_epochs_of_the_whole(config):
+    whole = planned_epochs(config.recovery, config.dendrites)
+    small = trial_of(config)
+    trial = planned_epochs(small.recovery, small.dendrites)
+    for sets in (0, config.dendrites.max_sets):
+        rest = remainder_of(config, 2 * trial, sets)
+        left = rest.recovery.epochs + rest.recovery.thaw_epochs
+        assert left == max(1, whole - 2 * trial)
+        assert rest.recovery.epochs >= 1
+        assert rest.dendrites.max_sets == sets

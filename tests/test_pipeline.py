@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pbcompress as pb
 from pbcompress.onnxfile import metadata_of
+from pbcompress.phases import planned_epochs
+from pbcompress.tables import dendrite_account, render_markdown
 
 FAST = pb.RecoveryConfig(epochs=3, dendrite_epochs=2, max_failures=1)
 
@@ -132,17 +135,56 @@ def test_same_seed_same_numbers_and_another_seed_others():
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_both_networks_take_the_same_steps_and_validation_decides():
-    result = pb.compress(
-        make_network(), 0.5, data=make_data(), config=fast_config(), progress=False
-    )
+RACES = {
+    "correlation": {"rule": "correlation"},
+    "hybrid": {"rule": "hybrid"},
+    "gradient": {"rule": "gradient"},
+    "from the start": {"rule": "gradient", "at_start": True},
+    "two sets": {"rule": "correlation", "max_sets": 2},
+}
 
-    steps = [result.history.stage(name).steps for name in ("dendrites", "width")]
-    assert steps[0] == steps[1] > 0
-    assert result.other is not None
-    eligible = [arm for arm in (result.chosen, result.other) if arm.name == "width" or arm.sets]
-    assert result.chosen in eligible
-    assert result.score_after.val == max(arm.score.val for arm in eligible)
+
+@pytest.mark.parametrize("name", RACES)
+def test_a_race_takes_the_epochs_of_one_training_and_validation_decides(name):
+    recovery = replace(FAST, epochs=6, dendrite_epochs=4, dendrite_patience=4, trial=0.2)
+    config = replace(fast_config(share="auto", **RACES[name]), recovery=recovery)
+    result = pb.compress(make_network(), 0.5, data=make_data(), config=config, progress=False)
+
+    winner, loser = result.chosen, result.other
+    assert {winner.name, loser.name} == {"dendrites", "width"}
+    assert len(result.history) == planned_epochs(recovery, config.dendrites)
+    assert len(result.history) == len(winner.history) + len(loser.history)
+    assert winner.history.steps == result.history.stage(winner.name).steps
+    assert winner.trial is not None
+    assert loser.trial is None
+    assert loser.score.test is None  # the test split is for what is returned
+    by_name = {winner.name: winner.trial, loser.name: loser.score.val}
+    assert (by_name["dendrites"] > by_name["width"]) == (winner.name == "dendrites")
+    assert f"{by_name['dendrites']:.4f} with dendrites" in result.note
+    records = winner.history.records[: len(loser.history)]
+    if winner.name == "dendrites":
+        records = [r for r in records if r["sets"] and r["kind"] != "dendrite"]
+    assert winner.trial == pytest.approx(max(r["metric"] for r in records))
+    assert "trial only" in render_markdown(dendrite_account(result.facts()))
+
+
+def test_the_control_of_a_race_trains_as_long_as_the_winner():
+    config = fast_config(share="auto", rule="gradient", at_start=True)
+    options = {"data": make_data(), "config": config, "progress": False}
+    alone = pb.compress(make_network(), 0.5, **options)
+    beside = pb.compress(make_network(), 0.5, control=True, **options)
+
+    assert_equal_weights(alone.model.state_dict(), beside.model.state_dict())
+    assert beside.other.history.steps == beside.chosen.history.steps
+    assert beside.other.trial is not None
+    assert beside.other.score.test is not None
+    assert "trial only" not in render_markdown(dendrite_account(beside.facts()))
+
+
+def test_a_bound_on_the_epochs_bounds_the_race():
+    config = replace(fast_config(share="auto"), recovery=replace(FAST, max_epochs=7))
+    result = pb.compress(make_network(), 0.5, data=make_data(), config=config, progress=False)
+    assert len(result.history) == max(7, 2 * len(result.other.history) + 1)
 
 
 def test_control_is_trained_beside_a_given_share():
@@ -451,8 +493,9 @@ def test_a_full_disk_is_one_clear_error_and_leaves_no_half_file(tmp_path, monkey
             run_dir=tmp_path,
             progress=False,
         )
-    (left,) = [p for p in tmp_path.rglob("*") if p.is_file()]  # the plan, whole
-    assert pb.WidthPlan.from_json(left.read_text()).target_params > 0
+    left = [p for p in tmp_path.rglob("*") if p.is_file()]  # the plans, whole
+    assert len(left) == 2
+    assert all(pb.WidthPlan.from_json(p.read_text()).target_params > 0 for p in left)
 
 
 def test_an_exported_result_says_what_it_is(tmp_path):

@@ -37,7 +37,8 @@ ROWS = [
     ["calibration", "search", "proof", "dendrite", "shrinking"],
     ["nodes"],
     ["allocation", "latency", "forms", "correlation", "importance", "cuts", "pins", "explain"],
-    ["costs", "statistics", "distillation", "scorecard", "optimizers", "admission", "charts"],
+    ["costs", "statistics", "distillation", "scorecard", "optimizers", "admission"],
+    ["charts", "race"],
     [
         "engine",
         "grouping",

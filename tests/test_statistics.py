@@ -245,7 +245,8 @@ def test_both_arms_start_with_statistics_of_their_own(monkeypatch):
     recover = pbcompress.pipeline.recover_
 
     def spied(network, *args, stage, **others):
-        started[stage] = {k: v.clone() for k, v in network.state_dict().items()}
+        begun = {k: v.clone() for k, v in network.state_dict().items()}
+        started.setdefault(stage, begun)  # the winner of the trial trains on from there
         return recover(network, *args, stage=stage, **others)
 
     monkeypatch.setattr(pbcompress.pipeline, "recover_", spied)
