@@ -10,7 +10,8 @@ x = torch.randn(256, 8)
 y = (x[:, :3] ** 2).argmax(1)
 batches = list(zip(x[:192].split(32), y[:192].split(32), strict=True))
 model = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
-config = pb.CompressConfig(recovery=pb.RecoveryConfig(epochs=4, dendrite_epochs=2))
+recovery = pb.RecoveryConfig(epochs=4, dendrite_epochs=2)
+config = pb.CompressConfig(dendrites=pb.DendriteConfig(), recovery=recovery)
 
 for phase in pb.cycles(model, config=config):
     optimizer = torch.optim.Adam(phase.parameters(), lr=0.01)

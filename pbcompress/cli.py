@@ -6,12 +6,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from pbcompress.errors import CompressionError
+
+if TYPE_CHECKING:
+    from pbcompress.recipe import Recipe
+    from pbcompress.result import CompressionResult
 
 __all__ = ["main"]
 
@@ -48,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_jobs(commands)
+    _add_zoo(commands)
     _add_plan(commands)
     _add_measures(commands)
     _add_bench(commands)
@@ -75,6 +80,26 @@ def _add_jobs(commands: Any) -> None:
     job.add_argument("recipe", help="the TOML file")
     job.add_argument("--run-dir", help="folder to write to, instead of the recipe's")
     job.set_defaults(run=_compress)
+
+
+def _add_zoo(commands: Any) -> None:
+    zoo = commands.add_parser(
+        "zoo",
+        help="recipes with the small models that they came to: list, show, run",
+        description="list: every recipe and what it came to. show: the model card of one. run: run "
+        "one, and with --update replace its model, result and card.",
+    )
+    zoo.add_argument("job", choices=["list", "show", "run"])
+    zoo.add_argument("name", nargs="?", help="a recipe; for show and run")
+    zoo.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("model_zoo/recipes"),
+        help="where the recipes are (default: %(default)s)",
+    )
+    zoo.add_argument("--run-dir", help="folder to write to, instead of the recipe's")
+    zoo.add_argument("--update", action="store_true", help="keep what the run came to")
+    zoo.set_defaults(run=_zoo)
 
 
 def _add_measures(commands: Any) -> None:
@@ -226,13 +251,39 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _compress(arguments: argparse.Namespace) -> None:
-    from pbcompress.recipe import Recipe, run_recipe
+    from pbcompress.recipe import Recipe
 
-    recipe = Recipe.read(arguments.recipe)
-    if arguments.run_dir:
-        recipe = replace(recipe, run_dir=arguments.run_dir)
+    _run(Recipe.read(arguments.recipe), arguments.run_dir)
+
+
+def _run(recipe: "Recipe", run_dir: str | None) -> "CompressionResult":
+    from pbcompress.recipe import run_recipe
+
+    if run_dir:
+        recipe = replace(recipe, run_dir=run_dir)
     result = run_recipe(recipe)
     print(f"{result}\n\nLook next at {Path(recipe.run_dir) / 'report.html'}.")
+    return result
+
+
+def _zoo(arguments: argparse.Namespace) -> None:
+    from pbcompress.zoo import entries, find_entry
+
+    if arguments.job == "list":
+        print("\n".join(entry.line() for entry in entries(arguments.folder)))
+        return
+    if arguments.name is None:
+        raise CompressionError(
+            f"pbcompress zoo {arguments.job} takes the name of a recipe; pbcompress zoo list has "
+            "them all."
+        )
+    entry = find_entry(arguments.folder, arguments.name)
+    if arguments.job == "show":
+        print(entry.card())
+        return
+    result = _run(entry.recipe(), arguments.run_dir)
+    if arguments.update:
+        entry.update(result)
 
 
 def _plan(arguments: argparse.Namespace) -> None:

@@ -335,7 +335,7 @@ class CompressConfig(Choices):
 
     Args:
         width: How widths are chosen.
-        dendrites: What grows.
+        dendrites: What grows; default: `DendriteConfig.cheap`.
         recovery: How weights are trained.
         deploy: Whether `compress` also exports both networks, for the file size and latency rows
             of its table.
@@ -347,7 +347,7 @@ class CompressConfig(Choices):
     """
 
     width: WidthConfig = field(default_factory=WidthConfig)
-    dendrites: DendriteConfig = field(default_factory=DendriteConfig)
+    dendrites: DendriteConfig = field(default_factory=DendriteConfig.cheap)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     deploy: bool = True
 

@@ -359,7 +359,8 @@ def cycles(
         >>> net, x, y = nn.Linear(2, 1), torch.randn(8, 2), torch.randn(8, 1)
         >>> net = nn.Sequential(net)
         >>> from pbcompress.config import RecoveryConfig
-        >>> config = CompressConfig(recovery=RecoveryConfig(epochs=2, dendrite_epochs=1))
+        >>> recovery = RecoveryConfig(epochs=2, dendrite_epochs=1)
+        >>> config = CompressConfig(dendrites=DendriteConfig(), recovery=recovery)
         >>> kinds = []
         >>> for phase in cycles(net, config=config):
         ...     optimizer = torch.optim.SGD(phase.parameters(), lr=0.1)

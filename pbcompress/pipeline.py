@@ -218,7 +218,7 @@ class _Job:
         grown = self._grown_way()
         other: Arm | None = None
         if grown is None:
-            chosen, note = self._train(wide, data), "One network was trained: width alone."
+            chosen, note = self._train(wide, data), self._why_width_alone()
         elif self.config.dendrites.share == "auto":
             chosen, other, note = self._race(grown, wide, data, control)
         else:
@@ -243,6 +243,15 @@ class _Job:
         config = replace(self.config, dendrites=replace(dendrites, share=share))
         way = self._way("dendrites", config)
         return way if way.plan.grow else None
+
+    def _why_width_alone(self) -> str:
+        dendrites = self.config.dendrites
+        why = "no dendrites were asked for"
+        if dendrites.max_sets and dendrites.share != 0:
+            why = "the target has no room for a set of dendrites"
+            if dendrites.max_price is not None:
+                why += f" that cost at most {dendrites.max_price:g} of a neuron each"
+        return f"One network was trained, width alone, for {why}."
 
     def _race(self, grown: _Way, wide: _Way, data: Data, control: bool) -> tuple[Arm, Arm, str]:
         """Return the network that validation favours after a trial of both, and the other one."""

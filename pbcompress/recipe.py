@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig, WidthConfig
+from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.pipeline import compress
 from pbcompress.progress import ProgressBar
@@ -84,11 +84,8 @@ class Recipe:
         if unknown:
             raise ValueError(f"it has unknown sections {', '.join(sorted(unknown))}")
         choices = dict(tables["compress"])
-        config = CompressConfig(
-            width=WidthConfig.from_dict(choices.pop("width", {})),
-            dendrites=DendriteConfig.from_dict(choices.pop("dendrites", {})),
-            recovery=RecoveryConfig.from_dict(choices.pop("recovery", {})),
-        )
+        of_config = [name for name in ("width", "dendrites", "recovery") if name in choices]
+        config = CompressConfig.from_dict({name: choices.pop(name) for name in of_config})
         train = RecoveryConfig.from_dict(tables["train"]) if "train" in tables else None
         for name in ("model", "data"):
             extra = set(tables[name]) - {"build", "arguments", "weights"}

@@ -119,12 +119,13 @@ def recover_(
             model has its best weights.
 
     Example:
-        >>> from pbcompress.config import RecoveryConfig
+        >>> from pbcompress.config import DendriteConfig, RecoveryConfig
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> batches = [(torch.randn(16, 4), torch.randint(2, (16,)))]
         >>> recovery = RecoveryConfig(epochs=2, dendrite_epochs=1, max_failures=1)
         >>> data = Data(train=batches, val=batches)
-        >>> history = recover_(net, data, config=CompressConfig(recovery=recovery))
+        >>> config = CompressConfig(dendrites=DendriteConfig(), recovery=recovery)
+        >>> history = recover_(net, data, config=config)
         >>> [record["kind"] for record in history]
         ['neuron', 'neuron', 'dendrite', 'neuron', 'neuron']
     """

@@ -11,7 +11,6 @@ from torch import nn
 
 from pbcompress import WidthPlan, load
 from pbcompress.cli import main
-from pbcompress.recipe import Recipe
 from pbcompress.tensorfile import write_tensors
 
 ROOT = Path(__file__).parent.parent
@@ -205,15 +204,6 @@ def test_a_wrong_recipe_says_what_is_wrong(change, sentence, tmp_path, capsys):
     (tmp_path / "recipe.toml").write_text(RECIPE.replace(*change))
     assert main(["compress", str(tmp_path / "recipe.toml")]) == 1
     assert sentence in capsys.readouterr().err
-
-
-def test_every_recipe_of_the_zoo_is_read():
-    recipes = list((ROOT / "model_zoo" / "recipes").glob("*.toml"))
-    assert len(recipes) == 3
-    for path in recipes:
-        recipe = Recipe.read(path)
-        assert 0 < recipe.target_params < 1
-        assert sum(p.numel() for p in recipe.make_model().parameters()) > 1000
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ INTEGRATIONS = {
 # A module imports from the rows below its own, or from its own row where listed earlier there.
 ROWS = [
     ["cli"],
+    ["zoo"],
     ["demo", "recipe"],
     ["pipeline"],
     ["result"],

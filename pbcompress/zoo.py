@@ -1,0 +1,175 @@
+"""The model zoo: a folder for each recipe, with what it came to and the small model itself."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pbcompress.errors import CompressionError
+from pbcompress.onnxfile import metadata_of
+from pbcompress.recipe import Recipe
+from pbcompress.result import CompressionResult
+from pbcompress.tables import before_after, dendrite_account, layer_widths, render_markdown
+from pbcompress.tensorfile import write_bytes
+
+__all__ = ["Entry", "entries", "find_entry"]
+
+RECIPE_FILE, MODEL_FILE, RESULT_FILE, CARD_FILE = (
+    "recipe.toml",
+    "model.onnx",
+    "result.json",
+    "card.md",
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One folder of the zoo.
+
+    Attributes:
+        folder: Holds ``recipe.toml``, and once it was run ``result.json``, ``model.onnx`` and
+            ``card.md``.
+    """
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def model(self) -> Path:
+        """The small model."""
+        return self.folder / MODEL_FILE
+
+    def recipe(self) -> Recipe:
+        """Read the recipe."""
+        return Recipe.read(self.folder / RECIPE_FILE)
+
+    def about(self) -> str:
+        """Return the first line of the recipe, a comment that says what it is."""
+        first = (self.folder / RECIPE_FILE).read_text().partition("\n")[0]
+        return first.lstrip("# ").rstrip()
+
+    def result(self) -> Mapping[str, Any] | None:
+        """Return what a run came to, see `CompressionResult.facts`; None before the first."""
+        path = self.folder / RESULT_FILE
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def line(self) -> str:
+        """Return the entry in a line: what it is, and what it came to."""
+        facts = self.result()
+        if facts is None:
+            return f"{self.name}: {self.about()} Not run yet."
+        before, after = facts["before"], facts["after"]
+        split = "val" if after["score"]["test"] is None else "test"
+        scores = [arm["score"][split] for arm in (before, after)]
+        return (
+            f"{self.name}: {self.about()} {before['params']:,} -> {after['params']:,} parameters, "
+            f"{facts['metric']['name']} on {split} {scores[0]:.4f} -> {scores[1]:.4f}."
+        )
+
+    def card(self) -> str:
+        """Return the model card.
+
+        Raises:
+            CompressionError: The recipe was not run yet.
+        """
+        path = self.folder / CARD_FILE
+        if not path.is_file():
+            raise CompressionError(
+                f"The recipe {self.name} has no model card, for nobody has run it. Run it: "
+                f"pbcompress zoo run {self.name} --update"
+            )
+        return path.read_text()
+
+    def update(self, result: CompressionResult) -> None:
+        """Write model, result and card of a run into the folder."""
+        report = result.export_onnx(self.model)
+        facts = {
+            **result.facts(),
+            "sha256": _sha256(self.model),
+            "max_difference": report.max_difference,
+        }
+        write_bytes(self.folder / RESULT_FILE, (json.dumps(facts, indent=1) + "\n").encode())
+        write_bytes(self.folder / CARD_FILE, _card(self, facts).encode())
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _card(entry: Entry, facts: Mapping[str, Any]) -> str:
+    recipe = entry.recipe()
+    account = dendrite_account(facts)
+    notes = metadata_of(entry.model)
+    return "\n".join(
+        [
+            f"# {entry.name}",
+            "",
+            entry.about(),
+            "",
+            render_markdown(before_after(facts)),
+            "",
+            facts["note"],
+            "",
+            *([render_markdown(account), ""] if account else []),
+            "## Layers",
+            "",
+            render_markdown(layer_widths(facts)),
+            "",
+            "## The file",
+            "",
+            f"`{MODEL_FILE}`, {entry.model.stat().st_size:,} bytes, SHA-256 `{facts['sha256']}`. "
+            "Its outputs differ from those of the network in torch by at most "
+            f"{facts['max_difference']:.1e}. It says of itself: "
+            f"{', '.join(f'{name} {text}' for name, text in sorted(notes.items()))}.",
+            "",
+            "## How it came about",
+            "",
+            f"`pbcompress zoo run {entry.name} --update` with pbcompress {facts['pbcompress']} and "
+            f"torch {facts['torch']}, seed {facts['seed']}: one run. Network "
+            f"`{recipe.model['build']}` with {_call(recipe.model)}, data `{recipe.data['build']}` "
+            f"with {_call(recipe.data)}. Weights were chosen on the validation split; the test "
+            "split was scored once.",
+            "",
+            "It is an example of the method and no product: it knows the classes of its data set, "
+            "in the way in which that set shows them.",
+            "",
+        ]
+    )
+
+
+def _call(table: Mapping[str, Any]) -> str:
+    arguments = table.get("arguments", {})
+    return ", ".join(f"{name} = {json.dumps(value)}" for name, value in arguments.items())
+
+
+def entries(folder: Path) -> list[Entry]:
+    """Return all entries by name.
+
+    Raises:
+        CompressionError: There are none.
+    """
+    found = [Entry(path.parent) for path in sorted(folder.glob(f"*/{RECIPE_FILE}"))]
+    if not found:
+        raise CompressionError(
+            f"{folder} holds no recipes (folders with {RECIPE_FILE}). Pass --folder, or call from "
+            "the root of the project, where it is model_zoo/recipes."
+        )
+    return found
+
+
+def find_entry(folder: Path, name: str) -> Entry:
+    """Return an entry.
+
+    Raises:
+        CompressionError: There is no such entry; the message lists those that there are.
+    """
+    by_name = {entry.name: entry for entry in entries(folder)}
+    if name not in by_name:
+        raise CompressionError(f"The zoo has no recipe {name!r}; it has {', '.join(by_name)}.")
+    return by_name[name]

@@ -1,0 +1,127 @@
+"""The zoo's folders: every small model is loaded, measured and scored on real data."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_zoo.datasets import load_loaders
+from pbcompress.cli import main
+from pbcompress.onnxfile import measure_onnx, metadata_of
+from pbcompress.recipe import Recipe
+from pbcompress.runtime import Session
+from pbcompress.zoo import Entry, entries
+
+FOLDER = Path(__file__).parent.parent / "model_zoo" / "recipes"
+ENTRIES = {entry.name: entry for entry in entries(FOLDER)}
+FINISHED = {name: entry for name, entry in ENTRIES.items() if entry.result()}
+BUNDLED = [
+    name
+    for name, entry in FINISHED.items()
+    if entry.recipe().data["arguments"]["name"] == "digits"  # needs no download
+]
+
+
+def test_the_zoo_has_what_it_should() -> None:
+    assert list(ENTRIES) == ["cifar10", "digits", "digits_cnn", "fashion_mnist"]
+    assert len(FINISHED) >= 2
+    assert len(BUNDLED) == 2
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_a_recipe_can_be_read_and_its_network_built(name: str) -> None:
+    recipe = ENTRIES[name].recipe()
+    assert isinstance(recipe, Recipe)
+    assert sum(p.numel() for p in recipe.make_model().parameters()) > 0
+    assert ENTRIES[name].about().endswith(".")
+
+
+@pytest.mark.parametrize("name", FINISHED)
+def test_a_model_is_what_its_result_and_its_card_say(name: str) -> None:
+    entry = FINISHED[name]
+    facts = entry.result()
+    assert entry.model.stat().st_size < 2_000_000
+    assert hashlib.sha256(entry.model.read_bytes()).hexdigest() == facts["sha256"]
+    assert facts["sha256"] in entry.card()
+    notes = metadata_of(entry.model)
+    assert int(notes["params"]) == facts["after"]["params"] <= facts["target_params"]
+    assert measure_onnx(entry.model).params <= facts["after"]["params"]  # norms are folded
+    assert f"{facts['after']['params']:,}" in entry.card()
+    recipe = entry.recipe()
+    assert facts["seed"] == recipe.seed
+    assert facts["config"] == recipe.config.to_dict()
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_model_scores_in_the_runtime_what_the_card_says(name: str) -> None:
+    entry = FINISHED[name]
+    loaders = load_loaders(**entry.recipe().data["arguments"])
+    score = entry.result()["after"]["score"]
+    for split, loader in (("val", loaders.val), ("test", loaders.test)):
+        session, right, count = Session(entry.model), 0, 0
+        for inputs, labels in loader:
+            (output,) = session.run({session.input_names[0]: inputs.numpy()})
+            right += int((np.argmax(output, 1) == labels.numpy()).sum())
+            count += len(labels)
+        assert count == score[f"{split}_samples"]
+        assert right / count == pytest.approx(score[split], abs=1e-6)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_list_has_a_line_for_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["zoo", "list", "--folder", str(FOLDER)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == list(ENTRIES)
+    by_name = dict(zip(ENTRIES, lines, strict=True))
+    facts = FINISHED["digits"].result()
+    assert f"-> {facts['after']['params']:,} parameters" in by_name["digits"]
+    assert f"-> {facts['after']['score']['test']:.4f}" in by_name["digits"]
+
+
+def test_show_prints_the_card(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["zoo", "show", "digits", "--folder", str(FOLDER)]) == 0
+    assert capsys.readouterr().out.strip() == ENTRIES["digits"].card().strip()
+
+
+def test_run_writes_an_entry_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "zoo" / "mine"
+    folder.mkdir(parents=True)
+    text = (FOLDER / "digits" / "recipe.toml").read_text().replace("epochs = 40", "epochs = 2")
+    (folder / "recipe.toml").write_text(text)
+    zoo = ["--folder", str(tmp_path / "zoo")]
+    assert main(["zoo", "show", "mine", *zoo]) == 1
+    assert "nobody has run it" in capsys.readouterr().err
+    assert main(["zoo", "run", "mine", *zoo, "--run-dir", str(tmp_path / "run")]) == 0
+    assert not (folder / "model.onnx").exists()
+    assert main(["zoo", "run", "mine", *zoo, "--run-dir", str(tmp_path / "run"), "--update"]) == 0
+    entry = Entry(folder)
+    assert json.loads((folder / "result.json").read_text()) == entry.result()
+    assert "# mine" in entry.card()
+    assert entry.model.is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show"], "takes the name of a recipe"),
+        (["run", "mnist"], "no recipe 'mnist'; it has cifar10, digits"),
+    ],
+)
+def test_wrong_use_says_what_there_is(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["zoo", *arguments, "--folder", str(FOLDER)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_recipes_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(FOLDER / "digits" / "recipe.toml", tmp_path / "recipe.toml")
+    assert main(["zoo", "list", "--folder", str(tmp_path)]) == 1
+    assert "holds no recipes" in capsys.readouterr().err
