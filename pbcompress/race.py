@@ -29,6 +29,7 @@ def trial_of(config: CompressConfig) -> CompressConfig:
         dendrite_epochs=part(r.dendrite_epochs),
         thaw_epochs=part(thaw) if thaw else 0,
         improvement=(-1.0,),
+        max_failures=1,
         max_epochs=None,
         max_minutes=r.max_minutes and r.max_minutes * r.trial,
     )
@@ -55,6 +56,7 @@ def remainder_of(config: CompressConfig, spent: int, sets: int) -> CompressConfi
         r,
         epochs=left - thaw,
         thaw_epochs=thaw,
+        max_failures=1,
         max_epochs=None,
         max_minutes=r.max_minutes and r.max_minutes * max(1 - 2 * r.trial, r.trial),
     )

@@ -160,7 +160,7 @@ def plot(cells: Cells, path: Path) -> None:
         base = [line["base"] for line in next(iter(own.values())).lines.values()]
         level = 100 * statistics.mean(b["test"] for b in base)
         axis.axhline(level, color="0.6", linestyle="--", label="original")
-        for arm in PLOTTED:
+        for number, arm in enumerate(PLOTTED):
             points = sorted(
                 (cell.mean("params"), 100 * cell.mean("test"))
                 for (_, a), cell in own.items()
@@ -168,7 +168,9 @@ def plot(cells: Cells, path: Path) -> None:
             )
             if points:
                 style = STYLES.get(arm, "o-")
-                axis.plot(*zip(*points, strict=True), style, markersize=4, label=arm)
+                axis.plot(
+                    *zip(*points, strict=True), style, color=f"C{number}", markersize=4, label=arm
+                )
         axis.set(title=task, xscale="log", xlabel="parameters", ylabel="test accuracy, %")
         ticks = sorted({round(cell.mean("params")) for (_, a), cell in own.items() if a == CONTROL})
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
