@@ -214,17 +214,16 @@ class _Job:
     def shrink_and_recover(self, data: Data, control: bool) -> CompressionResult:
         """Train the arms, choose by validation, and score the test split once each."""
         before = self._score(self.original, data)
-        wide = self._way("width", _without_dendrites(self.config))
         grown = self._grown_way()
         other: Arm | None = None
         if grown is None:
-            chosen, note = self._train(wide, data), self._why_width_alone()
+            chosen, note = self._train(self._wide_way(), data), self._why_width_alone()
         elif self.config.dendrites.share == "auto":
-            chosen, other, note = self._race(grown, wide, data, control)
+            chosen, other, note = self._race(grown, self._wide_way(), data, control)
         else:
             chosen, note = self._train(grown, data), "One network was trained: dendrites."
             if control or not chosen.sets:
-                other = self._train(wide, data, lengths=_phase_lengths(chosen))
+                other = self._train(self._wide_way(), data, lengths=_phase_lengths(chosen))
                 note = "The share of the dendrites was given; width alone is the control."
             if other and not chosen.sets:
                 chosen, other = other, chosen
@@ -234,6 +233,9 @@ class _Job:
 
     def _way(self, name: str, config: CompressConfig) -> _Way:
         return _Way(name, config, self._plan(name, config))
+
+    def _wide_way(self) -> _Way:
+        return self._way("width", _without_dendrites(self.config))
 
     def _grown_way(self) -> _Way | None:
         dendrites = self.config.dendrites

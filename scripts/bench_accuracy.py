@@ -30,7 +30,6 @@ import pbcompress as pb
 from model_zoo import create_model
 from model_zoo.datasets import load_loaders
 from pbcompress.dendrite import dendrite_layers
-from pbcompress.plan import WidthPlan
 from pbcompress.shrinking import shrink
 from pbcompress.statistics import reestimate_batchnorm_
 from pbcompress.surgery import seeded
@@ -170,7 +169,6 @@ class Bench:
             self.model = create_model(**self.task.model)
         _train(self.model, self.data, OFF, [self.task.base_epochs], self.seed)
         self.scores = self.score(self.model)
-        self._plans: dict[Any, WidthPlan] = {}
 
     @property
     def example(self) -> torch.Tensor:

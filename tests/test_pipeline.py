@@ -181,6 +181,22 @@ def test_the_control_of_a_race_trains_as_long_as_the_winner():
     assert "trial only" not in render_markdown(dendrite_account(beside.facts()))
 
 
+@pytest.mark.parametrize(
+    ("dendrites", "why"),
+    [
+        ({"max_sets": 0}, "no dendrites were asked for"),
+        ({"share": 0.0}, "no dendrites were asked for"),
+        ({"max_price": 1e-6}, "cost at most 1e-06 of a neuron"),
+        ({"share": 1e-6}, "no room for a set of dendrites."),
+    ],
+)
+def test_width_alone_says_why(dendrites, why):
+    config = fast_config(**dendrites)
+    result = pb.compress(make_network(), 0.5, data=make_data(), config=config, progress=False)
+    assert why in result.note
+    assert result.other is None
+
+
 def test_a_bound_on_the_epochs_bounds_the_race():
     config = replace(fast_config(share="auto"), recovery=replace(FAST, max_epochs=7))
     result = pb.compress(make_network(), 0.5, data=make_data(), config=config, progress=False)
