@@ -10,12 +10,12 @@ table has paired differences over seeds with 95 % intervals of Student's t.
 
 import argparse
 import json
-import math
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
+from paired import paired
 from torch import nn
 
 import pbcompress as pb
@@ -25,7 +25,6 @@ from model_zoo.datasets import load_loaders
 PLAIN = {"epochs": 7, "dendrite_epochs": 4, "thaw_epochs": 0}  # neurons twice: 18 epochs
 THAWED = {"epochs": 6, "dendrite_epochs": 3, "thaw_epochs": 3}  # 18 as well
 OFF = pb.DendriteConfig(max_sets=0)
-T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26}  # by seeds
 
 
 def arms() -> dict[str, tuple[pb.DendriteConfig, dict[str, Any]]]:
@@ -64,10 +63,11 @@ def run(seed: int, folder: str, train_limit: int) -> Any:
         }  # fmt: skip
 
 
-def interval(values: list[float]) -> str:
-    """Return the mean with its 95 % interval."""
-    half = T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):+.4f} ± {half:.4f}"
+def interval(key: str, arm: dict[int, Any], control: dict[int, Any]) -> str:
+    """Return the mean difference of a score with its 95 % interval."""
+    ours, theirs = ({seed: line[key] for seed, line in part.items()} for part in (arm, control))
+    difference = paired(ours, theirs)
+    return f"{difference.mean:+.4f} ± {difference.half:.4f}"
 
 
 def table(lines: list[dict[str, Any]]) -> str:
@@ -81,9 +81,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     out += ["| --- | --- | --- | --- | --- | --- |"]
     for name, seeds in by_arm.items():
         differences = [
-            interval([line[key] - control[seed][key] for seed, line in seeds.items()])
-            if name != "width alone"
-            else ""
+            interval(key, seeds, control) if name != "width alone" else ""
             for key in ("val", "test")
         ]
         mean = statistics.mean(line["val"] for line in seeds.values())
@@ -98,10 +96,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     for name, seeds in by_arm.items():
         form, _, measure = name.partition(", ")
         if measure:
-            own = [
-                interval([line[key] - by_arm[form][seed][key] for seed, line in seeds.items()])
-                for key in ("val", "val_loss")
-            ]
+            own = [interval(key, seeds, by_arm[form]) for key in ("val", "val_loss")]
             out.append(f"| {name} | {own[0]} | {own[1]} |")
     return "\n".join(out) + "\n"
 
