@@ -5,73 +5,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pbcompress.config import DendriteConfig
-from pbcompress.correlation import CorrelationProbe, score_leaf
+from pbcompress.correlation import CorrelationProbe, process_count, score_leaf
 from pbcompress.errors import CompressionError
 from pbcompress.forms import growable_layers, make_branch, node_count, spatial_dims
 from pbcompress.nodes import Slots, narrowed
+from pbcompress.positions import Window, position_axes
+from pbcompress.signals import ACTIVATIONS, add_set, hear
 from pbcompress.surgery import replace_module
 
 __all__ = [
-    "ACTIVATIONS",
     "DendriteLayer",
-    "add_set",
     "attach_dendrites_",
     "dendrite_layers",
     "detach_dendrites_",
-    "hear",
     "neuron_parameters",
 ]
-
-ACTIVATIONS = {
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "gelu": functional.gelu,
-    "silu": functional.silu,
-}
-_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
-
-
-def add_set(y: Tensor, activation: Tensor, gain: Tensor, slots: Slots, dims: int) -> Tensor:
-    """Return y with the contribution of one set: U * a per channel, or a dense map of shared nodes.
-
-    Args:
-        y: Output so far.
-        activation: Nodes on the channel axis.
-        gain: Shape (nodes,), or (nodes, channels) for shared nodes.
-        slots: The channels of the nodes, where they have one each.
-        dims: Spatial axes of the layer.
-    """
-    a, gain = activation.to(y.dtype), gain.to(y.dtype)  # they differ under autocast
-    if gain.dim() == 1:
-        if slots.is_whole:
-            return torch.addcmul(y, a, gain.reshape(-1, *[1] * dims))
-        return y + slots.spread(a * gain.reshape(-1, *[1] * dims), -1 - dims)
-    if dims == 0:
-        return y + functional.linear(a, gain.T)
-    return y + _CONV[dims](a, gain.T.reshape(*gain.T.shape, *[1] * dims))
-
-
-def hear(
-    z: Tensor, links: Tensor, earlier: Sequence[Tensor | None], slots: Slots, dims: int
-) -> Tensor:
-    """Return the sum of a dendrite with what it hears of the earlier ones of its neuron.
-
-    Args:
-        z: Nodes on the channel axis.
-        links: V of the set, shape (earlier sets, nodes).
-        earlier: Activations of the earlier sets in all slots; None: the set has no node.
-        slots: Slots of the nodes.
-        dims: Spatial axes of the layer: 0 for Linear, 1 to 3 otherwise.
-    """
-    for link, a in zip(links, earlier, strict=False):
-        if a is not None:
-            heard = slots.take(a, -1 - dims).to(z.dtype)
-            z = torch.addcmul(z, heard, link.to(z.dtype).reshape(-1, *[1] * dims))
-    return z
 
 
 class DendriteLayer(nn.Module):
@@ -103,6 +53,7 @@ class DendriteLayer(nn.Module):
         rivals: While a dendrite phase lasts, the rest of the pool beside the newest set.
         frozen_sets: The first so many sets are fixed: no gradient, BatchNorm in eval mode.
         candidate: While a dendrite phase lasts, the score leaf of the pool; else None.
+        turn: Which positions candidates look at: the number of the epoch in the phase.
         loss_scale: What the loss is multiplied by before its backward pass.
 
     Example:
@@ -130,6 +81,7 @@ class DendriteLayer(nn.Module):
         self.normalized = normalized
         self.frozen_sets = 0
         self.candidate: Tensor | None = None
+        self.turn = 0
         self.loss_scale = 1.0
         self.channels = int(getattr(base_layer, "out_channels", 0) or base_layer.out_features)  # type: ignore[arg-type]
         self.nodes = node_count(self.channels, config)
@@ -223,7 +175,7 @@ class DendriteLayer(nn.Module):
     def begin_candidacy(self) -> None:
         """Train the pool of the newest set by correlation from now on, and collect its scores."""
         shape = (self.nodes, self.channels) if self.config.form == "shared" else (self.nodes,)
-        self.loss_scale = 1.0
+        self.turn, self.loss_scale = 0, 1.0
         self.candidate = score_leaf(self._weight, len(self.pool), *shape)
 
     def end_candidacy(self) -> None:
@@ -272,7 +224,8 @@ class DendriteLayer(nn.Module):
             if slots.count == 0:
                 heard.append(None)
                 continue
-            a = self._activation(self.dendrites[index], self.links[index], read, heard, slots)
+            z = self.dendrites[index](read)
+            a = self._activation(z, self.links[index], heard, slots)
             y = add_set(y, a, self.gains[index], slots, self.dims)
             heard.append(slots.spread(a, -1 - self.dims) if self.config.cascade else None)
         if self.candidate is None:
@@ -280,19 +233,27 @@ class DendriteLayer(nn.Module):
         return self._probed(y, read.detach(), heard)
 
     def _activation(
-        self, branch: nn.Module, links: Tensor, x: Tensor, heard: list[Tensor | None], slots: Slots
+        self, z: Tensor, links: Tensor, heard: Sequence[Tensor | None], slots: Slots
     ) -> Tensor:
-        z = hear(branch(x), links, heard, slots, self.dims)
-        return ACTIVATIONS[self.config.activation](z)
+        return ACTIVATIONS[self.config.activation](hear(z, links, heard, slots, self.dims))
 
-    def _probed(self, y: Tensor, x: Tensor, heard: list[Tensor | None]) -> Tensor:
+    def _window(self, y: Tensor) -> Window:
+        axes = position_axes(self.base_layer, y, self.dims)
+        sizes = [len(y) * process_count(), *(y.shape[axis] for axis in axes)]
+        turn = 0 if torch.compiler.is_compiling() else self.turn  # each would be compiled anew
+        return Window.of(sizes, axes, self.config.samples, turn)
+
+    def _probed(self, y: Tensor, x: Tensor, heard: Sequence[Tensor | None]) -> Tensor:
         """Return y, whose error will train the candidates: they listen, and do not speak."""
-        quiet = [None if a is None else a.detach() for a in heard]
-        slots: Any = self.slots[-1]
-        activations = [self._activation(*one, x, quiet, slots) for one in self.pool]
+        window, slots = self._window(y), self.slots[-1]
+        quiet = [None if a is None else window.take(a.detach()) for a in heard]
+        activations = [
+            self._activation(window.run(branch, x), links, quiet, slots)  # type: ignore[arg-type]
+            for branch, links in self.pool
+        ]
         pairwise = self.config.form != "shared"
         probe: Any = CorrelationProbe.apply
-        how = (-1 - self.dims, pairwise, self.loss_scale)
+        how = (-1 - self.dims, pairwise, self.loss_scale, window)
         probed: Tensor = probe(y, self.candidate, *how, *activations)
         return probed
 

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pbcompress.dendrite import ACTIVATIONS, DendriteLayer, add_set, dendrite_layers, hear
+from pbcompress.dendrite import DendriteLayer, dendrite_layers
 from pbcompress.forms import ChannelAffine
 from pbcompress.nodes import Picked, node_weight, set_node_weight_
+from pbcompress.signals import ACTIVATIONS, add_set, hear
 from pbcompress.surgery import copy_model, replace_module
 
 __all__ = ["FusedDendriteLayer", "fuse"]

@@ -36,6 +36,7 @@ ROWS = [
     ["selection", "scores", "initialization"],
     ["patches"],
     ["calibration", "search", "proof", "dendrite", "shrinking"],
+    ["signals"],
     ["nodes"],
     ["allocation", "latency", "forms", "correlation", "importance", "cuts", "pins", "explain"],
     ["costs", "statistics", "distillation", "scorecard", "optimizers", "admission"],
@@ -55,7 +56,7 @@ ROWS = [
     ["movement", "attention"],
     ["operators"],
     ["tracer", "surgery", "geometry", "config", "deadline"],
-    ["coupling", "sizes", "jsonfile", "choices", "versions"],
+    ["coupling", "sizes", "jsonfile", "choices", "versions", "positions"],
     ["errors"],
 ]
 THIRD_PARTY = {

@@ -1,0 +1,131 @@
+"""Windows of positions: they see what the whole output has there, and all of it in turn."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import CASES, FORMS, KINDS, config_of, grown, inputs_of, loss_of, network_of
+from torch import Tensor, nn
+
+import pbcompress as pb
+from pbcompress.correlation import R, correlate
+from pbcompress.dendrite import DendriteLayer, attach_dendrites_, dendrite_layers
+from pbcompress.positions import Window, position_axes
+
+POSITIONED = [
+    kind
+    for kind, layer in KINDS.items()
+    if layer.batched
+    and not kind.startswith("transposed")
+    and (len(layer.shape) > 2 or layer.axis < -1)
+]
+WINDOWED = [(kind, form) for kind, form, normed in CASES if kind in POSITIONED and normed]
+
+
+def test_the_lists_of_windows_are_whole() -> None:
+    assert len(KINDS) - len(POSITIONED) == 10  # transposed, unbatched, and Linear on rows
+    assert len(WINDOWED) == len(POSITIONED) * len(FORMS) == 85
+
+
+def read_by(layer: DendriteLayer, x: Tensor) -> Tensor:
+    return layer.base_layer(x) if layer.config.form == "tied" else x
+
+
+@pytest.mark.parametrize(("kind", "form"), WINDOWED)
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_window_computes_what_the_whole_output_has_there(kind: str, form: str, step: int) -> None:
+    layer = grown(kind, form, True, "correlation", 1).eval()
+    read = read_by(layer, inputs_of(kind))
+    whole = layer.dendrites[0](read)
+    axes = position_axes(layer.base_layer, whole, layer.dims)
+    assert len(axes) == whole.dim() - 2
+    for turn in range(step ** len(axes)):
+        offsets = tuple(turn // step**i % step for i in range(len(axes)))
+        if any(o >= whole.shape[axis] for o, axis in zip(offsets, axes, strict=True)):
+            continue
+        window = Window(axes, step, offsets)
+        torch.testing.assert_close(window.run(layer.dendrites[0], read), window.take(whole))
+
+
+@given(
+    batch=st.integers(1, 20),
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    least=st.integers(0, 400),
+)
+def test_the_turns_see_every_position_once(batch: int, sizes: list[int], least: int) -> None:
+    axes = tuple(range(-len(sizes), 0))
+    seen = torch.zeros(batch, *sizes)
+    step = Window.of((batch, *sizes), axes, least, 0).step
+    for turn in range(step ** len(sizes)):
+        window = Window.of((batch, *sizes), axes, least, turn)
+        part = window.take(seen)
+        assert part.numel() > 0
+        part += 1
+    assert (seen == 1).all()
+    assert step == 1 or batch * math.prod(sizes) >= least * step ** len(sizes)
+
+
+def test_no_window_where_there_are_no_positions_or_no_bound() -> None:
+    assert Window.of((10_000,), (), 10, 3).step == 1
+    assert Window.of((64, 32, 32), (-2, -1), 0, 3).step == 1
+    for kind, layer in KINDS.items():
+        y = layer.make()(inputs_of(kind).float())
+        dims = -1 - layer.axis
+        assert bool(position_axes(layer.make(), y, dims)) == (kind in POSITIONED)
+
+
+@pytest.mark.parametrize("kind", POSITIONED)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_candidate_learns_and_scores_at_the_positions_of_its_window(kind: str, form: str) -> None:
+    network = network_of(kind, False).double()
+    attach_dendrites_(network, config_of(form, samples=1, cascade=False))
+    layer = network[0]
+    x = inputs_of(kind)
+    layer.turn = 1
+    layer.begin_candidacy()
+    layer.freeze(0)
+    y = network(x)
+    y.retain_grad()
+    loss_of(y).backward()
+
+    window = layer._window(y)
+    assert window.step == min(y.shape[axis] for axis in window.axes) or window.step > 1
+    branch = layer.dendrites[0]
+    a = torch.tanh(window.take(branch(read_by(layer, x).detach())))
+    errors = torch.autograd.grad(loss_of(probed := y.detach().requires_grad_()), probed)[0]
+    axis = KINDS[kind].axis
+    r, gradient = correlate(a.detach(), window.take(errors), pairwise=form != "shared", axis=axis)
+    torch.testing.assert_close(layer.candidate.grad[R, 0], r)
+    expected = torch.autograd.grad(a, list(branch.parameters()), gradient)
+    for parameter, wanted in zip(branch.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, wanted)
+
+
+def test_the_window_moves_on_with_each_epoch_and_stays_within_one() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(2 * 36, 2))
+    dendrites = pb.DendriteConfig(samples=4, layers=("0",))
+    recovery = pb.RecoveryConfig(epochs=1, dendrite_epochs=3, max_failures=1)
+    config = pb.CompressConfig(dendrites=dendrites, recovery=recovery)
+    offsets = []
+    for phase in pb.cycles(net, config=config):
+        while not phase.done:
+            phase.train()
+            y = net(torch.randn(4, 1, 6, 6))
+            y.square().mean().backward()
+            if phase.kind is pb.PhaseKind.DENDRITE:
+                (layer,) = dendrite_layers(net).values()
+                offsets.append(layer._window(torch.zeros(4, 2, 6, 6)).offsets)
+            phase.report(0.0)
+    assert len(offsets) == len(set(offsets)) == 3
+
+
+def test_all_positions_are_the_choice_of_zero() -> None:
+    layer = grown("conv2d", "full", False, "correlation", 1)
+    layer.config = replace(layer.config, samples=0)
+    assert layer._window(torch.zeros(512, 4, 64, 64)).step == 1
+    layer.config = replace(layer.config, samples=4096)
+    assert layer._window(torch.zeros(512, 4, 64, 64)).step == 22
