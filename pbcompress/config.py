@@ -145,8 +145,8 @@ class DendriteConfig(Choices):
             the inputs and errors of a few batches (`pbcompress.initialization`); of a pool the
             first candidate.
         samples: In a dendrite phase, candidates look at every k-th position of a layer's output
-            along each axis, at other ones in each epoch, with the largest k that leaves so many
-            samples (batch x positions) in a step. 0: all positions.
+            along each axis, from a random one on in each step, with the largest k that leaves so
+            many samples (batch x positions). 0: all positions.
         share: Largest part of the target that dendrites may take, in [0, 1]; "auto" gives a
             network with dendrites and one without a short trial (``RecoveryConfig.trial``), and
             the rest of the training to the one that validation favours.

@@ -190,15 +190,10 @@ class Cycles(Iterator[Phase]):
                 if name in self._fixed_buffers:  # a loop that called model.train() moved them
                     buffer.copy_(self._fixed_buffers[name])
         self.log[-1] = self.log[-1].with_epoch(score, improved)
-        self._take_turn()
         latest = (len(self.log) - 1, len(self.log[-1].scores) - 1)
         if best_epoch(self.log, self.recovery) == latest:
             self._keep_best()
         phase.done = self._action() is not Action.CONTINUE
-
-    def _take_turn(self) -> None:
-        for layer in dendrite_layers(self.model).values():
-            layer.turn = len(self.log[-1].scores)
 
     # --- structure and who trains --------------------------------------------------------------
 
@@ -321,7 +316,6 @@ class Cycles(Iterator[Phase]):
             for name, layer in dendrite_layers(self.model).items():
                 assert layer.candidate is not None
                 layer.candidate.grad = parts.get("candidate", {}).get(name)
-        self._take_turn()
         self.scores.restore(parts.get("scores", {}), state["correlation"])
         assert self.phase is not None
         self.phase.done = bool(self.log[-1].scores) and self._action() is not Action.CONTINUE

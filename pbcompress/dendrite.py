@@ -53,7 +53,6 @@ class DendriteLayer(nn.Module):
         rivals: While a dendrite phase lasts, the rest of the pool beside the newest set.
         frozen_sets: The first so many sets are fixed: no gradient, BatchNorm in eval mode.
         candidate: While a dendrite phase lasts, the score leaf of the pool; else None.
-        turn: Which positions candidates look at: the number of the epoch in the phase.
         loss_scale: What the loss is multiplied by before its backward pass.
 
     Example:
@@ -81,7 +80,6 @@ class DendriteLayer(nn.Module):
         self.normalized = normalized
         self.frozen_sets = 0
         self.candidate: Tensor | None = None
-        self.turn = 0
         self.loss_scale = 1.0
         self.channels = int(getattr(base_layer, "out_channels", 0) or base_layer.out_features)  # type: ignore[arg-type]
         self.nodes = node_count(self.channels, config)
@@ -175,7 +173,7 @@ class DendriteLayer(nn.Module):
     def begin_candidacy(self) -> None:
         """Train the pool of the newest set by correlation from now on, and collect its scores."""
         shape = (self.nodes, self.channels) if self.config.form == "shared" else (self.nodes,)
-        self.turn, self.loss_scale = 0, 1.0
+        self.loss_scale = 1.0
         self.candidate = score_leaf(self._weight, len(self.pool), *shape)
 
     def end_candidacy(self) -> None:
@@ -228,7 +226,7 @@ class DendriteLayer(nn.Module):
             a = self._activation(z, self.links[index], heard, slots)
             y = add_set(y, a, self.gains[index], slots, self.dims)
             heard.append(slots.spread(a, -1 - self.dims) if self.config.cascade else None)
-        if self.candidate is None:
+        if self.candidate is None or not torch.is_grad_enabled():
             return y
         return self._probed(y, read.detach(), heard)
 
@@ -240,8 +238,7 @@ class DendriteLayer(nn.Module):
     def _window(self, y: Tensor) -> Window:
         axes = position_axes(self.base_layer, y, self.dims)
         sizes = [len(y) * process_count(), *(y.shape[axis] for axis in axes)]
-        turn = 0 if torch.compiler.is_compiling() else self.turn  # each would be compiled anew
-        return Window.of(sizes, axes, self.config.samples, turn)
+        return Window.drawn(sizes, axes, self.config.samples)
 
     def _probed(self, y: Tensor, x: Tensor, heard: Sequence[Tensor | None]) -> Tensor:
         """Return y, whose error will train the candidates: they listen, and do not speak."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -52,17 +53,20 @@ class Window:
     offsets: tuple[int, ...]
 
     @classmethod
-    def of(cls, sizes: Sequence[int], axes: tuple[int, ...], least: int, turn: int) -> Self:
-        """Return the widest window that leaves about ``least`` samples.
+    def drawn(cls, sizes: Sequence[int], axes: tuple[int, ...], least: int) -> Self:
+        """Return the widest window that leaves about ``least`` samples, at a random offset.
+
+        The offset is drawn from torch's random state, as dropout draws its mask, so it is the same
+        where a checkpointed forward pass is repeated. A compiled one always takes the middle, for
+        each offset would be compiled anew.
 
         Args:
             sizes: Of the batch and of the axes of positions.
             axes: Of positions, counted from the end.
             least: Samples, batch x positions; 0: all positions.
-            turn: Windows of other turns see other positions; after step ** axes turns all are seen.
 
         Example:
-            >>> Window.of((64, 32, 32), (-2, -1), least=4096, turn=0).step
+            >>> Window.drawn((64, 32, 32), (-2, -1), least=4096).step
             4
         """
         step = 1
@@ -70,9 +74,9 @@ class Window:
             widest = min(sizes[1:])
             while step < widest and math.prod(sizes) >= least * (step + 1) ** len(axes):
                 step += 1
-        middle = step // 2
-        digits = ((turn // step**i + middle) % step for i in range(len(axes)))
-        return cls(axes, step, tuple(digits))
+        if step == 1 or torch.compiler.is_compiling():
+            return cls(axes, step, (step // 2,) * len(axes))
+        return cls(axes, step, tuple(torch.randint(step, (len(axes),)).tolist()))
 
     def take(self, output: Tensor) -> Tensor:
         """Return a tensor at these positions: a view."""

@@ -189,7 +189,7 @@ PROBED = [((6,), -1), ((5, 6), -1), ((5, 3, 6), -1), ((6, 7), -2), ((5, 6, 7), -
 PROBED += [((6, 4, 3), -3), ((5, 6, 4, 3), -3), ((5, 6, 2, 3, 2), -4)]
 
 
-ALL = Window.of((5,), (), least=0, turn=0)
+ALL = Window.drawn((5,), (), least=0)
 
 
 def as_samples(values: Tensor, axis: int) -> Tensor:

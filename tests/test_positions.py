@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import CASES, FORMS, KINDS, config_of, grown, inputs_of, loss_of, network_of
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import pbcompress as pb
 from pbcompress.correlation import R, correlate
@@ -55,22 +56,34 @@ def test_a_window_computes_what_the_whole_output_has_there(kind: str, form: str,
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=3),
     least=st.integers(0, 400),
 )
-def test_the_turns_see_every_position_once(batch: int, sizes: list[int], least: int) -> None:
+def test_a_window_leaves_enough_samples_and_never_none(
+    batch: int, sizes: list[int], least: int
+) -> None:
     axes = tuple(range(-len(sizes), 0))
-    seen = torch.zeros(batch, *sizes)
-    step = Window.of((batch, *sizes), axes, least, 0).step
-    for turn in range(step ** len(sizes)):
-        window = Window.of((batch, *sizes), axes, least, turn)
-        part = window.take(seen)
-        assert part.numel() > 0
-        part += 1
-    assert (seen == 1).all()
+    window = Window.drawn((batch, *sizes), axes, least)
+    step = window.step
+    assert all(0 <= offset < step for offset in window.offsets)
+    assert window.take(torch.zeros(batch, *sizes)).numel() > 0
     assert step == 1 or batch * math.prod(sizes) >= least * step ** len(sizes)
+    is_widest = step == min(sizes) or batch * math.prod(sizes) < least * (step + 1) ** len(sizes)
+    assert is_widest or least == 0
+
+
+def test_windows_see_every_position_equally_often() -> None:
+    torch.manual_seed(0)
+    seen = torch.zeros(9, 6, 6)
+    for _ in range(900):
+        window = Window.drawn((9, 6, 6), (-2, -1), 36)
+        assert window.step == 3
+        part = window.take(seen)
+        part += 1
+    assert (seen[0].sum(), (seen == seen[0]).all()) == (900 * 4, True)
+    assert 60 < seen.min() <= seen.max() < 140  # nine offsets, binomial around 100
 
 
 def test_no_window_where_there_are_no_positions_or_no_bound() -> None:
-    assert Window.of((10_000,), (), 10, 3).step == 1
-    assert Window.of((64, 32, 32), (-2, -1), 0, 3).step == 1
+    assert Window.drawn((10_000,), (), 10).step == 1
+    assert Window.drawn((64, 32, 32), (-2, -1), 0).step == 1
     for kind, layer in KINDS.items():
         y = layer.make()(inputs_of(kind).float())
         dims = -1 - layer.axis
@@ -84,15 +97,15 @@ def test_a_candidate_learns_and_scores_at_the_positions_of_its_window(kind: str,
     attach_dendrites_(network, config_of(form, samples=1, cascade=False))
     layer = network[0]
     x = inputs_of(kind)
-    layer.turn = 1
     layer.begin_candidacy()
     layer.freeze(0)
+    state = torch.get_rng_state()
     y = network(x)
-    y.retain_grad()
     loss_of(y).backward()
 
+    torch.set_rng_state(state)
     window = layer._window(y)
-    assert window.step == min(y.shape[axis] for axis in window.axes) or window.step > 1
+    assert window.step == min(y.shape[axis] for axis in window.axes)
     branch = layer.dendrites[0]
     a = torch.tanh(window.take(branch(read_by(layer, x).detach())))
     errors = torch.autograd.grad(loss_of(probed := y.detach().requires_grad_()), probed)[0]
@@ -104,23 +117,32 @@ def test_a_candidate_learns_and_scores_at_the_positions_of_its_window(kind: str,
         torch.testing.assert_close(parameter.grad, wanted)
 
 
-def test_the_window_moves_on_with_each_epoch_and_stays_within_one() -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(2 * 36, 2))
-    dendrites = pb.DendriteConfig(samples=4, layers=("0",))
-    recovery = pb.RecoveryConfig(epochs=1, dendrite_epochs=3, max_failures=1)
-    config = pb.CompressConfig(dendrites=dendrites, recovery=recovery)
-    offsets = []
-    for phase in pb.cycles(net, config=config):
-        while not phase.done:
-            phase.train()
-            y = net(torch.randn(4, 1, 6, 6))
-            y.square().mean().backward()
-            if phase.kind is pb.PhaseKind.DENDRITE:
-                (layer,) = dendrite_layers(net).values()
-                offsets.append(layer._window(torch.zeros(4, 2, 6, 6)).offsets)
-            phase.report(0.0)
-    assert len(offsets) == len(set(offsets)) == 3
+def test_a_checkpointed_layer_sees_the_same_window_twice() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 1)).double()
+    x, found = torch.randn(8, 1, 12, 12).double(), []
+    attach_dendrites_(net, pb.DendriteConfig(samples=16))
+    for run in (net, lambda x: checkpoint(net, x, use_reentrant=False)):
+        for layer in dendrite_layers(net).values():
+            layer.begin_candidacy()
+            layer.freeze(0)
+        torch.manual_seed(4)
+        for _ in range(3):  # offsets of one step must not be those of another
+            run(x).square().sum().backward()
+        found.append([layer.summed_scores() for layer in dendrite_layers(net).values()])
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_candidate_is_not_computed_where_nothing_will_train_it() -> None:
+    network = network_of("conv2d", False)
+    attach_dendrites_(network, config_of("full"))
+    calls = []
+    network[0].begin_candidacy()
+    network[0].dendrites[0].register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        network(inputs_of("conv2d").float())
+    assert calls == []
+    network(inputs_of("conv2d").float())
+    assert calls == [1]
 
 
 def test_all_positions_are_the_choice_of_zero() -> None:
