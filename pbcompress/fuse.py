@@ -161,21 +161,19 @@ def _classes(heads: Mapping[int, nn.Module]) -> list[list[int]]:
 
 
 class _GroupedMap(nn.Module):
-    """A `GroupedLinear` as what runs fast: a convolution over tokens, or products of rows."""
+    """A `GroupedLinear` as one product for each group, over all rows at once."""
 
     def __init__(self, layer: GroupedLinear) -> None:
         super().__init__()
         self.groups = layer.groups
-        self.kernel = nn.Parameter(node_weight(layer).unsqueeze(-1).contiguous())
-        self.bias = layer.bias
+        self.weight, self.bias = layer.weight, layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        if x.dim() == 3:
-            y = functional.conv1d(x.transpose(1, 2), self.kernel, self.bias, groups=self.groups)
-            return y.transpose(1, 2)
-        weight = self.kernel.squeeze(-1).unflatten(0, (self.groups, -1)).mT
-        y: Tensor = (x.unflatten(-1, (self.groups, 1, -1)) @ weight).flatten(-3)
+        if x.dim() == 1:
+            return self.forward(x[None])[0]
+        rows = x.unflatten(-1, (self.groups, -1)).transpose(-3, -2)
+        y: Tensor = (rows @ self.weight).transpose(-3, -2).flatten(-2)
         return y if self.bias is None else y + self.bias
 
 

@@ -117,10 +117,9 @@ def expected(kind: str, form: str, sets: int) -> Counter[str]:
     elif form == "grouped":
         if dims:
             nodes.update(own[-1:] * sets)
-        elif len(shape) == 3:
-            nodes.update(["Transpose", *["Conv", "Transpose"] * sets])  # one of the input
-        else:
-            nodes.update(["Reshape", *["MatMul", "Reshape", "Add"] * sets])
+        else:  # rows of each group, once for all sets; products; and back
+            back = ["MatMul", "Transpose", "Reshape", *(["Add"] if has_bias else [])]
+            nodes.update(["Reshape", "Transpose", *back * sets])
     else:  # "lowrank", "shared": maps without groups, with the layer or beside it
         nodes.update([] if groups == 1 else own[-1:])
         nodes.update(["Split"] if groups == 1 or sets > 1 else [])
