@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from pbcompress.nodes import Slots
 
-__all__ = ["ACTIVATIONS", "add_set", "hear"]
+__all__ = ["ACTIVATIONS", "CONVOLUTIONS", "add_set", "hear"]
 
 ACTIVATIONS = {
     "relu": torch.relu,
@@ -17,7 +17,7 @@ ACTIVATIONS = {
     "gelu": functional.gelu,
     "silu": functional.silu,
 }
-_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
 def add_set(y: Tensor, activation: Tensor, gain: Tensor, slots: Slots, dims: int) -> Tensor:
@@ -37,7 +37,7 @@ def add_set(y: Tensor, activation: Tensor, gain: Tensor, slots: Slots, dims: int
         return y + slots.spread(a * gain.reshape(-1, *[1] * dims), -1 - dims)
     if dims == 0:
         return y + functional.linear(a, gain.T)
-    return y + _CONV[dims](a, gain.T.reshape(*gain.T.shape, *[1] * dims))
+    return y + CONVOLUTIONS[dims](a, gain.T.reshape(*gain.T.shape, *[1] * dims))
 
 
 def hear(

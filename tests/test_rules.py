@@ -30,6 +30,7 @@ ROWS = [
     ["widths"],
     ["budgets", "shipping"],
     ["recovery", "export", "progress"],
+    ["parity"],
     ["int8", "localization"],
     ["cycles", "fuse", "runtime", "training", "quantization"],
     ["phase"],
