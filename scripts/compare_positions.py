@@ -5,7 +5,7 @@ windows (``DendriteConfig.samples``), on the same batches. Then the candidates r
 over all positions of all training images. One line of JSON for each run.
 
     python scripts/compare_positions.py lines.jsonl --folder data --seeds 5
-    python scripts/compare_positions.py lines.jsonl --table >> docs/benchmarks/dendrites.md
+    python scripts/compare_positions.py lines.jsonl --table >> docs/benchmarks/positions.md
 """
 
 import argparse
