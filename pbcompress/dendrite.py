@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pbcompress.admission import check_whole
 from pbcompress.config import DendriteConfig
 from pbcompress.correlation import CorrelationProbe, score_leaf
 from pbcompress.errors import CompressionError
@@ -343,7 +344,7 @@ def attach_dendrites_(
 
     Raises:
         UnsupportedLayerError: ``config.layers`` names a layer that cannot grow.
-        CompressionError: Nothing matches, or the model already has dendrites of another form.
+        CompressionError: Nothing matches, the model has dendrites of another form, or is sharded.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -352,6 +353,7 @@ def attach_dendrites_(
         >>> type(net[0]).__name__, type(net[2]).__name__
         ('DendriteLayer', 'Linear')
     """
+    check_whole(model)
     config = config or DendriteConfig()
     wrapped = dendrite_layers(model)
     for name, layer in wrapped.items():
@@ -365,7 +367,7 @@ def attach_dendrites_(
         if not chosen:
             raise CompressionError(
                 "attach_dendrites_ found no Linear and no convolution below the model's root. "
-                " Put a bare layer into nn.Sequential first."
+                "Put a bare layer into nn.Sequential first."
             )
         for name, normalized in chosen.items():
             base = model.get_submodule(name)

@@ -11,56 +11,56 @@ table has paired differences over seeds with 95 % intervals of Student's t.
 import argparse
 import json
 import statistics
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from paired import paired
+from stale_arms import ARMS, Arm, N, train
 from torch import nn
 
 import pbcompress as pb
 from model_zoo import create_model
 from model_zoo.datasets import load_loaders
 
-PLAIN = {"epochs": 7, "dendrite_epochs": 4, "thaw_epochs": 0}  # neurons twice: 18 epochs
-THAWED = {"epochs": 6, "dendrite_epochs": 3, "thaw_epochs": 3}  # 18 as well
 OFF = pb.DendriteConfig(max_sets=0)
+WIDTH = Arm(((N, 9), (N, 4), (N, 9)))
+FORMS = ("full", "shared")
 
 
-def arms() -> dict[str, tuple[pb.DendriteConfig, dict[str, Any]]]:
-    """Return dendrites and choices of recovery by name; all have as many epochs."""
-    found: dict[str, tuple[pb.DendriteConfig, dict[str, Any]]] = {"width alone": (OFF, PLAIN)}
-    for form in ("full", "shared", "tied"):
-        grown = pb.DendriteConfig(form=form, share=1.0)
-        found[form] = (grown, PLAIN)
-        found[f"{form}, half rate"] = (grown, PLAIN | {"growth_lr": 0.5})
-        found[f"{form}, thaw"] = (grown, THAWED)
-    return found
-
-
-def run(seed: int, folder: str, train_limit: int) -> Any:
-    """Yield one line for each arm."""
+def run(
+    seed: int, folder: str, train_limit: int, names: Sequence[str], done: Collection[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield one line for each arm that is not done yet."""
     loaders = load_loaders("fashion_mnist", folder, num_val=5000, train_limit=train_limit)
     data = pb.Data(loaders.train, loaders.val, loaders.test)
     torch.manual_seed(seed)
     model = create_model("small_cnn", widths=(16, 32, 64), first_stride=2)
     base = pb.CompressConfig(dendrites=OFF, recovery=pb.RecoveryConfig(epochs=8))
     pb.recover_(model, data, seed=seed, config=base)
+    for name in [n for n in names if n not in done]:
+        form, _, measure = name.partition(", ")
+        grown = OFF if name == "width alone" else pb.DendriteConfig(form=form, share=1.0)
+        arm = WIDTH if name == "width alone" else ARMS[measure]
+        yield {"arm": name, "seed": seed} | scored(model, data, seed, grown, arm)
+
+
+def scored(
+    model: nn.Module, data: pb.Data, seed: int, dendrites: pb.DendriteConfig, arm: Arm
+) -> dict[str, Any]:
+    """Shrink, train and score one arm."""
     example = torch.zeros(1, 1, 28, 28)
-    for name, (dendrites, choices) in arms().items():
-        recovery = pb.RecoveryConfig(max_failures=1, improvement=(0.0,), **choices)
-        config = pb.CompressConfig(dendrites=dendrites, recovery=recovery)
-        small = pb.shrink(model, pb.plan_widths(model, example, 0.25, config=config))
-        lengths = (7, 4, 7) if dendrites is OFF else None
-        history = pb.recover_(small, data, seed=seed, config=config, lengths=lengths)
-        loss = pb.Task(metric=nn.functional.cross_entropy)
-        yield {
-            "arm": name, "seed": seed, "params": pb.measure(small, example).params,
-            "steps": history.steps, "sets": max((r["sets"] for r in history), default=0),
-            "val": pb.evaluate(small, data.val, pb.Task())[0],
-            "val_loss": pb.evaluate(small, data.val, loss)[0],
-            "test": pb.evaluate(small, data.test or (), pb.Task())[0],
-        }  # fmt: skip
+    config = pb.CompressConfig(dendrites=dendrites)
+    small = pb.shrink(model, pb.plan_widths(model, example, 0.25, config=config))
+    steps = train(small, data, arm, dendrites, seed)
+    loss = pb.Task(metric=nn.functional.cross_entropy)
+    return {
+        "steps": steps, "params": pb.measure(small, example).params,
+        "val": pb.evaluate(small, data.val, pb.Task())[0],
+        "val_loss": pb.evaluate(small, data.val, loss)[0],
+        "test": pb.evaluate(small, data.test or (), pb.Task())[0],
+    }  # fmt: skip
 
 
 def interval(key: str, arm: dict[int, Any], control: dict[int, Any]) -> str:
@@ -110,15 +110,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--train-limit", type=int, default=6000)
+    all_arms = [f"{form}, {name}".removesuffix(", ") for form in FORMS for name in ARMS]
+    parser.add_argument("--arms", nargs="+", default=["width alone", *all_arms])
     options = parser.parse_args()
     if options.job == "table":
         lines = [json.loads(line) for line in options.lines.read_text().splitlines()]
         print(table(lines), end="")
         return
     torch.set_num_threads(1)
+    had = options.lines.read_text().splitlines() if options.lines.exists() else []
+    done = {(line["arm"], line["seed"]) for line in map(json.loads, had)}
     with options.lines.open("a") as file:
         for seed in range(options.first_seed, options.first_seed + options.seeds):
-            for line in run(seed, options.folder, options.train_limit):
+            own = {arm for arm, of in done if of == seed}
+            for line in run(seed, options.folder, options.train_limit, options.arms, own):
                 file.write(json.dumps(line) + "\n")
                 file.flush()
 
