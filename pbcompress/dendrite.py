@@ -255,15 +255,22 @@ class DendriteLayer(nn.Module):
             dendrite.eval()
         return self
 
-    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the base layer, as its size or weight, that other code reads."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base_layer"), name)
+
+    def forward(self, input: Tensor, *others: Any, **named: Any) -> Tensor:
         """Map the base layer's input to its output plus the dendrites' signal."""
         if others or named:
             raise CompressionError(
                 f"A {type(self.base_layer).__name__} with dendrites was called with more than its "
                 "input. Give output_padding to the layer instead of output_size to its call."
             )
-        y: Tensor = self.base_layer(x)
-        own, read = y, x if self.config.backprop_through else x.detach()
+        y: Tensor = self.base_layer(input)
+        own, read = y, input if self.config.backprop_through else input.detach()
         if self.config.form == "tied":
             read = own if self.config.backprop_through else own.detach()
         heard: list[Tensor | None] = []

@@ -15,6 +15,7 @@ __all__ = ["FusedDendriteLayer", "fuse"]
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 Conv = nn.modules.conv._ConvNd
+_SIZES = ("in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride")
 
 
 class FusedDendriteLayer(nn.Module):
@@ -42,15 +43,35 @@ class FusedDendriteLayer(nn.Module):
         self.sizes = [_out_width(maps[i]) // self.groups for i in alike]
         self.alike = alike
         self.others = nn.ModuleDict({str(i): maps[i] for i in speaking if i not in alike})
+        for name in _SIZES:
+            if hasattr(layer.base_layer, name):
+                setattr(self, name, getattr(layer.base_layer, name))
         self.gains = nn.ParameterList([nn.Parameter(u.detach().clone()) for u in layer.gains])
         self.links = nn.ParameterList([nn.Parameter(v.detach().clone()) for v in layer.links])
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
+        """Weight of the base layer, for code that reads it."""
+        weight: Tensor = self.wide.weight  # type: ignore[assignment]
+        if isinstance(self.wide, nn.modules.conv._ConvTransposeNd):
+            return weight[:, : self.sizes[0]]
+        return self._base_rows(weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Bias of the base layer, or of what its norm was folded into."""
+        bias: Tensor | None = self.wide.bias  # type: ignore[assignment]
+        return bias if bias is None else self._base_rows(bias)
+
+    def _base_rows(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(0, (self.groups, -1))[:, : self.sizes[0]].flatten(0, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
         """Map the layer's input to its output."""
-        parts = dict(zip(self.alike, self._split(self.wide(x)), strict=True))
+        parts = dict(zip(self.alike, self._split(self.wide(input)), strict=True))
         y = parts[0]
         for key, module in self.others.items():
-            parts[int(key)] = module(parts[0] if self.is_tied else x)
+            parts[int(key)] = module(parts[0] if self.is_tied else input)
         heard: list[Tensor | None] = []
         for index, (gain, links) in enumerate(zip(self.gains, self.links, strict=True)):
             slots: Any = self.slots[index]
