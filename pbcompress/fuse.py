@@ -64,7 +64,8 @@ class FusedDendriteLayer(nn.Module):
         return bias if bias is None else self._base_rows(bias)
 
     def _base_rows(self, rows: Tensor) -> Tensor:
-        return rows.unflatten(0, (self.groups, -1))[:, : self.sizes[0]].flatten(0, 1)
+        base: Tensor = rows.unflatten(0, (self.groups, -1))[:, : self.sizes[0]].flatten(0, 1)
+        return base
 
     def forward(self, input: Tensor) -> Tensor:
         """Map the layer's input to its output."""
