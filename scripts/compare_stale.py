@@ -1,11 +1,17 @@
 """What helps against frozen dendrites that go stale, on Fashion-MNIST at a quarter of the size.
 
-One line of JSON for each seed and arm. Every arm takes as many optimizer steps, and so does width
-alone: 7 epochs of neurons, 4 of dendrites and 7 of neurons, or 6, 3 and 6 and a thaw of 3. The
-table has paired differences over seeds with 95 % intervals of Student's t.
+One line of JSON for each seed and arm of `stale_arms.py`; a run that was stopped goes on. Every arm
+takes as many optimizer steps, and so does width alone: 22 epochs, 4 of them of dendrites. "thaw of
+T": a last phase in which everything trains, after two neuron phases of 8, 7 or 6 epochs where the
+others have 9. "pause" has the second one in two parts, of 4 and 5 epochs. Between them, "early
+layers first" and "late layers first" grow the other half of the layers, and "correlated again"
+trains the accepted dendrites by correlation once more, with their U kept: two dendrite phases of 2
+epochs in place of one of 4. "norms re-fitted" measures the BatchNorm of frozen dendrites before
+each epoch. "spectral" has first weights in closed form. Differences are paired over seeds, with
+95 % intervals of Student's t.
 
     python scripts/compare_stale.py run lines.jsonl --folder data --seeds 5
-    python scripts/compare_stale.py table lines.jsonl > docs/benchmarks/stale.md
+    python scripts/compare_stale.py table lines.jsonl
 """
 
 import argparse
@@ -70,15 +76,24 @@ def interval(key: str, arm: dict[int, Any], control: dict[int, Any]) -> str:
     return f"{difference.mean:+.4f} ± {difference.half:.4f}"
 
 
+def control_of(name: str) -> str | None:
+    """Return the arm that differs from ``name`` in one thing."""
+    form, _, measure = name.partition(", ")
+    if measure in {"early layers first", "late layers first", "correlated again"}:
+        return f"{form}, pause"
+    if measure.startswith("spectral, "):
+        return name.replace("spectral, ", "")
+    return form if measure else None
+
+
 def table(lines: list[dict[str, Any]]) -> str:
-    """Return the page."""
+    """Return the tables of the page."""
     by_arm: dict[str, dict[int, dict[str, Any]]] = {}
     for line in lines:
         by_arm.setdefault(line["arm"], {})[line["seed"]] = line
     control = by_arm["width alone"]
-    out = ["# Stale dendrites", "", (__doc__ or "").split("\n    ")[0].strip(), ""]
-    out += ["| arm | parameters | steps | validation | against width alone | test, against width |"]
-    out += ["| --- | --- | --- | --- | --- | --- |"]
+    out = ["| arm | seeds | parameters | steps | validation | against width alone | test, same |"]
+    out += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for name, seeds in by_arm.items():
         differences = [
             interval(key, seeds, control) if name != "width alone" else ""
@@ -86,23 +101,22 @@ def table(lines: list[dict[str, Any]]) -> str:
         ]
         mean = statistics.mean(line["val"] for line in seeds.values())
         one = next(iter(seeds.values()))
-        steps = sorted({line["steps"] for line in seeds.values()})
+        steps = "-".join(f"{s:,}" for s in sorted({line["steps"] for line in seeds.values()}))
         out.append(
-            f"| {name} | {one['params']:,} | {'-'.join(f'{s:,}' for s in steps)} | {mean:.4f} "
+            f"| {name} | {len(seeds)} | {one['params']:,} | {steps} | {mean:.4f} "
             f"| {differences[0]} | {differences[1]} |"
         )
-    out += ["", "Against the same form without it, paired by seed:", ""]
-    out += ["| arm | validation | validation loss |", "| --- | --- | --- |"]
+    out += ["", "| arm | against | validation | validation loss | test |"]
+    out += ["| --- | --- | --- | --- | --- |"]
     for name, seeds in by_arm.items():
-        form, _, measure = name.partition(", ")
-        if measure:
-            own = [interval(key, seeds, by_arm[form]) for key in ("val", "val_loss")]
-            out.append(f"| {name} | {own[0]} | {own[1]} |")
+        if (other := control_of(name)) is not None:
+            own = [interval(key, seeds, by_arm[other]) for key in ("val", "val_loss", "test")]
+            out.append(f"| {name} | {other} | {' | '.join(own)} |")
     return "\n".join(out) + "\n"
 
 
 def main() -> None:
-    """Run all arms of some seeds, or print the page."""
+    """Run all arms of some seeds, or print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("job", choices=["run", "table"])
     parser.add_argument("lines", type=Path)

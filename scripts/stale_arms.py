@@ -35,8 +35,8 @@ class Arm:
     Attributes:
         steps: Kinds and epochs. "neuron" trains neurons and U; "refit" too, and measures the norms
             of dendrites anew before each epoch; "thaw" trains everything. "dendrite" grows a set on
-            all layers, "early" on the first half of them and
-            "late" on the other; "again" trains an accepted set by correlation a second time.
+            all layers, "early" on the first half of them and "late" on the other; "again" trains an
+            accepted set by correlation a second time.
         initialization: First weights of candidates.
     """
 
