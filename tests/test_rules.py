@@ -30,12 +30,14 @@ ROWS = [
     ["widths"],
     ["budgets", "shipping"],
     ["recovery", "export", "progress"],
+    ["parity"],
     ["int8", "localization"],
     ["cycles", "fuse", "runtime", "training", "quantization"],
     ["phase"],
     ["selection", "scores", "initialization"],
     ["patches"],
     ["calibration", "search", "proof", "dendrite", "shrinking"],
+    ["signals"],
     ["nodes"],
     ["allocation", "latency", "forms", "correlation", "importance", "cuts", "pins", "explain"],
     ["costs", "statistics", "distillation", "scorecard", "optimizers", "admission"],
@@ -55,7 +57,7 @@ ROWS = [
     ["movement", "attention"],
     ["operators"],
     ["tracer", "surgery", "geometry", "config", "deadline"],
-    ["coupling", "sizes", "jsonfile", "choices", "versions"],
+    ["coupling", "sizes", "jsonfile", "choices", "versions", "positions"],
     ["errors"],
 ]
 THIRD_PARTY = {
