@@ -54,35 +54,13 @@ class FusedDendriteLayer(nn.Module):
             tail = maps[index] if self.is_tied else _tail(maps[index])
             earlier = [i - 1 for i in speaking[:position]]
             self.sets[str(index)] = _FusedSet(layer, index - 1, earlier, tail, self.inner)
-        for name in _SIZES:
-            if hasattr(layer.base_layer, name):
-                setattr(self, name, getattr(layer.base_layer, name))
-
-    @property
-    def weight(self) -> Tensor:
-        """Weight of the base layer, for code that reads it."""
-        return self._of_base("weight")
-
-    @property
-    def bias(self) -> Tensor | None:
-        """Bias of the base layer, or what takes its place in the wide operation."""
-        return None if self.wide[0].bias is None else self._of_base("bias")
-
-    def _of_base(self, name: str) -> Tensor:
-        rows: Tensor = getattr(self.wide[0], name)
-        if not self.sizes[0]:
-            return rows
-        own = self.sizes[0][0] // self.groups
-        if isinstance(self.wide[0], nn.modules.conv._ConvTransposeNd) and name == "weight":
-            return rows[:, :own]
-        base: Tensor = rows.unflatten(0, (self.groups, -1))[:, :own].flatten(0, 1)
-        return base
 
     def forward(self, input: Tensor) -> Tensor:
         """Map the layer's input to its output."""
         parts: dict[int, Tensor] = {}
         for wide, alike, sizes in zip(self.wide, self.classes, self.sizes, strict=True):
-            parts.update(zip(alike, self._split(wide(input), sizes), strict=True))
+            pieces = self._split(wide(input), sizes)
+            parts |= {index: pieces[place] for place, index in enumerate(alike)}
         own = y = parts[0]
         heard: list[Tensor] = []
         for key, one in self.sets.items():
@@ -103,7 +81,7 @@ class FusedDendriteLayer(nn.Module):
         parts = torch.split(wide.unflatten(self.axis, (self.groups, sum(own))), own, self.axis)
         if self.inner > 1:
             return parts
-        return [part.flatten(self.axis - 1, self.axis) for part in parts]
+        return [parts[i].flatten(self.axis - 1, self.axis) for i in range(len(own))]
 
 
 class _FusedSet(nn.Module):
@@ -113,7 +91,7 @@ class _FusedSet(nn.Module):
         layer: The layer.
         index: Number of the set.
         earlier: The sets before it that have nodes.
-        tail: Second map of a low-rank pair, or scale and offset of a tied set.
+        tail: Second map of a low-rank pair, or scale and offset of a tied set; None otherwise.
         groups: The channel axis is two: groups, and the channels of a group.
     """
 
@@ -122,7 +100,7 @@ class _FusedSet(nn.Module):
         layer: DendriteLayer,
         index: int,
         earlier: Sequence[int],
-        tail: nn.Module,
+        tail: nn.Module | None,
         groups: int,
     ) -> None:
         super().__init__()
@@ -147,25 +125,29 @@ class _FusedSet(nn.Module):
 
     def forward(self, y: Tensor, z: Tensor, heard: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the sum with this set's part, and the activations of its nodes."""
-        z = self.tail(z)
+        z = z if self.tail is None else self.tail(z)
         for number, (link, a) in enumerate(zip(self.links, heard, strict=False)):
             own = _picked(a, getattr(self, f"heard_{number}"), self.axis)
-            z = torch.addcmul(z, own.to(z.dtype), link.to(z.dtype))
+            z = torch.addcmul(z, own, link)
         a = ACTIVATIONS[self.function](z)
-        gain, own = self.gain.to(y.dtype), a.to(y.dtype)  # they differ under autocast
         if not self.is_dense:
-            return torch.addcmul(y, _picked(own, self.places, self.axis), gain), a
+            return torch.addcmul(y, _picked(a, self.places, self.axis), self.gain), a
         if self.dims:
-            return y + CONVOLUTIONS[self.dims](own, gain), a
-        return torch.addmm(y, own, gain.T) if y.dim() == 2 else y + own @ gain.T, a
+            return y + CONVOLUTIONS[self.dims](a, self.gain), a
+        return _plus_product(y, a, self.gain), a
 
 
 def _picked(a: Tensor, places: Any, axis: int) -> Tensor:
     return a if places is None else a.index_select(axis, places)
 
 
-def _tail(branch: nn.Module) -> nn.Module:
-    return branch[1] if type(branch) is nn.Sequential else nn.Identity()
+@fx.wrap
+def _plus_product(y: Tensor, a: Tensor, gain: Tensor) -> Tensor:
+    return torch.addmm(y, a, gain.T) if y.dim() == 2 else y + a @ gain.T
+
+
+def _tail(branch: nn.Module) -> nn.Module | None:
+    return branch[1] if type(branch) is nn.Sequential else None
 
 
 def _classes(heads: Mapping[int, nn.Module]) -> list[list[int]]:
@@ -295,6 +277,47 @@ def _by_group(tensors: Sequence[Tensor], groups: int) -> Tensor:
     return torch.cat(blocks, dim=1).flatten(0, 1)
 
 
+class _Writer(fx.Tracer):
+    """Traces a fused layer down to its maps."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not isinstance(m, FusedDendriteLayer | _FusedSet)
+
+
+class _WrittenOut(fx.GraphModule):
+    """A fused layer as straight code; answers for its base layer's size and weight."""
+
+    def __getattr__(self, name: str) -> Any:
+        base = self.__dict__.get("meta", {}).get("base", {})  # what a copy keeps
+        return base[name] if name in base else super().__getattr__(name)
+
+    @property
+    def weight(self) -> Tensor:
+        """Weight of the base layer, for code that reads it."""
+        wide: Any = self.get_submodule("wide.0")
+        is_transposed = isinstance(wide, nn.modules.conv._ConvTransposeNd)
+        return wide.weight[:, : self.rows] if is_transposed else self._of_base(wide.weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Bias of the base layer, or what takes its place in the wide operation."""
+        wide: Any = self.get_submodule("wide.0")
+        return None if wide.bias is None else self._of_base(wide.bias)
+
+    def _of_base(self, stacked: Tensor) -> Tensor:
+        base: Tensor = stacked.unflatten(0, (self.groups, -1))[:, : self.rows].flatten(0, 1)
+        return base
+
+
+def _written_out(layer: FusedDendriteLayer, base: nn.Module) -> nn.Module:
+    """Return a fused layer as straight code: on small inputs its loops would cost half the time."""
+    written = _WrittenOut(layer, _Writer().trace(layer), type(layer).__name__)
+    groups = int(getattr(base, "groups", 1))
+    sizes = {name: getattr(base, name) for name in _SIZES if hasattr(base, name)}
+    written.meta["base"] = sizes | {"groups": groups, "rows": _out_width(base) // groups}
+    return written
+
+
 class _Tracer(fx.Tracer):
     """Traces a network down to its layers; a layer with dendrites is one of them."""
 
@@ -383,5 +406,5 @@ def fuse(model: nn.Module) -> nn.Module:
             replace_module(frozen, name, _fold(layer, norm))
         replace_module(frozen, norm_name, nn.Identity())
     for name, layer in dendrite_layers(frozen).items():
-        replace_module(frozen, name, FusedDendriteLayer(layer))
+        replace_module(frozen, name, _written_out(FusedDendriteLayer(layer), layer.base_layer))
     return frozen.eval().requires_grad_(False)
