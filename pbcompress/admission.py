@@ -1,18 +1,21 @@
 """Which models are not taken: said before anything is tried, with the layer and what to do."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from pbcompress.errors import CompressionError, UnsupportedLayerError
 
-__all__ = ["check_model"]
+__all__ = ["check_model", "check_whole"]
 
-_WRAPPERS = {
+_DISTRIBUTED = {
     "DataParallel": "module",
     "DistributedDataParallel": "module",
     "FullyShardedDataParallel": "module",
-    "OptimizedModule": "_orig_mod",
+    "FSDPModule": "",  # fully_shard changes the class of the module itself
 }
+_WRAPPERS = _DISTRIBUTED | {"OptimizedModule": "_orig_mod"}
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
@@ -38,14 +41,60 @@ def check_model(model: object) -> None:
         )
 
 
+def check_whole(model: nn.Module) -> None:
+    """Raise unless each process has the whole of ``model``, which can grow only then.
+
+    Raises:
+        CompressionError: The model is wrapped for several processes, or its parameters are sharded.
+    """
+    for name, module in model.named_modules():
+        if (spread := _spread(name, module)) is not None:
+            found, advice = spread
+            raise CompressionError(
+                "A whole model was expected, since dendrites add parameters to it, and "
+                f"{_place(name)} is {found}. {advice}, and start one process for each device with "
+                "torchrun: it is wrapped for distributed training anew in every phase. Sharding is "
+                "not supported."
+            )
+
+
+def _spread(name: str, module: nn.Module) -> tuple[str, str] | None:
+    """Return how a module is wrapped or sharded for several processes, and what to do."""
+    kind = _wrapper(module, _DISTRIBUTED)
+    if kind is not None and _DISTRIBUTED[kind]:
+        return f"wrapped in {kind}", f"Pass the module inside ({_inner(name, _DISTRIBUTED[kind])})"
+    if kind is not None or any(hasattr(tensor, "placements") for tensor in _own(module)):
+        return "sharded", "Pass the model as it is before fully_shard"
+    return None
+
+
+def _wrapper(module: nn.Module, wrappers: Mapping[str, str]) -> str | None:
+    kinds = (k.__name__ for k in type(module).__mro__ if k.__module__.startswith("torch."))
+    return next((kind for kind in kinds if kind in wrappers), None)
+
+
+def _inner(name: str, attribute: str) -> str:
+    return f"model.{f'{name}.' if name else ''}{attribute}"
+
+
+def _own(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def _place(name: str) -> str:
+    return f"the layer {name!r}" if name else "the model"
+
+
 def _fault(name: str, module: nn.Module) -> tuple[str, str] | None:
-    kind = type(module).__name__
-    if kind in _WRAPPERS and type(module).__module__.startswith("torch."):
-        inner = f"model.{f'{name}.' if name else ''}{_WRAPPERS[kind]}"
+    kind = _wrapper(module, _WRAPPERS)
+    if kind is not None and _WRAPPERS[kind]:
+        inner = _inner(name, _WRAPPERS[kind])
         return f"it is wrapped in {kind}", f"Unwrap it ({inner}), and wrap the result again"
+    if (spread := _spread(name, module)) is not None:
+        return f"it is {spread[0]}", spread[1]
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a ScriptModule, whose code is fixed", "Give the module that it was made from"
-    own: list[Tensor] = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    own = _own(module)
     if any(nn.parameter.is_lazy(tensor) for tensor in own):
         return "it is lazy and has no shape yet", "Run one forward pass on the model first"
     if any(tensor.is_meta for tensor in own):
@@ -54,7 +103,6 @@ def _fault(name: str, module: nn.Module) -> tuple[str, str] | None:
 
 
 def _refused(name: str, reason: str, advice: str) -> UnsupportedLayerError:
-    where = f"the layer {name!r}" if name else "the model"
     return UnsupportedLayerError(
-        f"A plan was asked for, and {where}: {reason}. {advice}.", name, reason
+        f"A plan was asked for, and {_place(name)}: {reason}. {advice}.", name, reason
     )

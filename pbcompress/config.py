@@ -242,8 +242,8 @@ class RecoveryConfig(Choices):
         epochs: Longest neuron phase, in epochs; the learning rate's schedule spans it.
         dendrite_epochs: Longest dendrite phase.
         thaw_epochs: Longest last phase, in which neurons and all dendrites train together, for
-            frozen dendrites go stale; it counts only if it is better. 0: none. None: half of
-            ``epochs`` where dendrites were frozen.
+            frozen dendrites go stale; it counts only if it is better. 0: none. None: ``epochs``
+            where dendrites were frozen.
         patience: End a neuron phase after so many epochs without a better score; None: run
             ``epochs``, which is right for a schedule that ends at zero.
         dendrite_patience: End a dendrite phase after so many epochs in which no node of the

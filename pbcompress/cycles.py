@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pbcompress.admission import check_whole
 from pbcompress.config import CompressConfig, DendriteConfig
 from pbcompress.dendrite import (
     attach_dendrites_,
@@ -15,7 +16,6 @@ from pbcompress.dendrite import (
     detach_dendrites_,
     neuron_parameters,
 )
-from pbcompress.engine import check_whole
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.phase import Phase
 from pbcompress.phases import Action, PhaseKind, PhaseLog, best_epoch, next_action

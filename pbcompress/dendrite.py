@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pbcompress.admission import check_whole
 from pbcompress.config import DendriteConfig
 from pbcompress.correlation import CorrelationProbe, process_count, score_leaf
 from pbcompress.errors import CompressionError
@@ -204,15 +205,22 @@ class DendriteLayer(nn.Module):
             dendrite.eval()
         return self
 
-    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the base layer, as its size or weight, that other code reads."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base_layer"), name)
+
+    def forward(self, input: Tensor, *others: Any, **named: Any) -> Tensor:
         """Map the base layer's input to its output plus the dendrites' signal."""
         if others or named:
             raise CompressionError(
                 f"A {type(self.base_layer).__name__} with dendrites was called with more than its "
                 "input. Give output_padding to the layer instead of output_size to its call."
             )
-        y: Tensor = self.base_layer(x)
-        own, read = y, x if self.config.backprop_through else x.detach()
+        y: Tensor = self.base_layer(input)
+        own, read = y, input if self.config.backprop_through else input.detach()
         if self.config.form == "tied":
             read = own if self.config.backprop_through else own.detach()
         heard: list[Tensor | None] = []
@@ -301,7 +309,7 @@ def attach_dendrites_(
 
     Raises:
         UnsupportedLayerError: ``config.layers`` names a layer that cannot grow.
-        CompressionError: Nothing matches, or the model already has dendrites of another form.
+        CompressionError: Nothing matches, the model has dendrites of another form, or is sharded.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -310,6 +318,7 @@ def attach_dendrites_(
         >>> type(net[0]).__name__, type(net[2]).__name__
         ('DendriteLayer', 'Linear')
     """
+    check_whole(model)
     config = config or DendriteConfig()
     wrapped = dendrite_layers(model)
     for name, layer in wrapped.items():
@@ -323,7 +332,7 @@ def attach_dendrites_(
         if not chosen:
             raise CompressionError(
                 "attach_dendrites_ found no Linear and no convolution below the model's root. "
-                " Put a bare layer into nn.Sequential first."
+                "Put a bare layer into nn.Sequential first."
             )
         for name, normalized in chosen.items():
             base = model.get_submodule(name)

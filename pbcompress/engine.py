@@ -16,7 +16,7 @@ from pbcompress.config import RecoveryConfig
 from pbcompress.errors import CompressionError
 from pbcompress.surgery import device_of
 
-__all__ = ["Engine", "check_whole", "make_engine", "world_size"]
+__all__ = ["Engine", "make_engine", "world_size"]
 
 Optimizer = torch.optim.Optimizer
 
@@ -74,6 +74,10 @@ class Engine:
     def mean(self, value: float) -> float:
         """Return the mean of a number over processes."""
         return value
+
+    def gathered(self, parts: dict[int, Any]) -> dict[int, Any]:
+        """Return the numbered parts of all processes."""
+        return parts
 
     def share(self, model: nn.Module) -> None:
         """Give all processes the buffers of the first one: statistics are of its own batches."""
@@ -156,6 +160,13 @@ class _FabricEngine(Engine):
         whole = self._fabric.all_reduce(torch.tensor(value, dtype=torch.float64), reduce_op="mean")
         return float(whole)
 
+    def gathered(self, parts: dict[int, Any]) -> dict[int, Any]:
+        if self.world == 1:
+            return parts
+        found: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(found, parts)
+        return {number: part for own in found for number, part in own.items()}
+
     def share(self, model: nn.Module) -> None:
         if self.world > 1:
             for buffer in model.buffers():
@@ -197,24 +208,6 @@ def world_size() -> int:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size()
     return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-
-
-def check_whole(model: nn.Module) -> None:
-    """Raise unless each process has the whole of ``model``, which can grow only then.
-
-    Raises:
-        CompressionError: The model is wrapped for several processes, or its parameters are sharded.
-    """
-    wrappers = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel")
-    wrapped = [type(m).__name__ for m in model.modules() if type(m).__name__ in wrappers]
-    sharded = [n for n, p in model.named_parameters() if hasattr(p, "placements")]
-    if wrapped or sharded:
-        found = f"{sharded[0]!r} is sharded" if sharded else f"a {wrapped[0]}"
-        raise CompressionError(
-            f"A whole model was expected, since dendrites add parameters to it; found: {found}. "
-            "Pass the plain module, and start one process for each device with torchrun: it is "
-            "wrapped for distributed training anew in every phase. Sharding is not supported."
-        )
 
 
 def make_engine(model: nn.Module, config: RecoveryConfig) -> Engine:

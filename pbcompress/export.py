@@ -137,6 +137,11 @@ def export_onnx(
         raise CompressionError(
             f"opset={opset} was asked for; this version writes {OPSETS[0]} to {OPSETS[-1]}."
         )
+    if any(p.dtype == torch.bfloat16 for p in model.parameters()):
+        raise CompressionError(
+            "An ONNX file was asked for, and the model is bfloat16, which ONNX Runtime cannot run "
+            "on a CPU. Export a copy in float32: copy.deepcopy(model).float()."
+        )
     target = Path(path)
     network = copy_model(model).cpu().eval()
     calls = [to_device(as_call(inputs), "cpu") for inputs in (example_inputs, *samples)]

@@ -16,6 +16,7 @@ __all__ = ["FusedDendriteLayer", "fuse"]
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 Conv = nn.modules.conv._ConvNd
+_SIZES = ("in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride")
 
 
 class FusedDendriteLayer(nn.Module):
@@ -54,11 +55,11 @@ class FusedDendriteLayer(nn.Module):
             earlier = [i - 1 for i in speaking[:position]]
             self.sets[str(index)] = _FusedSet(layer, index - 1, earlier, tail, self.inner)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map the layer's input to its output."""
         parts: dict[int, Tensor] = {}
         for wide, alike, sizes in zip(self.wide, self.classes, self.sizes, strict=True):
-            pieces = self._split(wide(x), sizes)
+            pieces = self._split(wide(input), sizes)
             parts |= {index: pieces[place] for place, index in enumerate(alike)}
         own = y = parts[0]
         heard: list[Tensor] = []
@@ -283,9 +284,38 @@ class _Writer(fx.Tracer):
         return not isinstance(m, FusedDendriteLayer | _FusedSet)
 
 
-def _written_out(layer: FusedDendriteLayer) -> nn.Module:
+class _WrittenOut(fx.GraphModule):
+    """A fused layer as straight code; answers for its base layer's size and weight."""
+
+    def __getattr__(self, name: str) -> Any:
+        base = self.__dict__.get("meta", {}).get("base", {})  # what a copy keeps
+        return base[name] if name in base else super().__getattr__(name)
+
+    @property
+    def weight(self) -> Tensor:
+        """Weight of the base layer, for code that reads it."""
+        wide: Any = self.get_submodule("wide.0")
+        is_transposed = isinstance(wide, nn.modules.conv._ConvTransposeNd)
+        return wide.weight[:, : self.rows] if is_transposed else self._of_base(wide.weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Bias of the base layer, or what takes its place in the wide operation."""
+        wide: Any = self.get_submodule("wide.0")
+        return None if wide.bias is None else self._of_base(wide.bias)
+
+    def _of_base(self, stacked: Tensor) -> Tensor:
+        base: Tensor = stacked.unflatten(0, (self.groups, -1))[:, : self.rows].flatten(0, 1)
+        return base
+
+
+def _written_out(layer: FusedDendriteLayer, base: nn.Module) -> nn.Module:
     """Return a fused layer as straight code: on small inputs its loops would cost half the time."""
-    return fx.GraphModule(layer, _Writer().trace(layer), type(layer).__name__)
+    written = _WrittenOut(layer, _Writer().trace(layer), type(layer).__name__)
+    groups = int(getattr(base, "groups", 1))
+    sizes = {name: getattr(base, name) for name in _SIZES if hasattr(base, name)}
+    written.meta["base"] = sizes | {"groups": groups, "rows": _out_width(base) // groups}
+    return written
 
 
 class _Tracer(fx.Tracer):
@@ -376,5 +406,5 @@ def fuse(model: nn.Module) -> nn.Module:
             replace_module(frozen, name, _fold(layer, norm))
         replace_module(frozen, norm_name, nn.Identity())
     for name, layer in dendrite_layers(frozen).items():
-        replace_module(frozen, name, _written_out(FusedDendriteLayer(layer)))
+        replace_module(frozen, name, _written_out(FusedDendriteLayer(layer), layer.base_layer))
     return frozen.eval().requires_grad_(False)

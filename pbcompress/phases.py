@@ -84,7 +84,7 @@ def thaw_length(recovery: RecoveryConfig, dendrites: DendriteConfig) -> int:
     """Return the most epochs of a thaw; 0 where there is none."""
     if recovery.thaw_epochs is not None:
         return recovery.thaw_epochs
-    return recovery.epochs // 2 if dendrites.freeze_after else 0
+    return recovery.epochs if dendrites.freeze_after else 0
 
 
 def longest(kind: PhaseKind, recovery: RecoveryConfig, dendrites: DendriteConfig) -> int:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pbcompress.admission import check_model
 from pbcompress.checkpoint import STATE_FILE, read_state
 from pbcompress.config import Budget, CompressConfig
 from pbcompress.dendrite import dendrite_layers
@@ -84,8 +85,7 @@ def compress(
 
     Raises:
         TargetUnreachableError: The target is not below the original or below what is reachable.
-        CompressionError: Something about the inputs, the data or the folder is wrong; the message
-            says what. Nothing was trained.
+        CompressionError: The model, inputs, data or folder cannot be used; nothing was trained.
         StateMismatchError: ``run_dir`` holds another run.
         DivergedError: Training produced a loss that is not finite.
 
@@ -139,6 +139,7 @@ class _Job:
                 f"compress was called in one of {world_size()} processes; it plans, compares and "
                 "writes files in one. Call shrink before torchrun, and recover_ in its processes."
             )
+        check_model(model)
         self.config, self.task, self.seed = config or CompressConfig(), task or Task(), seed
         self.data, self.target, self.callbacks = data, target_params, tuple(callbacks)
         sample_for(self.config.width, data, self.task, seed)  # raises where data are missing

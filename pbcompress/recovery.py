@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pbcompress.admission import check_whole
 from pbcompress.config import CompressConfig
 from pbcompress.cycles import Cycles
 from pbcompress.distillation import make_objective
-from pbcompress.engine import Engine, check_whole, make_engine
+from pbcompress.engine import Engine, make_engine
 from pbcompress.errors import CompressionError, DivergedError, StateMismatchError
 from pbcompress.history import History
 from pbcompress.initialization import initialize_candidates_
@@ -239,7 +240,8 @@ class _Run:
             config=self.config,
         )
         self.engine.share(self.growth.model)
-        metric = self.engine.agreed(evaluate(self.growth.model, self.data.val, self.task)[0])
+        value, _ = evaluate(self.growth.model, self.data.val, self.task, self.engine)
+        metric = self.engine.agreed(value)
         if not math.isfinite(metric):
             raise DivergedError(
                 f"The validation metric of an epoch is {metric}. Lower RecoveryConfig.lr, or make "
@@ -292,8 +294,13 @@ class _Run:
             is_dendrite = phase.kind is PhaseKind.DENDRITE
             is_spectral = self.growth.dendrites.initialization == "spectral"
             if is_dendrite and is_spectral and not self.growth.log[phase.index].scores:
-                named = (self.growth.model, self._batches, self.task)
-                initialize_candidates_(*named, seed=self.seed + 1000 * phase.index)
+                initialize_candidates_(
+                    self.growth.model,
+                    self.data.train,  # the same batches in every process
+                    self.task,
+                    batches_used=16 * self.engine.world,
+                    seed=self.seed + 1000 * phase.index,
+                )
             if self.factory is None:
                 optimizer = make_optimizer(phase.parameters(), self.config, is_dendrite=is_dendrite)
             else:

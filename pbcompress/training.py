@@ -150,35 +150,40 @@ def _length(batches: Batches) -> int:
         return 0
 
 
-def evaluate(model: nn.Module, batches: Batches, task: Task) -> tuple[float, int]:
+def evaluate(
+    model: nn.Module, batches: Batches, task: Task, engine: Engine | None = None
+) -> tuple[float, int]:
     """Return the metric of a split and its number of samples; mode and statistics stay.
 
     Args:
         model: Any network.
         batches: The split.
         task: Metric and forward.
+        engine: Of several processes each runs its part of the batches, and all of them take the
+            metric of the whole split; None: one process.
 
     Example:
         >>> net = nn.Linear(2, 2)
         >>> evaluate(net, [(torch.zeros(3, 2), torch.zeros(3, dtype=torch.long))], Task())[1]
         3
     """
-    device = device_of(model)
-    outputs, targets = [], []
+    device, engine = device_of(model), engine or Engine()
+    parts: dict[int, Any] = {}
     with (
         preserved_mode(model, training=False),
         torch.no_grad(),
         seeded("evaluate"),
         seeded_generators(batches, 0),
     ):
-        for batch in batches:
-            output, target = task.run(model, moved(batch, device))
-            outputs.append(tree_map(_to_cpu, output))
-            targets.append(tree_map(_to_cpu, target))
-    if not outputs:
+        for number, batch in enumerate(batches):
+            if number % engine.world == engine.rank:
+                parts[number] = tree_map(_to_cpu, task.run(model, moved(batch, device)))
+    parts = engine.gathered(parts)
+    if not parts:
         raise CompressionError(
             "A split yielded no batch. Give batches that can be gone through again."
         )
+    outputs, targets = zip(*(parts[number] for number in sorted(parts)), strict=True)
     target = _join(targets)
     value = to_number(task.metric(_join(outputs), target), "Task.metric")
     first = next((t for t in tree_leaves(target) if isinstance(t, Tensor)), None)
@@ -189,7 +194,7 @@ def _to_cpu(leaf: Any) -> Any:
     return leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf
 
 
-def _join(parts: list[Any]) -> Any:
+def _join(parts: Sequence[Any]) -> Any:
     def join(*leaves: Any) -> Any:
         first = leaves[0]
         if isinstance(first, Tensor):

@@ -172,6 +172,41 @@ def test_a_copy_of_a_model_in_mid_phase_trains_on(duplicate: Callable[[Any], Any
         assert scores is None or torch.equal(scores, theirs)
 
 
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_goes_on_as_its_original_in_every_phase(duplicate: Callable[[Any], Any]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    choices = config(candidates=2, node_share=0.5, max_sets=2)
+    growth, seen = cycles(model, config=choices), []
+    x, y = batches()[0]
+    for number, phase in enumerate(growth):
+        phase.train()
+        twin = duplicate(model)
+        results = []
+        for one in (model, twin):
+            trained = [p for p in one.parameters() if p.requires_grad]
+            optimizer = torch.optim.SGD(trained, 0.1)
+            optimizer.zero_grad()
+            for layer in dendrite_layers(one).values():
+                if layer.candidate is not None:
+                    layer.candidate.grad = None  # a pickle has no gradients
+            loss = nn.functional.cross_entropy(one(x), y)
+            loss.backward()
+            optimizer.step()
+            results.append((loss, snapshot(one), [m.training for m in one.modules()]))
+        assert torch.equal(results[0][0], results[1][0])
+        assert all(torch.equal(v, results[1][1][k]) for k, v in results[0][1].items())
+        assert results[0][2] == results[1][2]
+        seen.append(str(phase.kind))
+        phase.report(float(number))
+    assert sorted(set(seen)) == ["dendrite", "neuron", "thaw"]
+    last = duplicate(model)
+    assert torch.equal(last.eval()(x), model.eval()(x))
+    detach_dendrites_(last, 9)
+    assert not dendrite_layers(last)
+    assert dendrite_layers(model)
+
+
 def test_a_metric_that_is_no_number_leaves_a_loop_of_ones_own_with_its_best_weights() -> None:
     model, growth = in_dendrite_phase()
     with pytest.raises(CompressionError, match="nan"):

@@ -35,7 +35,7 @@ def test_every_rule_is_in_the_list():
         "hybrid",
         "gradient",
     }
-    assert len(distributed_run.CASES) == 4
+    assert len(distributed_run.CASES) == 5
 
 
 @pytest.mark.parametrize("name", distributed_run.CASES)
@@ -67,6 +67,14 @@ def test_a_loader_goes_on_with_the_order_of_samples_that_it_had(ranks):
     whole, resumed = ranks[0][1]
     assert list(whole) == list(resumed)
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+def test_processes_share_the_validation_and_score_the_whole_of_it(ranks):
+    value, samples, ran = distributed_run.evaluation()
+    assert (samples, ran) == (5 * distributed_run.BATCH, 5)
+    scored = [scores for *_, scores, _ in ranks]
+    assert [(v, n) for v, n, _ in scored] == [(value, samples)] * 2
+    assert [r for *_, r in scored] == [3, 2]
 
 
 def test_the_clock_of_the_first_process_ends_the_training_of_both(ranks):

@@ -14,7 +14,7 @@ from pbcompress.config import DendriteConfig, RecoveryConfig
 from pbcompress.correlation import COUNT, R
 from pbcompress.dendrite import attach_dendrites_, dendrite_layers
 from pbcompress.distillation import make_objective
-from pbcompress.engine import Engine, check_whole, make_engine
+from pbcompress.engine import Engine, make_engine
 from pbcompress.phases import PhaseKind
 from pbcompress.training import train_epoch
 
@@ -251,14 +251,6 @@ def test_nothing_outlives_a_step(kind: PhaseKind) -> None:
     assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
 
 
-@pytest.mark.parametrize("place", [lambda m: m, nn.Sequential])
-@pytest.mark.parametrize("train", [lambda m: recover_(m, data()), cycles])
-def test_a_wrapped_model_is_refused(train, place) -> None:
-    model = place(nn.DataParallel(network()))
-    with pytest.raises(CompressionError, match="a DataParallel"):
-        train(model)
-
-
 @pytest.mark.parametrize("how", [{"precision": "bf16"}, {"accumulate": 2}])
 def test_features_are_learnt_from_a_teacher_in_every_engine(how: dict[str, object]) -> None:
     losses = []
@@ -280,16 +272,6 @@ def test_an_engine_that_is_not_there_leaves_sets_that_wait_for_training(monkeypa
     with pytest.raises(CompressionError, match=r"pbcompress\[engine\]"):
         recover_(model, data(), config=config(precision="bf16"))
     assert list(model.state_dict()) == list(before)
-
-
-def test_a_sharded_parameter_is_refused() -> None:
-    class Sharded(nn.Parameter):
-        placements = ("shard",)
-
-    model = network()
-    model[4].weight = Sharded(model[4].weight.detach())
-    with pytest.raises(CompressionError, match=r"'4\.weight' is sharded"):
-        check_whole(model)
 
 
 def test_without_lightning_mixed_precision_is_refused_with_what_to_install(monkeypatch) -> None:

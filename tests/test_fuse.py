@@ -77,6 +77,26 @@ def test_fused_equals_trained_form(kind, form, sets):
     assert type(fused[0]).__name__ == "FusedDendriteLayer"
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_code_that_reads_a_layer_finds_what_the_base_layer_has(kind, form):
+    base = LAYERS[kind][0]()[0]
+    network = nn.Sequential(base)
+    attach_dendrites_(network, DendriteConfig(form=form))
+    randomized(network)
+    sizes = ["stride", "in_channels", "out_channels"]
+    names = ["in_features", "out_features"] if isinstance(base, nn.Linear) else sizes
+    for layer in (network[0], fuse(network)[0]):
+        assert [getattr(layer, name) for name in names] == [getattr(base, name) for name in names]
+        assert torch.equal(layer.weight, base.weight)
+        if base.bias is None:
+            assert layer.bias is None or not layer.bias.any()
+        else:
+            assert torch.equal(layer.bias, base.bias)
+        with pytest.raises(AttributeError, match="'nothing'"):
+            _ = layer.nothing
+
+
 @pytest.mark.parametrize("kind", [k for k in LAYERS if "reflect" not in k])
 def test_full_dendrites_run_as_one_wide_operation(kind):
     make, _ = LAYERS[kind]

@@ -97,12 +97,12 @@ ACTIONS = [
     ("thaw full", [FIRST, neuron(1, 0.6, 0.6, 0.7), thaw(1, 0.9, 0.9)], {"thaw_epochs": 2}, STOP),
     ("a thaw by default", [FIRST, neuron(1, *[0.6] * 3)], {"max_sets": 1} | DEFAULT, THAW),
     (
-        "half a phase: one epoch",
-        [neuron(1, *[0.6] * 3), thaw(1, 0.7)],
+        "as long as a neuron phase",
+        [neuron(1, *[0.6] * 3), thaw(1, 0.7, 0.7, 0.7)],
         {"max_sets": 1} | DEFAULT,
         STOP,
     ),
-    ("no half epoch", [neuron(1, 0.6)], {"max_sets": 1, "epochs": 1} | DEFAULT, STOP),
+    ("no thaw", [neuron(1, 0.6)], {"max_sets": 1, "epochs": 1, "thaw_epochs": 0}, STOP),
     ("no set, phase not full", [neuron(0, 0.5)], {"max_sets": 0}, GO),
     ("one failure is forgiven", [FIRST, neuron(1, 0.4, 0.4, 0.4)], {}, GROW),
     ("equal fails", [FIRST, neuron(1, 0.5, 0.5, 0.5)], {"max_failures": 1}, STOP),
@@ -199,14 +199,14 @@ def test_margins_are_per_set_and_the_last_holds_for_more() -> None:
 @pytest.mark.parametrize(
     ("rule", "given", "expected"),
     [
-        ("correlation", None, 3),
+        ("correlation", None, 7),
         ("gradient", None, 0),
         ("hybrid", None, 0),
         ("correlation", 0, 0),
         ("gradient", 2, 2),
     ],
 )
-def test_what_was_frozen_thaws_for_half_a_phase(
+def test_what_was_frozen_thaws_for_a_neuron_phase(
     rule: str, given: int | None, expected: int
 ) -> None:
     recovery = RecoveryConfig(epochs=7, thaw_epochs=given)
