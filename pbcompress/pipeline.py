@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pbcompress.checkpoint import STATE_FILE, read_state
 from pbcompress.config import Budget, CompressConfig
 from pbcompress.dendrite import dendrite_layers
-from pbcompress.deploy import deploy
+from pbcompress.deploy import deploy, file_notes
 from pbcompress.engine import world_size
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.history import History
@@ -359,7 +359,17 @@ class _Job:
     def _deploy(self, chosen: Arm) -> Any:
         with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
             path = (self.run_dir or Path(folder)) / "model.onnx"
-            return deploy(self.original, chosen.network, self._inputs(), path)
+            return deploy(
+                self.original,
+                chosen.network,
+                self._inputs(),
+                path,
+                data=self.data,
+                task=self.task,
+                metadata=file_notes(
+                    chosen.cost, chosen.plan, self.fingerprint, self.task, chosen.score
+                ),
+            )
 
 
 def _without_dendrites(config: CompressConfig) -> CompressConfig:

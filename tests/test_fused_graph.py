@@ -97,7 +97,7 @@ class Side(nn.Module):
 def expected(kind: str, form: str, sets: int) -> Counter[str]:
     """The nodes that the formula of docs/dendrites.md needs, counted by hand."""
     _, shape, own, groups, has_bias = LAYERS[kind]
-    nodes = Counter({name: count for name, count in Counter(own).items()})
+    nodes = Counter(own)
     dims = len(shape) - 2 if own[-1] in ("Conv", "ConvTranspose") else 0
     pointwise = ["Conv"] if dims else (["Gemm"] if len(shape) == 2 else ["MatMul"])
     bias = ["Add"] if has_bias and pointwise == ["MatMul"] else []
