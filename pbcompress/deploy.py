@@ -79,8 +79,7 @@ def deploy(
     before: nn.Module,
     after: nn.Module,
     example_inputs: object,
-    path: Path,
-    *,
+    path: Path | None = None,
     data: Data | None = None,
     task: Task | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -91,7 +90,7 @@ def deploy(
         before: The original.
         after: The result.
         example_inputs: Of one forward pass.
-        path: Where the result's file goes.
+        path: Where the result's file goes; None: it is not kept.
         data: The file is scored on ``val``, where the task runs with a file as its network.
         task: Its metric.
         metadata: Texts for the result's file.
@@ -102,6 +101,7 @@ def deploy(
     """
     with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
         original = Path(folder) / "before.onnx"
+        path = path or Path(folder) / "after.onnx"
         try:
             export_onnx(fuse(before), original, example_inputs)
             proof = _proven(fuse(after), path, example_inputs, data, task, metadata)

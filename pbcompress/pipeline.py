@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -357,19 +356,10 @@ class _Job:
         return result
 
     def _deploy(self, chosen: Arm) -> Any:
-        with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
-            path = (self.run_dir or Path(folder)) / "model.onnx"
-            return deploy(
-                self.original,
-                chosen.network,
-                self._inputs(),
-                path,
-                data=self.data,
-                task=self.task,
-                metadata=file_notes(
-                    chosen.cost, chosen.plan, self.fingerprint, self.task, chosen.score
-                ),
-            )
+        path = self.run_dir / "model.onnx" if self.run_dir else None
+        notes = file_notes(chosen.cost, chosen.plan, self.fingerprint, self.task, chosen.score)
+        inputs = self._inputs()
+        return deploy(self.original, chosen.network, inputs, path, self.data, self.task, notes)
 
 
 def _without_dendrites(config: CompressConfig) -> CompressConfig:
