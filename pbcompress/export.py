@@ -189,12 +189,11 @@ def export_onnx(
         if quantize and data is not None:
             quantization = try_int8(draft, draft, like, data, task or Task(), max_drop)
             facts = facts_of(draft)
-        file_bytes = size_of(draft)
         install(draft, target)
     return ExportReport(
         path=str(target),
         opset=facts.opset,
-        file_bytes=file_bytes,
+        file_bytes=size_of(target),
         **vars(parity),
         input_names=facts.input_names,
         output_names=facts.output_names,
