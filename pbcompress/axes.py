@@ -37,11 +37,13 @@ class FreeAxis:
         name: In the file.
         size: In the example.
         places: Number of the tensor and axis, for each axis that has this size.
+        is_batch: Whether it is the batch.
     """
 
     name: str
     size: int
     places: tuple[tuple[int, int], ...]
+    is_batch: bool = False
 
 
 class Inputs:
@@ -80,7 +82,7 @@ class Inputs:
         """Return the first axis of the first tensor, and of all others of that length."""
         size = next((len(t) for t in self.tensors if t.dim()), 1)
         places = [(i, 0) for i, t in enumerate(self.tensors) if t.dim() and len(t) == size]
-        return FreeAxis(BATCH, size, tuple(places))
+        return FreeAxis(BATCH, size, tuple(places), is_batch=True)
 
     def free(self, dynamic: Dynamic, *, dynamic_batch: bool) -> list[FreeAxis]:
         """Return the axes that were asked for, the batch first where it is free.

@@ -1,5 +1,6 @@
 """Export to ONNX; `parity` proves that the file computes what the network computes."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from pbcompress.blame import line_of
 from pbcompress.errors import CompressionError, first_line
 from pbcompress.int8 import OnnxNetwork, Quantization, try_int8
 from pbcompress.onnxfile import facts_of, write_metadata
-from pbcompress.onnxstore import drafting, install, size_of
+from pbcompress.onnxstore import AXES, drafting, install, size_of
 from pbcompress.parity import prove
 from pbcompress.runtime import CPU, check_providers
 from pbcompress.surgery import as_call, copy_model, to_device
@@ -180,7 +181,8 @@ def export_onnx(
     with drafting(target) as draft:
         names = (input_names, output_names)
         free = _translated(network, inputs, draft, free, names, opset, is_auto=dynamic == "auto")
-        write_metadata(draft, {"pbcompress": version_of("pbcompress"), **(metadata or {})})
+        notes = {"pbcompress": version_of("pbcompress"), **_sizes_note(free), **(metadata or {})}
+        write_metadata(draft, notes)
         facts = facts_of(draft)
         parity = prove(network, draft, [inputs, *others], free, providers)
         like = output_of(network, inputs.call)
@@ -222,6 +224,11 @@ def _check_choices(
             f'dynamic={dynamic!r} was asked for; it is "auto", or a dict by forward\'s arguments '
             'such as {"x": {2: "height"}}.'
         )
+
+
+def _sizes_note(free: Sequence[FreeAxis]) -> dict[str, str]:
+    sizes = {axis.name: axis.size for axis in free if not axis.is_batch}
+    return {AXES: json.dumps(sizes)} if sizes else {}
 
 
 def _prepared(model: nn.Module, example_inputs: object) -> tuple[nn.Module, Inputs]:
@@ -295,17 +302,12 @@ def _translated(
             network, inputs, draft, axes, opset=opset, input_names=names[0], output_names=names[1]
         )
 
-    is_batch = [axis.places[0][1] == 0 for axis in free[:1]]
-    if not is_auto:
-        for axis in free[len(is_batch) :] if any(is_batch) else free:
+    for axis in free if not is_auto else ():
+        if not axis.is_batch:
             _check_runs(network, inputs, axis)
     found = run(free)
     if is_auto:
-        kept = [
-            axis
-            for axis in found
-            if axis.places[0][1] == 0 or _other_sizes(network, inputs, axis)[0]
-        ]
+        kept = [axis for axis in found if axis.is_batch or _other_sizes(network, inputs, axis)[0]]
         if len(kept) < len(found):
             found = run(kept)
         return found
@@ -333,7 +335,7 @@ def _fixed(inputs: Inputs, axis: FreeAxis, line: str) -> CompressionError:
     where = " and ".join(f"axis {place} of {inputs.names[i]!r}" for i, place in axis.places)
     what = (
         "Pass dynamic_batch=False if the batch size is fixed"
-        if axis.places[0][1] == 0
+        if axis.is_batch
         else "Leave it out of dynamic"
     )
     return CompressionError(

@@ -14,7 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from pbcompress.errors import StateMismatchError, first_line
-from pbcompress.onnxstore import load, relabel, save, size_of
+from pbcompress.onnxstore import example_sizes, load, relabel, save, size_of
 
 __all__ = [
     "FileCost",
@@ -147,13 +147,14 @@ def measure_onnx(path: str | Path) -> FileCost:
 
 
 def _values(proto: Any) -> dict[str, tuple[list[int], int]]:
-    """Return shape and type of every value at batch size 1."""
+    """Return shape and type of every value at batch size 1; other free axes as in the example."""
+    sizes = example_sizes(_texts(proto))
     proto = copy.deepcopy(proto)
     graph = proto.graph
     for value in graph.input:
         for axis in value.type.tensor_type.shape.dim:
             if not axis.HasField("dim_value"):
-                axis.dim_value = 1
+                axis.dim_value = sizes.get(axis.dim_param, 1)
     del graph.value_info[:]
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")

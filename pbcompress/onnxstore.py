@@ -3,6 +3,7 @@
 Below the bound of its format a network is one file; above, its weights are in a second one.
 """
 
+import json
 import math
 import os
 import re
@@ -31,6 +32,7 @@ __all__ = [
 
 # Protocol buffers end at 2 GiB; 16 MiB are left for the graph.
 ONE_FILE = 2**31 - 2**24
+AXES = "axes"  # the text of a file that has, as JSON, what `example_sizes` returns
 
 
 def load(path: str | Path) -> Any:
@@ -105,6 +107,15 @@ _FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data
 def save(proto: Any, path: Path) -> None:
     """Write the graph; weights that are in a second file stay there."""
     onnx.save(proto, str(path))
+
+
+def example_sizes(texts: Mapping[str, str]) -> dict[str, int]:
+    """Return the sizes that the example inputs had at the free axes of a file, from its texts."""
+    try:
+        noted = dict(json.loads(texts.get(AXES, "{}")))
+    except (TypeError, ValueError):  # somebody else's text
+        return {}
+    return {name: size for name, size in noted.items() if isinstance(size, int) and size > 0}
 
 
 def data_file(target: Path) -> Path:

@@ -99,7 +99,7 @@ def prove(
     """
     session = Session(draft, providers=providers)
     exact = _exact(network, calls[0])
-    batch = next((axis for axis in free if axis.places[0][1] == 0), None)
+    batch = next((axis for axis in free if axis.is_batch), None)
     others = [axis for axis in free if axis is not batch]
     sizes = _sizes(network, session, calls[0].call, batch, others)
     gaps: list[_Gap] = []

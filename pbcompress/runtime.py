@@ -17,7 +17,7 @@ import onnxruntime
 from torch import Tensor
 
 from pbcompress.errors import CompressionError, StateMismatchError
-from pbcompress.onnxstore import load
+from pbcompress.onnxstore import example_sizes, load
 
 __all__ = [
     "CPU",
@@ -148,12 +148,15 @@ class Session:
         """Return inputs of the file's shapes and types: normal numbers, zeros for whole ones.
 
         Raises:
-            CompressionError: An axis other than the first is free, or a type is not known.
+            CompressionError: An axis other than the first is free and the file does not say how
+                long it was in the example, or a type is not known.
         """
         generator = np.random.default_rng(0)
+        sizes = example_sizes(self._session.get_modelmeta().custom_metadata_map)
         feeds: dict[str, Array] = {}
         for value in self._inputs:
             first, *others = value.shape or [1]
+            others = [sizes.get(size, size) for size in others]
             shape = [first if isinstance(first, int) else batch, *others][: len(value.shape)]
             if value.type not in DTYPES or not all(isinstance(n, int) for n in shape):
                 raise CompressionError(

@@ -64,7 +64,7 @@ def translate(
         CompressionError: The network does not run or cannot be translated, or there are other
             numbers of inputs and outputs than names.
     """
-    batch = {axis: 2 for axis in free[:1] if axis.places[0][1] == 0}
+    batch = {axis: 2 for axis in free[:1] if axis.is_batch}
     call = resized(inputs.call, batch)
     try:
         output = output_of(network, call)
@@ -145,6 +145,8 @@ def _exported(
     network: nn.Module, inputs: Inputs, call: Call, free: Sequence[FreeAxis], opset: int
 ) -> Any:
     args, kwargs = call
+    for recurrent in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
+        recurrent._dispatch_cache.clear()  # else a second export unrolls the steps of the example
     with _quiet(), torch.no_grad(), seeded("export"):
         return torch.onnx.export(
             network,

@@ -9,7 +9,10 @@ from torch.nn import functional
 
 from pbcompress import CompressionError, export_onnx
 from pbcompress.axes import FreeAxis, Inputs, leaf_names, other_sizes, resized
+from pbcompress.onnxfile import measure_onnx
+from pbcompress.onnxstore import example_sizes
 from pbcompress.runtime import Session
+from pbcompress.translation import translate
 
 
 class Pooled(nn.Module):
@@ -146,6 +149,28 @@ def test_a_file_takes_other_sizes_of_its_free_axes(name, tmp_path):
         np.testing.assert_allclose(found, network(*tensors).numpy(), rtol=1e-3, atol=1e-5)
     axes = onnx.load(str(tmp_path / "a.onnx")).graph.input[0].type.tensor_type.shape.dim
     assert {a.dim_param for a in axes if a.dim_param} == {"batch", *sizes}
+
+
+def test_recurrent_layers_keep_their_time_axis_the_second_time_too(tmp_path):
+    network = nn.Sequential(nn.GRU(5, 6, batch_first=True)).eval()
+    inputs = Inputs(network, ((torch.randn(2, 7, 5),), {}))
+    free = inputs.free({"input": {1: "time"}}, dynamic_batch=True)
+    for _ in range(2):
+        found = translate(network, inputs, tmp_path / "a.onnx", free, opset=20)
+        assert [axis.name for axis in found] == ["batch", "time"]
+
+
+def test_a_file_knows_the_sizes_of_its_example(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
+    inputs = torch.randn(1, 3, 6, 8)
+    export_onnx(network, tmp_path / "fixed.onnx", inputs)
+    export_onnx(network, tmp_path / "free.onnx", inputs, dynamic={"input": {2: "h", 3: "w"}})
+
+    fixed, free = (measure_onnx(tmp_path / f"{name}.onnx") for name in ("fixed", "free"))
+    assert (fixed.params, fixed.flops) == (free.params, free.flops)
+    feeds = Session(tmp_path / "free.onnx").random_feeds(2)
+    assert [array.shape for array in feeds.values()] == [(2, 3, 6, 8)]
+    assert [example_sizes({"axes": text}) for text in ("?", "[1]", '{"h": "x"}')] == [{}] * 3
 
 
 @pytest.mark.parametrize(
