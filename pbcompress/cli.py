@@ -189,6 +189,7 @@ def _add_outputs(commands: Any) -> None:
     export.add_argument("output", help="the ONNX file to write")
     export.add_argument("--model", required=True, help=MODEL_HELP)
     export.add_argument("--opset", type=int, default=20, help="operator set (default: 20)")
+    export.add_argument("--dynamic", action="store_true", help="free all axes that may vary")
     export.set_defaults(run=_export)
 
     report = commands.add_parser(
@@ -324,6 +325,7 @@ def _measure(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from pbcompress.axes import Dynamic
     from pbcompress.checkpoint import load
     from pbcompress.export import export_onnx
     from pbcompress.fuse import fuse
@@ -337,7 +339,11 @@ def _export(arguments: argparse.Namespace) -> None:
     tensors = _inputs(arguments)
     named = not all(name.isdigit() for name in shapes)
     inputs: object = dict(zip(shapes, tensors, strict=True)) if named else tensors
-    print(export_onnx(fuse(model), arguments.output, inputs, opset=arguments.opset))
+    dynamic: Dynamic = "auto" if arguments.dynamic else None
+    report = export_onnx(
+        fuse(model), arguments.output, inputs, opset=arguments.opset, dynamic=dynamic
+    )
+    print(report)
 
 
 def _compare(arguments: argparse.Namespace) -> None:

@@ -1,24 +1,30 @@
 """Original and result as ONNX files, side by side: size, speed, and the proof."""
 
+import hashlib
 import logging
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from pbcompress.errors import CompressionError
+from pbcompress.errors import CompressionError, ExportMismatchError
 from pbcompress.export import ExportReport, export_onnx
 from pbcompress.fuse import fuse
+from pbcompress.measure import ModelCost
+from pbcompress.onnxstore import size_of
+from pbcompress.plan import WidthPlan
 from pbcompress.runtime import Latency, Session, interleaved_latency
 from pbcompress.surgery import (
     as_call,
     single_sample,
     tensors_of,
 )
+from pbcompress.task import Data, Task
 
-__all__ = ["Deployment", "deploy"]
+__all__ = ["Deployment", "deploy", "file_notes"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +52,48 @@ class Deployment:
         return asdict(self)
 
 
+def file_notes(
+    cost: ModelCost, plan: WidthPlan, fingerprint: str, task: Task, score: Any = None
+) -> dict[str, str]:
+    """Return the texts that the file of a compressed network carries.
+
+    Args:
+        cost: Its parameters and FLOPs.
+        plan: Its widths, of which the file has a hash.
+        fingerprint: Identifies the run.
+        task: Its metric.
+        score: With attributes ``val`` and ``test``; None if it was not trained.
+    """
+    notes = {
+        "params": str(cost.params),
+        "flops": str(cost.flops),
+        "plan": hashlib.sha256(plan.to_json().encode()).hexdigest(),
+        "fingerprint": fingerprint,
+        "metric": task.metric_name,
+    }
+    scores = {split: getattr(score, split, None) for split in ("val", "test")}
+    return notes | {split: repr(value) for split, value in scores.items() if value is not None}
+
+
 def deploy(
-    before: nn.Module, after: nn.Module, example_inputs: object, path: Path
+    before: nn.Module,
+    after: nn.Module,
+    example_inputs: object,
+    path: Path | None = None,
+    data: Data | None = None,
+    task: Task | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Deployment | str:
     """Export both networks fused, prove the second, and time them in turn.
+
+    Args:
+        before: The original.
+        after: The result.
+        example_inputs: Of one forward pass.
+        path: Where the result's file goes; None: it is not kept.
+        data: The file is scored on ``val``, where the task runs with a file as its network.
+        task: Its metric.
+        metadata: Texts for the result's file.
 
     Returns:
         The figures, or the reason why there are none: a network that trains can still be one that
@@ -57,15 +101,33 @@ def deploy(
     """
     with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
         original = Path(folder) / "before.onnx"
+        path = path or Path(folder) / "after.onnx"
         try:
             export_onnx(fuse(before), original, example_inputs)
-            proof = export_onnx(fuse(after), path, example_inputs)
+            proof = _proven(fuse(after), path, example_inputs, data, task, metadata)
         except CompressionError as err:
             logger.warning("The networks could not be exported: %s", err)
             return str(err)
         sessions = [Session(original), Session(path)]
         tensors = tensors_of(single_sample(as_call(example_inputs)))
         latencies = interleaved_latency(sessions, [s.feeds(tensors) for s in sessions])
-        return Deployment(
-            original.stat().st_size, path.stat().st_size, latencies[0], latencies[1], proof
-        )
+        return Deployment(size_of(original), size_of(path), latencies[0], latencies[1], proof)
+
+
+def _proven(
+    network: nn.Module,
+    path: Path,
+    example_inputs: object,
+    data: Data | None,
+    task: Task | None,
+    metadata: Mapping[str, str] | None,
+) -> ExportReport:
+    try:
+        return export_onnx(network, path, example_inputs, data=data, task=task, metadata=metadata)
+    except ExportMismatchError:
+        raise
+    except Exception as err:  # the task may need more of its network than calls
+        if data is None:
+            raise
+        logger.info("The file was not scored by the task: %s", err)
+        return export_onnx(network, path, example_inputs, metadata=metadata)

@@ -1,38 +1,37 @@
 """Export to ONNX; `parity` proves that the file computes what the network computes."""
 
-import inspect
-import logging
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import nn
 
-from pbcompress.errors import CompressionError, first_line
-from pbcompress.int8 import Quantization, try_int8
-from pbcompress.onnxfile import facts_of, write_metadata
-from pbcompress.parity import batch_size, is_batched, prove, resized
-from pbcompress.surgery import (
-    Call,
-    as_call,
-    copy_model,
-    seeded,
-    tensors_of,
-    to_device,
+from pbcompress.axes import (
+    Dynamic,
+    FreeAxis,
+    Inputs,
+    check_samples,
+    name_arguments_,
+    other_sizes,
 )
-from pbcompress.task import Data, Task
-from pbcompress.tensorfile import write_bytes
+from pbcompress.blame import line_of
+from pbcompress.errors import CompressionError, first_line
+from pbcompress.int8 import OnnxNetwork, Quantization, try_int8
+from pbcompress.onnxfile import facts_of, write_metadata
+from pbcompress.onnxstore import AXES, drafting, install, size_of
+from pbcompress.parity import prove
+from pbcompress.runtime import CPU, check_providers
+from pbcompress.surgery import as_call, copy_model, to_device
+from pbcompress.task import Data, Task, inputs_of
+from pbcompress.training import evaluate
+from pbcompress.translation import fixed_line, output_of, translate
 from pbcompress.versions import version_of
 
 __all__ = ["ExportReport", "export_onnx", "write_onnx"]
 
-BATCH_SIZES = (1, 2, 5)
 OPSETS = range(18, 26)
 
 
@@ -44,13 +43,21 @@ class ExportReport:
         path: The ONNX file.
         opset: Operator set of the file.
         file_bytes: Size of the file.
-        max_difference: Largest absolute difference from torch over all checks.
+        max_difference: Largest absolute difference from torch in float32 over all checks.
         max_relative: The same, relative to the largest output magnitude of its check.
+        file_error: Largest difference of the file from torch in float64, relative in the same way;
+            None where the network does not run in float64.
+        torch_error: The same of torch in float32: what float32 costs the network itself.
+        agreement: Share of samples with the same highest output; None where there are no classes.
         batch_sizes: Batch sizes that were run.
+        axis_sizes: Sizes of every other free axis that were run, by its name in the file.
         checks: Forward passes compared.
         input_names: Inputs of the file.
         output_names: Outputs of the file.
         operations: Number of nodes by operation.
+        metric_name: Of the task, where data was given.
+        metric_torch: Validation metric of the network.
+        metric_file: The same through ONNX Runtime.
         quantization: What int8 brought, where it was asked for; the other attributes are those of
             the file that was written, the differences those of its float32 form.
     """
@@ -60,21 +67,37 @@ class ExportReport:
     file_bytes: int
     max_difference: float
     max_relative: float
+    file_error: float | None
+    torch_error: float | None
+    agreement: float | None
     batch_sizes: tuple[int, ...]
+    axis_sizes: Mapping[str, tuple[int, ...]]
     checks: int
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     operations: Mapping[str, int]
+    metric_name: str = ""
+    metric_torch: float | None = None
+    metric_file: float | None = None
     quantization: Quantization | None = None
 
     def __str__(self) -> str:
         sizes = ", ".join(map(str, self.batch_sizes))
+        score = ""
+        if self.metric_torch is not None:
+            score = (
+                f"; {self.metric_name} {self.metric_torch:.4f}, of the file {self.metric_file:.4f}"
+            )
         int8 = f"; {self.quantization}" if self.quantization else ""
         return (
             f"{self.path}: opset {self.opset}, {self.file_bytes:,} bytes, "
             f"{sum(self.operations.values())} nodes; torch and ONNX Runtime differ by at most "
-            f"{self.max_difference:.2e} over {self.checks} runs at batch sizes {sizes}{int8}"
+            f"{self.max_difference:.2e} over {self.checks} runs at batch sizes {sizes}{score}{int8}"
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return asdict(self)
 
 
 def export_onnx(
@@ -88,44 +111,103 @@ def export_onnx(
     max_drop: float = 0.005,
     opset: int = 20,
     dynamic_batch: bool = True,
+    dynamic: Dynamic = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
     samples: Sequence[object] = (),
     metadata: Mapping[str, str] | None = None,
+    providers: Sequence[str] = CPU,
 ) -> ExportReport:
     """Write one ONNX file, and keep it only if it computes what the model computes.
 
-    The file is checked in full, then run in ONNX Runtime beside torch at batch sizes 1, 2 and 5, on
-    the example inputs, on ``samples`` and on random values. The proof happens before the file
-    takes its place, so on an error a former file of that name is as it was.
+    The file is checked in full, then run in ONNX Runtime beside torch in float32 and in float64:
+    at batch sizes 1, 2, 5 and up to 64, at other sizes of every free axis, on the example inputs,
+    on ``samples``, on a batch of ``data.val``, and on random values. The proof happens before the
+    file takes its place, so on an error a former file of that name is as it was.
 
     Args:
         model: Usually from `fuse`; exported as a copy in eval mode on the CPU.
-        path: The file to write.
+        path: The file to write; weights of more than 2 GB go into ``path.data`` beside it.
         example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
         quantize: "int8": write the file in 8 bits if that is smaller, within ``max_drop`` and not
             slower on this machine; ``report.quantization`` says which. Else it is float32.
-        data: For int8: ``train`` calibrates, ``val`` is scored.
-        task: For int8: the metric; None is classification.
+        data: ``val`` is scored by torch and by the file. For int8, ``train`` calibrates.
+        task: The metric; None is classification.
         max_drop: For int8: how much worse the validation metric may be, absolute, at least 0.
         opset: ONNX operator set, 18 to 25.
         dynamic_batch: Whether the file takes any batch size.
+        dynamic: Further axes of any size, by forward's arguments:
+            ``{"x": {2: "height", 3: "width"}}``; one name at two places is one size. "auto": all
+            that the network allows.
+        input_names: Names in the file; None: those of forward's arguments.
+        output_names: The same; None: the keys of a dict, "output" or "output_0" and so on.
         samples: Further inputs to compare on, e.g. real batches.
         metadata: Texts that the file carries, beside the version of pbcompress; read them with
             `pbcompress.onnxfile.metadata_of`.
+        providers: Execution providers of ONNX Runtime for the proof.
 
     Returns:
         The facts of the file and of the proof.
 
     Raises:
-        ExportMismatchError: The outputs differ by more than rounding; the first layer that does is
-            named where it can be told.
-        CompressionError: The network cannot be exported, or the path cannot be written.
+        ExportMismatchError: The outputs differ by more than rounding; the worst output is named,
+            and the first layer that differs where it can be told.
+        CompressionError: The network cannot be exported (the line that torch refuses is named), an
+            axis that was asked for is fixed, or the path cannot be written.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     report = export_onnx(nn.Linear(3, 2), f"{folder}/a.onnx", torch.zeros(1, 3))
         >>> report.operations["Gemm"], report.batch_sizes
-        (1, (1, 2, 5))
+        (1, (1, 2, 5, 64))
     """
+    _check_choices(quantize, data, max_drop, opset, dynamic)
+    check_providers(providers)
+    target = Path(path)
+    network, inputs = _prepared(model, example_inputs)
+    others = [_inputs(network, sample) for sample in samples]
+    free = inputs.free(dynamic, dynamic_batch=dynamic_batch)
+    check_samples(inputs, others, free)
+    if data is not None:
+        others.append(
+            Inputs(
+                network,
+                inputs_of(
+                    replace(data, train=data.val), task or Task(), network, torch.device("cpu")
+                ),
+            )
+        )
+    with drafting(target) as draft:
+        names = (input_names, output_names)
+        free = _translated(network, inputs, draft, free, names, opset, is_auto=dynamic == "auto")
+        notes = {"pbcompress": version_of("pbcompress"), **_sizes_note(free), **(metadata or {})}
+        write_metadata(draft, notes)
+        facts = facts_of(draft)
+        parity = prove(network, draft, [inputs, *others], free, providers)
+        like = output_of(network, inputs.call)
+        scores = _scores(network, draft, like, data, task or Task())
+        quantization = None
+        if quantize and data is not None:
+            quantization = try_int8(draft, draft, like, data, task or Task(), max_drop)
+            facts = facts_of(draft)
+        install(draft, target)
+    return ExportReport(
+        path=str(target),
+        opset=facts.opset,
+        file_bytes=size_of(target),
+        **vars(parity),
+        input_names=facts.input_names,
+        output_names=facts.output_names,
+        operations=facts.operations,
+        **scores,
+        quantization=quantization,
+    )
+
+
+def _check_choices(
+    quantize: str | None, data: Data | None, max_drop: float, opset: int, dynamic: Dynamic
+) -> None:
     if quantize not in (None, "int8"):
         raise CompressionError(f'quantize={quantize!r} was asked for; it is "int8" or None.')
     if quantize and (data is None or not max_drop >= 0):
@@ -137,50 +219,57 @@ def export_onnx(
         raise CompressionError(
             f"opset={opset} was asked for; this version writes {OPSETS[0]} to {OPSETS[-1]}."
         )
+    if dynamic is not None and dynamic != "auto" and not isinstance(dynamic, Mapping):
+        raise CompressionError(
+            f'dynamic={dynamic!r} was asked for; it is "auto", or a dict by forward\'s arguments '
+            'such as {"x": {2: "height"}}.'
+        )
+
+
+def _sizes_note(free: Sequence[FreeAxis]) -> dict[str, str]:
+    sizes = {axis.name: axis.size for axis in free if not axis.is_batch}
+    return {AXES: json.dumps(sizes)} if sizes else {}
+
+
+def _prepared(model: nn.Module, example_inputs: object) -> tuple[nn.Module, Inputs]:
+    """Return a copy that is to be exported, and its inputs."""
     if any(p.dtype == torch.bfloat16 for p in model.parameters()):
         raise CompressionError(
             "An ONNX file was asked for, and the model is bfloat16, which ONNX Runtime cannot run "
             "on a CPU. Export a copy in float32: copy.deepcopy(model).float()."
         )
-    target = Path(path)
     network = copy_model(model).cpu().eval()
-    calls = [to_device(as_call(inputs), "cpu") for inputs in (example_inputs, *samples)]
-    network.register_forward_hook(lambda _, __, output: _known(output))
-    write_bytes(target.with_name(f".{target.name}.writable"), b"")  # fail before the work
-    target.with_name(f".{target.name}.writable").unlink()
-    with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
-        draft = Path(folder) / "draft.onnx"
-        _export(network, calls[0], draft, opset, dynamic_batch)
-        write_metadata(draft, {"pbcompress": version_of("pbcompress"), **(metadata or {})})
-        facts = facts_of(draft)
-        sizes = BATCH_SIZES if dynamic_batch else (batch_size(calls[0]),)
-        difference, relative, checks = prove(network, draft, calls, sizes)
-        quantization = None
-        if quantize and data is not None:
-            like = _output(network, resized(calls[0], sizes[-1]))
-            quantization = try_int8(draft, draft, like, data, task or Task(), max_drop)
-            facts = facts_of(draft)
-        content = draft.read_bytes()
-    write_bytes(target, content)
-    return ExportReport(
-        path=str(target),
-        opset=facts.opset,
-        file_bytes=len(content),
-        max_difference=difference,
-        max_relative=relative,
-        batch_sizes=tuple(sizes),
-        checks=checks,
-        input_names=facts.input_names,
-        output_names=facts.output_names,
-        operations=facts.operations,
-        quantization=quantization,
-    )
+    name_arguments_(network, as_call(example_inputs))
+    return network, _inputs(network, example_inputs)
 
 
-def _output(network: nn.Module, call: Call) -> Any:
-    args, kwargs = call
-    with torch.no_grad():
-        return network(*args, **kwargs)
+def _inputs(network: nn.Module, values: object) -> Inputs:
+    return Inputs(network, to_device(as_call(values), "cpu"))
+
+
+def _scores(
+    network: nn.Module, draft: Path, like: object, data: Data | None, task: Task
+) -> dict[str, Any]:
+    """Return the metric on validation of torch and of the file."""
+    if data is None:
+        return {}
+    return {
+        "metric_name": task.metric_name,
+        "metric_torch": evaluate(network, data.val, task)[0],
+        "metric_file": _score_of(OnnxNetwork(draft, like), data, task),
+    }
+
+
+def _score_of(network: OnnxNetwork, data: Data, task: Task) -> float:
+    try:
+        return evaluate(network, data.val, task)[0]
+    except CompressionError:
+        raise
+    except Exception as err:
+        raise CompressionError(
+            "The task was to be scored with the exported file in place of the network, and failed: "
+            f"{first_line(err)}. Let Task.forward call the model and nothing else of it."
+        ) from err
 
 
 def write_onnx(model: nn.Module, path: Path, example_inputs: object) -> None:
@@ -191,63 +280,71 @@ def write_onnx(model: nn.Module, path: Path, example_inputs: object) -> None:
     Raises:
         CompressionError: The network cannot be exported.
     """
-    network = copy_model(model).cpu().eval()
-    call = to_device(as_call(example_inputs), "cpu")
+    network, inputs = _prepared(model, example_inputs)
+    batch = inputs.free(None, dynamic_batch=True)
     try:
-        _export(network, call, path, 20, dynamic_batch=True)
+        is_free = bool(translate(network, inputs, path, batch, opset=20))
     except CompressionError:
-        _export(network, call, path, 20, dynamic_batch=False)
+        is_free = False
+    if not is_free:
+        translate(network, inputs, path, [], opset=20)
 
 
-def _export(network: nn.Module, call: Call, path: Path, opset: int, dynamic_batch: bool) -> None:
-    args, kwargs = resized(call, 2) if dynamic_batch else call
-    shapes: dict[str, Any] | None = None
-    if dynamic_batch:
-        batch = torch.export.Dim("batch", min=1)
-        bound = inspect.signature(network.forward).bind(*args, **kwargs)
-        shapes = {
-            name: tree_map(lambda leaf: {0: batch} if is_batched(leaf) else None, value)
-            for name, value in bound.arguments.items()
-        }
-    try:
-        with _quiet(), torch.no_grad(), seeded("export"):
-            torch.onnx.export(
-                network,
-                args,
-                str(path),
-                kwargs=kwargs,
-                dynamo=True,
-                external_data=False,
-                opset_version=opset,
-                dynamic_shapes=shapes,
-                verbose=False,
-            )
-    except Exception as err:
-        hint = " Pass dynamic_batch=False if its batch size is fixed." if dynamic_batch else ""
-        raise CompressionError(
-            f"The model was to be exported to ONNX (opset {opset}) and torch.export could not: "
-            f"{first_line(err)}.{hint}"
-        ) from err
+def _translated(
+    network: nn.Module,
+    inputs: Inputs,
+    draft: Path,
+    free: Sequence[FreeAxis],
+    names: tuple[Sequence[str] | None, Sequence[str] | None],
+    opset: int,
+    *,
+    is_auto: bool,
+) -> list[FreeAxis]:
+    """Write the graph, and return the axes that are free in it and in the network."""
+
+    def run(axes: Sequence[FreeAxis]) -> list[FreeAxis]:
+        return translate(
+            network, inputs, draft, axes, opset=opset, input_names=names[0], output_names=names[1]
+        )
+
+    for axis in free if not is_auto else ():
+        if not axis.is_batch:
+            _check_runs(network, inputs, axis)
+    found = run(free)
+    if is_auto:
+        kept = [axis for axis in found if axis.is_batch or _other_sizes(network, inputs, axis)[0]]
+        if len(kept) < len(found):
+            found = run(kept)
+        return found
+    there = {place for axis in found for place in axis.places}
+    for axis in free:
+        if not there.issuperset(axis.places):
+            raise _fixed(inputs, axis, fixed_line(network, inputs, free, axis))
+    return found
 
 
-def _known(output: Any) -> Any:
-    """Return an output; its tensors alone where it holds objects that a graph cannot (a cache)."""
-    is_known = all(
-        leaf is None or isinstance(leaf, Tensor | bool | int | float | str)
-        for leaf in tree_leaves(output)
+def _other_sizes(
+    network: nn.Module, inputs: Inputs, axis: FreeAxis
+) -> tuple[list[int], Exception | None]:
+    return other_sizes(lambda call: output_of(network, call), inputs.call, axis)
+
+
+def _check_runs(network: nn.Module, inputs: Inputs, axis: FreeAxis) -> None:
+    sizes, problem = _other_sizes(network, inputs, axis)
+    if not sizes and problem is not None:
+        line = f"{line_of(problem) or 'one of its layers'}: {first_line(problem)}"
+        raise _fixed(inputs, axis, line)
+
+
+def _fixed(inputs: Inputs, axis: FreeAxis, line: str) -> CompressionError:
+    where = " and ".join(f"axis {place} of {inputs.names[i]!r}" for i, place in axis.places)
+    what = (
+        "Pass dynamic_batch=False if the batch size is fixed"
+        if axis.is_batch
+        else "Leave it out of dynamic"
     )
-    return output if is_known else tuple(tensors_of(output))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's own deprecations, and its remarks that torchvision is absent."""
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registration.level
-    registration.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        registration.setLevel(level)
+    return CompressionError(
+        f"{axis.name!r}, {where}, was to be free in the file, and the network fixes it at "
+        f"{axis.size}, at {line}. {what}, or let that line follow the shape of its input (no int() "
+        "or numbers in views; adaptive pooling)."
+    )

@@ -14,6 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from pbcompress.errors import StateMismatchError, first_line
+from pbcompress.onnxstore import example_sizes, load, relabel, save, size_of
 
 __all__ = [
     "FileCost",
@@ -51,9 +52,16 @@ class FileFacts:
 
 
 def facts_of(path: Path) -> FileFacts:
-    """Return the outside of a file that was just written, after a check of the whole of it."""
-    proto = onnx.load(str(path))
-    onnx.checker.check_model(str(path), full_check=True)
+    """Return the outside of a file, after a check of the whole of it.
+
+    Raises:
+        StateMismatchError: The file is missing, or is no valid ONNX file.
+    """
+    proto = load(path)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as err:
+        raise StateMismatchError(f"{path} is no valid ONNX file: {first_line(err)}.") from err
     return FileFacts(
         opset=max(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),
         input_names=tuple(value.name for value in proto.graph.input),
@@ -64,9 +72,9 @@ def facts_of(path: Path) -> FileFacts:
 
 def write_metadata(path: Path, notes: Mapping[str, str]) -> None:
     """Add texts to a file, under their names."""
-    proto = onnx.load(str(path))
-    helper.set_model_props(proto, _texts(proto) | dict(notes))
-    onnx.save(proto, str(path))
+    proto = load(path)
+    relabel(proto, notes=notes)
+    save(proto, path)
 
 
 def metadata_of(path: str | Path) -> dict[str, str]:
@@ -75,11 +83,7 @@ def metadata_of(path: str | Path) -> dict[str, str]:
     Raises:
         StateMismatchError: The file is missing or no ONNX file.
     """
-    try:
-        proto = onnx.load(str(path), load_external_data=False)
-    except Exception as err:
-        raise StateMismatchError(f"{path} is no whole ONNX file: {first_line(err)}.") from err
-    return _texts(proto)
+    return _texts(load(path))
 
 
 def _texts(noted: Any) -> dict[str, str]:
@@ -119,9 +123,9 @@ def measure_onnx(path: str | Path) -> FileCost:
     file = Path(path)
     if not file.is_file():
         raise StateMismatchError(f"{file} was to be measured and is not there.")
+    proto = load(file)
     try:
-        proto = onnx.load(str(file))
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(str(file))
     except Exception as err:
         raise StateMismatchError(f"{file} is no whole ONNX file: {first_line(err)}.") from err
     graph = proto.graph
@@ -137,19 +141,20 @@ def measure_onnx(path: str | Path) -> FileCost:
     return FileCost(
         params=_weights(graph),
         flops=flops,
-        file_bytes=file.stat().st_size,
+        file_bytes=size_of(file),
         uncounted_ops=dict(uncounted),
     )
 
 
 def _values(proto: Any) -> dict[str, tuple[list[int], int]]:
-    """Return shape and type of every value at batch size 1."""
+    """Return shape and type of every value at batch size 1; other free axes as in the example."""
+    sizes = example_sizes(_texts(proto))
     proto = copy.deepcopy(proto)
     graph = proto.graph
     for value in graph.input:
         for axis in value.type.tensor_type.shape.dim:
             if not axis.HasField("dim_value"):
-                axis.dim_value = 1
+                axis.dim_value = sizes.get(axis.dim_param, 1)
     del graph.value_info[:]
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
@@ -186,7 +191,7 @@ def peak_activation_bytes(path: str | Path) -> int:
     reads it, and no result takes the place of an input. Views and what is read back from 8 bits
     take no place, weights are not counted.
     """
-    proto = onnx.load(str(path))
+    proto = load(path)
     graph = proto.graph
     values = _values(proto)
     weights = {t.name for t in graph.initializer}
@@ -242,7 +247,7 @@ def node_owners(path: Path, modules: Collection[str]) -> dict[str, str]:
         either. Nodes that follow none of the modules are left out.
     """
     owners: dict[str, str] = {}
-    for node in onnx.load(str(path)).graph.node:
+    for node in load(path).graph.node:
         scopes = _scopes(node)
         own = [scope for scope in reversed(scopes) if scope and scope in modules]
         if "" in modules and scopes == [""]:
@@ -255,7 +260,7 @@ def node_owners(path: Path, modules: Collection[str]) -> dict[str, str]:
 
 def node_names(path: Path, operations: Collection[str]) -> list[str]:
     """Return the names of the nodes of some operations, in the order of the graph."""
-    graph = onnx.load(str(path)).graph
+    graph = load(path).graph
     return [node.name for node in graph.node if node.op_type in operations]
 
 
@@ -271,7 +276,7 @@ def write_with_outputs(path: Path, target: Path, modules: Collection[str]) -> di
         The name of the value by module, in the order of the graph: of the last node that the
         exporter noted for it. Modules without a node are left out.
     """
-    proto = onnx.load(str(path))
+    proto = load(path)
     kinds = _values(proto)
     values: dict[str, str] = {}
     for node in proto.graph.node:
@@ -284,7 +289,7 @@ def write_with_outputs(path: Path, target: Path, modules: Collection[str]) -> di
         if value not in returned:
             info = helper.make_tensor_value_info(value, kinds[value][1], None)
             proto.graph.output.append(info)
-    onnx.save(proto, str(target))
+    save(proto, target)
     return values
 
 

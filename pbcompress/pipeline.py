@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -17,7 +16,7 @@ from pbcompress.admission import check_model
 from pbcompress.checkpoint import STATE_FILE, read_state
 from pbcompress.config import Budget, CompressConfig
 from pbcompress.dendrite import dendrite_layers
-from pbcompress.deploy import deploy
+from pbcompress.deploy import deploy, file_notes
 from pbcompress.engine import world_size
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.history import History
@@ -358,9 +357,10 @@ class _Job:
         return result
 
     def _deploy(self, chosen: Arm) -> Any:
-        with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
-            path = (self.run_dir or Path(folder)) / "model.onnx"
-            return deploy(self.original, chosen.network, self._inputs(), path)
+        path = self.run_dir / "model.onnx" if self.run_dir else None
+        notes = file_notes(chosen.cost, chosen.plan, self.fingerprint, self.task, chosen.score)
+        inputs = self._inputs()
+        return deploy(self.original, chosen.network, inputs, path, self.data, self.task, notes)
 
 
 def _without_dendrites(config: CompressConfig) -> CompressConfig:

@@ -11,7 +11,7 @@ from torch import nn
 from pbcompress.checkpoint import save
 from pbcompress.config import CompressConfig
 from pbcompress.dendrite import dendrite_layers
-from pbcompress.deploy import Deployment
+from pbcompress.deploy import Deployment, file_notes
 from pbcompress.export import ExportReport, export_onnx
 from pbcompress.fuse import fuse
 from pbcompress.history import History
@@ -174,17 +174,11 @@ class CompressionResult:
     def export_onnx(self, path: str | Path, **options: Any) -> ExportReport:
         """Export the inference form and prove the file equal; see `export_onnx`.
 
-        The file says what it is: parameters, FLOPs, fingerprint and metric.
+        The file says what it is: parameters, FLOPs, hash of the plan, fingerprint and metric.
         """
-        notes = {
-            "params": str(self.cost_after.params),
-            "flops": str(self.cost_after.flops),
-            "fingerprint": self.fingerprint,
-            "metric": self.task.metric_name,
-        }
-        if self.score_after:
-            scores = {split: getattr(self.score_after, split) for split in ("val", "test")}
-            notes |= {split: repr(score) for split, score in scores.items() if score is not None}
+        notes = file_notes(
+            self.cost_after, self.plan, self.fingerprint, self.task, self.score_after
+        )
         options = {**options, "metadata": notes | dict(options.get("metadata", {}))}
         return export_onnx(self.frozen(), path, self.example_inputs, **options)
 

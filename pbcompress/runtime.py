@@ -17,11 +17,21 @@ import onnxruntime
 from torch import Tensor
 
 from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.onnxstore import example_sizes, load
 
-__all__ = ["Latency", "Session", "interleaved_latency", "kernel_times", "peak_memory"]
+__all__ = [
+    "CPU",
+    "Latency",
+    "Session",
+    "check_providers",
+    "interleaved_latency",
+    "kernel_times",
+    "peak_memory",
+]
 
 Array = np.ndarray[Any, Any]
 MAX_SECONDS = 4.0
+CPU = ("CPUExecutionProvider",)
 DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -48,8 +58,24 @@ print((kilobytes("VmHWM") - start) * 1024)
 """
 
 
+def check_providers(providers: Sequence[str]) -> None:
+    """Raise unless this ONNX Runtime has some execution providers.
+
+    Raises:
+        CompressionError: It lacks one.
+    """
+    there = onnxruntime.get_available_providers()
+    missing = [name for name in providers if name not in there]
+    if missing or not providers:
+        raise CompressionError(
+            f"providers={list(providers)} was asked for, and ONNX Runtime "
+            f"{onnxruntime.__version__} has {', '.join(there)}. Use one of these, or install a "
+            "package of ONNX Runtime that has the other."
+        )
+
+
 class Session:
-    """An ONNX file in ONNX Runtime on the CPU.
+    """An ONNX file in ONNX Runtime, by default on the CPU.
 
     Args:
         path: The file.
@@ -57,6 +83,11 @@ class Session:
         profile: Beginning of the name of a file for the times of all kernels; None: they are not
             taken.
         optimize: Whether the runtime may fuse and reorder.
+        providers: Execution providers of the runtime, the first one preferred.
+
+    Raises:
+        StateMismatchError: The file is missing, or cannot be trusted or run.
+        CompressionError: This ONNX Runtime has no such provider.
     """
 
     def __init__(
@@ -65,9 +96,12 @@ class Session:
         threads: int = 1,
         profile: Path | None = None,
         optimize: bool = True,
+        providers: Sequence[str] = CPU,
     ) -> None:
+        check_providers(providers)
         if not Path(path).is_file():
             raise StateMismatchError(f"{path} was to be run and is not there.")
+        load(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -79,13 +113,18 @@ class Session:
             options.profile_file_prefix = str(profile)
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                str(path), options, providers=list(providers)
             )
         except Exception as err:
             raise StateMismatchError(
                 f"{path} cannot be run by ONNX Runtime {onnxruntime.__version__}: {err}. Give a "
                 "whole ONNX file."
             ) from err
+        if providers[0] not in self._session.get_providers():
+            raise CompressionError(
+                f"{providers[0]} was asked for, and ONNX Runtime could not start it: it runs on "
+                f"{', '.join(self._session.get_providers())}. Check its drivers and libraries."
+            )
         self._inputs = self._session.get_inputs()
         self.input_names = [value.name for value in self._inputs]
         self.output_names = [value.name for value in self._session.get_outputs()]
@@ -109,12 +148,15 @@ class Session:
         """Return inputs of the file's shapes and types: normal numbers, zeros for whole ones.
 
         Raises:
-            CompressionError: An axis other than the first is free, or a type is not known.
+            CompressionError: An axis other than the first is free and the file does not say how
+                long it was in the example, or a type is not known.
         """
         generator = np.random.default_rng(0)
+        sizes = example_sizes(self._session.get_modelmeta().custom_metadata_map)
         feeds: dict[str, Array] = {}
         for value in self._inputs:
             first, *others = value.shape or [1]
+            others = [sizes.get(size, size) for size in others]
             shape = [first if isinstance(first, int) else batch, *others][: len(value.shape)]
             if value.type not in DTYPES or not all(isinstance(n, int) for n in shape):
                 raise CompressionError(

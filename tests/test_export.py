@@ -1,5 +1,7 @@
 """What is exported is proven, and what cannot be proven leaves no file."""
 
+import functools
+
 import numpy as np
 import onnx
 import pytest
@@ -17,6 +19,7 @@ from pbcompress import (
     fuse,
     measure,
 )
+from pbcompress import runtime as runtime_module
 from pbcompress.onnxfile import measure_onnx, metadata_of
 from pbcompress.runtime import Session, interleaved_latency
 from pbcompress.versions import version_of
@@ -46,7 +49,7 @@ def test_zoo_networks_export_proven_equal(name, tmp_path):
     report = export_onnx(fuse(network), tmp_path / "x.onnx", torch.randn(INPUTS[name]))
 
     assert report.file_bytes == (tmp_path / "x.onnx").stat().st_size
-    assert report.batch_sizes == (1, 2, 5)
+    assert report.batch_sizes == (1, 2, 5, 64)
     assert report.max_relative < 1e-4
     assert report.opset == 20
     assert list(tmp_path.iterdir()) == [tmp_path / "x.onnx"]  # one file, no external data
@@ -97,8 +100,74 @@ class Named(nn.Module):
 def test_several_inputs_and_outputs(inputs, tmp_path):
     report = export_onnx(Named(), tmp_path / "x.onnx", inputs)
 
-    assert len(report.input_names) == 2
-    assert len(report.output_names) == 2
+    assert report.input_names == ("left", "right")
+    assert report.output_names == ("sum", "left_out")  # a graph has one name for one value
+
+
+class Nested(nn.Module):
+    """Nested inputs, one of them unused; outputs that are inputs, repeated, numbers or None."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, first, rest, /, unused=None, **named):
+        y = self.linear(first) + rest["a"] + named["bias"]
+        return {"linear": y, "twice": [y, y * 2], "none": None, "number": 3, "same": first}
+
+
+def nested_inputs():
+    tensors = [torch.randn(2, 3) for _ in range(4)]
+    return (tensors[0], {"a": tensors[1], "b": [tensors[2]]}, tensors[3]), {"bias": torch.ones(3)}
+
+
+def test_names_follow_the_structure_of_inputs_and_outputs(tmp_path):
+    args, kwargs = nested_inputs()
+    network = Nested().eval()
+    network.forward = functools.partial(network.forward, **kwargs)
+
+    report = export_onnx(network, tmp_path / "x.onnx", args)
+
+    assert report.input_names == ("first", "rest_a", "rest_b_0", "unused")
+    assert report.output_names == ("linear", "twice_0", "twice_1", "same")
+    session = Session(tmp_path / "x.onnx")
+    tensors = [args[0], args[1]["a"], args[1]["b"][0], args[2]]
+    found = dict(zip(session.output_names, session.run(session.feeds(tensors)), strict=True))
+    wanted = network(*args)
+    pairs = {"linear": wanted["linear"], "twice_1": wanted["twice"][1], "same": args[0]}
+    for name, tensor in pairs.items():
+        np.testing.assert_allclose(found[name], tensor.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_arguments_that_forward_does_not_name_have_the_names_of_the_call(tmp_path):
+    class Open(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, *args, **named):
+            return [self.layer(args[0]) + named["bias"], named["scale"] * 1.5]
+
+    inputs = {"bias": torch.randn(2, 3), "scale": torch.randn(2, 1)}
+    network = Open()
+    network.forward = functools.partial(network.forward, torch.ones(1, 3))
+
+    report = export_onnx(network, tmp_path / "x.onnx", inputs, dynamic={"bias": {0: "rows"}})
+
+    assert report.input_names == ("bias", "scale")
+    assert report.output_names == ("output_0", "output_1")
+    axis = onnx.load(str(tmp_path / "x.onnx")).graph.input[0].type.tensor_type.shape.dim[0]
+    assert axis.dim_param == "rows"
+
+
+def test_names_can_be_given(tmp_path):
+    names = {"input_names": ["a", "b"], "output_names": ["linear", "add"]}
+    inputs = (torch.randn(2, 3), torch.randn(2, 5))
+    report = export_onnx(Named(), tmp_path / "x.onnx", inputs, **names)
+    assert (list(report.input_names), list(report.output_names)) == tuple(names.values())
+    for wrong in ({"input_names": ["a"]}, {"output_names": ["a", "a"]}):
+        with pytest.raises(CompressionError, match="as many different names"):
+            export_onnx(Named(), tmp_path / "y.onnx", inputs, **wrong)
 
 
 def test_a_fixed_batch_is_a_clear_error_and_can_be_exported_as_such(tmp_path):
@@ -162,6 +231,78 @@ def test_an_unwritable_path_is_refused_before_the_work(tmp_path):
 
     with pytest.raises(CompressionError, match="could not be"):
         export_onnx(nn.Linear(3, 3), tmp_path / "file" / "x.onnx", torch.randn(1, 3))
+
+
+class Branch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        y = self.layer(x)
+        if y.sum() > 0:
+            y = -y
+        return y
+
+
+class Bessel(nn.Module):
+    def forward(self, x):
+        return torch.special.bessel_j0(x) + 1
+
+
+class Broken(nn.Module):
+    def forward(self, x):
+        return x @ torch.ones(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Branch(), r"test_export.py, line \d+, in forward: if y.sum\(\) > 0:.*torch.where"),
+        (Bessel(), r"line \d+, in forward: return torch.special.bessel.*no ONNX counterpart"),
+        (Broken(), r"does not run at batch size 2 at .*return x @ torch.ones"),
+    ],
+    ids=["a branch on values", "an operation without a counterpart", "it does not run"],
+)
+def test_what_torch_refuses_is_refused_with_the_line(network, message, tmp_path, capfd):
+    with pytest.raises(CompressionError, match=message):
+        export_onnx(network.eval(), tmp_path / "x.onnx", torch.randn(2, 3))
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr().out == ""
+
+
+def test_shapes_that_depend_on_values_are_exported_and_proven(tmp_path):
+    class Chosen(nn.Module):
+        def forward(self, x):
+            return x[x > 0].sum() + x
+
+    assert export_onnx(Chosen(), tmp_path / "x.onnx", torch.randn(2, 3)).max_relative < 1e-5
+
+
+def test_a_provider_that_is_not_there_is_refused_before_the_work(tmp_path):
+    export_onnx(nn.Linear(3, 3), tmp_path / "x.onnx", torch.randn(1, 3))
+    calls = [
+        lambda: export_onnx(
+            nn.Linear(3, 3), tmp_path / "y.onnx", torch.randn(1, 3), providers=["NoneSuch"]
+        ),
+        lambda: Session(tmp_path / "x.onnx", providers=["NoneSuch"]),
+        lambda: Session(tmp_path / "x.onnx", providers=[]),
+    ]
+    for call in calls:
+        with pytest.raises(CompressionError, match="CPUExecutionProvider"):
+            call()
+    assert [p.name for p in tmp_path.iterdir()] == ["x.onnx"]
+
+
+def test_a_provider_that_does_not_start_is_an_error(tmp_path, monkeypatch):
+    export_onnx(nn.Linear(3, 3), tmp_path / "x.onnx", torch.randn(1, 3))
+    there = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(runtime_module.onnxruntime, "get_available_providers", lambda: there)
+    with (
+        pytest.warns(UserWarning, match="CUDA"),
+        pytest.raises(CompressionError, match="could not start it"),
+    ):
+        Session(tmp_path / "x.onnx", providers=there)
 
 
 def test_export_leaves_the_model_and_the_random_state_as_they_were(tmp_path):

@@ -30,8 +30,8 @@ ROWS = [
     ["widths"],
     ["budgets", "shipping"],
     ["recovery", "export", "progress"],
-    ["parity"],
-    ["int8", "localization"],
+    ["parity", "translation"],
+    ["int8", "localization", "axes"],
     ["cycles", "fuse", "runtime", "training", "quantization"],
     ["phase"],
     ["selection", "scores", "initialization"],
@@ -53,18 +53,18 @@ ROWS = [
         "tables",
         "onnxfile",
     ],
-    ["tracing", "slicing", "families", "projections"],
+    ["tracing", "slicing", "families", "projections", "onnxstore"],
     ["movement", "attention"],
     ["operators"],
     ["tracer", "surgery", "geometry", "config", "deadline"],
-    ["coupling", "sizes", "jsonfile", "choices", "versions", "positions"],
+    ["coupling", "sizes", "jsonfile", "choices", "versions", "positions", "blame"],
     ["errors"],
 ]
 THIRD_PARTY = {
     "torch_pruning": {"slicing"},
     "fvcore": {"measure"},
     "safetensors": {"tensorfile"},
-    "onnx": {"onnxfile"},
+    "onnx": {"onnxfile", "onnxstore"},  # what is in a file, and the file
     "onnxruntime": {"runtime", "quantization"},  # sessions, and the tool
     "jinja2": {"report"},
     "matplotlib": {"charts"},
