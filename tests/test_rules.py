@@ -51,11 +51,11 @@ ROWS = [
         "tables",
         "onnxfile",
     ],
-    ["tracing", "slicing", "families", "projections"],
+    ["tracing", "slicing", "families", "projections", "graphcost"],
     ["movement", "attention"],
     ["operators"],
     ["tracer", "surgery", "geometry", "config", "deadline"],
-    ["coupling", "sizes", "jsonfile", "choices", "versions"],
+    ["coupling", "sizes", "jsonfile", "choices", "versions", "counting"],
     ["errors"],
 ]
 THIRD_PARTY = {
