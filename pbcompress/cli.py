@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 MODEL_HELP = "package.module:function that builds the network, importable from this folder"
+DATA_HELP = "package.module:function that makes data with test or val batches, for the accuracy"
 INPUT_HELP = "shape of one input with the batch first, e.g. 1,3,32,32; repeat it for several inputs"
 
 
@@ -116,13 +117,19 @@ def _add_measures(commands: Any) -> None:
     compare = commands.add_parser(
         "compare",
         help="two networks or ONNX files side by side",
-        description="Compare size, work, speed (interleaved, one thread) and outputs of two "
-        "networks on random inputs.",
+        description="Compare size, work, speed (interleaved, one thread), memory and outputs of "
+        "two networks on random inputs, and with --data their accuracy.",
     )
     compare.add_argument("before", help=f"an ONNX file, or {MODEL_HELP}")
     compare.add_argument("after", help="the same")
     _add_inputs(compare, required=True)
-    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.add_argument("--data", metavar="FUNCTION", help=DATA_HELP)
+    compare.add_argument("--control", help="a third network, of the size of the second")
+    form = compare.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON, layers included")
+    form.add_argument("--markdown", action="store_true", help="print Markdown")
+    compare.add_argument("--plot", help="picture of all layers to write: .svg or .png")
+    compare.add_argument("--plot-metric", help="picture of metric against size; needs --data")
     compare.set_defaults(run=_compare)
 
 
@@ -238,6 +245,12 @@ def _network(name: str) -> nn.Module | Path:
     return module.eval()
 
 
+def _data(name: str | None) -> Any:
+    from pbcompress.recipe import resolve
+
+    return None if name is None else resolve(name)()
+
+
 def _demo(arguments: argparse.Namespace) -> None:
     from pbcompress.demo import run_demo
 
@@ -310,8 +323,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     model = _network(arguments.model)
     if isinstance(model, Path):
         file = measure_onnx(model)
-        facts: dict[str, Any] = dict(vars(file))
-        text = f"{file.params:,} weights, {file.flops:,} FLOPs, {file.file_bytes:,} bytes"
+        facts, text = asdict(file), str(file)
     elif arguments.input is None:
         raise CompressionError(
             f"{arguments.model} was to be measured, and its FLOPs depend on the input. "
@@ -341,11 +353,24 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from pbcompress.comparison import compare
+    from pbcompress.comparing import compare
 
     before, after = _network(arguments.before), _network(arguments.after)
-    comparison = compare(before, after, _inputs(arguments))
-    print(json.dumps(comparison.to_dict(), indent=1) if arguments.json else comparison)
+    found = compare(
+        before,
+        after,
+        _inputs(arguments),
+        data=_data(arguments.data),
+        control=_network(arguments.control) if arguments.control else None,
+    )
+    if arguments.json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        print(found.to_markdown() if arguments.markdown else found)
+    if arguments.plot:
+        found.plot(arguments.plot)
+    if arguments.plot_metric:
+        found.plot(arguments.plot_metric, show="accuracy")
 
 
 def _bench(arguments: argparse.Namespace) -> None:

@@ -123,6 +123,11 @@ class FileCost:
     uncounted_ops: Mapping[str, int]
     by_layer: Mapping[str, LayerCost]
 
+    def __str__(self) -> str:
+        skipped = ", ".join(f"{name} x{count}" for name, count in self.uncounted_ops.items())
+        text = f"{self.params:,} weights, {self.flops:,} FLOPs, {self.file_bytes:,} bytes"
+        return f"{text}; not counted: {skipped}" if skipped else text
+
 
 def measure_onnx(path: str | Path) -> FileCost:
     """Count weights and multiply-adds of an ONNX file at batch size 1.

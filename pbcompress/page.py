@@ -9,9 +9,9 @@ from typing import Any
 from pbcompress.charts import Curve, metric_range
 from pbcompress.history import History
 from pbcompress.scorecard import candidates
-from pbcompress.tables import is_trial_only
+from pbcompress.tables import compact, is_trial_only
 
-__all__ = ["compact", "page_content"]
+__all__ = ["page_content"]
 
 Facts = Mapping[str, Any]
 NAMES = {"dendrites": "with dendrites", "width": "width alone"}
@@ -39,21 +39,6 @@ def page_content(facts: Facts, history: History) -> dict[str, Any]:
         "notes": _notes(facts),
         "is_shrunk_only": facts["after"]["score"] is None,
     }
-
-
-def compact(number: float) -> str:
-    """Return a count in at most five characters or so.
-
-    Example:
-        >>> compact(940), compact(24_058), compact(2_359_296)
-        ('940', '24.1k', '2.36M')
-    """
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= 0.9995 * size:
-            value = number / size
-            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-            return f"{value:.{digits}f}{unit}"
-    return f"{number:,.0f}"
 
 
 def _bytes(number: float) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 __all__ = [
     "Table",
     "before_after",
+    "compact",
     "dendrite_account",
     "is_trial_only",
     "layer_widths",
@@ -36,6 +37,21 @@ def _change(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, s
     if not before or not after or before[split] is None or after[split] is None:
         return ""
     return f"{after[split] - before[split]:+.4f}"
+
+
+def compact(number: float) -> str:
+    """Return a count in at most five characters or so.
+
+    Example:
+        >>> compact(940), compact(24_058), compact(2_359_296)
+        ('940', '24.1k', '2.36M')
+    """
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            value = number / size
+            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+            return f"{value:.{digits}f}{unit}"
+    return f"{number:,.0f}"
 
 
 def speed_up(ratio: float) -> str:

@@ -24,13 +24,13 @@ ROWS = [
     ["demo", "recipe"],
     ["pipeline"],
     ["result"],
-    ["report", "comparison", "deploy", "benchmarking"],
-    ["page"],
+    ["report", "comparing", "deploy", "benchmarking"],
+    ["page", "comparison"],
     ["checkpoint", "plan"],
     ["widths"],
     ["budgets", "shipping"],
     ["recovery", "export", "progress"],
-    ["int8", "localization"],
+    ["int8", "localization", "scoring"],
     ["cycles", "fuse", "runtime", "training", "quantization"],
     ["phase"],
     ["selection", "scores", "initialization"],
@@ -39,7 +39,8 @@ ROWS = [
     ["nodes"],
     ["allocation", "latency", "forms", "correlation", "importance", "cuts", "pins", "explain"],
     ["costs", "statistics", "distillation", "scorecard", "optimizers", "admission"],
-    ["charts", "race"],
+    ["charts", "race", "pictures"],
+    ["canvas"],
     [
         "engine",
         "grouping",
@@ -55,7 +56,7 @@ ROWS = [
     ["movement", "attention"],
     ["operators"],
     ["tracer", "surgery", "geometry", "config", "deadline"],
-    ["coupling", "sizes", "jsonfile", "choices", "versions", "counting"],
+    ["coupling", "sizes", "jsonfile", "choices", "versions", "counting", "intervals"],
     ["errors"],
 ]
 THIRD_PARTY = {
@@ -65,7 +66,7 @@ THIRD_PARTY = {
     "onnx": {"onnxfile"},
     "onnxruntime": {"runtime", "quantization"},  # sessions, and the tool
     "jinja2": {"report"},
-    "matplotlib": {"charts"},
+    "matplotlib": {"canvas"},
     "tqdm": {"progress"},
     "lightning": {"engine", "integrations.lightning"},  # Fabric, and the Trainer
     "transformers": {"integrations.transformers"},
