@@ -4,13 +4,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
+from pbcompress.cli_arguments import MODEL_HELP, add_inputs, inputs_of, network_named
+from pbcompress.cli_measures import add_measures
 from pbcompress.errors import CompressionError
 
 if TYPE_CHECKING:
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
     from pbcompress.result import CompressionResult
 
 __all__ = ["main"]
-
-MODEL_HELP = "package.module:function that builds the network, importable from this folder"
-DATA_HELP = "package.module:function that makes data with test or val batches, for the accuracy"
-INPUT_HELP = "shape of one input with the batch first, e.g. 1,3,32,32; repeat it for several inputs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_jobs(commands)
     _add_zoo(commands)
     _add_plan(commands)
-    _add_measures(commands)
+    add_measures(commands)
     _add_bench(commands)
     _add_outputs(commands)
     return parser
@@ -103,36 +100,6 @@ def _add_zoo(commands: Any) -> None:
     zoo.set_defaults(run=_zoo)
 
 
-def _add_measures(commands: Any) -> None:
-    measure = commands.add_parser(
-        "measure",
-        help="parameters and FLOPs of a network or an ONNX file",
-        description="Count parameters and multiply-adds (1 multiply-add = 1 FLOP, batch 1).",
-    )
-    measure.add_argument("model", help=f"an ONNX file, or {MODEL_HELP}")
-    _add_inputs(measure, required=False)
-    measure.add_argument("--json", action="store_true", help="print JSON, layers included")
-    measure.set_defaults(run=_measure)
-
-    compare = commands.add_parser(
-        "compare",
-        help="two networks or ONNX files side by side",
-        description="Compare size, work, speed (interleaved, one thread), memory and outputs of "
-        "two networks on random inputs, and with --data their accuracy.",
-    )
-    compare.add_argument("before", help=f"an ONNX file, or {MODEL_HELP}")
-    compare.add_argument("after", help="the same")
-    _add_inputs(compare, required=True)
-    compare.add_argument("--data", metavar="FUNCTION", help=DATA_HELP)
-    compare.add_argument("--control", help="a third network, of the size of the second")
-    form = compare.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON, layers included")
-    form.add_argument("--markdown", action="store_true", help="print Markdown")
-    compare.add_argument("--plot", help="picture of all layers to write: .svg or .png")
-    compare.add_argument("--plot-metric", help="picture of metric against size; needs --data")
-    compare.set_defaults(run=_compare)
-
-
 def _add_bench(commands: Any) -> None:
     bench = commands.add_parser(
         "bench",
@@ -157,7 +124,7 @@ def _add_plan(commands: Any) -> None:
         "Nothing is trained.",
     )
     plan.add_argument("model", help=MODEL_HELP)
-    _add_inputs(plan, required=True)
+    add_inputs(plan, required=True)
     plan.add_argument(
         "--target", type=_number, required=True, help="parameters: a count, or a share in (0, 1)"
     )
@@ -197,58 +164,6 @@ def _add_outputs(commands: Any) -> None:
     export.add_argument("--model", required=True, help=MODEL_HELP)
     export.add_argument("--opset", type=int, default=20, help="operator set (default: 20)")
     export.set_defaults(run=_export)
-
-    report = commands.add_parser(
-        "report",
-        help="write the report of a saved run",
-        description="Write a report from the facts and the history of a run.",
-    )
-    report.add_argument("run_dir", help="folder of a finished run")
-    report.add_argument(
-        "--out", help="report.html, .md or .json (default: RUN_DIR/report.html)", default=None
-    )
-    report.set_defaults(run=_report)
-
-
-def _add_inputs(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    parser.add_argument(
-        "--input",
-        action="append",
-        type=_shape,
-        required=required,
-        default=None,
-        metavar="SHAPE",
-        help=INPUT_HELP,
-    )
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    shape = tuple(int(size) for size in text.split(","))
-    if not shape or min(shape) < 1:
-        raise ValueError(text)
-    return shape
-
-
-def _inputs(arguments: argparse.Namespace) -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(shape, generator=generator) for shape in arguments.input)
-
-
-def _network(name: str) -> nn.Module | Path:
-    from pbcompress.recipe import resolve
-
-    if name.endswith(".onnx"):
-        return Path(name)
-    module = resolve(name)()
-    if not isinstance(module, nn.Module):
-        raise CompressionError(f"{name} was to build a network; it made a {type(module).__name__}.")
-    return module.eval()
-
-
-def _data(name: str | None) -> Any:
-    from pbcompress.recipe import resolve
-
-    return None if name is None else resolve(name)()
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -304,35 +219,16 @@ def _plan(arguments: argparse.Namespace) -> None:
     from pbcompress.plan import plan_widths
     from pbcompress.tensorfile import write_bytes
 
-    model = _network(arguments.model)
+    model = network_named(arguments.model)
     if isinstance(model, Path):
         raise CompressionError(f"{model} is an ONNX file; a plan is made for a torch network.")
     config = CompressConfig(width=WidthConfig(pin=tuple(arguments.pin)))
-    plan = plan_widths(model, _inputs(arguments), arguments.target, config=config)
+    plan = plan_widths(model, inputs_of(arguments), arguments.target, config=config)
     print(plan)
     if arguments.json:
         write_bytes(Path(arguments.json), plan.to_json().encode())
     if arguments.plot:
         plan.plot(arguments.plot)
-
-
-def _measure(arguments: argparse.Namespace) -> None:
-    from pbcompress.measure import measure
-    from pbcompress.onnxfile import measure_onnx
-
-    model = _network(arguments.model)
-    if isinstance(model, Path):
-        file = measure_onnx(model)
-        facts, text = asdict(file), str(file)
-    elif arguments.input is None:
-        raise CompressionError(
-            f"{arguments.model} was to be measured, and its FLOPs depend on the input. "
-            "Add --input with its shape, e.g. --input 1,3,32,32."
-        )
-    else:
-        cost = measure(model, _inputs(arguments))
-        facts, text = cost.to_dict(), str(cost)
-    print(json.dumps(facts, indent=1) if arguments.json else text)
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -346,31 +242,10 @@ def _export(arguments: argparse.Namespace) -> None:
     model = load(arguments.run_dir, resolve(arguments.model))
     shapes = facts["before"]["input_shapes"]
     arguments.input = list(shapes.values())
-    tensors = _inputs(arguments)
+    tensors = inputs_of(arguments)
     named = not all(name.isdigit() for name in shapes)
     inputs: object = dict(zip(shapes, tensors, strict=True)) if named else tensors
     print(export_onnx(fuse(model), arguments.output, inputs, opset=arguments.opset))
-
-
-def _compare(arguments: argparse.Namespace) -> None:
-    from pbcompress.comparing import compare
-
-    before, after = _network(arguments.before), _network(arguments.after)
-    found = compare(
-        before,
-        after,
-        _inputs(arguments),
-        data=_data(arguments.data),
-        control=_network(arguments.control) if arguments.control else None,
-    )
-    if arguments.json:
-        print(json.dumps(found.to_dict(), indent=1))
-    else:
-        print(found.to_markdown() if arguments.markdown else found)
-    if arguments.plot:
-        found.plot(arguments.plot)
-    if arguments.plot_metric:
-        found.plot(arguments.plot_metric, show="accuracy")
 
 
 def _bench(arguments: argparse.Namespace) -> None:
@@ -384,14 +259,6 @@ def _bench(arguments: argparse.Namespace) -> None:
         profile=arguments.profile,
     )
     print(json.dumps(found.to_dict(), indent=1) if arguments.json else found)
-
-
-def _report(arguments: argparse.Namespace) -> None:
-    from pbcompress.report import read_run, write_report
-
-    output = Path(arguments.out or Path(arguments.run_dir) / "report.html")
-    write_report(output, *read_run(arguments.run_dir))
-    print(f"Wrote {output}.")
 
 
 if __name__ == "__main__":

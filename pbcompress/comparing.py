@@ -13,12 +13,11 @@ from pbcompress.comparison import GRAPH, Comparison, Side
 from pbcompress.errors import CompressionError, ExportMismatchError, first_line
 from pbcompress.export import export_onnx
 from pbcompress.fuse import fuse
-from pbcompress.int8 import OnnxNetwork
 from pbcompress.intervals import Estimate
 from pbcompress.measure import ModelCost, measure
 from pbcompress.onnxfile import measure_onnx, peak_activation_bytes
 from pbcompress.runtime import Latency, Session, interleaved_latency, peak_memory
-from pbcompress.scoring import estimates, parity, predictions, split_of
+from pbcompress.scoring import estimates, file_network, parity, predictions, split_of
 from pbcompress.surgery import (
     Call,
     as_call,
@@ -116,10 +115,8 @@ def _contender(model: Given, draft: Path, example_inputs: object) -> _Contender:
     if isinstance(model, str | Path):
         file = Path(model)
         measure_onnx(file)  # raises where it is damaged
-        session = Session(file)
-        count = len(session.output_names)
-        like = torch.zeros(1) if count == 1 else (torch.zeros(1),) * count
-        return _Contender(file.name, file, session, OnnxNetwork(file, like), None)
+        network = file_network(file)
+        return _Contender(file.name, file, network.session, network, None)
     if not isinstance(model, nn.Module):
         raise CompressionError(
             f"compare takes modules and paths of ONNX files; found {type(model).__name__}."

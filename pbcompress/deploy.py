@@ -11,6 +11,7 @@ from torch import nn
 from pbcompress.errors import CompressionError
 from pbcompress.export import ExportReport, export_onnx
 from pbcompress.fuse import fuse
+from pbcompress.inspection import Inspection, inspect_file
 from pbcompress.runtime import Latency, Session, interleaved_latency
 from pbcompress.surgery import (
     as_call,
@@ -33,6 +34,7 @@ class Deployment:
         latency_before: ONNX Runtime on the CPU, one thread, batch 1.
         latency_after: The same; its ``ratio`` is the speed-up, over interleaved runs.
         proof: The export of the result.
+        file: The result's file, as it is read.
     """
 
     bytes_before: int
@@ -40,6 +42,7 @@ class Deployment:
     latency_before: Latency
     latency_after: Latency
     proof: ExportReport
+    file: Inspection
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data."""
@@ -67,5 +70,10 @@ def deploy(
         tensors = tensors_of(single_sample(as_call(example_inputs)))
         latencies = interleaved_latency(sessions, [s.feeds(tensors) for s in sessions])
         return Deployment(
-            original.stat().st_size, path.stat().st_size, latencies[0], latencies[1], proof
+            bytes_before=original.stat().st_size,
+            bytes_after=path.stat().st_size,
+            latency_before=latencies[0],
+            latency_after=latencies[1],
+            proof=proof,
+            file=inspect_file(path),
         )

@@ -58,7 +58,9 @@ def facts_of(path: Path) -> FileFacts:
     proto = onnx.load(str(path))
     onnx.checker.check_model(str(path), full_check=True)
     return FileFacts(
-        opset=max(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),
+        opset=max(
+            (e.version for e in proto.opset_import if e.domain in ("", "ai.onnx")), default=0
+        ),
         input_names=tuple(value.name for value in proto.graph.input),
         output_names=tuple(value.name for value in proto.graph.output),
         operations=dict(Counter(node.op_type for node in proto.graph.node).most_common()),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,22 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pbcompress.errors import CompressionError, first_line
+from pbcompress.int8 import OnnxNetwork
 from pbcompress.intervals import Estimate, bootstrap, change_of_hits, share_of_hits
+from pbcompress.runtime import Session
 from pbcompress.surgery import tensors_of
 from pbcompress.task import Batches, Task, accuracy, check_split, to_number
 from pbcompress.training import predict
 
-__all__ = ["Parity", "Predictions", "estimates", "parity", "predictions", "split_of"]
+__all__ = [
+    "Parity",
+    "Predictions",
+    "estimates",
+    "file_network",
+    "parity",
+    "predictions",
+    "split_of",
+]
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,12 @@ class Parity:
     max_difference: float | None
     agreement: float | None
     problem: str = ""
+
+
+def file_network(path: Path) -> OnnxNetwork:
+    """Return an ONNX file as a network that gives a tensor, or a tuple of several."""
+    count = len(Session(path).output_names)
+    return OnnxNetwork(path, torch.zeros(1) if count == 1 else (torch.zeros(1),) * count)
 
 
 def split_of(data: Any) -> Batches:

@@ -12,6 +12,7 @@ __all__ = [
     "layer_widths",
     "render_markdown",
     "render_text",
+    "shipped_files",
     "speed_up",
 ]
 
@@ -66,6 +67,9 @@ def before_after(facts: Facts) -> Table:
     for label, key in (("parameters", "params"), ("FLOPs (multiply-adds)", "flops")):
         kept = _kept(before[key], after[key])
         rows.append((label, _count(before[key]), _count(after[key]), kept))
+    second = [sum(arm["dispatched"].values()) for arm in (before, after) if arm.get("dispatched")]
+    if len(second) == 2:
+        rows.append(("FLOPs, by FlopCounterMode", *map(_count, second), _kept(*second)))
     shipped = facts["deployment"]
     if isinstance(shipped, Mapping):
         sizes = shipped["bytes_before"], shipped["bytes_after"]
@@ -85,6 +89,52 @@ def before_after(facts: Facts) -> Table:
             values = _metric(scores[0], split), _metric(scores[1], split)
             rows.append((f"{metric}, {label}", *values, _change(*scores, split)))
     return rows
+
+
+def shipped_files(facts: Facts) -> Table | None:
+    """Return what the shipped files are, each in a column; None where nothing was exported."""
+    shipped, evidence = facts["deployment"], facts.get("evidence", {})
+    files = evidence.get("files", [])
+    if not files and isinstance(shipped, Mapping) and "file" in shipped:
+        files = [shipped["file"]]
+    if not files:
+        return None
+    rows: list[Sequence[str]] = [("", *(file["name"] for file in files))]
+    rows.append(("SHA-256, its first digits", *(file["sha256"][:12] for file in files)))
+    for label, key in (
+        ("bytes", "file_bytes"),
+        ("weights", "weights"),
+        ("FLOPs of the graph", "flops"),
+        ("peak activations, bytes", "peak_activations"),
+        ("operator set", "opset"),
+    ):
+        rows.append((label, *(_count(file[key]) for file in files)))
+    rows.append(("nodes", *(_count(sum(file["operations"].values())) for file in files)))
+    timed = evidence.get("bench")
+    if isinstance(timed, Mapping):
+        rows += _timed_rows(timed)
+    scores = evidence.get("scores")
+    if scores:
+        label = f"{facts['metric']['name']} in ONNX Runtime (n={scores[0]['samples']:,})"
+        rows.append((label, *map(_interval, scores)))
+    return rows
+
+
+def _timed_rows(timed: Facts) -> list[Sequence[str]]:
+    files = timed["files"]
+    rows: list[Sequence[str]] = []
+    for label, key in (("median", "median"), ("95th percentile", "p95")):
+        rows.append((f"batch 1, {label} ms", *(f"{f['latency'][key]:.3f}" for f in files)))
+    batch = timed["batch"]
+    speeds = [f["throughput"] and batch * 1000 / f["throughput"]["median"] for f in files]
+    rows.append((f"batch {batch}, samples a second", *map(_count, speeds)))
+    rows.append(("resident memory, bytes", *(_count(f["peak_memory"]) for f in files)))
+    return rows
+
+
+def _interval(score: Facts) -> str:
+    ends = "" if score["low"] is None else f" ({score['low']:.4f} to {score['high']:.4f})"
+    return f"{score['value']:.4f}{ends}"
 
 
 def layer_widths(facts: Facts) -> Table:

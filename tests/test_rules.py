@@ -20,17 +20,19 @@ INTEGRATIONS = {
 # A module imports from the rows below its own, or from its own row where listed earlier there.
 ROWS = [
     ["cli"],
+    ["cli_measures"],
+    ["cli_arguments"],
     ["zoo"],
     ["demo", "recipe"],
     ["pipeline"],
-    ["result"],
+    ["result", "evidence"],
     ["report", "comparing", "deploy", "benchmarking"],
     ["page", "comparison"],
     ["checkpoint", "plan"],
     ["widths"],
     ["budgets", "shipping"],
-    ["recovery", "export", "progress"],
-    ["int8", "localization", "scoring"],
+    ["recovery", "export", "progress", "scoring"],
+    ["int8", "localization"],
     ["cycles", "fuse", "runtime", "training", "quantization"],
     ["phase"],
     ["selection", "scores", "initialization"],
@@ -38,8 +40,8 @@ ROWS = [
     ["calibration", "search", "proof", "dendrite", "shrinking"],
     ["nodes"],
     ["allocation", "latency", "forms", "correlation", "importance", "cuts", "pins", "explain"],
-    ["costs", "statistics", "distillation", "scorecard", "optimizers", "admission"],
-    ["charts", "race", "pictures"],
+    ["costs", "statistics", "distillation", "scorecard", "optimizers", "admission", "standing"],
+    ["charts", "race", "pictures", "inspection", "layerrows"],
     ["canvas"],
     [
         "engine",
@@ -135,7 +137,7 @@ def test_the_library_never_prints():
     for name, tree in MODULES.items():
         calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
         prints = [n for n in calls if isinstance(n.func, ast.Name) and n.func.id == "print"]
-        assert name == "cli" or not prints, name
+        assert name.startswith("cli") or not prints, name
 
 
 CONTRACT = {
