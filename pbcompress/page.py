@@ -11,7 +11,7 @@ from pbcompress.counting import explain
 from pbcompress.history import History
 from pbcompress.layerrows import layer_rows
 from pbcompress.scorecard import candidates
-from pbcompress.standing import NAMES, estimate_of, points, split_shown
+from pbcompress.standing import NAMES, estimate_of, may_be_chance, points, split_shown
 from pbcompress.tables import compact, is_trial_only
 
 __all__ = ["page_content"]
@@ -108,8 +108,8 @@ def _speed_card(before: Facts, after: Facts) -> dict[str, Any]:
 def _metric_card(facts: Facts) -> dict[str, Any] | None:
     """Return the test metric, or the validation metric if there was no test split."""
     split, old = split_shown(facts), facts["before"]["score"]
-    new = estimate_of(facts["after"], facts, split) if split else None
-    if not new:
+    new = split and estimate_of(facts["after"], facts, split)
+    if not split or not new:
         return None
     value, samples, name = new.value, new.samples, facts["metric"]["name"]
     card: dict[str, Any] = {
@@ -127,7 +127,7 @@ def _metric_card(facts: Facts) -> dict[str, Any] | None:
     if name == "accuracy":
         card["detail"] += f" ({abs(round(delta * samples)):,} of {samples:,} samples)"
     is_better = (delta > 0) == facts["metric"]["higher_is_better"]
-    is_noise = abs(delta) <= 5e-5 if new.low is None else new.low <= old[split] <= new.high
+    is_noise = abs(delta) <= 5e-5 or may_be_chance(estimate_of(facts["before"], facts, split), new)
     card["tone"] = "" if is_noise else "good" if is_better else "bad"
     if all(0 <= number <= 1 for number in (value, old[split])):
         card["share"], card["mark"] = value, old[split]
@@ -213,15 +213,26 @@ def verdict(facts: Facts) -> str:
     if name == "accuracy" and gain:
         count = round(abs(gain) * samples)
         apart = f", a difference of {count:,} sample{'s' if count != 1 else ''}"
+    pair = [estimate_of(arm, facts, "val") for arm in (grown, wide)]
+    chance = ", which may be chance: the 95 % intervals meet" if may_be_chance(*pair) else ""
     steps = f"the same {grown['steps']:,}"
     if grown["steps"] != wide["steps"]:
         steps = f"{grown['steps']:,} against {wide['steps']:,}"
     return (
         f"The dendrites {start}: {name} {new:.4f} on validation (n = {samples:,}) against "
-        f"{old:.4f} of width alone{apart}. The network with them has {grown['params']:,} "
+        f"{old:.4f} of width alone{apart}{chance if gain else ''}. {_tested(grown, wide)}"
+        f"The network with them has {grown['params']:,} "
         f"parameters, {grown['dendrite_params']:,} of them in dendrites, and width alone "
         f"{wide['params']:,}, after {steps} optimizer steps."
     )
+
+
+def _tested(grown: Facts, wide: Facts) -> str:
+    scores = [arm["score"]["test"] for arm in (grown, wide)]
+    if None in scores:
+        return ""
+    samples = grown["score"]["test_samples"]
+    return f"On test (n = {samples:,}) they have {scores[0]:.4f} against {scores[1]:.4f}. "
 
 
 def int8_sentence(facts: Facts) -> str:
@@ -311,7 +322,8 @@ def _notes(facts: Facts) -> list[str]:
         notes.append(
             f"The 95 % interval of an accuracy is Wilson's: {new.low:.4f} to {new.high:.4f} for "
             f"{new.value:.4f} at n = {new.samples:,}. It says how far other samples could move it, "
-            "not how far another training could."
+            "not how far another training could. A change is coloured only where the intervals of "
+            "both networks do not meet."
         )
     return notes
 

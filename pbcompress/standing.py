@@ -7,7 +7,7 @@ from pbcompress.intervals import Estimate, wilson
 from pbcompress.pictures import Point
 from pbcompress.tables import is_trial_only
 
-__all__ = ["estimate_of", "points", "split_shown"]
+__all__ = ["NAMES", "estimate_of", "may_be_chance", "points", "split_shown"]
 
 Facts = Mapping[str, Any]
 NAMES = {"dendrites": "with dendrites", "width": "width alone"}
@@ -35,6 +35,11 @@ def estimate_of(arm: Facts, facts: Facts, split: str) -> Estimate | None:
     if not is_share or abs(hits - round(hits)) > 0.01:
         return Estimate(value, samples, None, None, "no interval: no share of the samples")
     return Estimate(value, samples, *wilson(round(hits), samples), "Wilson")
+
+
+def may_be_chance(a: Estimate | None, b: Estimate | None) -> bool:
+    """Tell whether the intervals of two networks meet; False where there are none."""
+    return a is not None and b is not None and a.meets(b)
 
 
 def points(facts: Facts) -> list[Point]:
