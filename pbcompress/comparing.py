@@ -80,6 +80,8 @@ def compare(
     given = [before, after] if control is None else [before, after, control]
     task, call = task or Task(), as_call(example_inputs)
     batches = None if data is None else split_of(data)
+    for model in given:
+        _check(model)
     with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
         drafts = [Path(folder) / f"{index}.onnx" for index in range(len(given))]
         contenders = [
@@ -111,16 +113,20 @@ def compare(
     )
 
 
-def _contender(model: Given, draft: Path, example_inputs: object) -> _Contender:
+def _check(model: Given) -> None:
     if isinstance(model, str | Path):
-        file = Path(model)
-        measure_onnx(file)  # raises where it is damaged
-        network = file_network(file)
-        return _Contender(file.name, file, network.session, network, None)
-    if not isinstance(model, nn.Module):
+        measure_onnx(model)  # raises where it is damaged
+    elif not isinstance(model, nn.Module):
         raise CompressionError(
             f"compare takes modules and paths of ONNX files; found {type(model).__name__}."
         )
+
+
+def _contender(model: Given, draft: Path, example_inputs: object) -> _Contender:
+    if isinstance(model, str | Path):
+        file = Path(model)
+        network = file_network(file)
+        return _Contender(file.name, file, network.session, network, None)
     frozen = fuse(model)
     try:
         export_onnx(frozen, draft, example_inputs)

@@ -30,13 +30,23 @@ logger = logging.getLogger(__name__)
 
 
 def read_run(directory: str | Path) -> tuple[dict[str, Any], History]:
-    """Return facts and history of a saved run."""
+    """Return facts and history of a saved run.
+
+    Raises:
+        StateMismatchError: A file is missing, truncated, of another kind or of a newer version.
+    """
     state = read_state(directory)
     if "facts" not in state:
         raise StateMismatchError(f"{directory} holds a network without the facts of its run.")
     path = Path(directory) / "history.jsonl"
-    history = History.from_jsonl(path.read_text(encoding="utf-8")) if path.is_file() else History()
-    return state["facts"], history
+    if not path.is_file():
+        return state["facts"], History()
+    try:
+        return state["facts"], History.from_jsonl(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise StateMismatchError(
+            f"{path} is truncated or no JSON ({err}). Delete it for a report without the training."
+        ) from err
 
 
 def to_json(facts: Mapping[str, Any], history: History) -> str:

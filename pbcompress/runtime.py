@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 from torch import Tensor
 
-from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.errors import CompressionError, StateMismatchError, first_line
 
 __all__ = ["Latency", "Session", "interleaved_latency", "kernel_times", "peak_memory"]
 
@@ -83,8 +83,8 @@ class Session:
             )
         except Exception as err:
             raise StateMismatchError(
-                f"{path} cannot be run by ONNX Runtime {onnxruntime.__version__}: {err}. Give a "
-                "whole ONNX file."
+                f"{path} cannot be run by ONNX Runtime {onnxruntime.__version__}: "
+                f"{first_line(err)}. Give a whole ONNX file."
             ) from err
         self._inputs = self._session.get_inputs()
         self.input_names = [value.name for value in self._inputs]

@@ -116,6 +116,8 @@ def estimates(found: Predictions, task: Task) -> tuple[list[Estimate], list[Esti
     """
     try:
         values = [to_number(task.metric(out, found.target), "Task.metric") for out in found.outputs]
+    except CompressionError:
+        raise
     except Exception as err:
         raise CompressionError(
             f"Task.metric ({task.metric_name}) was called on {found.samples:,} samples and raised "
