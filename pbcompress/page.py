@@ -34,6 +34,7 @@ def page_content(facts: Facts, history: History) -> dict[str, Any]:
         "int8": int8_sentence(facts),
         "curves": trained,
         "is_clipped": _is_clipped(trained, facts),
+        "has_kept": any(entry["curve"].kept is not None for entry in trained),
         "has_dendrite_phases": any(is_d for e in trained for _, _, is_d in e["curve"].phases),
         "has_restarts": any(len(entry["curve"].phases) > 1 for entry in trained),
         "verdict": verdict(facts),
@@ -211,8 +212,7 @@ def verdict(facts: Facts) -> str:
     start = "won" if gain > 0 else "lost" if gain < 0 else "neither won nor lost"
     apart = ""
     if name == "accuracy" and gain:
-        count = round(abs(gain) * samples)
-        apart = f", a difference of {count:,} sample{'s' if count != 1 else ''}"
+        apart = f", a difference of {_plural(round(abs(gain) * samples), 'sample')}"
     pair = [estimate_of(arm, facts, "val") for arm in (grown, wide)]
     chance = ", which may be chance: the 95 % intervals meet" if may_be_chance(*pair) else ""
     steps = f"the same {grown['steps']:,}"
@@ -225,6 +225,10 @@ def verdict(facts: Facts) -> str:
         f"parameters, {grown['dendrite_params']:,} of them in dendrites, and width alone "
         f"{wide['params']:,}, after {steps} optimizer steps."
     )
+
+
+def _plural(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'s' if count != 1 else ''}"
 
 
 def _tested(grown: Facts, wide: Facts) -> str:
@@ -249,7 +253,7 @@ def int8_sentence(facts: Facts) -> str:
         f"float32 and {found['metric_after']:.4f} in int8, both through ONNX Runtime (at most "
         f"{found['guard']:g} worse was allowed); {found['bytes_before']:,} and "
         f"{found['bytes_after']:,} bytes; {found['speedup']:.2f}{TIMES} as fast. "
-        f"{len(found['excluded'])} nodes stayed in float32; it was calibrated on "
+        f"{_plural(len(found['excluded']), 'node')} stayed in float32; it was calibrated on "
         f"{found['samples']:,} samples."
     )
 
@@ -284,8 +288,8 @@ def _notes(facts: Facts) -> list[str]:
         f" {TIMES} ".join(map(str, shape)) for shape in facts["before"]["input_shapes"].values()
     )
     notes = [
-        "One FLOP is one multiply-add, counted by fvcore for one sample in eval mode"
-        + (f" (input {shapes})." if shapes else "."),
+        "One FLOP is one multiply-add, counted by fvcore (and where it says so by torch's "
+        "FlopCounterMode) for one sample in eval mode" + (f" (input {shapes})." if shapes else "."),
         "Operations that the count leaves out: "
         f"before, {_uncounted(facts['before'])}; after, {_uncounted(facts['after'])}.",
     ]

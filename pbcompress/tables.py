@@ -69,7 +69,7 @@ def before_after(facts: Facts) -> Table:
         rows.append((label, _count(before[key]), _count(after[key]), kept))
     second = [sum(arm["dispatched"].values()) for arm in (before, after) if arm.get("dispatched")]
     if len(second) == 2:
-        rows.append(("FLOPs, by FlopCounterMode", *map(_count, second), _kept(*second)))
+        rows.append(("FLOPs by torch's counter", *map(_count, second), _kept(*second)))
     shipped = facts["deployment"]
     if isinstance(shipped, Mapping):
         sizes = shipped["bytes_before"], shipped["bytes_after"]
