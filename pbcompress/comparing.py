@@ -154,7 +154,15 @@ def _run(contender: _Contender, call: Call) -> Any:
 def _sides(contenders: Sequence[_Contender], tensors: Sequence[Tensor]) -> list[Side]:
     sessions = [contender.session for contender in contenders]
     feeds = [session.feeds(tensors) for session in sessions]
-    latencies = interleaved_latency(sessions, feeds)
+    try:
+        latencies = interleaved_latency(sessions, feeds)
+    except Exception as err:
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        raise CompressionError(
+            f"The networks run on the example inputs, and one of them not on a single sample, "
+            f"shapes {shapes}: {first_line(err)}. Give example inputs of one sample, or export it "
+            "with dynamic_batch=False."
+        ) from err
     memories = [peak_memory(c.file, feed) for c, feed in zip(contenders, feeds, strict=True)]
     return [_side(*parts) for parts in zip(contenders, latencies, memories, strict=True)]
 

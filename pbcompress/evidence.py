@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pbcompress.benchmarking import bench
-from pbcompress.errors import CompressionError
+from pbcompress.errors import CompressionError, first_line
 from pbcompress.inspection import inspect_file, misfits
 from pbcompress.scoring import estimates, file_network, predictions, split_of
 from pbcompress.task import Task
@@ -73,6 +73,8 @@ def _timed(paths: list[Path]) -> dict[str, Any] | str | None:
         return bench(paths, rounds=ROUNDS).to_dict()
     except CompressionError as err:
         return f"The files were not timed: {err}"
+    except Exception as err:  # what ONNX Runtime says of a graph that loads and does not run
+        return f"The files were not timed, for one of them does not run: {first_line(err)}."
 
 
 def _scored(paths: list[Path], data: Any, task: Task) -> list[dict[str, Any]] | None:

@@ -97,7 +97,7 @@ def _scopes(node: Any) -> list[str]:
     try:
         noted = ast.literal_eval(_texts(node).get("pkg.torch.onnx.name_scopes", "[]"))
         return [str(scope) for scope in noted[:-1]]  # the last one is the operation
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    except (ValueError, SyntaxError, TypeError, LookupError, MemoryError, RecursionError):
         return []  # somebody else's note
 
 

@@ -82,6 +82,18 @@ def a_folder(folder):
     return folder / "a.onnx"
 
 
+def runs_for_two_alone(folder):
+    """Write a whole file whose graph says that any batch goes, and takes two samples only."""
+    shape = helper.make_tensor("s", TensorProto.INT64, [2], [2, 4])
+    nodes = [helper.make_node("Reshape", ["x", "s"], ["y"])]
+    path = save(model(graph(nodes, [shape])), folder / "a.onnx")
+    proto = onnx.load(path)
+    helper.set_model_props(proto, {"note": "<script>alert(1)</script>"})
+    for node in proto.graph.node:  # notes that are no list, and one that is too deep to read
+        node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="(" * 5000)
+    return save(proto, path)
+
+
 FILES = {
     "truncated": truncated,
     "noise": bytes_of_noise,

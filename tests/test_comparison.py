@@ -326,6 +326,15 @@ def test_a_damaged_or_hostile_file_is_refused_by_name(name, tmp_path, drafts):
     assert "\n" not in str(raised.value)
 
 
+def test_a_file_that_runs_on_some_batches_only_is_told(tmp_path, drafts):
+    (tmp_path / "in").mkdir()
+    path = hostile.runs_for_two_alone(tmp_path / "in")
+    with pytest.raises(CompressionError, match=r"not on a single sample, shapes \[\(1, 4\)\]"):
+        compare(path, path, torch.randn(2, 4))
+    with pytest.raises(CompressionError, match=r"a\.onnx was to be run on the example inputs"):
+        compare(path, path, torch.randn(3, 4))
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(StateMismatchError, match="nothing"):
         compare(nn.Linear(6, 3), tmp_path / "nothing.onnx", torch.randn(2, 6))

@@ -292,6 +292,15 @@ def test_a_file_that_takes_no_random_inputs_is_not_timed_and_the_report_says_so(
     assert "The files were not timed: Input" in to_markdown(with_evidence(facts, folder), history)
 
 
+def test_a_file_that_does_not_run_is_not_timed_and_the_report_says_so(finished, tmp_path):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    hostile.runs_for_two_alone(tmp_path).rename(folder / "model.onnx")
+    facts, history = read_run(folder)
+    facts = with_evidence(facts, folder)
+    assert "not timed, for one of them does not run" in facts["evidence"]["bench"]
+    assert "<script" not in to_html(facts, history)
+
+
 @pytest.mark.parametrize("name", hostile.FILES)
 def test_a_damaged_or_hostile_file_makes_no_report(name, run_dir, capsys):
     (run_dir / "model.onnx").unlink()
