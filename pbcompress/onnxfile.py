@@ -112,7 +112,8 @@ class FileCost:
 
     Attributes:
         params: Elements of its floating-point weights (BatchNorm is folded in most files).
-        flops: Multiply-adds of its convolutions and matrix products at batch size 1.
+        flops: Multiply-adds of its convolutions, matrix products and attention at batch size 1, or
+            at the file's own where that is fixed.
         file_bytes: Size on disk, with the files that hold its weights if it has such.
         uncounted_ops: Other operations, with their number.
         by_layer: Cost of each layer, by the module that the exporter noted, else by the name of
