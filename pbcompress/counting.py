@@ -139,7 +139,7 @@ def _joined(name: str, parts: Mapping[str, LayerCost]) -> LayerCost | None:
     if not parts:
         return None
     ordered = [parts[key] for key in (f"{name}.base_layer", name) if key in parts]
-    ordered += parts.values()
+    ordered += reversed(list(parts.values()))  # of the parts of a file the last puts out
     return LayerCost(
         max(ordered, key=lambda part: part.flops).kind,
         sum(part.params for part in parts.values()),
