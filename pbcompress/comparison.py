@@ -147,6 +147,8 @@ class Comparison:
             "One FLOP is one multiply-add, of one sample. A module's FLOPs are counted on itself, "
             "and on the graph of its inference form, in which norms are folded."
         ]
+        if any(side.is_file for side in self.sides):
+            found.append("The parameters of a file are its weights, norms folded in.")
         if self.batch != 1:
             found.append(f"A file whose batch size is fixed is counted at that size, {self.batch}.")
         found += [

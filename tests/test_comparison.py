@@ -164,6 +164,7 @@ def test_the_table_holds_every_number(whole):
     for words in ("before: Sequential", "after: small.onnx", "control: Sequential", "Wilson"):
         assert words in text
     assert "100 samples of the data" in text
+    assert "The parameters of a file are its weights" in text
 
 
 def test_a_difference_of_the_counters_is_explained():
@@ -213,6 +214,9 @@ def test_a_picture_of_a_metric_that_was_not_measured(bare, tmp_path):
     with pytest.raises(CompressionError, match=r"\.svg or a \.png"):
         bare.plot(tmp_path / "a.pdf")
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CompressionError, match="could not be"):
+        bare.plot(tmp_path / "file" / "a.svg")
 
 
 def test_any_metric_has_an_interval_and_says_how(files):
