@@ -151,6 +151,7 @@ def measure_onnx(path: str | Path) -> FileCost:
 
 def _cost(file: Path, proto: Any) -> FileCost:
     graph = proto.graph
+    _constants_as_weights(graph)
     shapes = {t.name: list(t.dims) for t in graph.initializer}
     shapes |= {name: shape for name, (shape, _) in _values(proto).items()}
     work = [(node.op_type, node_flops(node, shapes)) for node in graph.node]
@@ -161,6 +162,16 @@ def _cost(file: Path, proto: Any) -> FileCost:
         uncounted_ops=dict(Counter(kind for kind, flops in work if flops is None)),
         by_layer=layer_costs(graph, shapes, _weights(graph), _module_of),
     )
+
+
+def _constants_as_weights(graph: Any) -> None:
+    """Move the tensors of Constant nodes to the weights, where other exporters leave them."""
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        tensors = [a.t for a in node.attribute if a.name == "value" and math.prod(a.t.dims) > 1]
+        for tensor in tensors:
+            graph.initializer.add().CopyFrom(tensor)
+            graph.initializer[-1].name = node.output[0]
+            graph.node.remove(node)
 
 
 def _bytes_on_disk(file: Path, proto: Any) -> int:

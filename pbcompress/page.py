@@ -334,7 +334,7 @@ def _notes(facts: Facts) -> list[str]:
 
 def _counters(arm: Facts) -> str:
     """Return why the two counts of FLOPs differ; "" up to 2 %."""
-    if not arm.get("dispatched"):
+    if arm.get("dispatched") is None:
         return ""
     return explain(arm["by_operation"], arm["dispatched"], arm["uncounted_ops"])
 

@@ -98,6 +98,8 @@ def file_sentence(facts: Mapping[str, Any]) -> str:
             "Read from the file when the run had written it; pbcompress report RUN_DIR reads it "
             "anew, and times it."
         )
+    if not evidence["files"]:
+        return "As the run noted it; the folder has no file to read."
     sentence = "Read from the files in the run's folder when this report was made."
     timed = evidence["bench"]
     if isinstance(timed, str):

@@ -67,7 +67,8 @@ def before_after(facts: Facts) -> Table:
     for label, key in (("parameters", "params"), ("FLOPs (multiply-adds)", "flops")):
         kept = _kept(before[key], after[key])
         rows.append((label, _count(before[key]), _count(after[key]), kept))
-    second = [sum(arm["dispatched"].values()) for arm in (before, after) if arm.get("dispatched")]
+    counts = [arm.get("dispatched") for arm in (before, after)]
+    second = [sum(count.values()) for count in counts if count is not None]
     if len(second) == 2:
         rows.append(("FLOPs by torch's counter", *map(_count, second), _kept(*second)))
     shipped = facts["deployment"]

@@ -308,6 +308,14 @@ def test_layers_of_a_foreign_file_are_named_by_their_weights(tmp_path):
     }
 
 
+def test_weights_that_stand_as_constants_are_weights(tmp_path):
+    held = numpy_helper.from_array(np.zeros((7, 5), F))
+    nodes = [node("Constant", "", "w", value=held), node("MatMul", "xw")]
+    cost = measure_onnx(write(tmp_path / "a.onnx", nodes, ROWS, ("y", 2, FLOAT), {}))
+    assert (cost.params, cost.flops, cost.uncounted_ops) == (35, 35, {})
+    assert [layer.params for layer in cost.by_layer.values()] == [35]
+
+
 def test_functions_of_a_file_are_looked_into(tmp_path):
     inner = helper.make_function(
         "mine",

@@ -259,7 +259,10 @@ def test_a_missing_file_is_told(run_dir):
     (found,) = problems(run_dir)
     assert "model.onnx is not in the folder" in found
     facts, history = read_run(run_dir)
-    assert found in to_html(with_evidence(facts, run_dir), history)
+    text = to_markdown(with_evidence(facts, run_dir), history)
+    assert found in text
+    assert "As the run noted it; the folder has no file to read." in text
+    assert "when this report was made" not in text
 
 
 @pytest.mark.parametrize("reason", [None, "the exporter stopped"])
