@@ -49,8 +49,8 @@ from pbcompress.training import evaluate as evaluate
 if TYPE_CHECKING:
     from pbcompress.benchmarking import Benchmark as Benchmark
     from pbcompress.benchmarking import bench as bench
+    from pbcompress.comparing import compare as compare
     from pbcompress.comparison import Comparison as Comparison
-    from pbcompress.comparison import compare as compare
     from pbcompress.export import ExportReport as ExportReport
     from pbcompress.export import export_onnx as export_onnx
     from pbcompress.pipeline import compress as compress
@@ -62,7 +62,7 @@ _ON_FIRST_USE = {
     "Comparison": "comparison",
     "CompressionResult": "result",
     "ExportReport": "export",
-    "compare": "comparison",
+    "compare": "comparing",
     "compress": "pipeline",
     "export_onnx": "export",
 }

@@ -1,50 +1,16 @@
-"""Charts: inline SVG that takes its colours from the page, and pictures in files of their own.
+"""What the charts of the training show, and how it is drawn."""
 
-The only module on matplotlib.
-"""
-
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from io import BytesIO, StringIO
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pbcompress.errors import CompressionError
-from pbcompress.tensorfile import write_bytes
+from pbcompress.canvas import COLOURS, page_chart
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from pbcompress.canvas import Axes
 
-__all__ = [
-    "Curve",
-    "correlation_chart",
-    "learning_chart",
-    "metric_range",
-    "score_chart",
-    "width_picture",
-]
+__all__ = ["Curve", "correlation_chart", "learning_chart", "metric_range", "score_chart"]
 
-# matplotlib knows no CSS variables: it draws in these colours, and each is then replaced
-COLOURS = {
-    "accent": "#010102",
-    "quiet": "#010103",
-    "dendrite": "#010104",
-    "ink": "#010105",
-    "muted": "#010106",
-    "rule": "#010107",
-    "surface": "#010108",
-}
-PRINTED = {  # of a picture that lies in no page
-    "accent": "#2454c6",
-    "quiet": "#cdd2da",
-    "muted": "#5b616c",
-    "rule": "#e2e3e7",
-    "page": "#ffffff",
-}
-ROW_INCHES = 0.2
 SHOWN = 0.93  # share of the epochs that the metric's axis spans, from the best on
 MARKERS_UP_TO = 12
 
@@ -94,7 +60,7 @@ def learning_chart(
         longest = max(len(curve.values) for curve in curves)
         axes.set_xlim(0.5, max(longest, 2) + 0.5)
 
-    return _both_sizes("learning", draw, title, wide=(880, 340))
+    return page_chart("learning", draw, title, wide=(880, 340))
 
 
 def correlation_chart(phases: Sequence[tuple[Sequence[float], bool]], *, title: str) -> str:
@@ -118,7 +84,7 @@ def correlation_chart(phases: Sequence[tuple[Sequence[float], bool]], *, title: 
         axes.set_ylim(0, max(*(max(values) * 1.1 for values, _ in phases), 0.01))
         axes.set_xlim(0.8, max(len(values) for values, _ in phases) + 0.2)
 
-    return _both_sizes("correlation", draw, title, wide=(640, 220))
+    return page_chart("correlation", draw, title, wide=(640, 220))
 
 
 def score_chart(phases: Sequence[tuple[Mapping[str, Sequence[float]], bool]], *, title: str) -> str:
@@ -145,62 +111,7 @@ def score_chart(phases: Sequence[tuple[Mapping[str, Sequence[float]], bool]], *,
         axes.set_xlim(left=0)
 
     height = 70 + 26 * len(names)
-    return _both_sizes("scores", draw, title, wide=(640, height), label="|r|")
-
-
-def width_picture(widths: Mapping[str, tuple[int, int]], path: Path) -> None:
-    """Write a bar for every layer: its width, and in it what remains of it.
-
-    Args:
-        widths: Width before and after, by layer, in the order of the network.
-        path: A file that ends in .svg or .png.
-
-    Raises:
-        CompressionError: The ending is another one, matplotlib is not installed, or the file
-            cannot be written.
-    """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("svg", "png"):
-        raise CompressionError(
-            f"A picture was to be written to {path}; it can be an .svg or a .png. Name one of them."
-        )
-    try:
-        content = _width_bytes(widths, kind)
-    except ImportError as err:
-        raise CompressionError(
-            "A picture needs matplotlib, which is not installed. Install pbcompress[report]."
-        ) from err
-    write_bytes(path, content)
-
-
-def _width_bytes(widths: Mapping[str, tuple[int, int]], kind: str) -> bytes:
-    with _own_settings("widths", PRINTED):
-        from matplotlib.figure import Figure
-
-        height = 0.9 + ROW_INCHES * len(widths)
-        figure = Figure(figsize=(8.5, height), layout="constrained")
-        axes = figure.add_subplot()
-        places = range(len(widths))
-        before, after = zip(*widths.values(), strict=True) if widths else ((), ())
-        axes.barh(places, before, 0.72, color=PRINTED["quiet"], label="before")
-        axes.barh(places, after, 0.72, color=PRINTED["accent"], label="after")
-        for place, (was, now) in zip(places, widths.values(), strict=True):
-            note = f"{was:,}" if was == now else f"{was:,} \u2192 {now:,}"
-            axes.annotate(
-                note, (was, place), (5, 0), textcoords="offset points", va="center", fontsize=9
-            )
-        axes.set_yticks(places, list(widths), fontsize=9)
-        axes.set_ylim(len(widths) - 0.4, -0.6)
-        axes.set_xlim(0, max(before, default=1) * 1.16)
-        axes.set_xlabel("output channels")
-        axes.grid(axis="x")
-        axes.set_axisbelow(True)
-        if widths:
-            figure.legend(loc="outside upper right", ncols=2, frameon=False)
-        content = BytesIO()
-        dated = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(content, format=kind, dpi=160, metadata=dated)
-    return content.getvalue()
+    return page_chart("scores", draw, title, wide=(640, height), label="|r|")
 
 
 def metric_range(values: Sequence[float], higher_is_better: bool) -> tuple[float, float]:
@@ -266,94 +177,3 @@ def _mark_phases(axes: "Axes", curves: Sequence[Curve]) -> None:
                 restarts.add(first)
     for epoch in sorted(restarts):
         axes.axvline(epoch + 0.5, color=COLOURS["muted"], lw=0.7, alpha=0.6, zorder=1)
-
-
-def _both_sizes(
-    name: str,
-    draw: Callable[["Axes"], None],
-    title: str,
-    wide: tuple[int, int],
-    label: str = "epoch",
-) -> str:
-    """Draw for a desk or paper, and for a phone; the page shows one of them."""
-    narrow = (340, 240 if label == "epoch" else wide[1])
-    return "".join(
-        _svg(f"{name}-{kind}", *size, draw, title, label)
-        for kind, size in (("wide", wide), ("narrow", narrow))
-    )
-
-
-def _style(colours: Mapping[str, str]) -> dict[Any, Any]:
-    return {
-        "svg.fonttype": "none",
-        "font.size": 12.0,
-        "axes.edgecolor": colours["rule"],
-        "axes.facecolor": "none",
-        "axes.labelcolor": colours["muted"],
-        "axes.spines.left": False,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.formatter.useoffset": False,
-        "figure.facecolor": colours.get("page", "none"),
-        "grid.color": colours["rule"],
-        "grid.linewidth": 0.7,
-        "lines.solid_capstyle": "round",
-        "xtick.color": colours["rule"],
-        "xtick.labelcolor": colours["muted"],
-        "ytick.left": False,
-        "ytick.labelcolor": colours["muted"],
-    }
-
-
-@contextmanager
-def _own_settings(salt: str, colours: Mapping[str, str]) -> Iterator[None]:
-    """Draw by our settings alone, and leave the user's as they were."""
-    import matplotlib as mpl
-
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update({**_style(colours), "svg.hashsalt": salt})
-        yield
-
-
-def _svg(
-    name: str, width: int, height: int, draw: Callable[["Axes"], None], title: str, label: str
-) -> str:
-    with _own_settings(name, COLOURS):
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-
-        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
-        axes = figure.add_subplot()
-        draw(axes)
-        is_by_epoch = label == "epoch"
-        axes.grid(axis="y" if is_by_epoch else "x")
-        axes.set_axisbelow(True)
-        axes.set_xlabel(label)
-        most = 8 if width > 400 else 5
-        axes.xaxis.set_major_locator(MaxNLocator(most, integer=is_by_epoch))
-        if is_by_epoch:
-            axes.yaxis.set_major_locator(MaxNLocator(5))
-        text = StringIO()
-        nothing: Mapping[str, None] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(text, format="svg", metadata=dict(nothing))
-    return _for_page(text.getvalue(), name, width, height, title)
-
-
-def _for_page(text: str, name: str, width: int, height: int, title: str) -> str:
-    """Turn a file of matplotlib's into an element of a page: own ids, its colours, its fonts."""
-    body = text[text.index(">", text.index("<svg")) + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.S)
-    body = re.sub(r"xlink:href=", "href=", body)
-    used = set(re.findall(r"[\"(]#([^\")]+)[\")]", body))
-    body = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
-    body = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", body)
-    body = re.sub(r"font-family: [^;\"]*; ", "", body)
-    for variable, colour in COLOURS.items():
-        body = body.replace(colour, f"var(--{variable})")
-    body = re.sub(r">\s+<", "><", body).strip()
-    size = name.rsplit("-", 1)[1]
-    return (
-        f'<svg class="chart {size}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-labelledby="{name}-title"><title id="{name}-title">{escape(title)}</title>{body}\n'
-    )

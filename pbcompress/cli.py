@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
+from pbcompress.cli_arguments import MODEL_HELP, add_inputs, inputs_of, network_named
+from pbcompress.cli_measures import add_measures
 from pbcompress.errors import CompressionError
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from pbcompress.result import CompressionResult
 
 __all__ = ["main"]
-
-MODEL_HELP = "package.module:function that builds the network, importable from this folder"
-INPUT_HELP = "shape of one input with the batch first, e.g. 1,3,32,32; repeat it for several inputs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_jobs(commands)
     _add_zoo(commands)
     _add_plan(commands)
-    _add_measures(commands)
+    add_measures(commands)
     _add_bench(commands)
     _add_outputs(commands)
     return parser
@@ -102,30 +100,6 @@ def _add_zoo(commands: Any) -> None:
     zoo.set_defaults(run=_zoo)
 
 
-def _add_measures(commands: Any) -> None:
-    measure = commands.add_parser(
-        "measure",
-        help="parameters and FLOPs of a network or an ONNX file",
-        description="Count parameters and multiply-adds (1 multiply-add = 1 FLOP, batch 1).",
-    )
-    measure.add_argument("model", help=f"an ONNX file, or {MODEL_HELP}")
-    _add_inputs(measure, required=False)
-    measure.add_argument("--json", action="store_true", help="print JSON, layers included")
-    measure.set_defaults(run=_measure)
-
-    compare = commands.add_parser(
-        "compare",
-        help="two networks or ONNX files side by side",
-        description="Compare size, work, speed (interleaved, one thread) and outputs of two "
-        "networks on random inputs.",
-    )
-    compare.add_argument("before", help=f"an ONNX file, or {MODEL_HELP}")
-    compare.add_argument("after", help="the same")
-    _add_inputs(compare, required=True)
-    compare.add_argument("--json", action="store_true", help="print JSON")
-    compare.set_defaults(run=_compare)
-
-
 def _add_bench(commands: Any) -> None:
     bench = commands.add_parser(
         "bench",
@@ -150,7 +124,7 @@ def _add_plan(commands: Any) -> None:
         "Nothing is trained.",
     )
     plan.add_argument("model", help=MODEL_HELP)
-    _add_inputs(plan, required=True)
+    add_inputs(plan, required=True)
     plan.add_argument(
         "--target", type=_number, required=True, help="parameters: a count, or a share in (0, 1)"
     )
@@ -191,52 +165,6 @@ def _add_outputs(commands: Any) -> None:
     export.add_argument("--opset", type=int, default=20, help="operator set (default: 20)")
     export.add_argument("--dynamic", action="store_true", help="free all axes that may vary")
     export.set_defaults(run=_export)
-
-    report = commands.add_parser(
-        "report",
-        help="write the report of a saved run",
-        description="Write a report from the facts and the history of a run.",
-    )
-    report.add_argument("run_dir", help="folder of a finished run")
-    report.add_argument(
-        "--out", help="report.html, .md or .json (default: RUN_DIR/report.html)", default=None
-    )
-    report.set_defaults(run=_report)
-
-
-def _add_inputs(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    parser.add_argument(
-        "--input",
-        action="append",
-        type=_shape,
-        required=required,
-        default=None,
-        metavar="SHAPE",
-        help=INPUT_HELP,
-    )
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    shape = tuple(int(size) for size in text.split(","))
-    if not shape or min(shape) < 1:
-        raise ValueError(text)
-    return shape
-
-
-def _inputs(arguments: argparse.Namespace) -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(shape, generator=generator) for shape in arguments.input)
-
-
-def _network(name: str) -> nn.Module | Path:
-    from pbcompress.recipe import resolve
-
-    if name.endswith(".onnx"):
-        return Path(name)
-    module = resolve(name)()
-    if not isinstance(module, nn.Module):
-        raise CompressionError(f"{name} was to build a network; it made a {type(module).__name__}.")
-    return module.eval()
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -292,36 +220,16 @@ def _plan(arguments: argparse.Namespace) -> None:
     from pbcompress.plan import plan_widths
     from pbcompress.tensorfile import write_bytes
 
-    model = _network(arguments.model)
+    model = network_named(arguments.model)
     if isinstance(model, Path):
         raise CompressionError(f"{model} is an ONNX file; a plan is made for a torch network.")
     config = CompressConfig(width=WidthConfig(pin=tuple(arguments.pin)))
-    plan = plan_widths(model, _inputs(arguments), arguments.target, config=config)
+    plan = plan_widths(model, inputs_of(arguments), arguments.target, config=config)
     print(plan)
     if arguments.json:
         write_bytes(Path(arguments.json), plan.to_json().encode())
     if arguments.plot:
         plan.plot(arguments.plot)
-
-
-def _measure(arguments: argparse.Namespace) -> None:
-    from pbcompress.measure import measure
-    from pbcompress.onnxfile import measure_onnx
-
-    model = _network(arguments.model)
-    if isinstance(model, Path):
-        file = measure_onnx(model)
-        facts: dict[str, Any] = dict(vars(file))
-        text = f"{file.params:,} weights, {file.flops:,} FLOPs, {file.file_bytes:,} bytes"
-    elif arguments.input is None:
-        raise CompressionError(
-            f"{arguments.model} was to be measured, and its FLOPs depend on the input. "
-            "Add --input with its shape, e.g. --input 1,3,32,32."
-        )
-    else:
-        cost = measure(model, _inputs(arguments))
-        facts, text = cost.to_dict(), str(cost)
-    print(json.dumps(facts, indent=1) if arguments.json else text)
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -336,7 +244,7 @@ def _export(arguments: argparse.Namespace) -> None:
     model = load(arguments.run_dir, resolve(arguments.model))
     shapes = facts["before"]["input_shapes"]
     arguments.input = list(shapes.values())
-    tensors = _inputs(arguments)
+    tensors = inputs_of(arguments)
     named = not all(name.isdigit() for name in shapes)
     inputs: object = dict(zip(shapes, tensors, strict=True)) if named else tensors
     dynamic: Dynamic = "auto" if arguments.dynamic else None
@@ -344,14 +252,6 @@ def _export(arguments: argparse.Namespace) -> None:
         fuse(model), arguments.output, inputs, opset=arguments.opset, dynamic=dynamic
     )
     print(report)
-
-
-def _compare(arguments: argparse.Namespace) -> None:
-    from pbcompress.comparison import compare
-
-    before, after = _network(arguments.before), _network(arguments.after)
-    comparison = compare(before, after, _inputs(arguments))
-    print(json.dumps(comparison.to_dict(), indent=1) if arguments.json else comparison)
 
 
 def _bench(arguments: argparse.Namespace) -> None:
@@ -365,14 +265,6 @@ def _bench(arguments: argparse.Namespace) -> None:
         profile=arguments.profile,
     )
     print(json.dumps(found.to_dict(), indent=1) if arguments.json else found)
-
-
-def _report(arguments: argparse.Namespace) -> None:
-    from pbcompress.report import read_run, write_report
-
-    output = Path(arguments.out or Path(arguments.run_dir) / "report.html")
-    write_report(output, *read_run(arguments.run_dir))
-    print(f"Wrote {output}.")
 
 
 if __name__ == "__main__":

@@ -1,166 +1,219 @@
-"""Two networks side by side, torch modules or ONNX files, on the same inputs."""
+"""Two networks side by side, torch modules or ONNX files: what is known of them, and as tables."""
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-from torch import nn
-
-from pbcompress.errors import CompressionError
-from pbcompress.export import export_onnx
-from pbcompress.fuse import fuse
-from pbcompress.measure import measure
-from pbcompress.onnxfile import measure_onnx
-from pbcompress.runtime import Latency, Session, interleaved_latency
-from pbcompress.surgery import (
-    as_call,
-    single_sample,
-    tensors_of,
-)
+from pbcompress.counting import LayerCost, side_by_side
+from pbcompress.intervals import Estimate
+from pbcompress.pictures import Point, accuracy_picture, layer_picture
+from pbcompress.runtime import Latency
 from pbcompress.tables import render_markdown, render_text, speed_up
 
-__all__ = ["Comparison", "Side", "compare"]
+__all__ = ["Comparison", "Side"]
+
+COUNTERS = {"fvcore": "FLOPs, fvcore", "FlopCounterMode": "FLOPs, FlopCounterMode"}
+GRAPH = "ONNX graph"
+ROLES = ("before", "after", "control")
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two networks.
+    """One of the networks.
 
     Attributes:
         name: Class of the module, or name of the file.
+        is_file: Whether an ONNX file was given: then every number here is read from it.
         params: Parameters of a module (shared ones once), or weights in a file.
         flops: Multiply-adds at batch 1: as fvcore counts a module; of the convolutions and matrix
             products in a file.
+        flops_by: The same by every counter that applies: "fvcore" and "FlopCounterMode" for a
+            module, "ONNX graph" for the file that was given or exported.
+        explanation: Why the two counts of a module differ, by operation; "" up to 2 %.
         file_bytes: Size of the ONNX file; a module is exported in its inference form.
         uncounted_ops: Operations that are not in ``flops``.
-        latency: ONNX Runtime, one thread, batch 1.
+        latency: ONNX Runtime, one thread, interleaved.
+        peak_activations: Most bytes of activations alive at once at batch 1, from the graph.
+        peak_memory: Resident bytes that a fresh process needs for the file and one run; None where
+            the system does not say.
+        layers: Cost of each layer by name.
+        score: The metric, where data were given.
     """
 
     name: str
+    is_file: bool
     params: int
     flops: int
+    flops_by: Mapping[str, int]
+    explanation: str
     file_bytes: int
     uncounted_ops: Mapping[str, int]
     latency: Latency
+    peak_activations: int
+    peak_memory: int | None
+    layers: Mapping[str, LayerCost]
+    score: Estimate | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Side":
+        """Rebuild it from JSON data."""
+        rebuilt = {
+            "latency": Latency(**data["latency"]),
+            "layers": {name: LayerCost(**layer) for name, layer in data["layers"].items()},
+            "score": data["score"] and Estimate(**data["score"]),
+        }
+        return cls(**{**data, **rebuilt})
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two networks and how far their outputs are apart on the example inputs.
+    """Two networks, perhaps a control beside them, on the same inputs; ``print`` shows the table.
 
     Attributes:
         before: The first network.
         after: The second.
-        max_difference: Largest absolute difference of any output, None where shapes differ.
-        agreement: Share of samples with the same highest output, None where there are no classes.
+        control: Another way to the size of the second, where one was given.
+        batch: Batch size of the latency: 1, or that of a file whose batch size is fixed.
+        compared: Samples that the outputs of the two were compared on: those of the data, else the
+            example inputs.
+        max_difference: Largest absolute difference of any output; None where ``problem`` says why.
+        agreement: Share of samples with the same highest output; None where there are no classes.
+        problem: Why the outputs cannot be compared, else "".
+        metric_name: Of the task.
+        change: Metric of the second less that of the first, where data were given.
     """
 
     before: Side
     after: Side
+    control: Side | None
+    batch: int
+    compared: int
     max_difference: float | None
     agreement: float | None
+    problem: str
+    metric_name: str
+    change: Estimate | None = None
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """All networks."""
+        return (self.before, self.after, *([self.control] if self.control else []))
+
+    @property
+    def labels(self) -> list[str]:
+        """The networks in words: what they are here, and their names."""
+        return [f"{role}: {side.name}" for role, side in zip(ROLES, self.sides, strict=False)]
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return the table, header first."""
-        a, b = self.before, self.after
-        table: list[tuple[str, ...]] = [("", a.name, b.name, "ratio")]
-        for label, x, y in (
-            ("parameters", a.params, b.params),
-            ("FLOPs (multiply-adds)", a.flops, b.flops),
-            ("ONNX file, bytes", a.file_bytes, b.file_bytes),
-        ):
-            table.append((label, f"{x:,}", f"{y:,}", f"{y / x:.1%}" if x else ""))
-        old, new = a.latency, b.latency
-        speed = speed_up(new.ratio)
-        table.append(("ONNX Runtime, median ms", f"{old.median:.3f}", f"{new.median:.3f}", speed))
+        table: list[tuple[str, ...]] = [("", *self.labels, "ratio")]
+        table.append(self._counted("parameters", [side.params for side in self.sides]))
+        for counter in (*COUNTERS, GRAPH):
+            counts = [side.flops_by.get(counter) for side in self.sides]
+            if any(count is not None for count in counts):
+                table.append(self._counted(COUNTERS.get(counter, f"FLOPs, {counter}"), counts))
+        table.append(self._counted("ONNX file, bytes", [side.file_bytes for side in self.sides]))
+        medians = (f"{side.latency.median:.3f}" for side in self.sides)
+        speed = speed_up(self.after.latency.ratio)
+        table.append(("ONNX Runtime, median ms", *medians, speed))
+        late = (f"{side.latency.p95:.3f}" for side in self.sides)
+        table.append(("ONNX Runtime, 95th percentile", *late, ""))
+        activations = [side.peak_activations for side in self.sides]
+        table.append(self._counted("peak activations, bytes", activations))
+        if any(side.peak_memory is not None for side in self.sides):
+            table.append(
+                self._counted("resident memory, bytes", [s.peak_memory for s in self.sides])
+            )
+        if self.change:
+            table.append((self.metric_name, *(str(s.score) for s in self.sides), str(self.change)))
+        blank = ("",) * len(self.sides[2:])
         if self.max_difference is not None:
-            table.append(("largest output difference", "", f"{self.max_difference:.2e}", ""))
+            gap = f"{self.max_difference:.2e}"
+            table.append(("largest output difference", "", gap, *blank, ""))
         if self.agreement is not None:
-            table.append(("same highest output", "", f"{self.agreement:.1%}", ""))
+            table.append(("same highest output", "", f"{self.agreement:.1%}", *blank, ""))
         return table
 
+    @staticmethod
+    def _counted(label: str, counts: list[int] | list[int | None]) -> tuple[str, ...]:
+        a, b = counts[:2]
+        ratio = f"{b / a:.1%}" if a and b is not None else ""
+        return (label, *("-" if count is None else f"{count:,}" for count in counts), ratio)
+
+    def notes(self) -> list[str]:
+        """Return what the numbers mean, a sentence each."""
+        found = [
+            "One FLOP is one multiply-add, of one sample. A module's FLOPs are counted on itself, "
+            "and on the graph of its inference form, in which norms are folded."
+        ]
+        if any(side.is_file for side in self.sides):
+            found.append("The parameters of a file are its weights, norms folded in.")
+        if self.batch != 1:
+            found.append(f"A file whose batch size is fixed is counted at that size, {self.batch}.")
+        found += [
+            f"{label}: {side.explanation}"
+            for label, side in zip(self.labels, self.sides, strict=True)
+            if side.explanation
+        ]
+        found.append(
+            f"ONNX Runtime with one thread at batch {self.batch}, the files in turn, "
+            f"{self.before.latency.rounds} runs each; the speed is the median of the ratios."
+        )
+        if self.change and self.before.score:
+            methods = f"{self.before.score.method}; of the change {self.change.method}"
+            count = f"{self.change.samples:,} samples"
+            found.append(f"{self.metric_name} on {count}, with 95 % intervals ({methods}).")
+            if self.change.p_value is not None:
+                found.append(f"Exact McNemar test of the change: p = {self.change.p_value:.3g}.")
+        where = "the data" if self.change else "the example inputs"
+        apart = self.problem and f": {self.problem}"
+        found.append(f"Outputs were compared on {self.compared:,} samples of {where}{apart}.")
+        return found
+
     def __str__(self) -> str:
-        return render_text(self.rows())
+        return "\n".join([render_text(self.rows()), "", *self.notes()])
 
     def to_markdown(self) -> str:
-        """Return the table as Markdown."""
-        return render_markdown(self.rows())
+        """Return the table and what its numbers mean as Markdown."""
+        return f"{render_markdown(self.rows())}\n\n" + "\n".join(f"- {n}" for n in self.notes())
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Comparison":
+        """Rebuild a comparison from `to_dict`."""
+        rebuilt = {
+            "before": Side.from_dict(data["before"]),
+            "after": Side.from_dict(data["after"]),
+            "control": data["control"] and Side.from_dict(data["control"]),
+            "change": data["change"] and Estimate(**data["change"]),
+        }
+        return cls(**{**data, **rebuilt})
 
-def compare(
-    before: nn.Module | str | Path, after: nn.Module | str | Path, example_inputs: object
-) -> Comparison:
-    """Measure two networks on the same inputs, from the shipped file where one is given.
+    def layers(self) -> dict[str, tuple[LayerCost | None, LayerCost | None]]:
+        """Return the layers of the two by name, dendrites with their layer; None where missing."""
+        return side_by_side(self.before.layers, self.after.layers)
 
-    Args:
-        before: A module or the path of an ONNX file.
-        after: The same.
-        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
+    def plot(self, path: str | Path, show: Literal["layers", "accuracy"] = "layers") -> None:
+        """Write a picture.
 
-    Returns:
-        Size, work, speed (interleaved runs) and the distance of the outputs.
+        Args:
+            path: A file that ends in .svg or .png.
+            show: "layers": width, parameters and FLOPs of every layer before and after.
+                "accuracy": the metric against parameters with its interval, the control beside it.
 
-    Raises:
-        StateMismatchError: A file is missing or no ONNX file.
-        CompressionError: A module cannot be exported, or the two take different inputs.
-
-    Example:
-        >>> import torch
-        >>> table = compare(nn.Linear(8, 8), nn.Linear(8, 8, bias=False), torch.zeros(4, 8))
-        >>> table.before.params, table.after.params
-        (72, 64)
-    """
-    with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
-        files = [
-            _file(model, Path(folder) / f"{index}.onnx", example_inputs)
-            for index, model in enumerate((before, after))
-        ]
-        sessions = [Session(file) for file in files]
-        call = as_call(example_inputs)
-        single = tensors_of(single_sample(call))
-        latencies = interleaved_latency(sessions, [s.feeds(single) for s in sessions])
-        outputs = [s.run(s.feeds(tensors_of(call))) for s in sessions]
-        sides = [
-            _side(model, file, latency, example_inputs)
-            for model, file, latency in zip((before, after), files, latencies, strict=True)
-        ]
-    return Comparison(sides[0], sides[1], *_distance(outputs[0], outputs[1]))
-
-
-def _file(model: nn.Module | str | Path, draft: Path, example_inputs: object) -> Path:
-    if isinstance(model, str | Path):
-        return Path(model)
-    if not isinstance(model, nn.Module):
-        raise CompressionError(
-            f"compare takes modules and paths of ONNX files; found {type(model).__name__}."
-        )
-    export_onnx(fuse(model), draft, example_inputs)
-    return draft
-
-
-def _side(
-    model: nn.Module | str | Path, file: Path, latency: Latency, example_inputs: object
-) -> Side:
-    cost = measure_onnx(file)
-    if isinstance(model, nn.Module):
-        own = measure(model, example_inputs)
-        name, bytes_ = type(model).__name__, cost.file_bytes
-        return Side(name, own.params, own.flops, bytes_, own.uncounted_ops, latency)
-    return Side(file.name, cost.params, cost.flops, cost.file_bytes, cost.uncounted_ops, latency)
-
-
-def _distance(a: list[Any], b: list[Any]) -> tuple[float | None, float | None]:
-    if [x.shape for x in a] != [y.shape for y in b]:
-        return None, None
-    pairs = [(x.astype(float), y.astype(float)) for x, y in zip(a, b, strict=True)]
-    gaps = [np.abs(x - y).max(initial=0) for x, y in pairs]
-    has_classes = a[0].ndim == 2 and a[0].shape[1] > 1
-    same = float((a[0].argmax(1) == b[0].argmax(1)).mean()) if has_classes else None
-    return float(max(gaps)), same
+        Raises:
+            CompressionError: The ending is another one, matplotlib is not installed, there is no
+                metric to show, or the file cannot be written.
+        """
+        if show == "layers":
+            layer_picture(self.layers(), Path(path))
+        else:
+            points = [
+                Point(label, role, side.params, side.score)
+                for label, role, side in zip(self.labels, ROLES, self.sides, strict=False)
+            ]
+            accuracy_picture(points, self.metric_name, Path(path))

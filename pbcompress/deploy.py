@@ -13,6 +13,7 @@ from torch import nn
 from pbcompress.errors import CompressionError, ExportMismatchError
 from pbcompress.export import ExportReport, export_onnx
 from pbcompress.fuse import fuse
+from pbcompress.inspection import Inspection, inspect_file
 from pbcompress.measure import ModelCost
 from pbcompress.onnxstore import size_of
 from pbcompress.plan import WidthPlan
@@ -39,6 +40,7 @@ class Deployment:
         latency_before: ONNX Runtime on the CPU, one thread, batch 1.
         latency_after: The same; its ``ratio`` is the speed-up, over interleaved runs.
         proof: The export of the result.
+        file: The result's file, as it is read.
     """
 
     bytes_before: int
@@ -46,6 +48,7 @@ class Deployment:
     latency_before: Latency
     latency_after: Latency
     proof: ExportReport
+    file: Inspection
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data."""
@@ -111,7 +114,14 @@ def deploy(
         sessions = [Session(original), Session(path)]
         tensors = tensors_of(single_sample(as_call(example_inputs)))
         latencies = interleaved_latency(sessions, [s.feeds(tensors) for s in sessions])
-        return Deployment(size_of(original), size_of(path), latencies[0], latencies[1], proof)
+        return Deployment(
+            bytes_before=size_of(original),
+            bytes_after=size_of(path),
+            latency_before=latencies[0],
+            latency_after=latencies[1],
+            proof=proof,
+            file=inspect_file(path),
+        )
 
 
 def _proven(

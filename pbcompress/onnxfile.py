@@ -11,9 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+import onnx.inliner
 from onnx import helper, numpy_helper
 
+from pbcompress.counting import LayerCost
 from pbcompress.errors import StateMismatchError, first_line
+from pbcompress.graphcost import layer_costs, node_flops
 from pbcompress.onnxstore import example_sizes, load, relabel, save, size_of
 
 __all__ = [
@@ -63,7 +66,9 @@ def facts_of(path: Path) -> FileFacts:
     except Exception as err:
         raise StateMismatchError(f"{path} is no valid ONNX file: {first_line(err)}.") from err
     return FileFacts(
-        opset=max(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),
+        opset=max(
+            (e.version for e in proto.opset_import if e.domain in ("", "ai.onnx")), default=0
+        ),
         input_names=tuple(value.name for value in proto.graph.input),
         output_names=tuple(value.name for value in proto.graph.output),
         operations=dict(Counter(node.op_type for node in proto.graph.node).most_common()),
@@ -93,8 +98,16 @@ def _texts(noted: Any) -> dict[str, str]:
 
 def _scopes(node: Any) -> list[str]:
     """Return the modules around a node, the root first, as the exporter notes them."""
-    noted = ast.literal_eval(_texts(node).get("pkg.torch.onnx.name_scopes", "[]"))
-    return [str(scope) for scope in noted[:-1]]  # the last one is the operation
+    try:
+        noted = ast.literal_eval(_texts(node).get("pkg.torch.onnx.name_scopes", "[]"))
+        return [str(scope) for scope in noted[:-1]]  # the last one is the operation
+    except (ValueError, SyntaxError, TypeError, LookupError, MemoryError, RecursionError):
+        return []  # somebody else's note
+
+
+def _module_of(node: Any) -> str | None:
+    """Return the module that a node came from, if the exporter has noted it."""
+    return next(reversed(_scopes(node)), None)
 
 
 @dataclass(frozen=True)
@@ -103,22 +116,31 @@ class FileCost:
 
     Attributes:
         params: Elements of its floating-point weights (BatchNorm is folded in most files).
-        flops: Multiply-adds of its convolutions and matrix products at batch size 1.
-        file_bytes: Size on disk.
+        flops: Multiply-adds of its convolutions, matrix products and attention at batch size 1, or
+            at the file's own where that is fixed.
+        file_bytes: Size on disk, with the files that hold its weights if it has such.
         uncounted_ops: Other operations, with their number.
+        by_layer: Cost of each layer, by the module that the exporter noted, else by the name of
+            its weight or node.
     """
 
     params: int
     flops: int
     file_bytes: int
     uncounted_ops: Mapping[str, int]
+    by_layer: Mapping[str, LayerCost]
+
+    def __str__(self) -> str:
+        skipped = ", ".join(f"{name} x{count}" for name, count in self.uncounted_ops.items())
+        text = f"{self.params:,} weights, {self.flops:,} FLOPs, {self.file_bytes:,} bytes"
+        return f"{text}; not counted: {skipped}" if skipped else text
 
 
 def measure_onnx(path: str | Path) -> FileCost:
     """Count weights and multiply-adds of an ONNX file at batch size 1.
 
     Raises:
-        StateMismatchError: The file is missing or no ONNX file.
+        StateMismatchError: The file is missing, no ONNX file, or reads files outside of its folder.
     """
     file = Path(path)
     if not file.is_file():
@@ -126,24 +148,34 @@ def measure_onnx(path: str | Path) -> FileCost:
     proto = load(file)
     try:
         onnx.checker.check_model(str(file))
+        return _cost(file, onnx.inliner.inline_local_functions(proto))
     except Exception as err:
         raise StateMismatchError(f"{file} is no whole ONNX file: {first_line(err)}.") from err
+
+
+def _cost(file: Path, proto: Any) -> FileCost:
     graph = proto.graph
-    values = _values(proto)
-    shapes = {name: shape for name, (shape, _) in values.items()}
-    shapes |= {t.name: list(t.dims) for t in graph.initializer}
-    flops, uncounted = 0, Counter[str]()
-    for node in graph.node:
-        work = _node_flops(node, shapes)
-        if work is None:
-            uncounted[node.op_type] += 1
-        flops += work or 0
+    _constants_as_weights(graph)
+    shapes = {t.name: list(t.dims) for t in graph.initializer}
+    shapes |= {name: shape for name, (shape, _) in _values(proto).items()}
+    work = [(node.op_type, node_flops(node, shapes)) for node in graph.node]
     return FileCost(
-        params=_weights(graph),
-        flops=flops,
+        params=sum(_weights(graph).values()),
+        flops=sum(flops or 0 for _, flops in work),
         file_bytes=size_of(file),
-        uncounted_ops=dict(uncounted),
+        uncounted_ops=dict(Counter(kind for kind, flops in work if flops is None)),
+        by_layer=layer_costs(graph, shapes, _weights(graph), _module_of),
     )
+
+
+def _constants_as_weights(graph: Any) -> None:
+    """Move the tensors of Constant nodes to the weights, where other exporters leave them."""
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        tensors = [a.t for a in node.attribute if a.name == "value" and math.prod(a.t.dims) > 1]
+        for tensor in tensors:
+            graph.initializer.add().CopyFrom(tensor)
+            graph.initializer[-1].name = node.output[0]
+            graph.node.remove(node)
 
 
 def _values(proto: Any) -> dict[str, tuple[list[int], int]]:
@@ -168,17 +200,17 @@ def _values(proto: Any) -> dict[str, tuple[list[int], int]]:
     }
 
 
-def _weights(graph: Any) -> int:
-    """Return the elements of the weights: floats, and what 8-bit files hold in their place."""
+def _weights(graph: Any) -> dict[str, int]:
+    """Return the elements of every weight: floats, and what 8-bit files hold in their place."""
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
     coders = [n for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     coded = {n.input[0] for n in coders}
     scales = {name for n in coders for name in n.input[1:]}
-    return sum(
-        math.prod(t.dims)
+    return {
+        t.name: math.prod(t.dims)
         for t in graph.initializer
         if t.name in coded or (t.data_type in floats and t.name not in scales)
-    )
+    }
 
 
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "DequantizeLinear")
@@ -215,21 +247,6 @@ def peak_activation_bytes(path: str | Path) -> int:
 
 def _bytes_of(shape: list[int], kind: int) -> int:
     return math.prod(shape) * helper.tensor_dtype_to_np_dtype(kind).itemsize
-
-
-def _node_flops(node: Any, shapes: Mapping[str, list[int]]) -> int | None:
-    inputs = [shapes.get(name, []) for name in node.input]
-    output = shapes.get(node.output[0], [])
-    if node.op_type == "Conv":
-        return math.prod(output) * math.prod(inputs[1][1:])
-    if node.op_type == "ConvTranspose":
-        return math.prod(inputs[0]) * math.prod(inputs[1][1:])
-    if node.op_type == "Gemm":
-        transposed = any(a.name == "transA" and a.i for a in node.attribute)
-        return math.prod(output) * inputs[0][0 if transposed else -1]
-    if node.op_type == "MatMul":
-        return math.prod(output) * inputs[0][-1]
-    return None
 
 
 def node_owners(path: Path, modules: Collection[str]) -> dict[str, str]:

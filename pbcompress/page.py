@@ -7,16 +7,16 @@ from itertools import groupby
 from typing import Any
 
 from pbcompress.charts import Curve, metric_range
+from pbcompress.counting import explain
 from pbcompress.history import History
+from pbcompress.layerrows import layer_rows
 from pbcompress.scorecard import candidates
-from pbcompress.tables import is_trial_only
+from pbcompress.standing import NAMES, estimate_of, may_be_chance, points, split_shown
+from pbcompress.tables import compact, is_trial_only
 
-__all__ = ["compact", "page_content"]
+__all__ = ["page_content"]
 
 Facts = Mapping[str, Any]
-NAMES = {"dendrites": "with dendrites", "width": "width alone"}
-MANY_LAYERS = 24
-COSTS = ("params", "flops")
 ARROW, TIMES, MINUS = "\N{RIGHTWARDS ARROW}", "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 
 
@@ -27,8 +27,14 @@ def page_content(facts: Facts, history: History) -> dict[str, Any]:
         "headline": _headline(facts),
         "cards": _cards(facts),
         "layers": layer_rows(facts),
+        "points": points(facts),
+        "split": split_shown(facts),
+        "has_intervals": any(p.score and p.score.low is not None for p in points(facts)),
+        "problems": facts.get("evidence", {}).get("problems", []),
+        "int8": int8_sentence(facts),
         "curves": trained,
         "is_clipped": _is_clipped(trained, facts),
+        "has_kept": any(entry["curve"].kept is not None for entry in trained),
         "has_dendrite_phases": any(is_d for e in trained for _, _, is_d in e["curve"].phases),
         "has_restarts": any(len(entry["curve"].phases) > 1 for entry in trained),
         "verdict": verdict(facts),
@@ -39,21 +45,6 @@ def page_content(facts: Facts, history: History) -> dict[str, Any]:
         "notes": _notes(facts),
         "is_shrunk_only": facts["after"]["score"] is None,
     }
-
-
-def compact(number: float) -> str:
-    """Return a count in at most five characters or so.
-
-    Example:
-        >>> compact(940), compact(24_058), compact(2_359_296)
-        ('940', '24.1k', '2.36M')
-    """
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= 0.9995 * size:
-            value = number / size
-            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-            return f"{value:.{digits}f}{unit}"
-    return f"{number:,.0f}"
 
 
 def _bytes(number: float) -> str:
@@ -117,11 +108,11 @@ def _speed_card(before: Facts, after: Facts) -> dict[str, Any]:
 
 def _metric_card(facts: Facts) -> dict[str, Any] | None:
     """Return the test metric, or the validation metric if there was no test split."""
-    old, new = facts["before"]["score"], facts["after"]["score"]
-    if not new:
+    split, old = split_shown(facts), facts["before"]["score"]
+    new = split and estimate_of(facts["after"], facts, split)
+    if not split or not new:
         return None
-    split = "val" if new["test"] is None else "test"
-    value, samples, name = new[split], new[f"{split}_samples"], facts["metric"]["name"]
+    value, samples, name = new.value, new.samples, facts["metric"]["name"]
     card: dict[str, Any] = {
         "label": f"{name}, {'validation' if split == 'val' else 'test'}",
         "value": f"{value:.4f}",
@@ -137,95 +128,11 @@ def _metric_card(facts: Facts) -> dict[str, Any] | None:
     if name == "accuracy":
         card["detail"] += f" ({abs(round(delta * samples)):,} of {samples:,} samples)"
     is_better = (delta > 0) == facts["metric"]["higher_is_better"]
-    is_noise = abs(delta) <= (_noise(facts, split) or 5e-5)
+    is_noise = abs(delta) <= 5e-5 or may_be_chance(estimate_of(facts["before"], facts, split), new)
     card["tone"] = "" if is_noise else "good" if is_better else "bad"
     if all(0 <= number <= 1 for number in (value, old[split])):
         card["share"], card["mark"] = value, old[split]
     return card
-
-
-def _noise(facts: Facts, split: str) -> float | None:
-    """Return two standard errors of an accuracy; None for another metric."""
-    score = facts["after"]["score"]
-    if facts["metric"]["name"] != "accuracy" or not 0 <= score[split] <= 1:
-        return None
-    return 2 * math.sqrt(score[split] * (1 - score[split]) / max(score[f"{split}_samples"], 1))
-
-
-# --- layer by layer -------------------------------------------------------------------------------
-
-
-def layer_rows(facts: Facts) -> dict[str, Any]:
-    """Return width, parameters and FLOPs of every layer that has a width, and of the rest.
-
-    A layer's dendrites count in its row; the rows and the rest add up to the whole network.
-    """
-    before, after = facts["before"], facts["after"]
-    rows = []
-    for name, old in before["layers"].items():
-        if old["width"] is None:
-            continue
-        new, dendrites = _grown(after["layers"], name, old)
-        is_same = new["width"] == old["width"]
-        rows.append(
-            {
-                "name": name or "(the network)",
-                "sets": after["sets"] if dendrites else 0,
-                "reason": facts["left_alone"].get(name, "") if is_same else "",
-                "cells": [
-                    _cell(old["width"], new["width"]),
-                    *(_cell(old[key], new[key], dendrites.get(key, 0)) for key in COSTS),
-                ],
-            }
-        )
-    has_rest = _add_rest(rows, before, after)
-    for column in zip(*(row["cells"] for row in rows), strict=True):
-        cells = [cell for cell in column if cell]
-        top = max(1, *(max(cell["before"], cell["total"]) for cell in cells))
-        for cell in cells:
-            cell["shares"] = {key: cell[key] / top for key in ("before", "after", "total")}
-    return {
-        "rows": rows,
-        "is_long": len(rows) > MANY_LAYERS,
-        "has_dendrites": any(row["sets"] for row in rows),
-        "has_rest": has_rest,
-    }
-
-
-def _add_rest(rows: list[dict[str, Any]], before: Facts, after: Facts) -> bool:
-    """Add what has no width (BatchNorm, pools, ...) as a last row, if it costs anything."""
-    cells = []
-    for column, key in enumerate(COSTS, start=1):
-        old = before[key] - sum(row["cells"][column]["before"] for row in rows)
-        new = after[key] - sum(row["cells"][column]["total"] for row in rows)
-        cells.append(_cell(old, new))
-    if not rows or not any(cell["before"] or cell["total"] for cell in cells):
-        return False
-    rows.append({"name": None, "sets": 0, "reason": "", "cells": [None, *cells]})
-    return True
-
-
-def _grown(layers: Facts, name: str, old: Facts) -> tuple[Facts, dict[str, int]]:
-    """Return a layer after compression without its dendrites, and what these cost."""
-    base = layers.get(f"{name}.base_layer")
-    if base is None:
-        return layers.get(name, old), {}
-    parts = [v for k, v in layers.items() if k == name or k.startswith(f"{name}.")]
-    return base, {key: sum(part[key] for part in parts) - base[key] for key in COSTS}
-
-
-def _cell(before: int, after: int, dendrites: int = 0) -> dict[str, Any]:
-    total, text = after + dendrites, compact(before)
-    title = f"{before:,} before, {total:,} after"
-    if dendrites:
-        title += f", {dendrites:,} of them in dendrites"
-    return {
-        "before": before,
-        "after": after,
-        "total": total,
-        "title": title,
-        "text": text if before == total else f"{text} {ARROW} {compact(total)}",
-    }
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -305,16 +212,49 @@ def verdict(facts: Facts) -> str:
     start = "won" if gain > 0 else "lost" if gain < 0 else "neither won nor lost"
     apart = ""
     if name == "accuracy" and gain:
-        count = round(abs(gain) * samples)
-        apart = f", a difference of {count:,} sample{'s' if count != 1 else ''}"
+        apart = f", a difference of {_plural(round(abs(gain) * samples), 'sample')}"
+    pair = [estimate_of(arm, facts, "val") for arm in (grown, wide)]
+    chance = ", which may be chance: the 95 % intervals meet" if may_be_chance(*pair) else ""
     steps = f"the same {grown['steps']:,}"
     if grown["steps"] != wide["steps"]:
         steps = f"{grown['steps']:,} against {wide['steps']:,}"
     return (
         f"The dendrites {start}: {name} {new:.4f} on validation (n = {samples:,}) against "
-        f"{old:.4f} of width alone{apart}. The network with them has {grown['params']:,} "
+        f"{old:.4f} of width alone{apart}{chance if gain else ''}. {_tested(grown, wide)}"
+        f"The network with them has {grown['params']:,} "
         f"parameters, {grown['dendrite_params']:,} of them in dendrites, and width alone "
         f"{wide['params']:,}, after {steps} optimizer steps."
+    )
+
+
+def _plural(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'s' if count != 1 else ''}"
+
+
+def _tested(grown: Facts, wide: Facts) -> str:
+    scores = [arm["score"]["test"] for arm in (grown, wide)]
+    if None in scores:
+        return ""
+    samples = grown["score"]["test_samples"]
+    return f"On test (n = {samples:,}) they have {scores[0]:.4f} against {scores[1]:.4f}. "
+
+
+def int8_sentence(facts: Facts) -> str:
+    """Return what 8 bits brought, and whether they were taken; "" where they were not tried."""
+    shipped = facts["deployment"]
+    found = shipped["proof"].get("quantization") if isinstance(shipped, Mapping) else None
+    if not found:
+        return ""
+    verdict = "was taken" if found["accepted"] else "was not taken"
+    if found["failures"]:
+        verdict += f", for it failed on {' and '.join(found['failures'])}"
+    return (
+        f"Int8 {verdict}: validation {found['metric_name']} {found['metric_before']:.4f} in "
+        f"float32 and {found['metric_after']:.4f} in int8, both through ONNX Runtime (at most "
+        f"{found['guard']:g} worse was allowed); {found['bytes_before']:,} and "
+        f"{found['bytes_after']:,} bytes; {found['speedup']:.2f}{TIMES} as fast. "
+        f"{_plural(len(found['excluded']), 'node')} stayed in float32; it was calibrated on "
+        f"{found['samples']:,} samples."
     )
 
 
@@ -348,16 +288,22 @@ def _notes(facts: Facts) -> list[str]:
         f" {TIMES} ".join(map(str, shape)) for shape in facts["before"]["input_shapes"].values()
     )
     notes = [
-        "One FLOP is one multiply-add, counted by fvcore for one sample in eval mode"
-        + (f" (input {shapes})." if shapes else "."),
+        "One FLOP is one multiply-add, counted by fvcore (and where it says so by torch's "
+        "FlopCounterMode) for one sample in eval mode" + (f" (input {shapes})." if shapes else "."),
         "Operations that the count leaves out: "
         f"before, {_uncounted(facts['before'])}; after, {_uncounted(facts['after'])}.",
+    ]
+    notes += [
+        f"{when.capitalize()}: {sentence}"
+        for when in ("before", "after")
+        if (sentence := _counters(facts[when]))
     ]
     shipped = facts["deployment"]
     if isinstance(shipped, Mapping):
         old, new = shipped["latency_before"], shipped["latency_after"]
         notes.append(
-            "Latency is that of ONNX Runtime on the CPU, one thread, batch 1. Both files ran in "
+            "Latency before and after is that of ONNX Runtime on the CPU of the machine that ran "
+            "the compression, one thread, batch 1. Both files ran in "
             f"turn, {new['rounds']:,} times each; the times are medians (95th percentile "
             f"{old['p95']:.3g} and {new['p95']:.3g} ms), and the speed-up is the median of the "
             "ratios of neighbouring runs, so it need not be the quotient of the medians."
@@ -374,14 +320,23 @@ def _notes(facts: Facts) -> list[str]:
             "The validation split chose weights, sets and network. The test split was scored once "
             "for each network and chose nothing."
         )
-    split = "test" if score and score["test"] is not None else "val"
-    noise = _noise(facts, split) if score else None
-    if noise:
+    split = split_shown(facts)
+    new = estimate_of(facts["after"], facts, split) if split else None
+    if new and new.low is not None:
         notes.append(
-            f"Two standard errors of an accuracy of {score[split]:.4f} at n = "
-            f"{score[f'{split}_samples']:,} are {noise:.4f}: smaller differences may be chance."
+            f"The 95 % interval of an accuracy is Wilson's: {new.low:.4f} to {new.high:.4f} for "
+            f"{new.value:.4f} at n = {new.samples:,}. It says how far other samples could move it, "
+            "not how far another training could. A change is coloured only where the intervals of "
+            "both networks do not meet."
         )
     return notes
+
+
+def _counters(arm: Facts) -> str:
+    """Return why the two counts of FLOPs differ; "" up to 2 %."""
+    if arm.get("dispatched") is None:
+        return ""
+    return explain(arm["by_operation"], arm["dispatched"], arm["uncounted_ops"])
 
 
 def _uncounted(arm: Facts) -> str:

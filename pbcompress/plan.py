@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from pbcompress.admission import check_model
-from pbcompress.charts import width_picture
 from pbcompress.config import Budget, CompressConfig
 from pbcompress.cuts import LayerCut, check_cuts
 from pbcompress.errors import StateMismatchError
@@ -19,6 +18,7 @@ from pbcompress.importance import sample_for
 from pbcompress.jsonfile import parse
 from pbcompress.latency import Shipped
 from pbcompress.measure import ModelCost
+from pbcompress.pictures import width_picture
 from pbcompress.surgery import as_call, device_of, single_sample, to_device
 from pbcompress.task import Data, Task
 from pbcompress.widths import Solution, find_widths

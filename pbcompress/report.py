@@ -11,7 +11,14 @@ from pbcompress.checkpoint import read_state
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.history import History
 from pbcompress.page import page_content
-from pbcompress.tables import before_after, dendrite_account, layer_widths, render_markdown
+from pbcompress.pictures import accuracy_chart
+from pbcompress.tables import (
+    before_after,
+    dendrite_account,
+    layer_widths,
+    render_markdown,
+    shipped_files,
+)
 from pbcompress.tensorfile import write_bytes
 
 __all__ = ["REPORT_FILES", "read_run", "to_html", "to_json", "to_markdown", "write_report"]
@@ -23,13 +30,23 @@ logger = logging.getLogger(__name__)
 
 
 def read_run(directory: str | Path) -> tuple[dict[str, Any], History]:
-    """Return facts and history of a saved run."""
+    """Return facts and history of a saved run.
+
+    Raises:
+        StateMismatchError: A file is missing, truncated, of another kind or of a newer version.
+    """
     state = read_state(directory)
     if "facts" not in state:
         raise StateMismatchError(f"{directory} holds a network without the facts of its run.")
     path = Path(directory) / "history.jsonl"
-    history = History.from_jsonl(path.read_text(encoding="utf-8")) if path.is_file() else History()
-    return state["facts"], history
+    if not path.is_file():
+        return state["facts"], History()
+    try:
+        return state["facts"], History.from_jsonl(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise StateMismatchError(
+            f"{path} is truncated or no JSON ({err}). Delete it for a report without the training."
+        ) from err
 
 
 def to_json(facts: Mapping[str, Any], history: History) -> str:
@@ -39,11 +56,16 @@ def to_json(facts: Mapping[str, Any], history: History) -> str:
 
 def to_markdown(facts: Mapping[str, Any], history: History) -> str:
     """Return the report as Markdown."""
-    parts = ["# Compression report", facts["note"], render_markdown(before_after(facts))]
+    parts = ["# Compression report"]
+    parts += [f"**{problem}**" for problem in facts.get("evidence", {}).get("problems", [])]
+    parts += [facts["note"], render_markdown(before_after(facts))]
     account = dendrite_account(facts)
     if account:
         parts += ["## What the dendrites brought and cost", render_markdown(account)]
     parts += ["## Widths", render_markdown(layer_widths(facts)), "## Proof", proof_sentence(facts)]
+    files = shipped_files(facts)
+    if files:
+        parts += ["## The shipped file", file_sentence(facts), render_markdown(files)]
     parts.append(
         f"{len(history)} epochs, {history.steps:,} optimizer steps. Target "
         f"{facts['target_params']:,} parameters, seed {facts['seed']}, pbcompress "
@@ -65,6 +87,28 @@ def proof_sentence(facts: Mapping[str, Any]) -> str:
         f"The ONNX file (opset {proof['opset']}) was run beside torch {proof['checks']} times at "
         f"batch sizes {sizes}; the largest difference of any output is "
         f"{proof['max_difference']:.1e} ({proof['max_relative']:.1e} of the largest output)."
+    )
+
+
+def file_sentence(facts: Mapping[str, Any]) -> str:
+    """Return when and where the numbers of the shipped files were read."""
+    evidence = facts.get("evidence")
+    if evidence is None:
+        return (
+            "Read from the file when the run had written it; pbcompress report RUN_DIR reads it "
+            "anew, and times it."
+        )
+    if not evidence["files"]:
+        return "As the run noted it; the folder has no file to read."
+    sentence = "Read from the files in the run's folder when this report was made."
+    timed = evidence["bench"]
+    if isinstance(timed, str):
+        return f"{sentence} {timed}"
+    return (
+        f"{sentence} Times and memory are those of the machine that made it: ONNX Runtime, "
+        f"{timed['threads']} thread, the files in turn."
+        if timed
+        else sentence
     )
 
 
@@ -119,15 +163,24 @@ def to_html(facts: Mapping[str, Any], history: History) -> str:
         "summary": before_after(facts),
         "account": dendrite_account(facts),
         "widths": layer_widths(facts),
+        "files": shipped_files(facts),
     }
-    proof = proof_sentence(facts)
-    return template.render(facts=facts, history=history, tables=tables, proof=proof, **content)
+    sentences = {"proof": proof_sentence(facts), "file": file_sentence(facts)}
+    return template.render(
+        facts=facts, history=history, tables=tables, sentences=sentences, **content
+    )
 
 
 def _charts(facts: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, str]:
     """Return the drawings by name; one that has nothing to show is not there."""
     charts = {}
     metric, score = facts["metric"], facts["before"]["score"]
+    if len(content["points"]) > 1:
+        charts["accuracy"] = accuracy_chart(
+            content["points"],
+            title=f"{metric['name']} against parameters: "
+            + "; ".join(f"{p.label}, {p.params:,}, {p.score}" for p in content["points"]),
+        )
     if content["curves"]:
         charts["learning"] = learning_chart(
             [entry["curve"] for entry in content["curves"]],

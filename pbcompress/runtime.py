@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 from torch import Tensor
 
-from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.errors import CompressionError, StateMismatchError, first_line
 from pbcompress.onnxstore import example_sizes, load
 
 __all__ = [
@@ -117,8 +117,8 @@ class Session:
             )
         except Exception as err:
             raise StateMismatchError(
-                f"{path} cannot be run by ONNX Runtime {onnxruntime.__version__}: {err}. Give a "
-                "whole ONNX file."
+                f"{path} cannot be run by ONNX Runtime {onnxruntime.__version__}: "
+                f"{first_line(err)}. Give a whole ONNX file."
             ) from err
         if providers[0] not in self._session.get_providers():
             raise CompressionError(

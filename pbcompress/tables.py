@@ -6,11 +6,13 @@ from typing import Any
 __all__ = [
     "Table",
     "before_after",
+    "compact",
     "dendrite_account",
     "is_trial_only",
     "layer_widths",
     "render_markdown",
     "render_text",
+    "shipped_files",
     "speed_up",
 ]
 
@@ -38,6 +40,21 @@ def _change(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, s
     return f"{after[split] - before[split]:+.4f}"
 
 
+def compact(number: float) -> str:
+    """Return a count in at most five characters or so.
+
+    Example:
+        >>> compact(940), compact(24_058), compact(2_359_296)
+        ('940', '24.1k', '2.36M')
+    """
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            value = number / size
+            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+            return f"{value:.{digits}f}{unit}"
+    return f"{number:,.0f}"
+
+
 def speed_up(ratio: float) -> str:
     """Return what a ratio of times means, and say so where the result is the slower one."""
     return f"{ratio:.2f}x as fast" + (": slower than before" if round(ratio, 2) < 1 else "")
@@ -50,6 +67,10 @@ def before_after(facts: Facts) -> Table:
     for label, key in (("parameters", "params"), ("FLOPs (multiply-adds)", "flops")):
         kept = _kept(before[key], after[key])
         rows.append((label, _count(before[key]), _count(after[key]), kept))
+    counts = [arm.get("dispatched") for arm in (before, after)]
+    second = [sum(count.values()) for count in counts if count is not None]
+    if len(second) == 2:
+        rows.append(("FLOPs by torch's counter", *map(_count, second), _kept(*second)))
     shipped = facts["deployment"]
     if isinstance(shipped, Mapping):
         sizes = shipped["bytes_before"], shipped["bytes_after"]
@@ -69,6 +90,52 @@ def before_after(facts: Facts) -> Table:
             values = _metric(scores[0], split), _metric(scores[1], split)
             rows.append((f"{metric}, {label}", *values, _change(*scores, split)))
     return rows
+
+
+def shipped_files(facts: Facts) -> Table | None:
+    """Return what the shipped files are, each in a column; None where nothing was exported."""
+    shipped, evidence = facts["deployment"], facts.get("evidence", {})
+    files = evidence.get("files", [])
+    if not files and isinstance(shipped, Mapping) and "file" in shipped:
+        files = [shipped["file"]]
+    if not files:
+        return None
+    rows: list[Sequence[str]] = [("", *(file["name"] for file in files))]
+    rows.append(("SHA-256, its first digits", *(file["sha256"][:12] for file in files)))
+    for label, key in (
+        ("bytes", "file_bytes"),
+        ("weights", "weights"),
+        ("FLOPs of the graph", "flops"),
+        ("peak activations, bytes", "peak_activations"),
+        ("operator set", "opset"),
+    ):
+        rows.append((label, *(_count(file[key]) for file in files)))
+    rows.append(("nodes", *(_count(sum(file["operations"].values())) for file in files)))
+    timed = evidence.get("bench")
+    if isinstance(timed, Mapping):
+        rows += _timed_rows(timed)
+    scores = evidence.get("scores")
+    if scores:
+        label = f"{facts['metric']['name']} in ONNX Runtime (n={scores[0]['samples']:,})"
+        rows.append((label, *map(_interval, scores)))
+    return rows
+
+
+def _timed_rows(timed: Facts) -> list[Sequence[str]]:
+    files = timed["files"]
+    rows: list[Sequence[str]] = []
+    for label, key in (("median", "median"), ("95th percentile", "p95")):
+        rows.append((f"batch 1, {label} ms", *(f"{f['latency'][key]:.3f}" for f in files)))
+    batch = timed["batch"]
+    speeds = [f["throughput"] and batch * 1000 / f["throughput"]["median"] for f in files]
+    rows.append((f"batch {batch}, samples a second", *map(_count, speeds)))
+    rows.append(("resident memory, bytes", *(_count(f["peak_memory"]) for f in files)))
+    return rows
+
+
+def _interval(score: Facts) -> str:
+    ends = "" if score["low"] is None else f" ({score['low']:.4f} to {score['high']:.4f})"
+    return f"{score['value']:.4f}{ends}"
 
 
 def layer_widths(facts: Facts) -> Table:

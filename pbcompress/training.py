@@ -15,7 +15,7 @@ from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.surgery import device_of, preserved_mode, seeded
 from pbcompress.task import Batches, Task, check_finite, moved, seeded_generators, to_number
 
-__all__ = ["Callback", "evaluate", "lr_factor", "make_optimizer", "train_epoch"]
+__all__ = ["Callback", "evaluate", "lr_factor", "make_optimizer", "predict", "train_epoch"]
 
 
 class Callback:
@@ -150,22 +150,12 @@ def _length(batches: Batches) -> int:
         return 0
 
 
-def evaluate(
+def predict(
     model: nn.Module, batches: Batches, task: Task, engine: Engine | None = None
-) -> tuple[float, int]:
-    """Return the metric of a split and its number of samples; mode and statistics stay.
+) -> tuple[Any, Any, int]:
+    """Return outputs and targets of a split, joined, on the CPU, and its number of samples.
 
-    Args:
-        model: Any network.
-        batches: The split.
-        task: Metric and forward.
-        engine: Of several processes each runs its part of the batches, and all of them take the
-            metric of the whole split; None: one process.
-
-    Example:
-        >>> net = nn.Linear(2, 2)
-        >>> evaluate(net, [(torch.zeros(3, 2), torch.zeros(3, dtype=torch.long))], Task())[1]
-        3
+    Mode and statistics of the model stay.
     """
     device, engine = device_of(model), engine or Engine()
     parts: dict[int, Any] = {}
@@ -185,9 +175,30 @@ def evaluate(
         )
     outputs, targets = zip(*(parts[number] for number in sorted(parts)), strict=True)
     target = _join(targets)
-    value = to_number(task.metric(_join(outputs), target), "Task.metric")
     first = next((t for t in tree_leaves(target) if isinstance(t, Tensor)), None)
-    return value, len(first) if first is not None and first.dim() else len(targets)
+    samples = len(first) if first is not None and first.dim() else len(targets)
+    return _join(outputs), target, samples
+
+
+def evaluate(
+    model: nn.Module, batches: Batches, task: Task, engine: Engine | None = None
+) -> tuple[float, int]:
+    """Return the metric of a split and its number of samples; mode and statistics stay.
+
+    Args:
+        model: Any network.
+        batches: The split.
+        task: Metric and forward.
+        engine: Of several processes each runs its part of the batches, and all of them take the
+            metric of the whole split; None: one process.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> evaluate(net, [(torch.zeros(3, 2), torch.zeros(3, dtype=torch.long))], Task())[1]
+        3
+    """
+    output, target, samples = predict(model, batches, task, engine)
+    return to_number(task.metric(output, target), "Task.metric"), samples
 
 
 def _to_cpu(leaf: Any) -> Any:

@@ -20,16 +20,18 @@ INTEGRATIONS = {
 # A module imports from the rows below its own, or from its own row where listed earlier there.
 ROWS = [
     ["cli"],
+    ["cli_measures"],
+    ["cli_arguments"],
     ["zoo"],
     ["demo", "recipe"],
     ["pipeline"],
-    ["result"],
-    ["report", "comparison", "deploy", "benchmarking"],
-    ["page"],
+    ["result", "evidence"],
+    ["report", "comparing", "deploy", "benchmarking"],
+    ["page", "comparison"],
     ["checkpoint", "plan"],
     ["widths"],
     ["budgets", "shipping"],
-    ["recovery", "export", "progress"],
+    ["recovery", "export", "progress", "scoring"],
     ["parity", "translation"],
     ["int8", "localization", "axes"],
     ["cycles", "fuse", "runtime", "training", "quantization"],
@@ -40,8 +42,9 @@ ROWS = [
     ["signals"],
     ["nodes"],
     ["allocation", "latency", "forms", "correlation", "importance", "cuts", "pins", "explain"],
-    ["costs", "statistics", "distillation", "scorecard", "optimizers", "admission"],
-    ["charts", "race"],
+    ["costs", "statistics", "distillation", "scorecard", "optimizers", "admission", "standing"],
+    ["charts", "race", "pictures", "inspection", "layerrows"],
+    ["canvas"],
     [
         "engine",
         "grouping",
@@ -53,11 +56,21 @@ ROWS = [
         "tables",
         "onnxfile",
     ],
-    ["tracing", "slicing", "families", "projections", "onnxstore"],
+    ["tracing", "slicing", "families", "projections", "graphcost", "onnxstore"],
     ["movement", "attention"],
     ["operators"],
     ["tracer", "surgery", "geometry", "config", "deadline"],
-    ["coupling", "sizes", "jsonfile", "choices", "versions", "positions", "blame"],
+    [
+        "coupling",
+        "sizes",
+        "jsonfile",
+        "choices",
+        "versions",
+        "positions",
+        "blame",
+        "counting",
+        "intervals",
+    ],
     ["errors"],
 ]
 THIRD_PARTY = {
@@ -67,7 +80,7 @@ THIRD_PARTY = {
     "onnx": {"onnxfile", "onnxstore"},  # what is in a file, and the file
     "onnxruntime": {"runtime", "quantization"},  # sessions, and the tool
     "jinja2": {"report"},
-    "matplotlib": {"charts"},
+    "matplotlib": {"canvas"},
     "tqdm": {"progress"},
     "lightning": {"engine", "integrations.lightning"},  # Fabric, and the Trainer
     "transformers": {"integrations.transformers"},
@@ -136,7 +149,7 @@ def test_the_library_never_prints():
     for name, tree in MODULES.items():
         calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
         prints = [n for n in calls if isinstance(n.func, ast.Name) and n.func.id == "print"]
-        assert name == "cli" or not prints, name
+        assert name.startswith("cli") or not prints, name
 
 
 CONTRACT = {

@@ -1,0 +1,114 @@
+"""The commands that measure: measure, compare, report."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pbcompress.cli_arguments import (
+    DATA_HELP,
+    MODEL_HELP,
+    add_inputs,
+    data_named,
+    inputs_of,
+    network_named,
+)
+from pbcompress.errors import CompressionError
+
+__all__ = ["add_measures"]
+
+
+def add_measures(commands: Any) -> None:
+    """Add the commands."""
+    measure = commands.add_parser(
+        "measure",
+        help="parameters and FLOPs of a network or an ONNX file",
+        description="Count parameters and multiply-adds (1 multiply-add = 1 FLOP, batch 1).",
+    )
+    measure.add_argument("model", help=f"an ONNX file, or {MODEL_HELP}")
+    add_inputs(measure, required=False)
+    measure.add_argument("--json", action="store_true", help="print JSON, layers included")
+    measure.set_defaults(run=_measure)
+
+    compare = commands.add_parser(
+        "compare",
+        help="two networks or ONNX files side by side",
+        description="Compare size, work, speed (interleaved, one thread), memory and outputs of "
+        "two networks on random inputs, and with --data their accuracy.",
+    )
+    compare.add_argument("before", help=f"an ONNX file, or {MODEL_HELP}")
+    compare.add_argument("after", help="the same")
+    add_inputs(compare, required=True)
+    compare.add_argument("--data", metavar="FUNCTION", help=DATA_HELP)
+    compare.add_argument("--control", help="a third network, of the size of the second")
+    form = compare.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON, layers included")
+    form.add_argument("--markdown", action="store_true", help="print Markdown")
+    compare.add_argument("--plot", help="picture of all layers to write: .svg or .png")
+    compare.add_argument("--plot-metric", help="picture of metric against size; needs --data")
+    compare.set_defaults(run=_compare)
+
+    report = commands.add_parser(
+        "report",
+        help="write the report of a saved run",
+        description="Write a report from the history of a run and its shipped files: what is said "
+        "of a file is read from it anew.",
+    )
+    report.add_argument("run_dir", help="folder of a finished run")
+    report.add_argument(
+        "--out", help="report.html, .md or .json (default: RUN_DIR/report.html)", default=None
+    )
+    report.add_argument("--data", metavar="FUNCTION", help=DATA_HELP)
+    report.set_defaults(run=_report)
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    from pbcompress.measure import measure
+    from pbcompress.onnxfile import measure_onnx
+
+    model = network_named(arguments.model)
+    if isinstance(model, Path):
+        file = measure_onnx(model)
+        facts, text = asdict(file), str(file)
+    elif arguments.input is None:
+        raise CompressionError(
+            f"{arguments.model} was to be measured, and its FLOPs depend on the input. "
+            "Add --input with its shape, e.g. --input 1,3,32,32."
+        )
+    else:
+        cost = measure(model, inputs_of(arguments))
+        facts, text = cost.to_dict(), str(cost)
+    print(json.dumps(facts, indent=1) if arguments.json else text)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from pbcompress.comparing import compare
+
+    before, after = network_named(arguments.before), network_named(arguments.after)
+    found = compare(
+        before,
+        after,
+        inputs_of(arguments),
+        data=data_named(arguments.data),
+        control=network_named(arguments.control) if arguments.control else None,
+    )
+    if arguments.json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        print(found.to_markdown() if arguments.markdown else found)
+    if arguments.plot:
+        found.plot(arguments.plot)
+    if arguments.plot_metric:
+        found.plot(arguments.plot_metric, show="accuracy")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from pbcompress.evidence import with_evidence
+    from pbcompress.report import read_run, write_report
+
+    output = Path(arguments.out or Path(arguments.run_dir) / "report.html")
+    facts, history = read_run(arguments.run_dir)
+    facts = with_evidence(facts, arguments.run_dir, data=data_named(arguments.data))
+    write_report(output, facts, history)
+    print("\n".join([*facts["evidence"]["problems"], f"Wrote {output}."]))

@@ -1,0 +1,64 @@
+"""Where the original, the result and the control stand: the metric with its interval, by size."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pbcompress.intervals import Estimate, wilson
+from pbcompress.pictures import Point
+from pbcompress.tables import is_trial_only
+
+__all__ = ["NAMES", "estimate_of", "may_be_chance", "points", "split_shown"]
+
+Facts = Mapping[str, Any]
+NAMES = {"dendrites": "with dendrites", "width": "width alone"}
+
+
+def split_shown(facts: Facts) -> str | None:
+    """Return which split a run is judged by: "test", else "val"; None without data."""
+    score = facts["after"]["score"]
+    if not score:
+        return None
+    return "val" if score["test"] is None else "test"
+
+
+def estimate_of(arm: Facts, facts: Facts, split: str) -> Estimate | None:
+    """Return a network's metric on a split; an accuracy of samples with Wilson's interval.
+
+    None where it was not measured.
+    """
+    score = arm["score"]
+    if not score or score[split] is None:
+        return None
+    value, samples = score[split], score[f"{split}_samples"]
+    hits = value * samples
+    is_share = facts["metric"]["name"] == "accuracy" and samples > 0 and 0 <= value <= 1
+    if not is_share or abs(hits - round(hits)) > 0.01:
+        return Estimate(value, samples, None, None, "no interval: no share of the samples")
+    return Estimate(value, samples, *wilson(round(hits), samples), "Wilson")
+
+
+def may_be_chance(a: Estimate | None, b: Estimate | None) -> bool:
+    """Tell whether the intervals of two networks meet; False where there are none."""
+    return a is not None and b is not None and a.meets(b)
+
+
+def points(facts: Facts) -> list[Point]:
+    """Return the networks in the picture of metric against size, those without a metric left out.
+
+    What lost a trial and was trained no further is no control.
+    """
+    split = split_shown(facts)
+    if split is None:
+        return []
+    arms = [("original", "before", facts["before"])]
+    name = NAMES.get(facts["after"]["name"], facts["after"]["name"])
+    arms.append((f"result, {name}", "after", facts["after"]))
+    other = facts["other"]
+    if other and not is_trial_only(other, facts):
+        name = NAMES.get(other["name"], other["name"])
+        arms.append((f"control, {name}", "control", other))
+    found = [
+        Point(label, role, arm["params"], estimate_of(arm, facts, split))
+        for label, role, arm in arms
+    ]
+    return [point for point in found if point.score]
