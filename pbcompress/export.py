@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pbcompress.errors import CompressionError, ExportMismatchError, first_line
-from pbcompress.int8 import Quantization, try_int8
 from pbcompress.localization import first_difference
 from pbcompress.onnxfile import facts_of, write_metadata
+from pbcompress.precision import Precision, Quantization, quantize_file, requested
 from pbcompress.runtime import Session
 from pbcompress.surgery import (
     Call,
     as_call,
     copy_model,
+    device_of,
     map_tensors,
     seeded,
     tensors_of,
@@ -89,10 +90,11 @@ def export_onnx(
     path: str | Path,
     example_inputs: object,
     *,
-    quantize: Literal["int8"] | None = None,
+    quantize: Precision | None = None,
     data: Data | None = None,
     task: Task | None = None,
     max_drop: float = 0.005,
+    recover_epochs: int = 0,
     opset: int = 20,
     dynamic_batch: bool = True,
     samples: Sequence[object] = (),
@@ -109,10 +111,15 @@ def export_onnx(
         path: The file to write.
         example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
         quantize: "int8": write the file in 8 bits if that is smaller, within ``max_drop`` and not
-            slower on this machine; ``report.quantization`` says which. Else it is float32.
-        data: For int8: ``train`` calibrates, ``val`` is scored.
-        task: For int8: the metric; None is classification.
-        max_drop: For int8: how much worse the validation metric may be, absolute, at least 0.
+            slower on this machine. "fp16": in 16 bits if that is smaller, within ``max_drop`` and
+            at least half as fast; CPUs compute it in float32. Else the file is float32, and
+            ``report.quantization`` says which of these failed.
+        data: For fewer bits: ``train`` calibrates, ``val`` is scored.
+        task: For fewer bits: the metric; None is classification.
+        max_drop: For fewer bits: how much worse the validation metric may be, absolute, at least 0.
+        recover_epochs: For int8: where it does not pass, a copy is trained for so many epochs on
+            ``data.train`` with rounded weights and values, and tried again. It costs about twice
+            the time of plain training.
         opset: ONNX operator set, 18 to 25.
         dynamic_batch: Whether the file takes any batch size.
         samples: Further inputs to compare on, e.g. real batches.
@@ -133,13 +140,7 @@ def export_onnx(
         >>> report.operations["Gemm"], report.batch_sizes
         (1, (1, 2, 5))
     """
-    if quantize not in (None, "int8"):
-        raise CompressionError(f'quantize={quantize!r} was asked for; it is "int8" or None.')
-    if quantize and (data is None or not max_drop >= 0):
-        raise CompressionError(
-            f'quantize="int8" needs data=Data(train, val) to calibrate and to score, and max_drop '
-            f"of at least 0; found {type(data).__name__} and {max_drop}."
-        )
+    request = requested(quantize, data, task, max_drop, recover_epochs)
     if opset not in OPSETS:
         raise CompressionError(
             f"opset={opset} was asked for; this version writes {OPSETS[0]} to {OPSETS[-1]}."
@@ -150,18 +151,22 @@ def export_onnx(
     network.register_forward_hook(lambda _, __, output: _known(output))
     write_bytes(target.with_name(f".{target.name}.writable"), b"")  # fail before the work
     target.with_name(f".{target.name}.writable").unlink()
+    sizes = BATCH_SIZES if dynamic_batch else (_batch_size(calls[0]),)
+
+    def write(module: nn.Module, file: Path) -> tuple[float, float, int]:
+        _export(module, calls[0], file, opset, dynamic_batch)
+        write_metadata(file, {"pbcompress": version_of("pbcompress"), **(metadata or {})})
+        facts_of(file)  # a full check
+        return _prove(module, file, calls, sizes)
+
     with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
         draft = Path(folder) / "draft.onnx"
-        _export(network, calls[0], draft, opset, dynamic_batch)
-        write_metadata(draft, {"pbcompress": version_of("pbcompress"), **(metadata or {})})
-        facts = facts_of(draft)
-        sizes = BATCH_SIZES if dynamic_batch else (_batch_size(calls[0]),)
-        difference, relative, checks = _prove(network, draft, calls, sizes)
+        difference, relative, checks = write(network, draft)
         quantization = None
-        if quantize and data is not None:
-            like = _output(network, _resized(calls[0], sizes[-1]))
-            quantization = try_int8(draft, draft, like, data, task or Task(), max_drop)
-            facts = facts_of(draft)
+        if request:
+            call = _resized(calls[0], sizes[-1])
+            quantization = quantize_file(draft, network, call, request, write, device_of(model))
+        facts = facts_of(draft)
         content = draft.read_bytes()
     write_bytes(target, content)
     return ExportReport(
@@ -177,12 +182,6 @@ def export_onnx(
         operations=facts.operations,
         quantization=quantization,
     )
-
-
-def _output(network: nn.Module, call: Call) -> Any:
-    args, kwargs = call
-    with torch.no_grad():
-        return network(*args, **kwargs)
 
 
 def write_onnx(model: nn.Module, path: Path, example_inputs: object) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pbcompress.errors import CompressionError, StateMismatchError
 
-__all__ = ["Latency", "Session", "interleaved_latency", "kernel_times", "peak_memory"]
+__all__ = ["Latency", "Session", "interleaved_latency", "kernel_times", "peak_memory", "version"]
 
 Array = np.ndarray[Any, Any]
 MAX_SECONDS = 4.0
@@ -46,6 +46,12 @@ session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionPr
 session.run(None, feeds)
 print((kilobytes("VmHWM") - start) * 1024)
 """
+
+
+def version() -> str:
+    """Return the version of ONNX Runtime."""
+    found: str = onnxruntime.__version__
+    return found
 
 
 class Session:
@@ -99,6 +105,24 @@ class Session:
             )
         arrays = [t.detach().cpu().contiguous().numpy() for t in tensors]
         return dict(zip(self.input_names, arrays, strict=True))
+
+    def check(self, feeds: Mapping[str, Array]) -> None:
+        """Raise unless arrays have the shapes and types that the file takes.
+
+        Raises:
+            CompressionError: One has not; both are named.
+        """
+        for value in self._inputs:
+            array, wanted = feeds[value.name], value.shape
+            is_alike = len(wanted) == array.ndim and all(
+                not isinstance(n, int) or n == m for n, m in zip(wanted, array.shape, strict=True)
+            )
+            if not is_alike or DTYPES.get(value.type, array.dtype) != array.dtype:
+                raise CompressionError(
+                    f"The file takes {value.name!r} as a {value.type} of shape "
+                    f"({', '.join(map(str, wanted))}); a batch gave {array.dtype} of shape "
+                    f"{array.shape}. Give batches like those that it was exported with."
+                )
 
     @property
     def takes_any_batch(self) -> bool:
