@@ -138,6 +138,11 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--batch", type=int, default=32, help="the larger batch (default: 32)")
     bench.add_argument("--rounds", type=int, default=200, help="runs of each (default: 200)")
     bench.add_argument("--profile", action="store_true", help="time every node as well")
+    bench.add_argument(
+        "--provider",
+        default="CPUExecutionProvider",
+        help="what computes, by ONNX Runtime's name (default: %(default)s)",
+    )
     bench.add_argument("--json", action="store_true", help="print JSON")
     bench.set_defaults(run=_bench)
 
@@ -396,6 +401,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         batch=arguments.batch,
         rounds=arguments.rounds,
         profile=arguments.profile,
+        provider=arguments.provider,
     )
     print(json.dumps(found.to_dict(), indent=1) if arguments.json else found)
 

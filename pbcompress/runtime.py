@@ -22,6 +22,7 @@ __all__ = ["Latency", "Session", "interleaved_latency", "kernel_times", "peak_me
 
 Array = np.ndarray[Any, Any]
 MAX_SECONDS = 4.0
+CPU = "CPUExecutionProvider"
 DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -35,6 +36,7 @@ PEAK = """
 import sys
 import numpy, onnxruntime
 path, threads, feeds = sys.argv[1], int(sys.argv[2]), dict(numpy.load(sys.argv[3]))
+providers = list(dict.fromkeys([sys.argv[4], "CPUExecutionProvider"]))
 def kilobytes(name):
     lines = open("/proc/self/status").read().splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1])
@@ -42,7 +44,7 @@ open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
 start = kilobytes("VmRSS")
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = threads
-session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+session = onnxruntime.InferenceSession(path, options, providers=providers)
 session.run(None, feeds)
 print((kilobytes("VmHWM") - start) * 1024)
 """
@@ -55,7 +57,7 @@ def version() -> str:
 
 
 class Session:
-    """An ONNX file in ONNX Runtime on the CPU.
+    """An ONNX file in ONNX Runtime.
 
     Args:
         path: The file.
@@ -63,6 +65,11 @@ class Session:
         profile: Beginning of the name of a file for the times of all kernels; None: they are not
             taken.
         optimize: Whether the runtime may fuse and reorder.
+        provider: The runtime's name of what computes; it leaves to the CPU what that cannot.
+
+    Raises:
+        StateMismatchError: The file is missing or cannot be run.
+        CompressionError: This runtime does not have the provider.
     """
 
     def __init__(
@@ -71,9 +78,16 @@ class Session:
         threads: int = 1,
         profile: Path | None = None,
         optimize: bool = True,
+        provider: str = CPU,
     ) -> None:
         if not Path(path).is_file():
             raise StateMismatchError(f"{path} was to be run and is not there.")
+        available = onnxruntime.get_available_providers()
+        if provider not in available:
+            raise CompressionError(
+                f"{provider} was asked for; ONNX Runtime {version()} has "
+                f"{', '.join(available)} here. Install the build of it that has the other."
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -85,7 +99,7 @@ class Session:
             options.profile_file_prefix = str(profile)
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                str(path), options, providers=list(dict.fromkeys([provider, CPU]))
             )
         except Exception as err:
             raise StateMismatchError(
@@ -147,7 +161,14 @@ class Session:
                 )
             kind = DTYPES[value.type]
             scale = 1 if np.issubdtype(kind, np.floating) else 0
-            feeds[value.name] = np.asarray(scale * generator.standard_normal(shape), dtype=kind)
+            try:
+                values = generator.standard_normal(shape)
+            except (MemoryError, ValueError) as err:
+                raise CompressionError(
+                    f"Input {value.name!r} of shape {shape} does not fit into memory. Give a file "
+                    "whose inputs do."
+                ) from err
+            feeds[value.name] = np.asarray(scale * values, dtype=kind)
         return feeds
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
@@ -209,7 +230,9 @@ def interleaved_latency(
     return results
 
 
-def peak_memory(path: str | Path, feeds: Mapping[str, Array], threads: int = 1) -> int | None:
+def peak_memory(
+    path: str | Path, feeds: Mapping[str, Array], threads: int = 1, provider: str = CPU
+) -> int | None:
     """Return the bytes of resident memory that a file and one run of it need in a fresh process.
 
     What the runtime needs without a file is taken off. None where the system is not Linux or does
@@ -218,13 +241,17 @@ def peak_memory(path: str | Path, feeds: Mapping[str, Array], threads: int = 1) 
     with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
         held = Path(folder) / "feeds.npz"
         np.savez(held, **dict(feeds))  # type: ignore[arg-type]
-        command = [sys.executable, "-c", PEAK, str(path), str(threads), str(held)]
+        command = [sys.executable, "-c", PEAK, str(path), str(threads), str(held), provider]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     return int(done.stdout) if done.returncode == 0 else None
 
 
 def kernel_times(
-    path: str | Path, feeds: Mapping[str, Array], runs: int = 20, threads: int = 1
+    path: str | Path,
+    feeds: Mapping[str, Array],
+    runs: int = 20,
+    threads: int = 1,
+    provider: str = CPU,
 ) -> dict[str, float]:
     """Return the milliseconds that every kernel of a file takes in one run: the median over runs.
 
@@ -233,13 +260,14 @@ def kernel_times(
         feeds: Its inputs.
         runs: Timed runs.
         threads: Threads within an operation.
+        provider: See `Session`.
 
     Returns:
         The times by the runtime's name of the node, in the order of execution.
     """
     times: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
-        session = Session(path, threads, profile=Path(folder) / "profile")
+        session = Session(path, threads, profile=Path(folder) / "profile", provider=provider)
         for _ in range(runs + 1):  # the first one warms up
             session.run(feeds)
         events = json.loads(Path(session.profile()).read_text())

@@ -40,10 +40,10 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "mlp": ("mnist", {"name": "mlp"}),
     "small_cnn": ("fashion_mnist", {"name": "small_cnn", "first_stride": 2}),
     "unequal": ("fashion_mnist", {"name": "small_cnn", "first_stride": 2}),
-    "mobilenet": ("fashion_mnist", {"name": "mobilenet_small", "in_channels": 1, "width": 0.25}),
     "resnet20": ("cifar10", {"name": "resnet20", "width": 0.5}),
+    "mobilenet": ("fashion_mnist", {"name": "mobilenet_small", "in_channels": 1, "width": 0.25}),
 }
-SAMPLES = 6_000  # of the training part
+SAMPLES = 4_000  # of the training part
 
 
 def trained(name: str, loaders: Loaders, *, dendrites: bool) -> nn.Module:
