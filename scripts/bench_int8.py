@@ -28,13 +28,16 @@ from torch import nn
 import pbcompress as pb
 from model_zoo import create_model
 from model_zoo.datasets import Loaders, load_loaders
-from pbcompress.int8 import OnnxNetwork, calibration_feeds, speedups
-from pbcompress.quantization import METHODS, Quantizer, write_fp16
+from pbcompress.fakequant import train_quantized
+from pbcompress.int8 import CALIBRATION_SAMPLES, OnnxNetwork, calibration_feeds, speedups
+from pbcompress.quantization import METHODS, Quantizer, weight_bits, write_fp16
+from pbcompress.surgery import as_call
 
 SEED = 0
 SPREAD = 1.2  # of the channels' ranges in "unequal", as a standard deviation of their logarithm
 EPOCHS = 4
 RECOVERY = 4
+RECOVERED = f"int8, minmax, {RECOVERY} epochs of recovery"
 # name: data set, arguments of the network
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "mlp": ("mnist", {"name": "mlp"}),
@@ -112,6 +115,8 @@ def measure(name: str, folder: Path, *, dendrites: bool) -> Iterator[dict[str, A
             quantizer.write(target, method=method)
             yield {"form": f"int8, {method}", **scores.of(target)}
         data = pb.Data(loaders.train, loaders.val)
+        if not dendrites:
+            yield {"form": RECOVERED, **scores.of(recovered(model, x, data, place))}
         report = pb.export_onnx(
             model, target, x, quantize="int8", data=data, recover_epochs=RECOVERY
         )
@@ -119,6 +124,27 @@ def measure(name: str, folder: Path, *, dendrites: bool) -> Iterator[dict[str, A
         assert found is not None
         facts = {"said": str(found), "failures": found.failures, "excluded": len(found.excluded)}
         yield {"form": "taken", **facts, **scores.of(target)}
+
+
+def recovered(model: nn.Module, x: torch.Tensor, data: pb.Data, folder: Path) -> Path:
+    """Return the int8 file of a network that was trained under rounding, needed or not."""
+    trained = train_quantized(
+        model,
+        as_call(x),
+        data,
+        pb.Task(),
+        epochs=RECOVERY,
+        bits=weight_bits(),
+        samples=CALIBRATION_SAMPLES,
+    )
+    place = folder / "recovered"
+    place.mkdir()
+    pb.export_onnx(trained, place / "float32.onnx", x)
+    with torch.no_grad():
+        network = OnnxNetwork(place / "float32.onnx", trained(x))
+    feeds = calibration_feeds(network, data, pb.Task())
+    Quantizer(place / "float32.onnx", feeds, place).write(place / "int8.onnx")
+    return place / "int8.onnx"
 
 
 def run(path: Path, folder: Path) -> None:
