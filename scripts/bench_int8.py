@@ -147,10 +147,10 @@ def recovered(model: nn.Module, x: torch.Tensor, data: pb.Data, folder: Path) ->
     return place / "int8.onnx"
 
 
-def run(path: Path, folder: Path) -> None:
-    """Measure every network that the file does not have yet."""
+def run(path: Path, folder: Path, names: list[str]) -> None:
+    """Measure every network of some names that the file does not have yet."""
     done = {(line["name"], line["dendrites"]) for line in read(path) if line["form"] == "taken"}
-    jobs = [(n, d) for d in (False, True) for n in NETWORKS if not (d and n == "unequal")]
+    jobs = [(n, d) for d in (False, True) for n in names if not (d and n == "unequal")]
     for name, dendrites in jobs:
         if (name, dendrites) in done:
             continue
@@ -205,11 +205,12 @@ def main() -> None:
     for name in ("run", "table"):
         commands.add_parser(name).add_argument("file", type=Path)
     commands.choices["run"].add_argument("--folder", type=Path, default=Path("data"))
+    commands.choices["run"].add_argument("--networks", nargs="+", default=list(NETWORKS))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     if arguments.command == "run":
-        run(arguments.file, arguments.folder)
+        run(arguments.file, arguments.folder, arguments.networks)
     else:
         print(table(read(arguments.file)))
 
