@@ -118,8 +118,7 @@ def export_onnx(
         task: For fewer bits: the metric; None is classification.
         max_drop: For fewer bits: how much worse the validation metric may be, absolute, at least 0.
         recover_epochs: For int8: where it does not pass, a copy is trained for so many epochs on
-            ``data.train`` with rounded weights and values, and tried again. It costs about twice
-            the time of plain training.
+            ``data.train`` with rounded weights and values, and tried again.
         opset: ONNX operator set, 18 to 25.
         dynamic_batch: Whether the file takes any batch size.
         samples: Further inputs to compare on, e.g. real batches.

@@ -40,7 +40,10 @@ FOLDED = (aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.har
 
 
 class _Activation(nn.Module):
-    """Rounds values to 256 levels between the least and the largest that were observed."""
+    """Rounds values to 256 levels between the least and the largest that were observed.
+
+    A gradient passes where a value is within.
+    """
 
     low: Tensor
     high: Tensor

@@ -20,7 +20,7 @@ from pbcompress.int8 import (
 )
 from pbcompress.quantization import Method, Scope, weight_bits, write_fp16
 from pbcompress.runtime import version
-from pbcompress.surgery import Call, to_device
+from pbcompress.surgery import Call, copy_model, to_device
 from pbcompress.task import Data, Task
 from pbcompress.training import evaluate
 
@@ -189,7 +189,7 @@ def quantize_file(
 
 def _recovered(network: nn.Module, call: Call, request: Request, device: torch.device) -> nn.Module:
     return train_quantized(
-        network.to(device),
+        copy_model(network).to(device),
         to_device(call, device),
         request.data,
         request.task,

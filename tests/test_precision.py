@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import pbcompress as pb
-from pbcompress import int8, precision
+from pbcompress import int8, precision, quantization
 from pbcompress.errors import CompressionError
 from pbcompress.fakequant import train_quantized
 from pbcompress.int8 import OnnxNetwork, best_int8, calibration_feeds
@@ -207,6 +207,35 @@ def test_methods_give_other_ranges_and_leave_the_output_silent(tmp_path, capsys)
     assert ranges["percentile"] < ranges["minmax"]
     assert ranges["entropy"] < ranges["minmax"]
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("machine", "has_vnni", "bits", "kind"),
+    [
+        ("x86_64", True, 8, np.uint8),
+        ("AMD64", False, 7, np.uint8),
+        ("arm64", False, 8, np.int8),
+    ],
+)
+def test_types_are_those_of_the_machines_kernels(
+    machine, has_vnni, bits, kind, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(quantization.platform, "machine", lambda: machine)
+    monkeypatch.setattr(quantization, "_has_vnni", lambda: has_vnni)
+    model, x = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2)), torch.randn(64, 8)
+    pb.export_onnx(model, tmp_path / "a.onnx", x[:2])
+    Quantizer(tmp_path / "a.onnx", [{"input": x.numpy()}], tmp_path).write(tmp_path / "b.onnx")
+    graph = onnx.load(tmp_path / "b.onnx").graph
+    tensors = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    weights = [t for t in tensors.values() if t.dtype == np.int8 and t.ndim == 2]
+    assert len(weights) == 2
+    assert quantization.weight_bits() == bits
+    assert max(np.abs(w.astype(int)).max() for w in weights) in (
+        2 ** (bits - 1),
+        2 ** (bits - 1) - 1,
+    )
+    zeros = [tensors[n.input[2]] for n in graph.node if n.op_type == "QuantizeLinear"]
+    assert {z.dtype for z in zeros} == {np.dtype(kind)}
 
 
 def test_a_scope_that_cannot_be_quantised_leaves_the_other(tmp_path, monkeypatch, fixed) -> None:
