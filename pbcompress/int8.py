@@ -17,7 +17,14 @@ from pbcompress.surgery import seeded, tensors_of
 from pbcompress.task import Data, Task, seeded_generators
 from pbcompress.training import evaluate
 
-__all__ = ["CALIBRATION_SAMPLES", "Int8File", "OnnxNetwork", "best_int8", "speedups"]
+__all__ = [
+    "CALIBRATION_SAMPLES",
+    "Int8File",
+    "Int8Search",
+    "OnnxNetwork",
+    "calibration_feeds",
+    "speedups",
+]
 
 CALIBRATION_SAMPLES = 256
 
@@ -101,20 +108,22 @@ class Int8File:
     metric: float
 
 
-def best_int8(
-    network: OnnxNetwork,
-    source: Path,
-    folder: Path,
-    data: Data,
-    task: Task,
-    is_good: Callable[[float], bool],
-) -> tuple[Int8File, float]:
-    """Write int8 forms of a file, and return the best with its speed against float32.
+def speedups(
+    network: OnnxNetwork, paths: list[Path], feeds: Mapping[str, np.ndarray[Any, Any]]
+) -> list[float]:
+    """Return how many times as fast as a network files are, in interleaved runs of one sample."""
+    sessions = [network.session, *map(Session, paths)]
+    if network.session.takes_any_batch:
+        feeds = {name: array[:1] if array.ndim else array for name, array in feeds.items()}
+    return [t.ratio for t in interleaved_latency(sessions, [feeds] * len(sessions))][1:]
+
+
+class Int8Search:
+    """The int8 files of one float32 file.
 
     Both scopes are tried. Where the metric is not good with ranges from least to largest, the
     other calibrations are tried. Where none is good, nodes go back to float32 in the order of what
-    each alone does to the outputs, as many more each time as are back already. Of the good files
-    the fastest is the best, else the one with the best metric.
+    each alone does to the outputs, as many more each time as are back already.
 
     Args:
         network: The float32 file.
@@ -125,36 +134,8 @@ def best_int8(
         is_good: Whether a metric is within the guard.
 
     Raises:
-        CompressionError: A batch does not fit the file, or the library could not quantise it.
+        CompressionError: A batch does not fit the file, or the library cannot prepare it.
     """
-    search = _Search(network, source, folder, data, task, is_good)
-    files, problem = [], None
-    for scope in get_args(Scope):
-        try:
-            files.append(search.within(scope))
-        except CompressionError as err:  # an operation that the library cannot, in one scope
-            problem = err
-    if not files:
-        assert problem is not None
-        raise problem
-    speeds = speedups(network, [file.path for file in files], search.quantizer.feeds[0])
-    found = zip(files, speeds, strict=True)
-    if any(is_good(file.metric) for file in files):
-        return max((f for f in found if is_good(f[0].metric)), key=lambda f: f[1])
-    return max(found, key=lambda f: task.score(f[0].metric))
-
-
-def speedups(
-    network: OnnxNetwork, paths: list[Path], feeds: Mapping[str, np.ndarray[Any, Any]]
-) -> list[float]:
-    """Return how many times as fast as a network files are, at batch 1, in interleaved runs."""
-    sessions = [network.session, *map(Session, paths)]
-    single = {name: array[:1] if array.ndim else array for name, array in feeds.items()}
-    return [t.ratio for t in interleaved_latency(sessions, [single] * len(sessions))][1:]
-
-
-class _Search:
-    """The int8 files of one float32 file."""
 
     def __init__(
         self,
@@ -165,13 +146,34 @@ class _Search:
         task: Task,
         is_good: Callable[[float], bool],
     ) -> None:
-        feeds = calibration_feeds(network, data, task)
-        self.samples = sum(map(_length, feeds))
-        self.quantizer = Quantizer(source, feeds, folder)
-        self.like, self.data, self.task, self.is_good = network.like, data, task, is_good
+        self.network, self.data, self.task, self.is_good = network, data, task, is_good
+        self._feeds = calibration_feeds(network, data, task)
+        self._quantizer = Quantizer(source, self._feeds, folder)
         self._order: tuple[str, ...] | None = None
 
-    def within(self, scope: Scope) -> Int8File:
+    def best(self) -> tuple[Int8File, float]:
+        """Return the fastest good file, else the one with the best metric, and its speed.
+
+        Raises:
+            CompressionError: The library could not quantise the file in either scope.
+        """
+        files, problem = [], None
+        for scope in get_args(Scope):
+            try:
+                files.append(self._within(scope))
+            except CompressionError as err:  # an operation that the library cannot, in one scope
+                problem = err
+        if not files:
+            assert problem is not None
+            raise problem
+        speeds = speedups(self.network, [file.path for file in files], self._feeds[0])
+        found = list(zip(files, speeds, strict=True))
+        good = [pair for pair in found if self.is_good(pair[0].metric)]
+        if good:
+            return max(good, key=lambda pair: pair[1])
+        return max(found, key=lambda pair: self.task.score(pair[0].metric))
+
+    def _within(self, scope: Scope) -> Int8File:
         """Return the file with the fewest float32 nodes that is good, or the best that there is."""
         best = None
         for file in self._files(scope):
@@ -190,16 +192,17 @@ class _Search:
             yield tried[-1]
         method = max(tried, key=lambda file: self.task.score(file.metric)).method
         count = 1
-        while count < len(self.quantizer.products):
-            self._order = self._order or _by_harm(self.quantizer)
+        while count < len(self._quantizer.products):
+            self._order = self._order or _by_harm(self._quantizer)
             yield self._write(scope, method, self._order[:count])
             count = 2 * count + 1
 
     def _write(self, scope: Scope, method: Method, excluded: tuple[str, ...]) -> Int8File:
-        path = self.quantizer.folder / f"{scope}-{method}-{len(excluded)}.onnx"
-        self.quantizer.write(path, scope=scope, method=method, excluded=excluded)
-        metric, _ = evaluate(OnnxNetwork(path, self.like), self.data.val, self.task)
-        return Int8File(path, scope, method, excluded, self.samples, metric)
+        path = self._quantizer.folder / f"{scope}-{method}-{len(excluded)}.onnx"
+        self._quantizer.write(path, scope=scope, method=method, excluded=excluded)
+        samples = sum(map(_length, self._feeds))
+        metric, _ = evaluate(OnnxNetwork(path, self.network.like), self.data.val, self.task)
+        return Int8File(path, scope, method, excluded, samples, metric)
 
 
 def calibration_feeds(network: OnnxNetwork, data: Data, task: Task) -> list[Feeds]:

@@ -13,8 +13,8 @@ from pbcompress.errors import CompressionError
 from pbcompress.fakequant import train_quantized
 from pbcompress.int8 import (
     CALIBRATION_SAMPLES,
+    Int8Search,
     OnnxNetwork,
-    best_int8,
     calibration_feeds,
     speedups,
 )
@@ -225,7 +225,8 @@ class _Judge:
     def int8(self, source: Path, folder: Path) -> tuple[Path, Quantization]:
         """Return the best int8 form of a file, and what it brings."""
         network, request = OnnxNetwork(source, self.like), self.request
-        file, speed = best_int8(network, source, folder, request.data, request.task, self._is_good)
+        task, is_good = request.task, self._is_good
+        file, speed = Int8Search(network, source, folder, request.data, task, is_good).best()
         return file.path, self._judged(
             file.path,
             file.metric,

@@ -8,25 +8,18 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from test_int8 import network
 from torch import nn
 
 import pbcompress as pb
 from pbcompress import int8, precision, quantization
 from pbcompress.errors import CompressionError
 from pbcompress.fakequant import train_quantized
-from pbcompress.int8 import OnnxNetwork, best_int8, calibration_feeds
+from pbcompress.int8 import Int8Search, OnnxNetwork, calibration_feeds
 from pbcompress.onnxfile import metadata_of
 from pbcompress.quantization import METHODS, Quantizer, weight_bits
 from pbcompress.runtime import Latency
 from pbcompress.surgery import as_call
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5),
-    ).eval()  # fmt: skip
 
 
 def data_of(model: nn.Module) -> pb.Data:
@@ -171,7 +164,7 @@ def searched(tmp_path, is_good) -> list[str]:
     folder = tmp_path / "drafts"
     folder.mkdir()
     net = OnnxNetwork(path, model(data.val[0][0]))
-    best_int8(net, path, folder, data, pb.Task(), is_good)
+    Int8Search(net, path, folder, data, pb.Task(), is_good).best()
     return sorted(p.stem for p in folder.glob("*-*-*.onnx"))
 
 
@@ -236,6 +229,20 @@ def test_types_are_those_of_the_machines_kernels(
     )
     zeros = [tensors[n.input[2]] for n in graph.node if n.op_type == "QuantizeLinear"]
     assert {z.dtype for z in zeros} == {np.dtype(kind)}
+
+
+@pytest.mark.parametrize("bits", ["int8", "fp16"])
+def test_a_file_with_a_fixed_batch(bits: str, tmp_path) -> None:
+    model, x = network(), torch.randn(12, 3, 8, 8)
+    with torch.no_grad():
+        batches = [(part, model(part).argmax(1)) for part in x.split(4)]
+    choices = {"data": pb.Data(batches, batches), "max_drop": 1.0, "dynamic_batch": False}
+    path = tmp_path / "a.onnx"
+    q = pb.export_onnx(model, path, x[:4], quantize=bits, **choices).quantization
+    assert set(q.failures) <= {"speed"}
+    assert q.metric_before == 1.0
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == [4, 3, 8, 8]
 
 
 def test_a_scope_that_cannot_be_quantised_leaves_the_other(tmp_path, monkeypatch, fixed) -> None:
