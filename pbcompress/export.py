@@ -131,7 +131,9 @@ def export_onnx(
     Raises:
         ExportMismatchError: The outputs differ by more than rounding; the first layer that does is
             named where it can be told.
-        CompressionError: The network cannot be exported, or the path cannot be written.
+        CompressionError: The network cannot be exported, the path cannot be written, or ``data``
+            does not fit the file.
+        DivergedError: The loss of a recovery was not finite.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:

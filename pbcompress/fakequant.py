@@ -1,7 +1,6 @@
 """Training in the arithmetic of an int8 file, so that the weights suit their rounding."""
 
 import inspect
-from itertools import chain
 from typing import Any
 
 import torch
@@ -196,7 +195,7 @@ def train_quantized(
     parameters = list(twin.parameters())
     config = RecoveryConfig(epochs=epochs, lr=lr)
     optimizer = make_optimizer(parameters, config, is_dendrite=False)
-    scored: list[tuple[float, dict[str, Tensor]]] = []
+    best: tuple[float, dict[str, Tensor]] | None = None
     for epoch in range(epochs):
 
         def set_lr(part: float, done: int = epoch) -> None:
@@ -217,11 +216,11 @@ def train_quantized(
         )
         observe_(twin, data.train, task, samples)
         score = task.score(evaluate(twin, data.val, task)[0])
-        scored.append((score, {n: t.detach().clone() for n, t in twin.state_dict().items()}))
-    best = max(scored, key=lambda found: found[0])[1]
+        if best is None or score > best[0]:
+            best = score, {name: t.detach().clone() for name, t in twin.state_dict().items()}
+    assert best is not None
     trained = copy_model(network)
-    own = chain(trained.named_parameters(), trained.named_buffers())
     with torch.no_grad():
-        for name, tensor in own:
-            tensor.copy_(best.get(name, tensor))
+        for name, parameter in trained.named_parameters():
+            parameter.copy_(best[1][name])
     return trained

@@ -106,6 +106,11 @@ class Session:
                 f"{path} cannot be run by ONNX Runtime {onnxruntime.__version__}: {err}. Give a "
                 "whole ONNX file."
             ) from err
+        if provider not in self._session.get_providers():
+            raise CompressionError(
+                f"{provider} was asked for; this machine could not start it. Look for its device, "
+                "drivers and libraries."
+            )
         self._inputs = self._session.get_inputs()
         self.input_names = [value.name for value in self._inputs]
         self.output_names = [value.name for value in self._session.get_outputs()]

@@ -152,3 +152,31 @@ def test_a_forward_that_cannot_be_traced_is_refused() -> None:
 
     with pytest.raises(CompressionError, match=r"torch.export could not trace it.*recover_epochs"):
         fake_quantized(Branching(2, 2), as_call(torch.ones(2, 2)), 8)
+
+
+class Tied(nn.Module):
+    """A weight of two layers, a layer that nobody calls, a BatchNorm that does not fold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused, self.a, self.b = nn.Linear(2, 2), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.b.weight, self.norm = self.a.weight, nn.BatchNorm1d(3)
+
+    def forward(self, x, scale):
+        return self.b(self.norm(self.a(x)).relu()) * scale
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_tied_weights_stay_tied_and_inputs_have_names(by_name: bool) -> None:
+    model, x, scale = Tied().eval(), torch.randn(8, 3), torch.rand(8, 1)
+    inputs = {"x": x, "scale": scale} if by_name else (x, scale)
+    batches = [(inputs, torch.randint(3, (8,)))]
+    choices = {"epochs": 1, "bits": 8, "samples": 8}
+    data = pb.Data(batches, batches)
+    trained = train_quantized(model, as_call(inputs), data, pb.Task(), **choices)
+    assert trained.b.weight is trained.a.weight
+    assert not torch.equal(trained.a.weight, model.a.weight)
+    assert torch.equal(trained.unused.weight, model.unused.weight)
+    assert torch.equal(trained.norm.running_mean, model.norm.running_mean)
+    twin = fake_quantized(model, as_call(inputs), 8)
+    assert torch.equal(twin(x, scale), twin(x=x, scale=scale))
