@@ -1,6 +1,6 @@
 """What ONNX files cost on this machine: time at two batch sizes, memory, and by operation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from pbcompress.errors import CompressionError
 from pbcompress.onnxfile import measure_onnx, peak_activation_bytes
 from pbcompress.runtime import (
+    CPU,
     Latency,
     Session,
     interleaved_latency,
@@ -26,21 +27,23 @@ class FileBenchmark:
     Attributes:
         name: Of the file.
         params: Weights.
-        flops: Multiply-adds at batch 1.
         file_bytes: Size on disk.
-        latency: Milliseconds of a run at batch 1; ``ratio`` above 1 is faster than the first file.
+        batch: Samples of a small run: 1, or what the file fixes; what follows is of such runs.
+        flops: Multiply-adds.
+        latency: Milliseconds of a run; ``ratio`` above 1 is faster than the first file.
         throughput: The same at the throughput batch; None where the file's batch size is fixed.
-        peak_memory: Bytes of resident memory that a fresh process needs for the file and one run at
-            batch 1, beyond the runtime itself; None where the system does not say.
-        peak_activations: Most bytes of activations that are alive at once at batch 1, read from the
-            graph, every result in a place of its own.
-        kernels: Milliseconds by node at batch 1, where a profile was asked for.
+        peak_memory: Bytes of resident memory that a fresh process needs for the file and one run,
+            beyond the runtime itself; None where the system does not say.
+        peak_activations: Most bytes of activations that are alive at once, read from the graph,
+            every result in a place of its own.
+        kernels: Milliseconds by node, where a profile was asked for.
     """
 
     name: str
     params: int
-    flops: int
     file_bytes: int
+    batch: int
+    flops: int
     latency: Latency
     throughput: Latency | None
     peak_memory: int | None
@@ -56,30 +59,37 @@ class Benchmark:
         files: In the order given.
         threads: Threads within an operation.
         batch: The throughput batch.
+        provider: What computed, by the runtime's name.
     """
 
     files: tuple[FileBenchmark, ...]
     threads: int
     batch: int
+    provider: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data."""
         return asdict(self)
 
     def __str__(self) -> str:
+        small = [file.batch for file in self.files]
+        label = "small batch" if set(small) != {1} else "batch 1"
         rows = [
             ("", *(file.name for file in self.files)),
             ("weights", *(f"{file.params:,}" for file in self.files)),
             ("FLOPs (multiply-adds)", *(f"{file.flops:,}" for file in self.files)),
             ("file, bytes", *(f"{file.file_bytes:,}" for file in self.files)),
-            *_time_rows("batch 1", [file.latency for file in self.files], 1),
+            ("small batch, samples", *map(str, small)),
+            *_time_rows(label, [file.latency for file in self.files], small),
             *_time_rows(
-                f"batch {self.batch}", [file.throughput for file in self.files], self.batch
+                f"batch {self.batch}",
+                [file.throughput for file in self.files],
+                [self.batch] * len(small),
             ),
             ("peak memory, bytes", *(_bytes(file.peak_memory) for file in self.files)),
             ("peak activations, bytes", *(f"{file.peak_activations:,}" for file in self.files)),
         ]
-        text = f"{render_text(rows)}\n\n{self.threads} thread(s), runs of the files in turn"
+        text = f"{render_text(rows)}\n\n{self.threads} thread(s), {self.provider}, runs in turn"
         for file in self.files:
             slowest = sorted(file.kernels.items(), key=lambda item: -item[1])
             if slowest:
@@ -89,15 +99,18 @@ class Benchmark:
         return text
 
 
-def _time_rows(label: str, times: Sequence[Latency | None], batch: int) -> list[tuple[str, ...]]:
-    def row(name: str, show: Any) -> tuple[str, ...]:
-        return (f"{label}, {name}", *("-" if t is None else show(t) for t in times))
+def _time_rows(
+    label: str, times: Sequence[Latency | None], batches: Sequence[int]
+) -> list[tuple[str, ...]]:
+    def row(name: str, show: Callable[[Latency, int], str]) -> tuple[str, ...]:
+        pairs = zip(times, batches, strict=True)
+        return (f"{label}, {name}", *("-" if t is None else show(t, n) for t, n in pairs))
 
     return [
-        row("p50 ms", lambda t: f"{t.median:.3f}"),
-        row("p95 ms", lambda t: f"{t.p95:.3f}"),
-        row("samples/s", lambda t: f"{batch * 1000 / t.median:,.0f}"),
-        row("speed against the first", lambda t: f"{t.ratio:.2f}x"),
+        row("p50 ms", lambda t, _: f"{t.median:.3f}"),
+        row("p95 ms", lambda t, _: f"{t.p95:.3f}"),
+        row("samples/s", lambda t, n: f"{n * 1000 / t.median:,.0f}"),
+        row("speed against the first", lambda t, n: f"{t.ratio * n / batches[0]:.2f}x"),
     ]
 
 
@@ -112,6 +125,7 @@ def bench(
     batch: int = 32,
     rounds: int = 200,
     profile: bool = False,
+    provider: str = CPU[0],
 ) -> Benchmark:
     """Run ONNX files in turn on random inputs, after a warm-up.
 
@@ -121,13 +135,15 @@ def bench(
         batch: Batch size of the throughput runs, at least 1.
         rounds: Timed runs of each, at least 5; fewer where a run is slow.
         profile: Whether to time every node as well.
+        provider: What computes, by the runtime's name, e.g. "CUDAExecutionProvider".
 
     Returns:
         Times, sizes and memory.
 
     Raises:
         StateMismatchError: A file is missing or cannot be run.
-        CompressionError: An argument is out of range, or an axis other than the first is free.
+        CompressionError: An argument is out of range, an axis other than the first is free, or
+            this runtime does not have the provider.
 
     Example:
         >>> import tempfile, torch
@@ -144,29 +160,28 @@ def bench(
             f"{len(paths)} files, threads={threads}, batch={batch}, rounds={rounds}."
         )
     costs = [measure_onnx(path) for path in paths]
-    sessions = [Session(path, threads) for path in paths]
+    providers = tuple(dict.fromkeys([provider, *CPU]))  # the CPU takes what another cannot
+    sessions = [Session(path, threads, providers=providers) for path in paths]
     singles = [session.random_feeds(1) for session in sessions]
     latencies = interleaved_latency(sessions, singles, rounds)
     free = [session for session in sessions if session.takes_any_batch]
     many = interleaved_latency(free, [s.random_feeds(batch) for s in free], rounds) if free else []
     by_session = dict(zip(map(id, free), many, strict=True))
-    return Benchmark(
-        files=tuple(
-            FileBenchmark(
-                name=Path(path).name,
-                params=cost.params,
-                flops=cost.flops,
-                file_bytes=cost.file_bytes,
-                latency=latency,
-                throughput=by_session.get(id(session)),
-                peak_memory=peak_memory(path, feeds, threads),
-                peak_activations=peak_activation_bytes(path),
-                kernels=kernel_times(path, feeds, threads=threads) if profile else {},
-            )
-            for path, cost, session, feeds, latency in zip(
-                paths, costs, sessions, singles, latencies, strict=True
-            )
-        ),
-        threads=threads,
-        batch=batch,
-    )
+    files = [
+        FileBenchmark(
+            name=Path(path).name,
+            params=cost.params,
+            file_bytes=cost.file_bytes,
+            batch=max((len(a) for a in feeds.values() if a.ndim), default=1),
+            flops=cost.flops,
+            latency=latency,
+            throughput=by_session.get(id(session)),
+            peak_memory=peak_memory(path, feeds, threads, providers),
+            peak_activations=peak_activation_bytes(path),
+            kernels=kernel_times(path, feeds, 20, threads, providers) if profile else {},
+        )
+        for path, cost, session, feeds, latency in zip(
+            paths, costs, sessions, singles, latencies, strict=True
+        )
+    ]
+    return Benchmark(tuple(files), threads, batch, provider)

@@ -112,6 +112,11 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--batch", type=int, default=32, help="the larger batch (default: 32)")
     bench.add_argument("--rounds", type=int, default=200, help="runs of each (default: 200)")
     bench.add_argument("--profile", action="store_true", help="time every node as well")
+    bench.add_argument(
+        "--provider",
+        default="CPUExecutionProvider",
+        help="what computes, by ONNX Runtime's name (default: %(default)s)",
+    )
     bench.add_argument("--json", action="store_true", help="print JSON")
     bench.set_defaults(run=_bench)
 
@@ -164,6 +169,31 @@ def _add_outputs(commands: Any) -> None:
     export.add_argument("--model", required=True, help=MODEL_HELP)
     export.add_argument("--opset", type=int, default=20, help="operator set (default: 20)")
     export.add_argument("--dynamic", action="store_true", help="free all axes that may vary")
+    export.add_argument(
+        "--quantize",
+        choices=["int8", "fp16"],
+        help="write fewer bits where that is smaller, as good and fast enough; needs --data",
+    )
+    export.add_argument(
+        "--data",
+        metavar="FUNCTION",
+        help="package.module:function whose result has train and val batches",
+    )
+    export.add_argument(
+        "--task", metavar="NAME", help="package.module:name of a Task (default: classification)"
+    )
+    export.add_argument(
+        "--max-drop",
+        type=float,
+        default=0.005,
+        help="how much worse the validation metric may be (default: 0.005)",
+    )
+    export.add_argument(
+        "--recover-epochs",
+        type=int,
+        default=0,
+        help="epochs of training under rounding where int8 does not pass (default: 0)",
+    )
     export.set_defaults(run=_export)
 
 
@@ -186,12 +216,15 @@ def _compress(arguments: argparse.Namespace) -> None:
 
 
 def _run(recipe: "Recipe", run_dir: str | None) -> "CompressionResult":
-    from pbcompress.recipe import run_recipe
+    from pbcompress.recipe import export_result, run_recipe
 
     if run_dir:
         recipe = replace(recipe, run_dir=run_dir)
     result = run_recipe(recipe)
-    print(f"{result}\n\nLook next at {Path(recipe.run_dir) / 'report.html'}.")
+    print(f"{result}\n")
+    if recipe.export:
+        print(f"{export_result(recipe, result)}\n")
+    print(f"Look next at {Path(recipe.run_dir) / 'report.html'}.")
     return result
 
 
@@ -237,7 +270,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from pbcompress.checkpoint import load
     from pbcompress.export import export_onnx
     from pbcompress.fuse import fuse
-    from pbcompress.recipe import resolve
+    from pbcompress.recipe import load_data, load_task, resolve
     from pbcompress.report import read_run
 
     facts, _ = read_run(arguments.run_dir)
@@ -249,7 +282,16 @@ def _export(arguments: argparse.Namespace) -> None:
     inputs: object = dict(zip(shapes, tensors, strict=True)) if named else tensors
     dynamic: Dynamic = "auto" if arguments.dynamic else None
     report = export_onnx(
-        fuse(model), arguments.output, inputs, opset=arguments.opset, dynamic=dynamic
+        fuse(model),
+        arguments.output,
+        inputs,
+        opset=arguments.opset,
+        dynamic=dynamic,
+        quantize=arguments.quantize,
+        data=load_data(arguments.data, {}) if arguments.data else None,
+        task=load_task(arguments.task) if arguments.task else None,
+        max_drop=arguments.max_drop,
+        recover_epochs=arguments.recover_epochs,
     )
     print(report)
 
@@ -263,6 +305,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         batch=arguments.batch,
         rounds=arguments.rounds,
         profile=arguments.profile,
+        provider=arguments.provider,
     )
     print(json.dumps(found.to_dict(), indent=1) if arguments.json else found)
 

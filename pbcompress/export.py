@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,12 +19,13 @@ from pbcompress.axes import (
 )
 from pbcompress.blame import line_of
 from pbcompress.errors import CompressionError, first_line
-from pbcompress.int8 import OnnxNetwork, Quantization, try_int8
+from pbcompress.int8 import OnnxNetwork
 from pbcompress.onnxfile import facts_of, write_metadata
 from pbcompress.onnxstore import AXES, drafting, install, size_of
-from pbcompress.parity import prove
+from pbcompress.parity import Parity, prove
+from pbcompress.precision import Precision, Quantization, quantize_file, requested
 from pbcompress.runtime import CPU, check_providers
-from pbcompress.surgery import as_call, copy_model, to_device
+from pbcompress.surgery import as_call, copy_model, device_of, to_device
 from pbcompress.task import Data, Task, inputs_of
 from pbcompress.training import evaluate
 from pbcompress.translation import fixed_line, output_of, translate
@@ -105,10 +106,11 @@ def export_onnx(
     path: str | Path,
     example_inputs: object,
     *,
-    quantize: Literal["int8"] | None = None,
+    quantize: Precision | None = None,
     data: Data | None = None,
     task: Task | None = None,
     max_drop: float = 0.005,
+    recover_epochs: int = 0,
     opset: int = 20,
     dynamic_batch: bool = True,
     dynamic: Dynamic = None,
@@ -130,10 +132,14 @@ def export_onnx(
         path: The file to write; weights of more than 2 GB go into ``path.data`` beside it.
         example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
         quantize: "int8": write the file in 8 bits if that is smaller, within ``max_drop`` and not
-            slower on this machine; ``report.quantization`` says which. Else it is float32.
-        data: ``val`` is scored by torch and by the file. For int8, ``train`` calibrates.
+            slower on this machine. "fp16": in 16 bits if that is smaller, within ``max_drop`` and
+            at least half as fast; CPUs compute it in float32. Else the file is float32, and
+            ``report.quantization`` says which of these failed.
+        data: ``val`` is scored by torch and by the file. For fewer bits, ``train`` calibrates.
         task: The metric; None is classification.
-        max_drop: For int8: how much worse the validation metric may be, absolute, at least 0.
+        max_drop: For fewer bits: how much worse the validation metric may be, absolute, at least 0.
+        recover_epochs: For int8: where it does not pass, a copy is trained for so many epochs on
+            ``data.train`` with rounded weights and values, and tried again.
         opset: ONNX operator set, 18 to 25.
         dynamic_batch: Whether the file takes any batch size.
         dynamic: Further axes of any size, by forward's arguments:
@@ -153,7 +159,8 @@ def export_onnx(
         ExportMismatchError: The outputs differ by more than rounding; the worst output is named,
             and the first layer that differs where it can be told.
         CompressionError: The network cannot be exported (the line that torch refuses is named), an
-            axis that was asked for is fixed, or the path cannot be written.
+            axis that was asked for is fixed, ``data`` does not fit, or the path cannot be written.
+        DivergedError: The loss of a recovery was not finite.
 
     Example:
         >>> import tempfile
@@ -162,7 +169,8 @@ def export_onnx(
         >>> report.operations["Gemm"], report.batch_sizes
         (1, (1, 2, 5, 64))
     """
-    _check_choices(quantize, data, max_drop, opset, dynamic)
+    request = requested(quantize, data, task, max_drop, recover_epochs)
+    _check_choices(opset, dynamic)
     check_providers(providers)
     target = Path(path)
     network, inputs = _prepared(model, example_inputs)
@@ -182,15 +190,25 @@ def export_onnx(
         names = (input_names, output_names)
         free = _translated(network, inputs, draft, free, names, opset, is_auto=dynamic == "auto")
         notes = {"pbcompress": version_of("pbcompress"), **_sizes_note(free), **(metadata or {})}
-        write_metadata(draft, notes)
-        facts = facts_of(draft)
-        parity = prove(network, draft, [inputs, *others], free, providers)
+
+        def proven(module: nn.Module, file: Path) -> Parity:
+            write_metadata(file, notes)
+            facts_of(file)  # a full check
+            return prove(module, file, [inputs, *others], free, providers)
+
+        def write(module: nn.Module, file: Path) -> None:
+            _translated(module, inputs, file, free, names, opset, is_auto=False)
+            proven(module, file)
+
+        parity = proven(network, draft)
         like = output_of(network, inputs.call)
         scores = _scores(network, draft, like, data, task or Task())
         quantization = None
-        if quantize and data is not None:
-            quantization = try_int8(draft, draft, like, data, task or Task(), max_drop)
-            facts = facts_of(draft)
+        if request:
+            quantization = quantize_file(
+                draft, network, inputs.call, request, write, device_of(model)
+            )
+        facts = facts_of(draft)
         install(draft, target)
     return ExportReport(
         path=str(target),
@@ -205,16 +223,7 @@ def export_onnx(
     )
 
 
-def _check_choices(
-    quantize: str | None, data: Data | None, max_drop: float, opset: int, dynamic: Dynamic
-) -> None:
-    if quantize not in (None, "int8"):
-        raise CompressionError(f'quantize={quantize!r} was asked for; it is "int8" or None.')
-    if quantize and (data is None or not max_drop >= 0):
-        raise CompressionError(
-            f'quantize="int8" needs data=Data(train, val) to calibrate and to score, and max_drop '
-            f"of at least 0; found {type(data).__name__} and {max_drop}."
-        )
+def _check_choices(opset: int, dynamic: Dynamic) -> None:
     if opset not in OPSETS:
         raise CompressionError(
             f"opset={opset} was asked for; this version writes {OPSETS[0]} to {OPSETS[-1]}."

@@ -1,7 +1,6 @@
-"""Whether an int8 file is worth shipping: smaller, as good within a guard, and not slower."""
+"""The best int8 file that calibration and a choice of nodes can make of a float32 one."""
 
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -12,15 +11,24 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pbcompress.errors import CompressionError, first_line
-from pbcompress.quantization import Quantizer, Scope
+from pbcompress.quantization import METHODS, Method, Quantizer, Scope
 from pbcompress.runtime import Session, interleaved_latency
 from pbcompress.surgery import seeded, tensors_of
-from pbcompress.task import Batches, Data, Task, seeded_generators
+from pbcompress.task import Data, Task, seeded_generators
 from pbcompress.training import evaluate
 
-__all__ = ["OnnxNetwork", "Quantization", "try_int8"]
+__all__ = [
+    "CALIBRATION_SAMPLES",
+    "Int8File",
+    "Int8Search",
+    "OnnxNetwork",
+    "calibration_feeds",
+    "speedups",
+]
 
 CALIBRATION_SAMPLES = 256
+
+Feeds = dict[str, np.ndarray[Any, Any]]
 
 
 class OnnxNetwork(nn.Module):
@@ -31,9 +39,11 @@ class OnnxNetwork(nn.Module):
         like: An output of the network that was exported; gives the structure.
 
     Attributes:
+        like: That output.
         seen: The inputs of every call, where they are wanted.
 
     Example:
+        >>> import tempfile
         >>> from pbcompress.export import export_onnx
         >>> net, x = nn.Linear(3, 2), torch.ones(4, 3)
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +54,7 @@ class OnnxNetwork(nn.Module):
 
     def __init__(self, path: str | Path, like: object) -> None:
         super().__init__()
-        self.session = Session(path)
+        self.session, self.like = Session(path), like
         leaves, self._structure = tree_flatten(like)
         self._is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
         self._others = leaves
@@ -54,11 +64,12 @@ class OnnxNetwork(nn.Module):
                 f"tensors were found, and its file has {len(self.session.output_names)} outputs. "
                 "Return tensors, tuples or dicts from forward."
             )
-        self.seen: list[dict[str, np.ndarray[Any, Any]]] | None = None
+        self.seen: list[Feeds] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the file."""
         feeds = self.session.feeds(tensors_of((args, kwargs)))
+        self.session.check(feeds)
         if self.seen is not None:
             self.seen.append(feeds)
         try:
@@ -77,130 +88,133 @@ class OnnxNetwork(nn.Module):
 
 
 @dataclass(frozen=True)
-class Quantization:
-    """What int8 brought, and whether it was taken.
+class Int8File:
+    """An int8 file, and what is known of it.
 
     Attributes:
-        accepted: Whether the file is int8.
-        failures: Why it is not: "size", "accuracy", "speed".
-        metric_name: Of the task.
-        metric_before: Validation metric of the float32 file, through ONNX Runtime.
-        metric_after: Of the int8 file.
-        guard: How much worse the metric may be.
-        bytes_before: Size of the float32 file.
-        bytes_after: Of the int8 file.
-        speedup: Median of ratios of interleaved runs at batch 1, one thread: above 1 is faster.
-        scope: "products": convolutions and matrix products alone are int8; "all": every operation
-            that can be.
+        path: The file.
+        scope: See `Quantizer.write`.
+        method: See `Quantizer.write`.
         excluded: Nodes that stayed float32, most sensitive first.
         samples: Calibration samples.
+        metric: On validation, through ONNX Runtime.
     """
 
-    accepted: bool
-    failures: tuple[str, ...]
-    metric_name: str
-    metric_before: float
-    metric_after: float
-    guard: float
-    bytes_before: int
-    bytes_after: int
-    speedup: float
-    scope: Scope
-    excluded: tuple[str, ...]
-    samples: int
-
-    def __str__(self) -> str:
-        verdict = "taken" if self.accepted else f"not taken ({', '.join(self.failures)})"
-        return (
-            f"int8 {verdict}: {self.metric_name} {self.metric_before:.4f} -> "
-            f"{self.metric_after:.4f}, {self.bytes_before:,} -> {self.bytes_after:,} bytes, "
-            f"{self.speedup:.2f} times as fast, {len(self.excluded)} nodes left in float32"
-        )
-
-
-@dataclass(frozen=True)
-class _Draft:
     path: Path
     scope: Scope
-    metric: float
+    method: Method
     excluded: tuple[str, ...]
+    samples: int
+    metric: float
 
 
-def try_int8(
-    source: Path, target: Path, like: object, data: Data, task: Task, guard: float
-) -> Quantization:
-    """Write the int8 form of a file where it is worth it.
+def speedups(
+    network: OnnxNetwork, paths: list[Path], feeds: Mapping[str, np.ndarray[Any, Any]]
+) -> list[float]:
+    """Return how many times as fast as a network files are, in interleaved runs of one sample."""
+    sessions = [network.session, *map(Session, paths)]
+    if network.session.takes_any_batch:
+        feeds = {name: array[:1] if array.ndim else array for name, array in feeds.items()}
+    return [t.ratio for t in interleaved_latency(sessions, [feeds] * len(sessions))][1:]
 
-    Both scopes are tried. Where the metric falls by more than the guard, nodes go back to float32
-    in the order of what each alone does to the outputs, as many more each time as are back
-    already. Of the files within the guard the fastest is taken.
+
+class Int8Search:
+    """The int8 files of one float32 file.
+
+    Both scopes are tried. Where the metric is not good with ranges from least to largest, the
+    other calibrations are tried. Where none is good, nodes go back to float32 in the order of what
+    each alone does to the outputs, as many more each time as are back already.
 
     Args:
-        source: The float32 file.
-        target: Written only if int8 is accepted.
-        like: An output of the network.
+        network: The float32 file.
+        source: Its path.
+        folder: An empty one, for files.
         data: ``train`` calibrates, ``val`` is scored.
         task: Metric, and how a batch calls the network.
-        guard: How much worse the metric may be, absolute, at least 0.
+        is_good: Whether a metric is within the guard.
 
     Raises:
-        CompressionError: A batch does not fit the file, or the library could not quantise it.
+        CompressionError: A batch does not fit the file, or the library cannot prepare it.
     """
-    network = OnnxNetwork(source, like)
-    feeds = _calibration(network, data.train, task)
-    before, _ = evaluate(network, data.val, task)
 
-    def metric_of(path: Path) -> float:
-        return evaluate(OnnxNetwork(path, like), data.val, task)[0]
+    def __init__(
+        self,
+        network: OnnxNetwork,
+        source: Path,
+        folder: Path,
+        data: Data,
+        task: Task,
+        is_good: Callable[[float], bool],
+    ) -> None:
+        self.network, self.data, self.task, self.is_good = network, data, task, is_good
+        self._feeds = calibration_feeds(network, data, task)
+        self._quantizer = Quantizer(source, self._feeds, folder)
+        self._order: tuple[str, ...] | None = None
 
-    def is_good(draft: _Draft) -> bool:
-        return task.score(before) - task.score(draft.metric) <= guard
+    def best(self) -> tuple[Int8File, float]:
+        """Return the fastest good file, else the one with the best metric, and its speed.
 
-    with tempfile.TemporaryDirectory(prefix="pbcompress-") as name:
-        quantizer = Quantizer(source, feeds, Path(name))
-        drafts = [_within(is_good, quantizer, scope, metric_of) for scope in get_args(Scope)]
-        sessions = [network.session, *(Session(draft.path) for draft in drafts)]
-        single = {key: array[:1] if array.ndim else array for key, array in feeds[0].items()}
-        speeds = [t.ratio for t in interleaved_latency(sessions, [single] * len(sessions))][1:]
-        good, speed, draft = max(
-            ((is_good(d), s, d) for d, s in zip(drafts, speeds, strict=True)),
-            key=lambda found: found[:2],
-        )
-        content = draft.path.read_bytes()
-    size = source.stat().st_size
-    failed = {"size": len(content) >= size, "accuracy": not good, "speed": speed < 1}
-    failures = tuple(reason for reason, is_true in failed.items() if is_true)
-    if not failures:
-        target.write_bytes(content)
-    return Quantization(
-        accepted=not failures,
-        failures=failures,
-        metric_name=task.metric_name,
-        metric_before=before,
-        metric_after=draft.metric,
-        guard=guard,
-        bytes_before=size,
-        bytes_after=len(content),
-        speedup=speed,
-        scope=draft.scope,
-        excluded=draft.excluded,
-        samples=sum(_length(f) for f in feeds),
-    )
+        Raises:
+            CompressionError: The library could not quantise the file in either scope.
+        """
+        files, problem = [], None
+        for scope in get_args(Scope):
+            try:
+                files.append(self._within(scope))
+            except CompressionError as err:  # an operation that the library cannot, in one scope
+                problem = err
+        if not files:
+            assert problem is not None
+            raise problem
+        speeds = speedups(self.network, [file.path for file in files], self._feeds[0])
+        found = list(zip(files, speeds, strict=True))
+        good = [pair for pair in found if self.is_good(pair[0].metric)]
+        if good:
+            return max(good, key=lambda pair: pair[1])
+        return max(found, key=lambda pair: self.task.score(pair[0].metric))
+
+    def _within(self, scope: Scope) -> Int8File:
+        """Return the file with the fewest float32 nodes that is good, or the best that there is."""
+        best = None
+        for file in self._files(scope):
+            if best is None or self.task.score(file.metric) > self.task.score(best.metric):
+                best = file
+            if self.is_good(file.metric):
+                return file
+        assert best is not None
+        return best
+
+    def _files(self, scope: Scope) -> Iterator[Int8File]:
+        """Yield files from the fastest kind on: by method, then by what stays float32."""
+        tried = []
+        for method in METHODS:
+            tried.append(self._write(scope, method, ()))
+            yield tried[-1]
+        method = max(tried, key=lambda file: self.task.score(file.metric)).method
+        count = 1
+        while count < len(self._quantizer.products):
+            self._order = self._order or _by_harm(self._quantizer)
+            yield self._write(scope, method, self._order[:count])
+            count = 2 * count + 1
+
+    def _write(self, scope: Scope, method: Method, excluded: tuple[str, ...]) -> Int8File:
+        path = self._quantizer.folder / f"{scope}-{method}-{len(excluded)}.onnx"
+        self._quantizer.write(path, scope=scope, method=method, excluded=excluded)
+        samples = sum(map(_length, self._feeds))
+        metric, _ = evaluate(OnnxNetwork(path, self.network.like), self.data.val, self.task)
+        return Int8File(path, scope, method, excluded, samples, metric)
 
 
-def _length(feeds: Mapping[str, np.ndarray[Any, Any]]) -> int:
-    return max((len(a) for a in feeds.values() if a.ndim), default=1)
-
-
-def _calibration(
-    network: OnnxNetwork, train: Batches, task: Task
-) -> list[dict[str, np.ndarray[Any, Any]]]:
-    """Return the inputs of the first batches, up to `CALIBRATION_SAMPLES`."""
-    found: list[dict[str, np.ndarray[Any, Any]]] = []
+def calibration_feeds(network: OnnxNetwork, data: Data, task: Task) -> list[Feeds]:
+    """Return the inputs of the first training batches, up to `CALIBRATION_SAMPLES`."""
+    found: list[Feeds] = []
     network.seen = found
-    with torch.no_grad(), seeded("calibration"), seeded_generators(train, 0):
-        for batch in train:
-            task.run(network, batch)
+    with torch.no_grad(), seeded("calibration"), seeded_generators(data.train, 0):
+        for batch in data.train:
+            try:
+                task.run(network, batch)
+            except CompressionError as err:
+                raise CompressionError(f"Data.train was to calibrate 8 bits. {err}") from err
             if sum(map(_length, found)) >= CALIBRATION_SAMPLES:
                 break
     network.seen = None
@@ -212,22 +226,8 @@ def _calibration(
     return found
 
 
-def _within(
-    is_good: Callable[[_Draft], bool],
-    quantizer: Quantizer,
-    scope: Scope,
-    metric_of: Callable[[Path], float],
-) -> _Draft:
-    """Return the file with the fewest float32 nodes that is within the guard, or the last tried."""
-    path, order = quantizer.folder / f"{scope}.onnx", None
-    excluded: tuple[str, ...] = ()
-    while True:
-        quantizer.write(path, scope=scope, excluded=excluded)
-        draft = _Draft(path, scope, metric_of(path), excluded)
-        if is_good(draft) or 2 * len(excluded) + 1 >= len(quantizer.products):
-            return draft
-        order = order or _by_harm(quantizer)
-        excluded = order[: 2 * len(excluded) + 1]
+def _length(feeds: Mapping[str, np.ndarray[Any, Any]]) -> int:
+    return max((len(a) for a in feeds.values() if a.ndim), default=1)
 
 
 def _by_harm(quantizer: Quantizer) -> tuple[str, ...]:

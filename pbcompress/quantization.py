@@ -1,40 +1,56 @@
-"""Int8 files from float32 ones. The only module that imports onnxruntime.quantization."""
+"""Int8 and fp16 files from float32 ones. The only module that imports onnxruntime's tools."""
 
+import io
 import logging
 import platform
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from onnxruntime.quantization import (
     CalibrationDataReader,
+    CalibrationMethod,
     QuantFormat,
     QuantType,
     quant_pre_process,
     quantize_static,
 )
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 
 from pbcompress.errors import CompressionError, first_line
 from pbcompress.onnxfile import node_names
 
-__all__ = ["Quantizer", "Scope"]
+__all__ = ["METHODS", "Method", "Quantizer", "Scope", "weight_bits", "write_fp16"]
 
 Feeds = Mapping[str, np.ndarray[Any, Any]]
 Scope = Literal["products", "all"]
+Method = Literal["minmax", "percentile", "entropy"]
+METHODS: dict[Method, CalibrationMethod] = {
+    "minmax": CalibrationMethod.MinMax,
+    "percentile": CalibrationMethod.Percentile,
+    "entropy": CalibrationMethod.Entropy,
+}
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FOLDED = ("Relu", "Clip")  # into the range of the product before
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """The inputs of a calibration, once."""
+    """The inputs of a calibration, one after the other: histograms need all values of each."""
 
     def __init__(self, feeds: Sequence[Feeds]) -> None:
-        self._feeds = iter(feeds)
+        self._feeds, self._range = feeds, iter(feeds)
+
+    def __len__(self) -> int:
+        return len(self._feeds)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._range = iter(self._feeds[start_index:end_index])
 
     def get_next(self) -> Feeds | None:
-        return next(self._feeds, None)
+        return next(self._range, None)
 
 
 class Quantizer:
@@ -46,7 +62,7 @@ class Quantizer:
 
     Args:
         source: The float32 file.
-        feeds: Inputs whose values are typical: ranges are their least and largest.
+        feeds: Inputs whose values are typical: ranges are taken from them.
         folder: For what lies between, and outlives this object.
 
     Attributes:
@@ -63,7 +79,10 @@ class Quantizer:
         self.source, self.feeds, self.folder = source, feeds, folder
         self._prepared = folder / "prepared.onnx"
         with _quiet(), _named("prepare"):
-            quant_pre_process(str(source), str(self._prepared))
+            try:
+                quant_pre_process(str(source), str(self._prepared))
+            except Exception:  # sizes that it cannot follow; it can do without them
+                quant_pre_process(str(source), str(self._prepared), skip_symbolic_shape=True)
         self.products = node_names(self._prepared, PRODUCTS)
 
     def write(
@@ -71,6 +90,7 @@ class Quantizer:
         target: Path,
         *,
         scope: Scope = "products",
+        method: Method = "minmax",
         excluded: Collection[str] = (),
         only: Collection[str] = (),
     ) -> None:
@@ -80,13 +100,15 @@ class Quantizer:
             target: The file.
             scope: Whether convolutions and matrix products alone become int8, or every operation
                 that has a kernel for it.
+            method: Where the range of a value ends: at the least and largest of the feeds, where
+                0.001 % are outside, or where the rounded distribution is nearest to theirs.
             excluded: Nodes that stay float32.
             only: Nodes that become int8, no other; empty: all of the scope.
 
         Raises:
             CompressionError: The library could not.
         """
-        is_signed = platform.machine().lower() not in ("x86_64", "amd64", "i686")
+        is_signed = not _is_x86()
         with _quiet(), _named("quantise"):
             quantize_static(
                 str(self._prepared),
@@ -95,29 +117,56 @@ class Quantizer:
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=[*PRODUCTS, *FOLDED] if scope == "products" else None,
                 per_channel=True,
-                reduce_range=not (is_signed or _has_vnni()),
+                reduce_range=weight_bits() < 8,
                 activation_type=QuantType.QInt8 if is_signed else QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 nodes_to_quantize=list(only) or None,
                 nodes_to_exclude=list(excluded) or None,
-                calibration_cache_path=self.folder / f"{scope}.json",
+                calibrate_method=METHODS[method],
+                calibration_cache_path=self.folder / f"{scope}-{method}.json",
+                extra_options={"CalibStridedMinMax": 1},  # all methods: one batch in memory
             )
 
 
+def write_fp16(source: Path, target: Path) -> None:
+    """Write a float32 file with its values in 16 bits, inputs and outputs still float32.
+
+    Where a runtime has no 16-bit kernel of an operation it computes it in float32.
+
+    Raises:
+        CompressionError: The library could not.
+    """
+    with _quiet(), _named("convert"):
+        model = OnnxModel(convert_float_to_float16(str(source), keep_io_types=True))
+        model.topological_sort()  # casts were put at the end
+        content = model.model.SerializeToString()
+    target.write_bytes(content)
+
+
+def weight_bits() -> int:
+    """Return the bits of a weight for which sums of 8-bit products do not overflow here."""
+    return 8 if not _is_x86() or _has_vnni() else 7
+
+
+def _is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64", "i686")
+
+
 def _has_vnni() -> bool:
-    """Tell whether this machine sums 8-bit products without overflow; unknown is no."""
+    """Tell whether this machine sums 8-bit products in 32 bits; unknown is no."""
     facts = Path("/proc/cpuinfo")
     return facts.is_file() and "vnni" in facts.read_text()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the library's remarks, which go to the root logger."""
+    """Silence the library's remarks, which go to the root logger and the standard output."""
     root = logging.getLogger()
     was = root.disabled
     root.disabled = True
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         root.disabled = was
 
@@ -128,6 +177,6 @@ def _named(what: str) -> Iterator[None]:
         yield
     except Exception as err:
         raise CompressionError(
-            f"ONNX Runtime was to {what} the file for int8 and could not: {first_line(err)}. "
-            "Calibration needs inputs of the shapes that the file takes."
+            f"ONNX Runtime was to {what} the file for fewer bits and could not: {first_line(err)}. "
+            "Export it in float32."
         ) from err

@@ -12,15 +12,18 @@ from torch import nn
 
 from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
 from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.export import ExportReport
 from pbcompress.pipeline import compress
 from pbcompress.progress import ProgressBar
 from pbcompress.recovery import Checkpoint, recover_
 from pbcompress.result import CompressionResult
 from pbcompress.surgery import seeded
-from pbcompress.task import Data
+from pbcompress.task import Data, Task
 from pbcompress.tensorfile import read_tensors
 
-__all__ = ["Recipe", "resolve", "run_recipe"]
+__all__ = ["Recipe", "export_result", "load_data", "load_task", "resolve", "run_recipe"]
+
+EXPORT_FILE = "export.onnx"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Recipe:
                     and test batches
         [train]     choices of RecoveryConfig, to train the base network; needed without weights
         [compress]  target_params, run_dir, seed, control, and the tables width, dendrites, recovery
+        [export]    optional: quantize = "int8" or "fp16", max_drop, recover_epochs: see
+                    `export_onnx`; the file is RUN_DIR/export.onnx
 
     Attributes:
         model: The table [model].
@@ -45,6 +50,7 @@ class Recipe:
         train: How to train the base network; None if it has weights.
         seed: Seed of the base network and of the compression.
         control: See `compress`.
+        export: The table [export]; empty if nothing but RUN_DIR/model.onnx is wanted.
     """
 
     model: Mapping[str, Any]
@@ -55,6 +61,7 @@ class Recipe:
     train: RecoveryConfig | None = None
     seed: int = 0
     control: bool = False
+    export: Mapping[str, Any] = field(default_factory=dict)
     digest: str = field(default="", repr=False)
 
     @classmethod
@@ -80,7 +87,7 @@ class Recipe:
 
     @classmethod
     def _from_tables(cls, tables: dict[str, Any], digest: str) -> "Recipe":
-        unknown = set(tables) - {"model", "data", "train", "compress"}
+        unknown = set(tables) - {"model", "data", "train", "compress", "export"}
         if unknown:
             raise ValueError(f"it has unknown sections {', '.join(sorted(unknown))}")
         choices = dict(tables["compress"])
@@ -93,8 +100,11 @@ class Recipe:
                 raise ValueError(f"[{name}] takes build, arguments, weights; not {tables[name]}")
         if train is None and "weights" not in tables["model"]:
             raise ValueError("[model] has no weights and there is no [train] to make them")
-        model, data = tables["model"], tables["data"]
-        return cls(model, data, config=config, train=train, digest=digest, **choices)
+        model, data, export = tables["model"], tables["data"], tables.get("export", {})
+        extra = set(export) - {"quantize", "max_drop", "recover_epochs"}
+        if extra or ("export" in tables and "quantize" not in export):
+            raise ValueError(f"[export] takes quantize, max_drop, recover_epochs; not {export}")
+        return cls(model, data, config=config, train=train, export=export, digest=digest, **choices)
 
     def make_model(self) -> nn.Module:
         """Build the original architecture."""
@@ -125,10 +135,37 @@ def resolve(name: str) -> Callable[..., Any]:
     return found
 
 
+def load_data(name: str, arguments: Mapping[str, Any]) -> Data:
+    """Call ``package.module:function``, whose result has train, val and perhaps test batches.
+
+    Raises:
+        CompressionError: There is no such thing, or its result has no train or val.
+    """
+    found = resolve(name)(**arguments)
+    missing = [split for split in ("train", "val") if not hasattr(found, split)]
+    if missing:
+        raise CompressionError(
+            f"{name} was to give train and val batches; its {type(found).__name__} has no "
+            f"{' and no '.join(missing)}. Return a Data, or an object with these attributes."
+        )
+    return Data(train=found.train, val=found.val, test=getattr(found, "test", None))
+
+
+def load_task(name: str) -> Task:
+    """Import a `Task` as ``package.module:name``.
+
+    Raises:
+        CompressionError: There is no such thing, or it is something else.
+    """
+    found: object = resolve(name)
+    if not isinstance(found, Task):
+        raise CompressionError(f"{name} was to be a Task; it is a {type(found).__name__}.")
+    return found
+
+
 def run_recipe(recipe: Recipe, *, progress: bool = True) -> CompressionResult:
     """Train the base network if need be, and compress it; a stopped run goes on."""
-    loaders = resolve(recipe.data["build"])(**recipe.data.get("arguments", {}))
-    data = Data(train=loaders.train, val=loaders.val, test=loaders.test)
+    data = load_data(recipe.data["build"], recipe.data.get("arguments", {}))
     model = recipe.make_model()
     run_dir = Path(recipe.run_dir)
     callbacks = (ProgressBar(),) if progress else ()
@@ -161,3 +198,10 @@ def run_recipe(recipe: Recipe, *, progress: bool = True) -> CompressionResult:
         control=recipe.control,
         progress=progress,
     )
+
+
+def export_result(recipe: Recipe, result: CompressionResult) -> ExportReport:
+    """Write ``RUN_DIR/export.onnx`` as the table [export] says."""
+    data = load_data(recipe.data["build"], recipe.data.get("arguments", {}))
+    path = Path(recipe.run_dir) / EXPORT_FILE
+    return result.export_onnx(path, data=data, **recipe.export)

@@ -27,6 +27,7 @@ __all__ = [
     "interleaved_latency",
     "kernel_times",
     "peak_memory",
+    "version",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -45,6 +46,7 @@ PEAK = """
 import sys
 import numpy, onnxruntime
 path, threads, feeds = sys.argv[1], int(sys.argv[2]), dict(numpy.load(sys.argv[3]))
+providers = sys.argv[4].split(",")
 def kilobytes(name):
     lines = open("/proc/self/status").read().splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1])
@@ -52,10 +54,16 @@ open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
 start = kilobytes("VmRSS")
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = threads
-session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+session = onnxruntime.InferenceSession(path, options, providers=providers)
 session.run(None, feeds)
 print((kilobytes("VmHWM") - start) * 1024)
 """
+
+
+def version() -> str:
+    """Return the version of ONNX Runtime."""
+    found: str = onnxruntime.__version__
+    return found
 
 
 def check_providers(providers: Sequence[str]) -> None:
@@ -139,6 +147,24 @@ class Session:
         arrays = [t.detach().cpu().contiguous().numpy() for t in tensors]
         return dict(zip(self.input_names, arrays, strict=True))
 
+    def check(self, feeds: Mapping[str, Array]) -> None:
+        """Raise unless arrays have the shapes and types that the file takes.
+
+        Raises:
+            CompressionError: One has not; both are named.
+        """
+        for value in self._inputs:
+            array, wanted = feeds[value.name], value.shape
+            is_alike = len(wanted) == array.ndim and all(
+                not isinstance(n, int) or n == m for n, m in zip(wanted, array.shape, strict=True)
+            )
+            if not is_alike or DTYPES.get(value.type, array.dtype) != array.dtype:
+                raise CompressionError(
+                    f"The file takes {value.name!r} as a {value.type} of shape "
+                    f"({', '.join(map(str, wanted))}); a batch gave {array.dtype} of shape "
+                    f"{array.shape}. Give batches like those that it was exported with."
+                )
+
     @property
     def takes_any_batch(self) -> bool:
         """Whether the first axis of an input is free."""
@@ -165,7 +191,14 @@ class Session:
                 )
             kind = DTYPES[value.type]
             scale = 1 if np.issubdtype(kind, np.floating) else 0
-            feeds[value.name] = np.asarray(scale * generator.standard_normal(shape), dtype=kind)
+            try:
+                values = generator.standard_normal(shape)
+            except (MemoryError, ValueError) as err:
+                raise CompressionError(
+                    f"Input {value.name!r} of shape {shape} does not fit into memory. Give a file "
+                    "whose inputs do."
+                ) from err
+            feeds[value.name] = np.asarray(scale * values, dtype=kind)
         return feeds
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
@@ -227,7 +260,12 @@ def interleaved_latency(
     return results
 
 
-def peak_memory(path: str | Path, feeds: Mapping[str, Array], threads: int = 1) -> int | None:
+def peak_memory(
+    path: str | Path,
+    feeds: Mapping[str, Array],
+    threads: int = 1,
+    providers: Sequence[str] = CPU,
+) -> int | None:
     """Return the bytes of resident memory that a file and one run of it need in a fresh process.
 
     What the runtime needs without a file is taken off. None where the system is not Linux or does
@@ -236,13 +274,18 @@ def peak_memory(path: str | Path, feeds: Mapping[str, Array], threads: int = 1) 
     with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
         held = Path(folder) / "feeds.npz"
         np.savez(held, **dict(feeds))  # type: ignore[arg-type]
-        command = [sys.executable, "-c", PEAK, str(path), str(threads), str(held)]
+        given = [str(path), str(threads), str(held), ",".join(providers)]
+        command = [sys.executable, "-c", PEAK, *given]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     return int(done.stdout) if done.returncode == 0 else None
 
 
 def kernel_times(
-    path: str | Path, feeds: Mapping[str, Array], runs: int = 20, threads: int = 1
+    path: str | Path,
+    feeds: Mapping[str, Array],
+    runs: int = 20,
+    threads: int = 1,
+    providers: Sequence[str] = CPU,
 ) -> dict[str, float]:
     """Return the milliseconds that every kernel of a file takes in one run: the median over runs.
 
@@ -251,13 +294,14 @@ def kernel_times(
         feeds: Its inputs.
         runs: Timed runs.
         threads: Threads within an operation.
+        providers: See `Session`.
 
     Returns:
         The times by the runtime's name of the node, in the order of execution.
     """
     times: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
-        session = Session(path, threads, profile=Path(folder) / "profile")
+        session = Session(path, threads, profile=Path(folder) / "profile", providers=providers)
         for _ in range(runs + 1):  # the first one warms up
             session.run(feeds)
         events = json.loads(Path(session.profile()).read_text())

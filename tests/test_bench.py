@@ -1,5 +1,7 @@
 """Benchmarks of files: every number against another way to get it."""
 
+from typing import get_args
+
 import numpy as np
 import onnx
 import pytest
@@ -8,9 +10,11 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import pbcompress as pb
+from pbcompress import onnxfile
 from pbcompress.cli import main
+from pbcompress.config import Form
 from pbcompress.errors import CompressionError, StateMismatchError
-from pbcompress.onnxfile import measure_onnx, peak_activation_bytes
+from pbcompress.onnxfile import measure_onnx, node_owners, peak_activation_bytes
 from pbcompress.quantization import Quantizer
 from pbcompress.runtime import Session, peak_memory
 
@@ -102,6 +106,75 @@ def test_dendrites_widen_nothing_between_layers(tmp_path) -> None:
     nn.init.ones_(network[0].gains[0])
     pb.export_onnx(pb.fuse(network), tmp_path / "b.onnx", x)
     assert peak_activation_bytes(tmp_path / "b.onnx") == 4 * one  # the wide result and its parts
+
+
+FORMS = ("full", "grouped", "lowrank", "shared", "tied")
+
+
+def crossing(path, layers) -> dict[str, int]:
+    """Return the bytes of what each layer gives to others, by layer, at batch 1."""
+    values, owners = onnxfile._values(onnx.load(path)), node_owners(path, layers)
+    found = {}
+    for node in onnx.load(path).graph.node:
+        for name in node.input:
+            if name in owners and owners[name] != owners[node.output[0]]:
+                found[owners[name]] = onnxfile._bytes_of(*values[name])
+    return found
+
+
+def test_every_form_of_dendrite_is_tried() -> None:
+    assert set(FORMS) == set(get_args(Form))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_dendrites_of_any_form_widen_no_tensor_between_layers(form: str, tmp_path) -> None:
+    network, x = nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(256, 12), nn.ReLU(), nn.Linear(12, 2),
+    ), torch.zeros(1, 4, 6, 6)  # fmt: skip
+    layers, sets = ["0", "2", "5", "7"], 2
+    pb.export_onnx(network, tmp_path / "a.onnx", x)
+    for _ in range(sets):
+        pb.attach_dendrites_(network, pb.DendriteConfig(form=form, nodes=2))
+    for layer in (m for m in network.modules() if isinstance(m, pb.DendriteLayer)):
+        for gains in layer.gains:
+            nn.init.ones_(gains)
+    pb.export_onnx(pb.fuse(network), tmp_path / "b.onnx", x)
+    plain = crossing(tmp_path / "a.onnx", layers)
+    assert plain == {"0": 8 * 36 * 4, "2": 16 * 16 * 4, "5": 12 * 4}
+    assert crossing(tmp_path / "b.onnx", layers) == plain
+    before, after = (peak_activation_bytes(tmp_path / f"{n}.onnx") for n in "ab")
+    within = 2 * (sets + 1) * max(plain.values())  # one layer's wide result, and its parts
+    assert before < after <= before + within
+
+
+def test_a_fixed_batch_is_told_and_samples_are_counted(tmp_path, files) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 8))
+    path = tmp_path / "four.onnx"
+    pb.export_onnx(network, path, torch.zeros(4, 3, 8, 8), dynamic_batch=False)
+    found = pb.bench([files / "small.onnx", path], rounds=5)
+    assert [file.batch for file in found.files] == [1, 4]
+    four = found.files[1]
+    assert four.throughput is None
+    assert four.flops == 4 * 192 * 8
+    rows = {line.split("  ")[0].strip("| "): line for line in str(found).splitlines()}
+    assert f"{4000 / four.latency.median:,.0f}" in rows["small batch, samples/s"]
+    assert f"{4 * four.latency.ratio:.2f}x" in rows["small batch, speed against the first"]
+
+
+def test_an_absent_provider_is_named_with_those_that_are_there(files, capsys) -> None:
+    message = r"NoneSuchProvider was asked for; ONNX Runtime .* has .*CPUExecutionProvider"
+    with pytest.raises(CompressionError, match=message):
+        pb.bench([files / "small.onnx"], provider="NoneSuchProvider")
+    assert main(["bench", str(files / "small.onnx"), "--provider", "NoneSuchProvider"]) == 1
+    assert "NoneSuchProvider was asked for" in capsys.readouterr().err
+
+
+def test_inputs_that_do_not_fit_into_memory(tmp_path) -> None:
+    shapes = {"x": ["n", 2**40], "a": ["n", 2**40]}
+    path = chain(tmp_path / "a.onnx", [("Relu", ["x"], "a", {})], shapes)
+    with pytest.raises(CompressionError, match="does not fit into memory"):
+        pb.bench([path])
 
 
 def test_an_int8_file_has_the_weights_of_its_float32_form(files, tmp_path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pbcompress import WidthPlan, load
+from pbcompress import Task, WidthPlan, load
 from pbcompress.cli import main
 from pbcompress.tensorfile import write_tensors
 
@@ -43,6 +43,15 @@ def make_network() -> nn.Module:
     import model_zoo
 
     return model_zoo.create_model("mlp", in_features=64, hidden=[16])
+
+
+def make_data():
+    from model_zoo.datasets import load_loaders
+
+    return load_loaders("digits", batch_size=200, train_limit=400)
+
+
+WORST = Task(metric=lambda y, t: float((y.argmax(1) != t).float().mean()), higher_is_better=False)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +163,45 @@ def test_export_writes_a_proven_file(finished_run, tmp_path, capsys):
     assert "differ by at most" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("bits", ["int8", "fp16"])
+def test_export_in_fewer_bits_says_which_guard_failed(bits, finished_run, tmp_path, capsys):
+    here = "tests.test_cli"
+    command = ["export", str(finished_run), str(tmp_path / "a.onnx"), "--model"]
+    command += [f"{here}:make_network", "--quantize", bits, "--data", f"{here}:make_data"]
+    assert main([*command, "--task", f"{here}:WORST", "--max-drop", "-1"]) == 1
+    assert "max_drop of at least 0" in capsys.readouterr().err
+    assert main([*command, "--max-drop", "0.9"]) == 0
+    text = capsys.readouterr().out
+    assert f"{bits} taken: accuracy" in text or f"{bits} not taken (speed)" in text
+    assert "times as fast (guard" in text
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ([], "needs data=Data"),
+        (["--data", "tests.test_cli:make_network"], "has no val"),
+        (["--data", "tests.test_cli:make_data", "--task", "tests.test_cli:ROOT"], "to be a Task"),
+    ],
+)
+def test_export_in_fewer_bits_needs_data(data, sentence, finished_run, tmp_path, capsys):
+    command = ["export", str(finished_run), str(tmp_path / "a.onnx"), "--quantize", "int8"]
+    assert main([*command, "--model", "tests.test_cli:make_network", *data]) == 1
+    assert sentence in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_may_ask_for_fewer_bits(finished_run, tmp_path, capsys):
+    text = RECIPE + '\n[export]\nquantize = "int8"\nmax_drop = 0.9\n'
+    (tmp_path / "recipe.toml").write_text(text)
+    run = tmp_path / "run"
+    assert main(["compress", str(tmp_path / "recipe.toml"), "--run-dir", str(run)]) == 0
+    told = capsys.readouterr().out
+    assert f"{run / 'export.onnx'}: opset 20" in told
+    assert "int8 taken" in told or "int8 not taken (speed)" in told
+    assert (run / "export.onnx").is_file()
+
+
 def test_compare_two_files(finished_run, capsys):
     file = str(finished_run / "model.onnx")
     assert main(["compare", file, file, "--input", "1,1,8,8", "--json"]) == 0
@@ -198,6 +246,8 @@ def test_a_recipe_takes_weights_instead_of_training(tmp_path):
         (("target_params = 0.5\n", ""), "target_params"),
         (("[train]\nepochs = 2\n", ""), "no weights"),
         (("[model]", "[model"), "no TOML"),
+        (("[train]", "[export]\nbits = 8\n\n[train]"), "[export] takes quantize"),
+        (("[train]", "[export]\nmax_drop = 0.1\n\n[train]"), "[export] takes quantize"),
     ],
 )
 def test_a_wrong_recipe_says_what_is_wrong(change, sentence, tmp_path, capsys):

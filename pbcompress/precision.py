@@ -1,0 +1,275 @@
+"""Whether a file in fewer bits is worth shipping: smaller, as good within a guard, fast enough."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from pbcompress.errors import CompressionError
+from pbcompress.fakequant import train_quantized
+from pbcompress.int8 import (
+    CALIBRATION_SAMPLES,
+    Int8Search,
+    OnnxNetwork,
+    calibration_feeds,
+    speedups,
+)
+from pbcompress.quantization import Method, Scope, weight_bits, write_fp16
+from pbcompress.runtime import version
+from pbcompress.surgery import Call, copy_model, to_device
+from pbcompress.task import Data, Task
+from pbcompress.training import evaluate
+
+__all__ = ["Precision", "Quantization", "Request", "quantize_file", "requested"]
+
+Precision = Literal["int8", "fp16"]
+# At least so many times as fast as float32. The CPU computes fp16 in float32: it is for the size.
+LEAST_SPEED: dict[Precision, float] = {"int8": 1.0, "fp16": 0.5}
+REFUSED = {"bf16": f"ONNX Runtime {version()} has no bfloat16 products on a CPU; fp16 is as small"}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What fewer bits brought, and whether they were taken.
+
+    Attributes:
+        precision: "int8" or "fp16".
+        accepted: Whether the file has it.
+        failures: Which guards it did not pass: "size", "accuracy", "speed".
+        metric_name: Of the task.
+        metric_before: Validation metric of the float32 file, through ONNX Runtime.
+        metric_after: Of the file in fewer bits.
+        guard: How much worse the metric may be.
+        bytes_before: Size of the float32 file.
+        bytes_after: Of the file in fewer bits.
+        speedup: Median of ratios of interleaved runs at batch 1, one thread: above 1 is faster.
+        least_speedup: The speed guard: 1 for int8, 0.5 for fp16.
+        scope: "products": convolutions and matrix products alone are int8; "all": every operation
+            that can be. None for fp16, like the next one.
+        method: How ranges were calibrated.
+        excluded: Nodes that stayed float32, most sensitive first.
+        samples: Calibration samples.
+        metric_untrained: Metric of the best int8 file before recovery, where it was tried.
+        recovered: Whether the file has the weights of the recovery.
+    """
+
+    precision: Precision
+    accepted: bool
+    failures: tuple[str, ...]
+    metric_name: str
+    metric_before: float
+    metric_after: float
+    guard: float
+    bytes_before: int
+    bytes_after: int
+    speedup: float
+    least_speedup: float
+    scope: Scope | None = None
+    method: Method | None = None
+    excluded: tuple[str, ...] = ()
+    samples: int = 0
+    metric_untrained: float | None = None
+    recovered: bool = False
+
+    def __str__(self) -> str:
+        verdict = "taken" if self.accepted else f"not taken ({', '.join(self.failures)})"
+        text = (
+            f"{self.precision} {verdict}: {self.metric_name} {self.metric_before:.4f} -> "
+            f"{self.metric_after:.4f} (guard {self.guard:g}), {self.bytes_before:,} -> "
+            f"{self.bytes_after:,} bytes, {self.speedup:.2f} times as fast (guard "
+            f"{self.least_speedup:g})"
+        )
+        if self.method:
+            text += f", {self.method} ranges, {len(self.excluded)} nodes left in float32"
+        if self.metric_untrained is not None:
+            helped = "recovered from" if self.recovered else "recovery did not better"
+            text += f", {helped} {self.metric_untrained:.4f}"
+        return text
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for; see `requested`."""
+
+    precision: Precision
+    data: Data
+    task: Task
+    max_drop: float
+    recover_epochs: int
+
+
+def requested(
+    precision: Precision | None,
+    data: Data | None,
+    task: Task | None,
+    max_drop: float,
+    recover_epochs: int,
+) -> Request | None:
+    """Check what was asked for; None for float32.
+
+    Args:
+        precision: "int8", "fp16" or None.
+        data: ``train`` calibrates, and trains a recovery; ``val`` is scored.
+        task: Metric, and how a batch calls the network; None is classification.
+        max_drop: How much worse the metric may be, absolute, at least 0.
+        recover_epochs: Epochs of a recovery where int8 does not pass, 0 for none.
+
+    Raises:
+        CompressionError: A value is out of range, or ONNX Runtime has no kernels.
+    """
+    asked = f"quantize={precision!r}"
+    if precision not in (None, *get_args(Precision)):
+        reason = REFUSED.get(str(precision), 'it is "int8", "fp16" or None')
+        raise CompressionError(f"{asked} was asked for; {reason}.")
+    if recover_epochs < 0 or (recover_epochs and precision != "int8"):
+        raise CompressionError(
+            f"recover_epochs={recover_epochs} was asked for with {asked}; it is a number of epochs "
+            'from 0, and above 0 for "int8" alone.'
+        )
+    if precision is None:
+        return None
+    if data is None or not max_drop >= 0:
+        raise CompressionError(
+            f"{asked} needs data=Data(train, val) to calibrate and to score, and max_drop of at "
+            f"least 0; found {type(data).__name__} and {max_drop}."
+        )
+    return Request(precision, data, task or Task(), max_drop, recover_epochs)
+
+
+def quantize_file(
+    path: Path,
+    network: nn.Module,
+    call: Call,
+    request: Request,
+    write: Callable[[nn.Module, Path], Any],
+    device: torch.device,
+) -> Quantization:
+    """Put a file of fewer bits in the place of a float32 one, if it passes all guards.
+
+    Where int8 does not pass for its accuracy, or passes only with nodes in float32 that cost the
+    other guards, and a recovery was asked for, a copy of the network is trained under the rounding
+    (`train_quantized`), written, and quantised anew. It is taken if it passes, or has the better
+    metric.
+
+    Args:
+        path: The float32 file.
+        network: What was exported, on the CPU.
+        call: Inputs of one forward pass.
+        request: What is asked for.
+        write: Exports a network to a float32 file, proven.
+        device: Where a recovery trains.
+
+    Raises:
+        CompressionError: A batch does not fit the file, or the library could not convert it.
+    """
+    args, kwargs = call
+    with torch.no_grad():
+        like = network(*args, **kwargs)
+    judge = _Judge(path, like, request)
+    with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
+        if request.precision == "fp16":
+            file, found = judge.fp16(path, Path(folder))
+        else:
+            file, found = judge.int8(path, Path(folder))
+            is_inexact = "accuracy" in found.failures or found.excluded
+            if request.recover_epochs and found.failures and is_inexact:
+                recovered = Path(folder) / "recovered"
+                recovered.mkdir()
+                source = recovered / "float32.onnx"
+                write(_recovered(network, call, request, device), source)
+                file, found = judge.better((file, found), judge.int8(source, recovered))
+        if found.accepted:
+            path.write_bytes(file.read_bytes())
+    return found
+
+
+def _recovered(network: nn.Module, call: Call, request: Request, device: torch.device) -> nn.Module:
+    return train_quantized(
+        copy_model(network).to(device),
+        to_device(call, device),
+        request.data,
+        request.task,
+        epochs=request.recover_epochs,
+        bits=weight_bits(),
+        samples=CALIBRATION_SAMPLES,
+    ).cpu()
+
+
+class _Judge:
+    """Makes files of fewer bits, and holds them against the float32 one."""
+
+    def __init__(self, path: Path, like: object, request: Request) -> None:
+        self.path, self.like, self.request = path, like, request
+        self.metric = self._metric(path)
+
+    def _metric(self, path: Path) -> float:
+        network = OnnxNetwork(path, self.like)
+        return evaluate(network, self.request.data.val, self.request.task)[0]
+
+    def _is_good(self, metric: float) -> bool:
+        score = self.request.task.score
+        return score(self.metric) - score(metric) <= self.request.max_drop
+
+    def fp16(self, source: Path, folder: Path) -> tuple[Path, Quantization]:
+        """Return the fp16 form of a file, and what it brings."""
+        file, network = folder / "fp16.onnx", OnnxNetwork(source, self.like)
+        write_fp16(source, file)
+        feeds = calibration_feeds(network, self.request.data, self.request.task)
+        (speed,) = speedups(network, [file], feeds[0])
+        return file, self._judged(file, self._metric(file), speed)
+
+    def int8(self, source: Path, folder: Path) -> tuple[Path, Quantization]:
+        """Return the best int8 form of a file, and what it brings."""
+        network, request = OnnxNetwork(source, self.like), self.request
+        task, is_good = request.task, self._is_good
+        file, speed = Int8Search(network, source, folder, request.data, task, is_good).best()
+        return file.path, self._judged(
+            file.path,
+            file.metric,
+            speed,
+            scope=file.scope,
+            method=file.method,
+            excluded=file.excluded,
+            samples=file.samples,
+        )
+
+    def _judged(self, file: Path, metric: float, speed: float, **facts: Any) -> Quantization:
+        request, before = self.request, self.path.stat().st_size
+        after, least = file.stat().st_size, LEAST_SPEED[request.precision]
+        failed = {
+            "size": after >= before,
+            "accuracy": not self._is_good(metric),
+            "speed": speed < least,
+        }
+        return Quantization(
+            precision=request.precision,
+            accepted=not any(failed.values()),
+            failures=tuple(guard for guard, is_failed in failed.items() if is_failed),
+            metric_name=request.task.metric_name,
+            metric_before=self.metric,
+            metric_after=metric,
+            guard=request.max_drop,
+            bytes_before=before,
+            bytes_after=after,
+            speedup=speed,
+            least_speedup=least,
+            **facts,
+        )
+
+    def better(
+        self, plain: tuple[Path, Quantization], recovered: tuple[Path, Quantization]
+    ) -> tuple[Path, Quantization]:
+        """Return the file without a recovery or the one with it, and what is known of both."""
+        score = self.request.task.score
+        file, found = max(
+            (plain, recovered), key=lambda pair: (pair[1].accepted, score(pair[1].metric_after))
+        )
+        return file, replace(
+            found,
+            metric_untrained=plain[1].metric_after,
+            recovered=found is recovered[1],
+        )

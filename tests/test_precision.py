@@ -1,0 +1,360 @@
+"""Fewer bits: what is refused and by which guard, fp16, calibrations, and the recovery."""
+
+from itertools import pairwise
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from test_int8 import network
+from torch import nn
+
+import pbcompress as pb
+from pbcompress import int8, precision, quantization
+from pbcompress.errors import CompressionError
+from pbcompress.fakequant import train_quantized
+from pbcompress.int8 import Int8Search, OnnxNetwork, calibration_feeds
+from pbcompress.onnxfile import metadata_of
+from pbcompress.quantization import METHODS, Quantizer, weight_bits
+from pbcompress.runtime import Latency
+from pbcompress.surgery import as_call
+
+
+def data_of(model: nn.Module) -> pb.Data:
+    """Images and the classes that the network gives them."""
+    x = torch.randn(192, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    return pb.Data(train=[(x[:96], y[:96])], val=[(x[96:], y[96:])])
+
+
+def unequal(spread: float) -> nn.Module:
+    """Return that network, its channels of other ranges, its function the same."""
+    model = network()
+    unequalize_(model, spread)
+    return model
+
+
+def unequalize_(model: nn.Module, spread: float) -> None:
+    """Multiply the channels between layers with ReLU, and divide them again."""
+    layers = [m for m in model if isinstance(m, nn.Conv2d | nn.Linear)]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer, reader in pairwise(layers):
+            factor = (spread * torch.randn(len(layer.weight), generator=generator)).exp()
+            layer.weight.mul_(factor.view(-1, 1, 1, 1))
+            layer.bias.mul_(factor)
+            columns = reader.weight.view(len(reader.weight), len(factor), -1)
+            columns.div_(factor.view(1, -1, 1))
+
+
+@pytest.fixture
+def fixed(monkeypatch: pytest.MonkeyPatch):
+    """Let all files be so many times as fast as float32."""
+
+    def fix(speedup: float) -> None:
+        def times(sessions, *_):
+            return [Latency(1.0, 1.0, 5, speedup) for _ in sessions]
+
+        monkeypatch.setattr(int8, "interleaved_latency", times)
+
+    return fix
+
+
+def export(model, path, data, **choices) -> pb.ExportReport:
+    return pb.export_onnx(model, path, torch.randn(2, 3, 8, 8), data=data, **choices)
+
+
+# --- fp16 and bf16 --------------------------------------------------------------------------------
+
+
+def test_an_fp16_file_has_half_of_the_weights_bytes(tmp_path, fixed) -> None:
+    model, path = network(), tmp_path / "a.onnx"
+    fixed(0.7)
+    report = export(model, path, data_of(model), quantize="fp16", metadata={"for": "a test"})
+    q = report.quantization
+    assert (q.precision, q.accepted, q.failures, q.scope, q.method) == (
+        "fp16",
+        True,
+        (),
+        None,
+        None,
+    )
+    assert (q.least_speedup, q.speedup, q.metric_before) == (0.5, 0.7, 1.0)
+    assert report.file_bytes == q.bytes_after == path.stat().st_size < q.bytes_before
+    assert metadata_of(path)["for"] == "a test"
+    graph = onnx.load(path).graph
+    weights = [numpy_helper.to_array(t) for t in graph.initializer if len(t.dims) > 1]
+    assert [w.dtype for w in weights] == [np.float16] * 3
+    ends = [*graph.input, *graph.output]
+    assert {e.type.tensor_type.elem_type for e in ends} == {TensorProto.FLOAT}
+    x = torch.randn(7, 3, 8, 8)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    wanted = model(x).detach().numpy()
+    assert 0 < np.abs(found - wanted).max() < 2e-3 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(("speedup", "failures"), [(0.5, ()), (0.49, ("speed",))])
+def test_fp16_may_be_slower_up_to_half_the_speed(speedup, failures, tmp_path, fixed) -> None:
+    model = network()
+    fixed(speedup)
+    report = export(model, tmp_path / "a.onnx", data_of(model), quantize="fp16")
+    assert report.quantization.failures == failures
+    assert ("Cast" in report.operations) == (not failures)
+
+
+def test_numbers_beyond_fp16_are_a_failure_of_accuracy(tmp_path, fixed) -> None:
+    model, path = network(), tmp_path / "a.onnx"
+    with torch.no_grad():
+        model[0].weight *= 1e6  # 65504 is the largest
+        model[2].weight *= 1e-6
+        model[2].bias *= 1e-6
+    fixed(1.0)
+    report = export(model, path, data_of(network()), quantize="fp16")
+    assert report.quantization.failures == ("accuracy",)
+    assert "fp16 not taken (accuracy)" in str(report)
+    assert {t.data_type for t in onnx.load(path).graph.initializer} <= {
+        TensorProto.FLOAT, TensorProto.INT64,
+    }  # fmt: skip
+
+
+def test_bf16_is_refused_because_the_runtime_has_no_products(tmp_path) -> None:
+    ends = [helper.make_tensor_value_info(n, TensorProto.BFLOAT16, [2, 2]) for n in "xyz"]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "y"], ["z"])], "g", ends[:2], ends[2:]
+    )
+    opset = helper.make_opsetid("", 20)
+    content = helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    with pytest.raises(Exception, match="implementation for MatMul"):
+        onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    with pytest.raises(
+        CompressionError, match=r"'bf16' was asked for; ONNX Runtime .* no bfloat16"
+    ):
+        export(network(), tmp_path / "a.onnx", data_of(network()), quantize="bf16")
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"recover_epochs": 2}, "quantize=None"),
+        ({"recover_epochs": 2, "quantize": "fp16"}, "above 0 for \"int8\" alone"),
+        ({"recover_epochs": -1, "quantize": "int8"}, "recover_epochs=-1"),
+        ({"quantize": "fp16", "max_drop": float("nan")}, "max_drop"),
+    ],
+)  # fmt: skip
+def test_senseless_choices(choices, message, tmp_path) -> None:
+    with pytest.raises(CompressionError, match=message):
+        export(network(), tmp_path / "a.onnx", data_of(network()), **choices)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the search of int8 ---------------------------------------------------------------------------
+
+
+def searched(tmp_path, is_good) -> list[str]:
+    """Return the names of the files that a search writes."""
+    model, path = network(), tmp_path / "a.onnx"
+    data = data_of(model)
+    export(model, path, data)
+    folder = tmp_path / "drafts"
+    folder.mkdir()
+    net = OnnxNetwork(path, model(data.val[0][0]))
+    Int8Search(net, path, folder, data, pb.Task(), is_good).best()
+    return sorted(p.stem for p in folder.glob("*-*-*.onnx"))
+
+
+def test_what_passes_at_first_is_not_searched_further(tmp_path) -> None:
+    assert searched(tmp_path, lambda _: True) == ["all-minmax-0", "products-minmax-0"]
+
+
+def test_calibrations_are_tried_and_then_nodes_go_back(tmp_path) -> None:
+    found = searched(tmp_path, lambda _: False)
+    assert len(METHODS) == 3
+    for scope in ("all", "products"):
+        own = [name for name in found if name.startswith(scope)]
+        assert {f"{scope}-{method}-0" for method in METHODS} < set(own)
+        assert len(own) == 4  # of three nodes one goes back
+
+
+def test_methods_give_other_ranges_and_leave_the_output_silent(tmp_path, capsys) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.randn(4096, 4, generator=torch.Generator().manual_seed(0)) ** 3  # long tails
+    pb.export_onnx(model, tmp_path / "a.onnx", x[:2])
+    quantizer = Quantizer(
+        tmp_path / "a.onnx", [{"input": a.numpy()} for a in x.split(64)], tmp_path
+    )
+    ranges = {}
+    for method in METHODS:
+        quantizer.write(tmp_path / "b.onnx", method=method)
+        tensors = {
+            t.name: numpy_helper.to_array(t)
+            for t in onnx.load(tmp_path / "b.onnx").graph.initializer
+        }
+        ranges[method] = float(tensors["input_scale"].item() * 255)
+    assert ranges["minmax"] == pytest.approx((x.max() - x.min()).item(), rel=1e-4)
+    assert ranges["percentile"] < ranges["minmax"]
+    assert ranges["entropy"] < ranges["minmax"]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("machine", "has_vnni", "bits", "kind"),
+    [
+        ("x86_64", True, 8, np.uint8),
+        ("AMD64", False, 7, np.uint8),
+        ("arm64", False, 8, np.int8),
+    ],
+)
+def test_types_are_those_of_the_machines_kernels(
+    machine, has_vnni, bits, kind, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(quantization.platform, "machine", lambda: machine)
+    monkeypatch.setattr(quantization, "_has_vnni", lambda: has_vnni)
+    model, x = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2)), torch.randn(64, 8)
+    pb.export_onnx(model, tmp_path / "a.onnx", x[:2])
+    Quantizer(tmp_path / "a.onnx", [{"input": x.numpy()}], tmp_path).write(tmp_path / "b.onnx")
+    graph = onnx.load(tmp_path / "b.onnx").graph
+    tensors = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    weights = [t for t in tensors.values() if t.dtype == np.int8 and t.ndim == 2]
+    assert len(weights) == 2
+    assert quantization.weight_bits() == bits
+    assert max(np.abs(w.astype(int)).max() for w in weights) in (
+        2 ** (bits - 1),
+        2 ** (bits - 1) - 1,
+    )
+    zeros = [tensors[n.input[2]] for n in graph.node if n.op_type == "QuantizeLinear"]
+    assert {z.dtype for z in zeros} == {np.dtype(kind)}
+
+
+@pytest.mark.parametrize("bits", ["int8", "fp16"])
+def test_a_file_with_a_fixed_batch(bits: str, tmp_path) -> None:
+    model, x = network(), torch.randn(12, 3, 8, 8)
+    with torch.no_grad():
+        batches = [(part, model(part).argmax(1)) for part in x.split(4)]
+    choices = {"data": pb.Data(batches, batches), "max_drop": 1.0, "dynamic_batch": False}
+    path = tmp_path / "a.onnx"
+    q = pb.export_onnx(model, path, x[:4], quantize=bits, **choices).quantization
+    assert set(q.failures) <= {"speed"}
+    assert q.metric_before == 1.0
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == [4, 3, 8, 8]
+
+
+def test_a_scope_that_cannot_be_quantised_leaves_the_other(tmp_path, monkeypatch, fixed) -> None:
+    model, write = network(), Quantizer.write
+
+    def refuse(self, target, *, scope="products", **choices) -> None:
+        if scope in refused:
+            raise CompressionError(f"no {scope}")
+        write(self, target, scope=scope, **choices)
+
+    monkeypatch.setattr(Quantizer, "write", refuse)
+    fixed(2.0)
+    refused = {"all"}
+    q = export(
+        model, tmp_path / "a.onnx", data_of(model), quantize="int8", max_drop=1.0
+    ).quantization
+    assert (q.accepted, q.scope) == (True, "products")
+    refused = {"all", "products"}
+    with pytest.raises(CompressionError, match="no all"):
+        export(model, tmp_path / "a.onnx", data_of(model), quantize="int8")
+
+
+# --- the recovery ---------------------------------------------------------------------------------
+
+
+def test_a_recovery_that_helps_is_taken(tmp_path, monkeypatch, fixed) -> None:
+    model, path = unequal(3.0), tmp_path / "a.onnx"
+    calls = []
+
+    def train(given, call, data, task, **choices):
+        calls.append(choices)
+        return network()  # the same function, its channels equal
+
+    monkeypatch.setattr(precision, "train_quantized", train)
+    monkeypatch.setattr(int8, "_by_harm", lambda quantizer: tuple(quantizer.products))
+    fixed(2.0)
+    choices = {"quantize": "int8", "max_drop": 0.03, "recover_epochs": 5}
+    report = export(model, path, data_of(network()), metadata={"for": "a test"}, **choices)
+    q = report.quantization
+    assert [(c["epochs"], c["samples"]) for c in calls] == [(5, 256)]
+    assert (q.accepted, q.recovered, q.metric_before) == (True, True, 1.0)
+    assert q.metric_untrained < 0.97 <= q.metric_after
+    assert f"recovered from {q.metric_untrained:.4f}" in str(report)
+    assert metadata_of(path)["for"] == "a test"
+    assert "DequantizeLinear" in report.operations
+
+
+def test_a_recovery_that_does_not_help_leaves_the_float32_file(
+    tmp_path, monkeypatch, fixed
+) -> None:
+    model, path = unequal(3.0), tmp_path / "a.onnx"
+
+    def worse(*_, **__):
+        found = network()
+        nn.init.zeros_(found[-1].weight)
+        return found
+
+    monkeypatch.setattr(precision, "train_quantized", worse)
+    fixed(2.0)
+    choices = {"quantize": "int8", "max_drop": 0.0, "recover_epochs": 1}
+    report = export(model, path, data_of(network()), **choices)
+    q = report.quantization
+    assert (q.accepted, q.recovered, q.failures) == (False, False, ("accuracy",))
+    assert q.metric_untrained == q.metric_after
+    assert "recovery did not better" in str(report)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    x = torch.randn(3, 3, 8, 8)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(found, model(x).detach().numpy(), atol=1e-4)
+
+
+def test_what_passes_is_not_trained(tmp_path, monkeypatch, fixed) -> None:
+    model = network()
+    monkeypatch.setattr(precision, "train_quantized", lambda *_, **__: 1 / 0)
+    for speedup, failures in ((2.0, ()), (0.5, ("speed",))):  # training makes nothing faster
+        fixed(speedup)
+        choices = {"quantize": "int8", "max_drop": 0.5, "recover_epochs": 1}
+        q = export(model, tmp_path / "a.onnx", data_of(model), **choices).quantization
+        assert (q.failures, q.metric_untrained) == (failures, None)
+
+
+def int8_accuracy(model: nn.Module, x: torch.Tensor, data: pb.Data, folder) -> float:
+    """Return what calibration alone makes of a network, through ONNX Runtime."""
+    folder.mkdir()
+    pb.export_onnx(model, folder / "a.onnx", x)
+    net = OnnxNetwork(folder / "a.onnx", model(x))
+    feeds = calibration_feeds(net, data, pb.Task())
+    Quantizer(folder / "a.onnx", feeds, folder).write(folder / "b.onnx")
+    return pb.evaluate(OnnxNetwork(folder / "b.onnx", model(x)), data.val, pb.Task())[0]
+
+
+@pytest.mark.slow
+def test_a_recovery_on_real_data_wins_back_what_rounding_lost(tmp_path) -> None:
+    from model_zoo.datasets import load_loaders
+
+    loaders = load_loaders("digits", batch_size=64)
+    data = pb.Data(loaders.train, loaders.val)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32 * 36, 10),
+    )  # fmt: skip
+    config = pb.CompressConfig(
+        dendrites=pb.DendriteConfig(max_sets=0), recovery=pb.RecoveryConfig(epochs=10)
+    )
+    pb.recover_(model, data, config=config)
+    unequalize_(model, 1.5)
+    before, _ = pb.evaluate(model, data.val, pb.Task())
+    x = next(iter(loaders.val))[0][:2]
+    plain = int8_accuracy(model, x, data, tmp_path / "plain")
+    choices = {"epochs": 8, "bits": weight_bits(), "samples": 256}
+    trained = train_quantized(model, as_call(x), data, pb.Task(), **choices)
+    after = int8_accuracy(trained, x, data, tmp_path / "trained")
+    assert before - plain > 0.02
+    assert before - after <= 0.005
