@@ -76,7 +76,7 @@ def check_providers(providers: Sequence[str]) -> None:
     missing = [name for name in providers if name not in there]
     if missing or not providers:
         raise CompressionError(
-            f"providers={list(providers)} was asked for, and ONNX Runtime "
+            f"{', '.join(missing) or 'No provider'} was asked for; ONNX Runtime "
             f"{onnxruntime.__version__} has {', '.join(there)}. Use one of these, or install a "
             "package of ONNX Runtime that has the other."
         )

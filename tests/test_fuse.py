@@ -9,6 +9,7 @@ from torch import nn
 
 from pbcompress import DendriteConfig, attach_dendrites_, fuse
 from pbcompress.config import Form
+from pbcompress.fused import FusedDendriteLayer
 
 FORMS = get_args(Form)
 LAYERS = {
@@ -74,7 +75,7 @@ def test_fused_equals_trained_form(kind, form, sets):
 
     torch.testing.assert_close(fused(x), network(x), rtol=1e-10, atol=1e-10)
     assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in fused.modules())
-    assert type(fused[0]).__name__ == "FusedDendriteLayer"
+    assert isinstance(fused[0], FusedDendriteLayer)
 
 
 @pytest.mark.parametrize("form", FORMS)
