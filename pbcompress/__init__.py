@@ -1,7 +1,7 @@
 """pbcompress: shrink a trained network to a size, win its accuracy back, prove what ships.
 
-The names below are the public API; docs of each are on the name. Those that need ONNX are resolved
-on first use, so that ``import pbcompress`` stays light.
+The names below are the public API; docs of each are on the name. Those that need ONNX or
+torch.export are resolved on first use, so that ``import pbcompress`` stays light.
 """
 
 from importlib import import_module
@@ -27,6 +27,7 @@ from pbcompress.errors import TargetUnreachableError as TargetUnreachableError
 from pbcompress.errors import UnsupportedLayerError as UnsupportedLayerError
 from pbcompress.explain import PlanDiff as PlanDiff
 from pbcompress.fuse import fuse as fuse
+from pbcompress.graphnet import load_spec as load_spec
 from pbcompress.history import History as History
 from pbcompress.initialization import initialize_candidates_ as initialize_candidates_
 from pbcompress.measure import LayerCost as LayerCost
@@ -54,7 +55,10 @@ if TYPE_CHECKING:
     from pbcompress.export import ExportReport as ExportReport
     from pbcompress.export import export_onnx as export_onnx
     from pbcompress.pipeline import compress as compress
+    from pbcompress.program import ProgramReport as ProgramReport
+    from pbcompress.program import export_pt2 as export_pt2
     from pbcompress.result import CompressionResult as CompressionResult
+    from pbcompress.spec import save_spec as save_spec
 
 _ON_FIRST_USE = {
     "Benchmark": "benchmarking",
@@ -62,9 +66,12 @@ _ON_FIRST_USE = {
     "Comparison": "comparison",
     "CompressionResult": "result",
     "ExportReport": "export",
+    "ProgramReport": "program",
     "compare": "comparison",
     "compress": "pipeline",
     "export_onnx": "export",
+    "export_pt2": "program",
+    "save_spec": "spec",
 }
 
 

@@ -24,12 +24,13 @@ ROWS = [
     ["demo", "recipe"],
     ["pipeline"],
     ["result"],
+    ["packaging"],
     ["report", "comparison", "deploy", "benchmarking"],
-    ["page"],
+    ["page", "card"],
     ["checkpoint", "plan"],
     ["widths"],
-    ["budgets", "shipping"],
-    ["recovery", "export", "progress"],
+    ["budgets", "shipping", "spec"],
+    ["recovery", "export", "progress", "program"],
     ["int8", "localization"],
     ["cycles", "fuse", "runtime", "training", "quantization"],
     ["phase"],
@@ -39,7 +40,7 @@ ROWS = [
     ["nodes"],
     ["allocation", "latency", "forms", "correlation", "importance", "cuts", "pins", "explain"],
     ["costs", "statistics", "distillation", "scorecard", "optimizers", "admission"],
-    ["charts", "race"],
+    ["charts", "race", "graphnet"],
     [
         "engine",
         "grouping",
@@ -55,7 +56,7 @@ ROWS = [
     ["movement", "attention"],
     ["operators"],
     ["tracer", "surgery", "geometry", "config", "deadline"],
-    ["coupling", "sizes", "jsonfile", "choices", "versions"],
+    ["coupling", "sizes", "jsonfile", "choices", "versions", "aten"],
     ["errors"],
 ]
 THIRD_PARTY = {
@@ -141,8 +142,9 @@ CONTRACT = {
     "Budget", "CompressConfig", "CompressionError", "Data", "DendriteConfig", "DendriteLayer",
     "DivergedError", "ExportMismatchError", "ExportReport", "ModelCost", "StateMismatchError",
     "TargetUnreachableError", "Task", "UnsupportedLayerError", "WidthPlan", "attach_dendrites_",
-    "compare", "compress", "cycles", "export_onnx", "fuse", "load", "measure", "plan_widths",
-    "recover_", "reestimate_batchnorm_", "shrink", "shrink_",
+    "compare", "compress", "cycles", "export_onnx", "export_pt2", "fuse", "load", "load_spec",
+    "measure", "package", "plan_widths", "recover_", "reestimate_batchnorm_", "save_spec",
+    "shrink", "shrink_",
 }  # fmt: skip
 
 
