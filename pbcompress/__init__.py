@@ -7,6 +7,7 @@ torch.export are resolved on first use, so that ``import pbcompress`` stays ligh
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pbcompress.card import CardConfig as CardConfig
 from pbcompress.checkpoint import load as load
 from pbcompress.config import Budget as Budget
 from pbcompress.config import CompressConfig as CompressConfig
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from pbcompress.comparison import compare as compare
     from pbcompress.export import ExportReport as ExportReport
     from pbcompress.export import export_onnx as export_onnx
+    from pbcompress.packaging import Package as Package
+    from pbcompress.packaging import package as package
     from pbcompress.pipeline import compress as compress
     from pbcompress.program import ProgramReport as ProgramReport
     from pbcompress.program import export_pt2 as export_pt2
@@ -66,11 +69,13 @@ _ON_FIRST_USE = {
     "Comparison": "comparison",
     "CompressionResult": "result",
     "ExportReport": "export",
+    "Package": "packaging",
     "ProgramReport": "program",
     "compare": "comparison",
     "compress": "pipeline",
     "export_onnx": "export",
     "export_pt2": "program",
+    "package": "packaging",
     "save_spec": "spec",
 }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pbcompress.cli_package import add_package
 from pbcompress.errors import CompressionError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_measures(commands)
     _add_bench(commands)
     _add_outputs(commands)
+    add_package(commands)
     return parser
 
 
