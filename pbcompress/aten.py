@@ -84,7 +84,7 @@ def operation(name: str) -> Callable[..., Any]:
     found: Any = None
     if space == "operator" and rest in PYTHON:
         found = getattr(operator, rest)
-    elif space == "aten" and packet in ATEN:
+    elif space == "aten" and packet in ATEN and overload:
         form = getattr(getattr(torch.ops.aten, packet), overload, None)
         if isinstance(form, torch._ops.OpOverload) and not form._schema.is_mutable:
             found = form

@@ -108,6 +108,7 @@ def export_pt2(
         raise CompressionError(f"A program was to be written to {path}; its name must end in .pt2.")
 
     def write(program: ExportedProgram, _: nn.Module, __: Call) -> bytes:
+        program.graph.eliminate_dead_code()  # torch cannot read back an unbind of nothing
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # paths and lines of this machine
         program.example_inputs = map_tensors(program.example_inputs, torch.zeros_like)

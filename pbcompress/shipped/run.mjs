@@ -5,15 +5,17 @@
 import { createHash } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 
-const ort = await import("onnxruntime-node").catch(() => import("onnxruntime-web"));
+const ort = await import("onnxruntime-node")
+  .catch(() => import("onnxruntime-web"))
+  .catch(() => stop("It needs ONNX Runtime: npm install onnxruntime-web"));
 
 const ARRAYS = {
-  float32: Float32Array, float64: Float64Array, float16: Uint16Array, bool: Uint8Array,
-  int8: Int8Array, uint8: Uint8Array, int32: Int32Array, int64: BigInt64Array,
+  float32: Float32Array, float64: Float64Array, bool: Uint8Array, int8: Int8Array,
+  uint8: Uint8Array, int32: Int32Array, int64: BigInt64Array,
 };
 const DTYPES = {
-  "<f4": "float32", "<f8": "float64", "<f2": "float16", "|b1": "bool",
-  "|i1": "int8", "|u1": "uint8", "<i4": "int32", "<i8": "int64",
+  "<f4": "float32", "<f8": "float64", "|b1": "bool", "|i1": "int8",
+  "|u1": "uint8", "<i4": "int32", "<i8": "int64",
 };
 
 const read = (name) => readFileSync(new URL(name, import.meta.url));

@@ -39,9 +39,7 @@ def check() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "arrays", nargs="*", metavar="INPUT.npy", help="in the order of config.json"
-    )
+    parser.add_argument("arrays", nargs="*", metavar="INPUT.npy", help="as in config.json")
     parser.add_argument("--model", default="model.onnx", help="default: %(default)s")
     parser.add_argument("--check", action="store_true", help="are the files whole, and right here?")
     arguments = parser.parse_args()
