@@ -120,6 +120,12 @@ def test_the_zoo_and_the_package_do_not_know_each_other():
         assert other not in {m.split(".")[0] for m in imports(ast.parse(path.read_text()))}, path
 
 
+def test_what_is_given_away_needs_numpy_and_onnxruntime_alone():
+    tree = ast.parse((PACKAGE / "shipped" / "run.py").read_text())
+    needed = {module.split(".")[0] for module in imports(tree)}
+    assert needed - sys.stdlib_module_names == {"numpy", "onnxruntime"}
+
+
 def test_import_is_lean():
     code = (
         "import sys, pbcompress\n"
