@@ -155,7 +155,8 @@ def pack(
         with tempfile.TemporaryDirectory(dir=home, prefix=".pbcompress-") as folder:
             draft = Path(folder) / "package"
             draft.mkdir()
-            for path in (*contents.models, RUNNERS / "run.py", RUNNERS / "run.mjs"):
+            models = [part for path in contents.models for part in _parts(path)]
+            for path in (*models, RUNNERS / "run.py", RUNNERS / "run.mjs"):
                 shutil.copyfile(path, draft / path.name)
             (draft / "sample.npz").write_bytes(_npz(arrays))
             (draft / "config.json").write_text(json.dumps(config, indent=1) + "\n")
@@ -205,6 +206,11 @@ def _models(run: Path, facts: Mapping[str, Any]) -> list[Path]:
             "with the same run_dir, which writes it anew, and package that."
         )
     return [path, *sorted(run.glob(OTHER_MODELS))]
+
+
+def _parts(model: Path) -> list[Path]:
+    """Return an ONNX file and those beside it that hold its weights, if it is a large one."""
+    return [model, *sorted(model.parent.glob(f"{model.name}.*data"))]
 
 
 def _sample(run: Path) -> Sample:
@@ -290,7 +296,7 @@ def _compared(path: Path, session: Session, arrays: Mapping[str, Array]) -> dict
     is_choice = first.ndim == 2 and first.shape[1] > 1
     same = float((first.argmax(1) == wanted.argmax(1)).mean()) if is_choice else None
     return {
-        "bytes": path.stat().st_size,
+        "bytes": sum(part.stat().st_size for part in _parts(path)),
         "tolerance": tolerance,
         "max_difference": max(gaps),
         "same_top1": same,

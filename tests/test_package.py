@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import yaml
@@ -370,6 +371,23 @@ def test_a_known_checksum_that_fits_is_accepted(run):
     digest = hashlib.sha256((run / "model.onnx").read_bytes()).hexdigest()
     (run / "state.json").write_text(text.replace("0" * 64, digest))
     assert package(run, run.parent / "out").files["model.onnx"]
+
+
+def test_weights_beside_a_model_go_with_it(run):
+    proto = onnx.load(run / "model.onnx")
+    onnx.save(
+        proto,
+        run / "model.onnx",
+        save_as_external_data=True,
+        location="model.onnx.data",
+        size_threshold=0,
+    )
+    size = (run / "model.onnx.data").stat().st_size
+    found = package(run, run.parent / "out")
+    assert found.files["model.onnx.data"] == size > 1000
+    assert found.models["model.onnx"]["bytes"] == size + found.files["model.onnx"]
+    (run.parent / "out" / "model.onnx.data").unlink()
+    assert "model.onnx.data is missing" in run_alone(run.parent / "out", "--check").stderr
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "-x", "a/b", "a b", "é", "x" * 97, "a\n"])
