@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,14 @@ class Contents:
         seconds: Of training and validation.
         models: ONNX files; ``model.onnx``, in float32, first.
         sample: Inputs, and the outputs of torch.
+        proof: How the models were proven, in a sentence.
     """
 
     facts: Mapping[str, Any]
     seconds: float
     models: Sequence[Path]
     sample: Sample
+    proof: str
 
 
 @dataclass(frozen=True)
@@ -124,22 +126,20 @@ def package(
         True
     """
     run = Path(run_dir)
-    facts, history = read_run(run)
-    contents = Contents(facts, history.seconds, _models(run, facts), _sample(run))
     if directory is None:
         name, directory = name or run.resolve().name, run / "package"
-    return pack(contents, Path(directory), card, name=name, overwrite=overwrite)
+    return pack(Path(directory), lambda _: _of_run(run), card, name=name, overwrite=overwrite)
 
 
 def pack(
-    contents: Contents,
     target: Path,
+    collect: Callable[[Path], Contents],
     card: CardConfig | None = None,
     *,
     name: str | None = None,
     overwrite: bool = False,
 ) -> Package:
-    """Write the folder of `package` from what goes into it."""
+    """Write the folder of `package` from what ``collect`` returns; it may write into a folder."""
     card, name = card or CardConfig(), name or target.resolve().name
     if not NAME.fullmatch(name):
         raise CompressionError(
@@ -147,23 +147,11 @@ def pack(
             "and begins with a letter or digit. Pass name=."
         )
     home = _home(target, overwrite)
-    arrays = _arrays(contents.sample)
-    config = _config(contents, name, arrays, card)
-    proof = proof_sentence(contents.facts)
-    text = model_card(contents.facts, contents.seconds, proof, config, card)
     try:
         with tempfile.TemporaryDirectory(dir=home, prefix=".pbcompress-") as folder:
-            draft = Path(folder) / "package"
+            contents, draft = collect(Path(folder)), Path(folder) / "package"
             draft.mkdir()
-            models = [part for path in contents.models for part in _parts(path)]
-            for path in (*models, RUNNERS / "run.py", RUNNERS / "run.mjs"):
-                shutil.copyfile(path, draft / path.name)
-            (draft / "sample.npz").write_bytes(_npz(arrays))
-            (draft / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-            (draft / "README.md").write_text(text, encoding="utf-8")
-            files = {path.name: path.read_bytes() for path in sorted(draft.iterdir())}
-            sums = (f"{hashlib.sha256(files[f]).hexdigest()}  {f}\n" for f in files)
-            (draft / "SHA256SUMS").write_text("".join(sums))
+            models = _fill(draft, contents, name, card)
             _check(draft)
             _move(draft, target)
     except OSError as err:
@@ -172,7 +160,40 @@ def pack(
             "some space or choose another folder; what was there is as it was."
         ) from err
     sizes = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
-    return Package(str(target), sizes, config["models"])
+    return Package(str(target), sizes, models)
+
+
+def _fill(
+    folder: Path, contents: Contents, name: str, card: CardConfig
+) -> Mapping[str, Mapping[str, Any]]:
+    """Write all files of a package, and return what is known of its models."""
+    arrays = _arrays(contents.sample)
+    config = _config(contents, name, arrays, card)
+    models = [part for path in contents.models for part in _parts(path)]
+    for path in (*models, RUNNERS / "run.py", RUNNERS / "run.mjs"):
+        shutil.copyfile(path, folder / path.name)
+    (folder / "sample.npz").write_bytes(_npz(arrays))
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    text = model_card(contents.facts, contents.seconds, contents.proof, config, card)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    sums = (f"{hashlib.sha256(files[f]).hexdigest()}  {f}\n" for f in files)
+    (folder / "SHA256SUMS").write_text("".join(sums))
+    return config["models"]  # type: ignore[no-any-return]
+
+
+def _of_run(run: Path) -> Contents:
+    facts, history = read_run(run)
+    is_proven = isinstance(facts["deployment"], Mapping)
+    return Contents(
+        facts=facts,
+        seconds=history.seconds,
+        models=_models(run, facts),
+        sample=_sample(run),
+        proof=proof_sentence(facts)
+        if is_proven
+        else "The file was exported after the run, which does not know how it was proven.",
+    )
 
 
 def _config(
@@ -185,7 +206,7 @@ def _config(
         "pbcompress": contents.facts["pbcompress"],
         "classes": list(card.classes) or None,
         "preprocessing": card.preprocessing,
-        "samples": len(arrays["input_0"]),
+        "samples": next((len(array) for array in arrays.values() if array.ndim), 1),
         **_measured(contents.models, arrays),
     }
 

@@ -1,8 +1,7 @@
 """What `compress` returns: the network, and every number that was measured on the way."""
 
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pbcompress.measure import ModelCost
 from pbcompress.packaging import MODEL_FILE, Contents, Package, pack
 from pbcompress.plan import WidthPlan
 from pbcompress.program import ProgramReport, export_pt2
-from pbcompress.report import REPORT_FILES, write_report
+from pbcompress.report import REPORT_FILES, proof_sentence, write_report
 from pbcompress.sample import SAMPLE_FILE, Sample, sample_of, write_sample
 from pbcompress.spec import save_spec
 from pbcompress.tables import before_after, layer_widths, render_text
@@ -214,16 +213,24 @@ class CompressionResult:
                 shipping; see `export_onnx`.
         """
         data: Data | None = options.pop("int8", None)
-        with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
-            models = [Path(folder) / MODEL_FILE]
-            self.export_onnx(models[0])
-            if data is not None:
-                small = Path(folder) / "model.int8.onnx"
-                report = self.export_onnx(small, quantize="int8", data=data, task=self.task)
-                if report.quantization is not None and report.quantization.accepted:
-                    models.append(small)
-            contents = Contents(self.facts(), self.history.seconds, models, self._sample())
-            return pack(contents, Path(directory), card, **options)
+        return pack(Path(directory), lambda folder: self._contents(folder, data), card, **options)
+
+    def _contents(self, folder: Path, data: Data | None) -> Contents:
+        """Export into a folder what a package needs."""
+        models = [folder / MODEL_FILE]
+        proof = asdict(self.export_onnx(models[0]))
+        if data is not None:
+            small = folder / "model.int8.onnx"
+            report = self.export_onnx(small, quantize="int8", data=data, task=self.task)
+            if report.quantization is not None and report.quantization.accepted:
+                models.append(small)
+        return Contents(
+            facts=self.facts(),
+            seconds=self.history.seconds,
+            models=models,
+            sample=self._sample(),
+            proof=proof_sentence({"deployment": {"proof": proof}}),
+        )
 
     def _sample(self) -> Sample:
         return sample_of(self.frozen(), self.example_inputs)

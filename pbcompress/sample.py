@@ -6,11 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pbcompress.errors import StateMismatchError
 from pbcompress.surgery import as_call, map_tensors, tensors_of, to_device
 from pbcompress.tensorfile import read_tensors, write_tensors
 
 __all__ = ["SAMPLE_FILE", "Sample", "read_sample", "sample_of", "write_sample"]
 
+KIND = "pbcompress sample"
 SAMPLE_FILE = "sample.safetensors"
 SAMPLES = 4
 Sample = tuple[Sequence[Tensor], Sequence[Tensor]]  # inputs, outputs
@@ -41,7 +43,7 @@ def write_sample(path: Path, sample: Sample) -> None:
     inputs, outputs = sample
     tensors = {f"input.{i}": t for i, t in enumerate(inputs)}
     tensors |= {f"output.{i}": t for i, t in enumerate(outputs)}
-    write_tensors(path, tensors, {"kind": "pbcompress sample"})
+    write_tensors(path, tensors, {"kind": KIND})
 
 
 def read_sample(path: Path) -> Sample:
@@ -50,7 +52,12 @@ def read_sample(path: Path) -> Sample:
     Raises:
         StateMismatchError: The file is missing, truncated or of another kind.
     """
-    tensors, _ = read_tensors(path)
+    tensors, state = read_tensors(path)
+    if state.get("kind") != KIND:
+        raise StateMismatchError(
+            f"{path} is a safetensors file of another kind. Give a {KIND}; compress and save write "
+            "it beside a run."
+        )
     sides = [{n: t for n, t in tensors.items() if n.startswith(k)} for k in ("input.", "output.")]
     inputs, outputs = ([t for _, t in sorted(s.items(), key=_place)] for s in sides)
     return inputs, outputs

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -342,6 +343,10 @@ DAMAGES = {
     "no model": (lambda run: (run / "model.onnx").unlink(), "Make it: pbcompress export"),
     "no sample": (lambda run: (run / "sample.safetensors").unlink(), "has no sample"),
     "a broken sample": (lambda run: (run / "sample.safetensors").write_bytes(b"x"), "not a whole"),
+    "another sample": (
+        lambda run: shutil.copy(run / "weights.safetensors", run / "sample.safetensors"),
+        "of another kind",
+    ),
     "a broken model": (lambda run: (run / "model.onnx").write_bytes(b"x"), "cannot be run"),
     "a model that was changed": (known_sum, "was changed since"),
     "another int8 model": (another_int8, "other inputs or outputs"),
@@ -465,10 +470,19 @@ def test_a_former_package_comes_back_where_the_new_one_cannot_take_its_place(run
 
 
 def test_a_result_is_packaged_without_a_run(finished, tmp_path):
-    found = finished[0].package(tmp_path / "points", CardConfig(license="mit"), name="other")
-    assert "# other" in (tmp_path / "points" / "README.md").read_text()
+    result = replace(finished[0], deployment=None)  # nothing was exported before
+    found = result.package(tmp_path / "points", CardConfig(license="mit"), name="other")
+    text = (tmp_path / "points" / "README.md").read_text()
+    assert "# other" in text
+    assert "run beside torch 12 times" in text
     assert run_alone(tmp_path / "points", "--check").returncode == 0
     assert list(found.models) == ["model.onnx"]
+
+
+def test_a_result_is_exported_only_where_the_package_can_have_its_place(finished, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CompressionError, match="is there already"):
+        finished[0].package(tmp_path / "out", int8="never looked at")
 
 
 def test_a_result_writes_files_for_torch(finished, tmp_path):
