@@ -5,7 +5,7 @@ The file is safetensors. Its header holds the spec, plain data::
     arguments   by name, the inputs of forward; {"input": i} stands for a tensor
     steps       [operation, arguments, named arguments, layer], in the order in which they run
     outputs     what forward returns
-    buffers     which of the weights are not parameters
+    weights     by name, "parameter" or "buffer"
     example     types and shapes of inputs and outputs of one forward pass
 
 Within them {"input": i}, {"weight": name} and {"step": i} stand for values, {"dtype": name} and the
@@ -71,8 +71,8 @@ class GraphNetwork(nn.Module):
 
     def __init__(self, spec: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        for name, tensor in weights.items():
-            self._place(name, tensor.clone(), name in spec["buffers"])
+        for name, kind in spec["weights"].items():
+            self._place(name, weights[name].clone(), kind == "buffer")
         self._arguments = {name: _decoded(tree) for name, tree in spec["arguments"].items()}
         self._outputs = _decoded(spec["outputs"])
         trees = [(_decoded(step[1]), _decoded({"dict": step[2]})) for step in spec["steps"]]

@@ -82,13 +82,13 @@ def _write(program: ExportedProgram, network: nn.Module, call: Call) -> bytes:
     program = program.run_decompositions({})  # no operation writes into its arguments any more
     with torch.no_grad():
         outputs = network(*call[0], **call[1])
-    values, weights, buffers = _placeholders(program, shared_parameter_names(network))
+    values, weights, kinds = _placeholders(program, shared_parameter_names(network))
     spec = {
         "kind": KIND,
         "version": VERSION,
         "arguments": _arguments(network, call),
         **_steps(program, values),
-        "buffers": buffers,
+        "weights": kinds,
         "example": {"inputs": described(call), "outputs": described(outputs)},
     }
     return tensor_bytes(weights, spec)
@@ -112,11 +112,11 @@ def _arguments(network: nn.Module, call: Call) -> dict[str, Any]:
 
 def _placeholders(
     program: ExportedProgram, aliases: Mapping[str, str]
-) -> tuple[dict[fx.Node, Any], dict[str, Tensor], list[str]]:
-    """Return what stands for each input of the graph, the weights, and which are no parameters."""
+) -> tuple[dict[fx.Node, Any], dict[str, Tensor], dict[str, str]]:
+    """Return what stands for each input of the graph, the weights, and their kinds."""
     values: dict[fx.Node, Any] = {}
     weights: dict[str, Tensor] = {}
-    buffers: list[str] = []
+    kinds: dict[str, str] = {}
     inputs = itertools.count()
     held = {**program.constants, **program.state_dict}
     nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
@@ -127,9 +127,8 @@ def _placeholders(
         elif entry.kind in WEIGHTS and node.users:
             name = aliases.get(str(entry.target), str(entry.target))
             values[node], weights[name] = {"weight": name}, held[str(entry.target)]
-            if entry.kind is not InputKind.PARAMETER:
-                buffers.append(name)
-    return values, weights, buffers
+            kinds[name] = "parameter" if entry.kind is InputKind.PARAMETER else "buffer"
+    return values, weights, kinds
 
 
 def _constant(argument: Any) -> Any:
