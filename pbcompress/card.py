@@ -272,6 +272,8 @@ def _limits(facts: Facts, config: Facts) -> list[str]:
         f"The {config['samples']} inputs in `sample.npz` are the first that the network was "
         "compressed with, usually training data: whoever gives this folder away gives them away.",
     ]
+    if len(config["models"]) > 1:
+        limits.insert(1, "The scores are those of `model.onnx`, or of the same network in torch.")
     if facts["after"]["score"] is None:
         limits.insert(0, "It was shrunk and not trained: it is no use before it is.")
     return limits

@@ -39,6 +39,12 @@ class Estimate:
     method: str
     p_value: float | None = None
 
+    def meets(self, other: "Estimate") -> bool:
+        """Tell whether two intervals have a point in common; False where there are none."""
+        if self.low is None or self.high is None or other.low is None or other.high is None:
+            return False
+        return self.low <= other.high and other.low <= self.high
+
     def __str__(self) -> str:
         interval = "" if self.low is None else f" ({self.low:.4f} to {self.high:.4f})"
         return f"{self.value:.4f}{interval}"

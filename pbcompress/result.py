@@ -218,18 +218,20 @@ class CompressionResult:
     def _contents(self, folder: Path, data: Data | None) -> Contents:
         """Export into a folder what a package needs."""
         models = [folder / MODEL_FILE]
-        proof = asdict(self.export_onnx(models[0]))
+        exported = asdict(self.export_onnx(models[0]))
+        proof = proof_sentence({"deployment": {"proof": exported}})
         if data is not None:
             small = folder / "model.int8.onnx"
             report = self.export_onnx(small, quantize="int8", data=data, task=self.task)
             if report.quantization is not None and report.quantization.accepted:
                 models.append(small)
+            proof += f" Fewer bits: {report.quantization}."
         return Contents(
             facts=self.facts(),
             seconds=self.history.seconds,
             models=models,
             sample=self._sample(),
-            proof=proof_sentence({"deployment": {"proof": proof}}),
+            proof=proof,
         )
 
     def _sample(self) -> Sample:

@@ -278,7 +278,7 @@ def npm_folder():
     """A folder with onnxruntime-web beside packages that are put into it, or why there is none."""
     if not (shutil.which("node") and shutil.which("npm")):
         return None, "node and npm are not installed"
-    folder = Path(os.environ.get("PBCOMPRESS_NODE", ROOT / "build" / "node"))
+    folder = ROOT / "build" / "node"
     if not (folder / "node_modules" / "onnxruntime-web").is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         command = ["npm", "install", "--ignore-scripts", "--no-audit", "onnxruntime-web@1.30.0"]
@@ -507,6 +507,9 @@ def test_an_int8_model_is_packaged_where_it_is_worth_it(tmp_path):
     int8 = found.models["model.int8.onnx"]
     assert int8["bytes"] < found.models["model.onnx"]["bytes"] / 3
     assert 1e-4 < int8["tolerance"] < 0.2
+    text = (tmp_path / "net" / "README.md").read_text()
+    assert "Fewer bits: " in text
+    assert "The scores are those of `model.onnx`" in text
     checked = run_alone(tmp_path / "net", "--check")
     assert checked.stdout.count("computes what it should") == 2
 
