@@ -144,6 +144,9 @@ class DendriteConfig(Choices):
         initialization: First weights of candidates: "random", or "spectral", in closed form from
             the inputs and errors of a few batches (`pbcompress.initialization`); of a pool the
             first candidate.
+        samples: In a dendrite phase, candidates look at every k-th position of a layer's output
+            along each axis, from a random one on in each step, with the largest k that leaves so
+            many samples (batch x positions). 0: all positions.
         share: Largest part of the target that dendrites may take, in [0, 1]; "auto" gives a
             network with dendrites and one without a short trial (``RecoveryConfig.trial``), and
             the rest of the training to the one that validation favours.
@@ -177,6 +180,7 @@ class DendriteConfig(Choices):
     node_share: float = 1.0
     initial_gain: Literal["zero", "least_squares"] = "zero"
     initialization: Literal["random", "spectral"] = "random"
+    samples: int = 4096
     share: float | Literal["auto"] = "auto"
     groups: int = 4
     rank: int = 4
@@ -213,6 +217,7 @@ class DendriteConfig(Choices):
             object.__setattr__(self, "freeze_after", is_correlation)
         require(self.max_sets >= 0, self, "max_sets", "at least 0")
         require(self.candidates >= 1, self, "candidates", "at least 1")
+        require(self.samples >= 0, self, "samples", "at least 0")
         require(0 < self.node_share <= 1, self, "node_share", "above 0 and at most 1")
         if self.rule == "gradient":  # without a dendrite phase there are no scores
             wanted = "with rule 'correlation' or 'hybrid'; rule 'gradient' has no scores"

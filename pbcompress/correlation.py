@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pbcompress.positions import Window
+
 __all__ = [
     "COUNT",
     "GAIN",
@@ -14,6 +16,7 @@ __all__ = [
     "correlate",
     "mean_scores",
     "node_scores",
+    "process_count",
     "score_leaf",
 ]
 
@@ -103,14 +106,15 @@ def _sum(values: Tensor, axis: int) -> Tensor:
     return values.sum(others) if others else values
 
 
-def _processes() -> int:
+def process_count() -> int:
+    """Return how many processes train together; 1 without torch.distributed."""
     is_shared = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if is_shared else 1
 
 
 def _total(values: Tensor, largest: bool = False) -> Tensor:
     """Return the sum, or the maximum, over all processes."""
-    if _processes() > 1:
+    if process_count() > 1:
         kind = torch.distributed.ReduceOp
         torch.distributed.all_reduce(values, kind.MAX if largest else kind.SUM)
     return values
@@ -131,7 +135,7 @@ def _centred(values: Tensor, axis: int) -> _Centred:
     channels = values.shape[axis]
     shape = [-1, *[1] * (-1 - axis)]
     n: Tensor | int = values.numel() // max(channels, 1)
-    if _processes() > 1:
+    if process_count() > 1:
         n = _total(torch.tensor(float(n), dtype=values.dtype, device=values.device)).clamp(min=1)
     elif n < 2:  # no two samples
         nothing = values.new_zeros(channels)
@@ -180,7 +184,8 @@ class CorrelationProbe(torch.autograd.Function):
     """Identity on a layer's output that trains candidates on the error passing back through it.
 
     Forward takes the output y, a *score leaf* (see `score_leaf`), the channel axis, whether each
-    node has a channel of its own, and the activations of the candidates in the pool. Backward
+    node has a channel of its own, and the activations of the candidates in the pool at the
+    positions of a window. Backward
     returns the error unchanged for y, the gradient of `correlate` for every activation, and the
     batch's scores for the leaf. So sums over the phase are in ``score.grad`` by autograd's own
     means: one backward pass, no hook, no stored graph.
@@ -194,6 +199,7 @@ class CorrelationProbe(torch.autograd.Function):
         axis: int,
         pairwise: bool,
         loss_scale: float,
+        window: Window,
         *activations: Tensor,
     ) -> Tensor:
         """Return ``output``.
@@ -205,11 +211,12 @@ class CorrelationProbe(torch.autograd.Function):
             axis: Channel axis of all tensors, counted from the end.
             pairwise: Whether each node has a channel of its own.
             loss_scale: What the loss is multiplied by; the gradients of the activations are too.
+            window: Where the activations are.
             activations: Of the candidates in the pool.
         """
         so_far = torch.zeros_like(score) if score.grad is None else score.grad.clone()
         ctx.save_for_backward(so_far, *activations)
-        ctx.how = (axis, pairwise, loss_scale)
+        ctx.how = (axis, pairwise, loss_scale, window)
         return output.clone()  # a view could not be changed in place by what follows
 
     @staticmethod
@@ -217,13 +224,13 @@ class CorrelationProbe(torch.autograd.Function):
         """Return the gradients of output, score leaf and activations."""
         (error,) = errors
         so_far, *activations = ctx.saved_tensors
-        axis, pairwise, loss_scale = ctx.how
+        axis, pairwise, loss_scale, window = ctx.how
         working = torch.promote_types(activations[0].dtype, torch.float32)
-        e = _centred(error.to(working), axis)
+        e = _centred(window.take(error).to(working), axis)
         e_std = e.unit * e.std / loss_scale
         samples: Tensor | int = len(error) if error.dim() > -axis else 1  # the loss is their mean
-        if _processes() > 1:  # their batches may differ; the slope must not
-            samples = _total(e.std.new_tensor(float(samples))) / _processes()
+        if process_count() > 1:  # their batches may differ; the slope must not
+            samples = _total(e.std.new_tensor(float(samples))) / process_count()
         gradients, scores = [], []
         for directions, activation in zip(so_far[R].to(working), activations, strict=True):
             r, gradient, a_std = _correlate(activation.to(working), e, axis, pairwise, directions)
@@ -231,9 +238,9 @@ class CorrelationProbe(torch.autograd.Function):
             gain = r * e_std
             slope = torch.where(std > 0, -samples * gain / torch.where(std > 0, std, 1), 0)
             scores.append(_finite(torch.stack([r, gain, slope, torch.ones_like(r)])))
-            factor = loss_scale * _processes()  # several processes will take the mean
+            factor = loss_scale * process_count()  # several processes will take the mean
             gradients.append(gradient.mul_(factor).to(activation.dtype))
-        return error, torch.stack(scores, 1).to(so_far.dtype), None, None, None, *gradients
+        return error, torch.stack(scores, 1).to(so_far.dtype), None, None, None, None, *gradients
 
 
 def _finite(scores: Tensor) -> Tensor:

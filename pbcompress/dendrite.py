@@ -5,73 +5,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pbcompress.config import DendriteConfig
-from pbcompress.correlation import CorrelationProbe, score_leaf
+from pbcompress.correlation import CorrelationProbe, process_count, score_leaf
 from pbcompress.errors import CompressionError
 from pbcompress.forms import growable_layers, make_branch, node_count, spatial_dims
 from pbcompress.nodes import Slots, narrowed
+from pbcompress.positions import Window, position_axes
+from pbcompress.signals import ACTIVATIONS, add_set, hear
 from pbcompress.surgery import replace_module
 
 __all__ = [
-    "ACTIVATIONS",
     "DendriteLayer",
-    "add_set",
     "attach_dendrites_",
     "dendrite_layers",
     "detach_dendrites_",
-    "hear",
     "neuron_parameters",
 ]
-
-ACTIVATIONS = {
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "gelu": functional.gelu,
-    "silu": functional.silu,
-}
-_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
-
-
-def add_set(y: Tensor, activation: Tensor, gain: Tensor, slots: Slots, dims: int) -> Tensor:
-    """Return y with the contribution of one set: U * a per channel, or a dense map of shared nodes.
-
-    Args:
-        y: Output so far.
-        activation: Nodes on the channel axis.
-        gain: Shape (nodes,), or (nodes, channels) for shared nodes.
-        slots: The channels of the nodes, where they have one each.
-        dims: Spatial axes of the layer.
-    """
-    a, gain = activation.to(y.dtype), gain.to(y.dtype)  # they differ under autocast
-    if gain.dim() == 1:
-        if slots.is_whole:
-            return torch.addcmul(y, a, gain.reshape(-1, *[1] * dims))
-        return y + slots.spread(a * gain.reshape(-1, *[1] * dims), -1 - dims)
-    if dims == 0:
-        return y + functional.linear(a, gain.T)
-    return y + _CONV[dims](a, gain.T.reshape(*gain.T.shape, *[1] * dims))
-
-
-def hear(
-    z: Tensor, links: Tensor, earlier: Sequence[Tensor | None], slots: Slots, dims: int
-) -> Tensor:
-    """Return the sum of a dendrite with what it hears of the earlier ones of its neuron.
-
-    Args:
-        z: Nodes on the channel axis.
-        links: V of the set, shape (earlier sets, nodes).
-        earlier: Activations of the earlier sets in all slots; None: the set has no node.
-        slots: Slots of the nodes.
-        dims: Spatial axes of the layer: 0 for Linear, 1 to 3 otherwise.
-    """
-    for link, a in zip(links, earlier, strict=False):
-        if a is not None:
-            heard = slots.take(a, -1 - dims).to(z.dtype)
-            z = torch.addcmul(z, heard, link.to(z.dtype).reshape(-1, *[1] * dims))
-    return z
 
 
 class DendriteLayer(nn.Module):
@@ -272,27 +222,35 @@ class DendriteLayer(nn.Module):
             if slots.count == 0:
                 heard.append(None)
                 continue
-            a = self._activation(self.dendrites[index], self.links[index], read, heard, slots)
+            z = self.dendrites[index](read)
+            a = self._activation(z, self.links[index], heard, slots)
             y = add_set(y, a, self.gains[index], slots, self.dims)
             heard.append(slots.spread(a, -1 - self.dims) if self.config.cascade else None)
-        if self.candidate is None:
+        if self.candidate is None or not torch.is_grad_enabled():
             return y
         return self._probed(y, read.detach(), heard)
 
     def _activation(
-        self, branch: nn.Module, links: Tensor, x: Tensor, heard: list[Tensor | None], slots: Slots
+        self, z: Tensor, links: Tensor, heard: Sequence[Tensor | None], slots: Slots
     ) -> Tensor:
-        z = hear(branch(x), links, heard, slots, self.dims)
-        return ACTIVATIONS[self.config.activation](z)
+        return ACTIVATIONS[self.config.activation](hear(z, links, heard, slots, self.dims))
 
-    def _probed(self, y: Tensor, x: Tensor, heard: list[Tensor | None]) -> Tensor:
+    def _window(self, y: Tensor) -> Window:
+        axes = position_axes(self.base_layer, y, self.dims)
+        sizes = [len(y) * process_count(), *(y.shape[axis] for axis in axes)]
+        return Window.drawn(sizes, axes, self.config.samples)
+
+    def _probed(self, y: Tensor, x: Tensor, heard: Sequence[Tensor | None]) -> Tensor:
         """Return y, whose error will train the candidates: they listen, and do not speak."""
-        quiet = [None if a is None else a.detach() for a in heard]
-        slots: Any = self.slots[-1]
-        activations = [self._activation(*one, x, quiet, slots) for one in self.pool]
+        window, slots = self._window(y), self.slots[-1]
+        quiet = [None if a is None else window.take(a.detach()) for a in heard]
+        activations = [
+            self._activation(window.run(branch, x), links, quiet, slots)  # type: ignore[arg-type]
+            for branch, links in self.pool
+        ]
         pairwise = self.config.form != "shared"
         probe: Any = CorrelationProbe.apply
-        how = (-1 - self.dims, pairwise, self.loss_scale)
+        how = (-1 - self.dims, pairwise, self.loss_scale, window)
         probed: Tensor = probe(y, self.candidate, *how, *activations)
         return probed
 

@@ -1,8 +1,7 @@
-"""Export to ONNX, and prove that the file computes what the network computes."""
+"""Export to ONNX; `parity` proves that the file computes what the network computes."""
 
 import inspect
 import logging
-import math
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,21 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pbcompress.errors import CompressionError, ExportMismatchError, first_line
+from pbcompress.errors import CompressionError, first_line
 from pbcompress.int8 import Quantization, try_int8
-from pbcompress.localization import first_difference
 from pbcompress.onnxfile import facts_of, write_metadata
-from pbcompress.runtime import Session
+from pbcompress.parity import batch_size, is_batched, prove, resized
 from pbcompress.surgery import (
     Call,
     as_call,
     copy_model,
-    map_tensors,
     seeded,
     tensors_of,
     to_device,
@@ -37,9 +33,6 @@ from pbcompress.versions import version_of
 __all__ = ["ExportReport", "export_onnx", "write_onnx"]
 
 BATCH_SIZES = (1, 2, 5)
-RANDOM_SEEDS = (0, 1, 2)
-# float32 sums in another order; mismatches of structure are orders of magnitude larger
-TOLERANCE = 1e-4
 OPSETS = range(18, 26)
 
 
@@ -155,11 +148,11 @@ def export_onnx(
         _export(network, calls[0], draft, opset, dynamic_batch)
         write_metadata(draft, {"pbcompress": version_of("pbcompress"), **(metadata or {})})
         facts = facts_of(draft)
-        sizes = BATCH_SIZES if dynamic_batch else (_batch_size(calls[0]),)
-        difference, relative, checks = _prove(network, draft, calls, sizes)
+        sizes = BATCH_SIZES if dynamic_batch else (batch_size(calls[0]),)
+        difference, relative, checks = prove(network, draft, calls, sizes)
         quantization = None
         if quantize and data is not None:
-            like = _output(network, _resized(calls[0], sizes[-1]))
+            like = _output(network, resized(calls[0], sizes[-1]))
             quantization = try_int8(draft, draft, like, data, task or Task(), max_drop)
             facts = facts_of(draft)
         content = draft.read_bytes()
@@ -202,13 +195,13 @@ def write_onnx(model: nn.Module, path: Path, example_inputs: object) -> None:
 
 
 def _export(network: nn.Module, call: Call, path: Path, opset: int, dynamic_batch: bool) -> None:
-    args, kwargs = _resized(call, 2) if dynamic_batch else call
+    args, kwargs = resized(call, 2) if dynamic_batch else call
     shapes: dict[str, Any] | None = None
     if dynamic_batch:
         batch = torch.export.Dim("batch", min=1)
         bound = inspect.signature(network.forward).bind(*args, **kwargs)
         shapes = {
-            name: tree_map(lambda leaf: {0: batch} if _is_batched(leaf) else None, value)
+            name: tree_map(lambda leaf: {0: batch} if is_batched(leaf) else None, value)
             for name, value in bound.arguments.items()
         }
     try:
@@ -253,107 +246,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         registration.setLevel(level)
-
-
-def _is_batched(leaf: object) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() > 0
-
-
-def _batch_size(call: Call) -> int:
-    return next((len(leaf) for leaf in tree_leaves(call) if _is_batched(leaf)), 1)
-
-
-def _resized(call: Call, size: int) -> Call:
-    """Return the inputs with the first axis repeated or cut to ``size``."""
-
-    def resize(t: Tensor) -> Tensor:
-        if not t.dim() or len(t) == size:
-            return t
-        return torch.cat([t] * math.ceil(size / len(t)))[:size].clone()
-
-    return map_tensors(call, resize)
-
-
-def _prove(
-    network: nn.Module, draft: Path, calls: Sequence[Call], sizes: Sequence[int]
-) -> tuple[float, float, int]:
-    """Return what `_compare` does; a mismatch names the layer."""
-    try:
-        return _compare(network, Session(draft), calls, sizes)
-    except ExportMismatchError as err:
-        call, copy = _resized(calls[0], sizes[-1]), draft.with_name("traced.onnx")
-        where = first_difference(network, draft, call, TOLERANCE, copy)
-        if where is None:
-            raise
-        raise ExportMismatchError(
-            f"{err} The first layer that differs is {where}.", max_difference=err.max_difference
-        ) from err
-
-
-def _compare(
-    network: nn.Module, session: Session, calls: Sequence[Call], sizes: Sequence[int]
-) -> tuple[float, float, int]:
-    """Return the largest absolute and relative difference, and the number of comparisons."""
-    worst = worst_relative = 0.0
-    checks = 0
-    for size in sizes:
-        for call in _inputs(calls, size):
-            expected, found = _run_both(network, session, call, size)
-            for name, wanted, got in zip(session.output_names, expected, found, strict=True):
-                difference, relative = _differ(name, size, wanted.numpy(), got)
-                worst, worst_relative = max(worst, difference), max(worst_relative, relative)
-            checks += 1
-    return worst, worst_relative, checks
-
-
-def _run_both(
-    network: nn.Module, session: Session, call: Call, size: int
-) -> tuple[list[Tensor], list[Any]]:
-    args, kwargs = call
-    try:
-        with torch.no_grad():
-            expected = tensors_of(network(*args, **kwargs))
-        return expected, session.run(session.feeds(tensors_of(call)))
-    except CompressionError:
-        raise
-    except Exception as err:
-        raise CompressionError(
-            f"The exported file and the model were to be run at batch size {size}, and one of them "
-            f"failed: {first_line(err)}. Pass dynamic_batch=False if the batch size is fixed."
-        ) from err
-
-
-def _inputs(calls: Sequence[Call], size: int) -> Iterator[Call]:
-    yield from (_resized(call, size) for call in calls)
-    for seed in RANDOM_SEEDS:
-        with seeded("parity", seed, size):
-            call = map_tensors(
-                _resized(calls[0], size),
-                lambda t: torch.randn_like(t) if t.is_floating_point() else t,
-            )
-        yield call
-
-
-def _differ(name: str, size: int, wanted: Any, got: Any) -> tuple[float, float]:
-    """Return the absolute and relative difference of one output; raise if it is no rounding."""
-    problem, difference = "", math.inf
-    if wanted.shape != got.shape:
-        problem = f"has shape {got.shape} instead of {wanted.shape}"
-    elif not np.array_equal(np.isfinite(wanted), np.isfinite(got)):
-        problem = "has NaN or infinity in other places"
-    elif wanted.size == 0:
-        return 0.0, 0.0
-    else:
-        finite = np.isfinite(wanted)
-        gap = np.abs(wanted[finite].astype(np.float64) - got[finite].astype(np.float64))
-        difference = float(gap.max(initial=0.0))
-        scale = float(np.abs(wanted[finite].astype(np.float64)).max(initial=0.0))
-        relative = difference / max(scale, 1e-6)
-        if relative <= TOLERANCE:
-            return difference, relative
-        problem = f"differs by {difference:.3e} where values reach {scale:.3e}"
-    raise ExportMismatchError(
-        f"The exported file was compared with torch at batch size {size}, and its output {name!r} "
-        f"{problem}. No file was kept; report the layers of this network as a bug.",
-        max_difference=difference,
-    )

@@ -1,14 +1,15 @@
 """The inference form: BatchNorm folded, base and dendrites of a layer as one wide operation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from pbcompress.dendrite import ACTIVATIONS, DendriteLayer, add_set, dendrite_layers, hear
-from pbcompress.forms import ChannelAffine
+from pbcompress.dendrite import DendriteLayer, dendrite_layers
+from pbcompress.forms import ChannelAffine, GroupedLinear
 from pbcompress.nodes import Picked, node_weight, set_node_weight_
+from pbcompress.signals import ACTIVATIONS, CONVOLUTIONS
 from pbcompress.surgery import copy_model, replace_module
 
 __all__ = ["FusedDendriteLayer", "fuse"]
@@ -22,7 +23,7 @@ class FusedDendriteLayer(nn.Module):
 
     Base and dendrites read the same input, so their weights are stacked along the output: one
     Linear or convolution with (D + 1) times the channels, then the cheap formula per channel.
-    Dendrites of another geometry (other groups, low rank) run beside it.
+    Maps of another geometry (other groups) run beside it; of a low-rank pair the first is stacked.
 
     Args:
         layer: In eval mode; its tensors are copied.
@@ -30,52 +31,160 @@ class FusedDendriteLayer(nn.Module):
 
     def __init__(self, layer: DendriteLayer) -> None:
         super().__init__()
-        self.function = layer.config.activation
-        self.dims, self.axis = layer.dims, -1 - layer.dims
-        self.is_tied = layer.config.form == "tied"
+        self.axis = -1 - layer.dims
         maps = [_folded(module) for module in [layer.base_layer, *layer.dendrites]]
-        self.slots = layer.slots
-        speaking = [i for i, slots in enumerate(layer.slots, 1) if slots.count]
-        alike = [0] + [i for i in speaking if _stackable(maps[0], maps[i])]
-        self.wide = _stack([maps[i] for i in alike])
-        self.groups = int(getattr(maps[0], "groups", 1))
-        self.sizes = [_out_width(maps[i]) // self.groups for i in alike]
-        self.alike = alike
-        self.others = nn.ModuleDict({str(i): maps[i] for i in speaking if i not in alike})
-        self.gains = nn.ParameterList([nn.Parameter(u.detach().clone()) for u in layer.gains])
-        self.links = nn.ParameterList([nn.Parameter(v.detach().clone()) for v in layer.links])
+        slots: Any = layer.slots
+        speaking = [index for index, own in enumerate(slots, 1) if own.count]
+        self.is_tied = layer.config.form == "tied"
+        reading = [0] if self.is_tied else [0, *speaking]
+        pairs = [maps[i] if type(maps[i]) is nn.Sequential else (maps[i],) for i in reading]
+        heads = dict(zip(reading, (pair[0] for pair in pairs), strict=True))  # type: ignore[index]
+        self.classes = _classes(heads)
+        self.wide = nn.ModuleList(_stack([heads[i] for i in alike]) for alike in self.classes)
+        self.sizes = [
+            [_out_width(heads[i]) for i in alike] if len(alike) > 1 else []
+            for alike in self.classes
+        ]
+        self.groups = int(getattr(maps[0], "groups", 1)) if len(self.classes[0]) > 1 else 1
+        is_whole = all(slots[i - 1].is_whole for i in speaking)
+        self.inner = self.groups if is_whole and len(self.classes) == 1 else 1
+        self.sets = nn.ModuleDict()
+        for position, index in enumerate(speaking):
+            tail = maps[index] if self.is_tied else _tail(maps[index])
+            earlier = [i - 1 for i in speaking[:position]]
+            self.sets[str(index)] = _FusedSet(layer, index - 1, earlier, tail, self.inner)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the layer's input to its output."""
-        parts = dict(zip(self.alike, self._split(self.wide(x)), strict=True))
-        y = parts[0]
-        for key, module in self.others.items():
-            parts[int(key)] = module(parts[0] if self.is_tied else x)
-        heard: list[Tensor | None] = []
-        for index, (gain, links) in enumerate(zip(self.gains, self.links, strict=True)):
-            slots: Any = self.slots[index]
-            if slots.count == 0:
-                heard.append(None)
-                continue
-            z = hear(parts[index + 1], links, heard, slots, self.dims)
-            a = ACTIVATIONS[self.function](z)
-            y = add_set(y, a, gain, slots, self.dims)
-            heard.append(slots.spread(a, self.axis) if index + 1 < len(self.gains) else None)
-        return y
+        parts: dict[int, Tensor] = {}
+        for wide, alike, sizes in zip(self.wide, self.classes, self.sizes, strict=True):
+            pieces = self._split(wide(x), sizes)
+            parts |= {index: pieces[place] for place, index in enumerate(alike)}
+        own = y = parts[0]
+        heard: list[Tensor] = []
+        for key, one in self.sets.items():
+            y, a = one(y, own if self.is_tied else parts[int(key)], heard)
+            heard.append(a)
+        return y.flatten(self.axis - 1, self.axis) if self.inner > 1 else y
 
-    def _split(self, wide: Tensor) -> Sequence[Tensor]:
-        """Undo the stacking: each group of the wide map holds that group of every part."""
-        if len(self.sizes) == 1:
+    def _split(self, wide: Tensor, sizes: list[int]) -> Sequence[Tensor]:
+        """Undo the stacking: each group of the wide map holds that group of every part.
+
+        Where every channel has a node, the formula runs on (groups, channels of a group).
+        """
+        if not sizes:
             return [wide]
         if self.groups == 1:
-            return torch.split(wide, self.sizes, dim=self.axis)
-        grouped = wide.unflatten(self.axis, (self.groups, sum(self.sizes)))
-        parts = torch.split(grouped, self.sizes, dim=self.axis)
-        return [part.flatten(self.axis - 1, self.axis) for part in parts]
+            return torch.split(wide, sizes, dim=self.axis)
+        own = [size // self.groups for size in sizes]
+        parts = torch.split(wide.unflatten(self.axis, (self.groups, sum(own))), own, self.axis)
+        if self.inner > 1:
+            return parts
+        return [parts[i].flatten(self.axis - 1, self.axis) for i in range(len(own))]
+
+
+class _FusedSet(nn.Module):
+    """One set behind the map of its input: what it hears, its activation, and what it adds.
+
+    Args:
+        layer: The layer.
+        index: Number of the set.
+        earlier: The sets before it that have nodes.
+        tail: Second map of a low-rank pair, or scale and offset of a tied set; None otherwise.
+        groups: The channel axis is two: groups, and the channels of a group.
+    """
+
+    def __init__(
+        self,
+        layer: DendriteLayer,
+        index: int,
+        earlier: Sequence[int],
+        tail: nn.Module | None,
+        groups: int,
+    ) -> None:
+        super().__init__()
+        self.tail, self.axis, self.dims = tail, -1 - layer.dims, layer.dims
+        self.function = layer.config.activation
+        slots: Any = layer.slots
+        shape = ((groups, -1) if groups > 1 else (-1,)) + (1,) * layer.dims
+        self.links = nn.ParameterList()
+        for e in earlier if len(layer.links[index]) else ():
+            places, has_node = slots[e].places(slots[index].kept)
+            self.register_buffer(f"heard_{len(self.links)}", places, persistent=False)
+            self.links.append((layer.links[index][e].detach() * has_node).reshape(shape))
+        gain = layer.gains[index].detach()
+        self.is_dense = gain.dim() == 2
+        places, has_node = slots[index].places(torch.arange(slots[index].total))
+        if self.is_dense:
+            places, gain = None, gain.T.reshape(*gain.T.shape, *[1] * layer.dims)
+        else:
+            gain = (slots[index].spread(gain, 0) * has_node).reshape(shape)
+        self.register_buffer("places", places, persistent=False)
+        self.gain = nn.Parameter(gain.clone())
+
+    def forward(self, y: Tensor, z: Tensor, heard: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the sum with this set's part, and the activations of its nodes."""
+        z = z if self.tail is None else self.tail(z)
+        for number, (link, a) in enumerate(zip(self.links, heard, strict=False)):
+            own = _picked(a, getattr(self, f"heard_{number}"), self.axis)
+            z = torch.addcmul(z, own, link)
+        a = ACTIVATIONS[self.function](z)
+        if not self.is_dense:
+            return torch.addcmul(y, _picked(a, self.places, self.axis), self.gain), a
+        if self.dims:
+            return y + CONVOLUTIONS[self.dims](a, self.gain), a
+        return _plus_product(y, a, self.gain), a
+
+
+def _picked(a: Tensor, places: Any, axis: int) -> Tensor:
+    return a if places is None else a.index_select(axis, places)
+
+
+@fx.wrap
+def _plus_product(y: Tensor, a: Tensor, gain: Tensor) -> Tensor:
+    return torch.addmm(y, a, gain.T) if y.dim() == 2 else y + a @ gain.T
+
+
+def _tail(branch: nn.Module) -> nn.Module | None:
+    return branch[1] if type(branch) is nn.Sequential else None
+
+
+def _classes(heads: Mapping[int, nn.Module]) -> list[list[int]]:
+    """Return the maps that can run as one, the base first; without groups, or with the base's."""
+    classes: list[list[int]] = []
+    for index, head in heads.items():
+        for alike in classes:
+            first = heads[alike[0]]
+            is_base = alike[0] == 0 or getattr(first, "groups", 1) == 1
+            if is_base and _stackable(first, head):
+                alike.append(index)
+                break
+        else:
+            classes.append([index])
+    return classes
+
+
+class _GroupedMap(nn.Module):
+    """A `GroupedLinear` as one product for each group, over all rows at once."""
+
+    def __init__(self, layer: GroupedLinear) -> None:
+        super().__init__()
+        self.groups = layer.groups
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        if x.dim() == 1:
+            return self.forward(x[None])[0]
+        rows = x.unflatten(-1, (self.groups, -1)).transpose(-3, -2)
+        y: Tensor = (rows @ self.weight).transpose(-3, -2).flatten(-2)
+        return y if self.bias is None else y + self.bias
 
 
 def _folded(module: nn.Module) -> nn.Module:
     """Return a map with its BatchNorm folded in, or two maps of a low-rank pair."""
+    if isinstance(module, GroupedLinear):
+        return _GroupedMap(module)
     if isinstance(module, BatchNorm):  # of a tied dendrite
         return _as_affine(module)
     if isinstance(module, Picked):
@@ -86,7 +195,7 @@ def _folded(module: nn.Module) -> nn.Module:
             return Picked(_fold(inner.layer, module[-1]), inner.channels, inner.axis)
         if isinstance(inner, nn.Sequential):
             return nn.Sequential(inner[0], _fold(inner[1], module[-1]))
-        return _fold(inner, module[-1])
+        return _folded(_fold(inner, module[-1]))
     return module
 
 
@@ -146,13 +255,14 @@ def _stack(maps: Sequence[nn.Module]) -> nn.Module:
         return maps[0]
     groups = int(getattr(maps[0], "groups", 1))
     weights = [node_weight(m) for m in maps]
-    biases = [
-        w.new_zeros(len(w)) if m.bias is None else _tensor(m.bias)
-        for m, w in zip(maps, weights, strict=True)
-    ]
     wide = copy_model(maps[0])
     set_node_weight_(wide, _by_group(weights, groups), groups)
-    wide.bias = nn.Parameter(_by_group(biases, groups))
+    if any(m.bias is not None for m in maps):
+        biases = [
+            w.new_zeros(len(w)) if m.bias is None else _tensor(m.bias)
+            for m, w in zip(maps, weights, strict=True)
+        ]
+        wide.bias = nn.Parameter(_by_group(biases, groups))
     return wide
 
 
@@ -164,6 +274,18 @@ def _tensor(parameter: Any) -> Tensor:
 def _by_group(tensors: Sequence[Tensor], groups: int) -> Tensor:
     blocks = [t.reshape(groups, -1, *t.shape[1:]) for t in tensors]
     return torch.cat(blocks, dim=1).flatten(0, 1)
+
+
+class _Writer(fx.Tracer):
+    """Traces a fused layer down to its maps."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not isinstance(m, FusedDendriteLayer | _FusedSet)
+
+
+def _written_out(layer: FusedDendriteLayer) -> nn.Module:
+    """Return a fused layer as straight code: on small inputs its loops would cost half the time."""
+    return fx.GraphModule(layer, _Writer().trace(layer), type(layer).__name__)
 
 
 class _Tracer(fx.Tracer):
@@ -254,5 +376,5 @@ def fuse(model: nn.Module) -> nn.Module:
             replace_module(frozen, name, _fold(layer, norm))
         replace_module(frozen, norm_name, nn.Identity())
     for name, layer in dendrite_layers(frozen).items():
-        replace_module(frozen, name, FusedDendriteLayer(layer))
+        replace_module(frozen, name, _written_out(FusedDendriteLayer(layer)))
     return frozen.eval().requires_grad_(False)

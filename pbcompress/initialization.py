@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.config import DendriteConfig
-from pbcompress.dendrite import ACTIVATIONS, DendriteLayer, dendrite_layers
+from pbcompress.dendrite import DendriteLayer, dendrite_layers
 from pbcompress.errors import CompressionError
 from pbcompress.forms import ChannelAffine, GroupedLinear
 from pbcompress.nodes import BatchNorm, node_weight
 from pbcompress.patches import Observed, is_observable, observe
+from pbcompress.signals import ACTIVATIONS
 from pbcompress.statistics import Sample
 from pbcompress.surgery import seeded
 from pbcompress.task import Batches, Task

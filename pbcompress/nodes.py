@@ -60,6 +60,19 @@ class Slots(nn.Module):
         shape[axis] = 1
         return torch.cat([values, values.new_zeros(shape)], axis).index_select(axis, self._source)
 
+    def places(self, slots: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return where the nodes of some slots are among this set's, and which slots have one.
+
+        The place of a slot without a node is 0; None: every slot's node is at its own place.
+        """
+        source = self._source[slots]
+        has_node = source < self.count
+        places = torch.where(has_node, source, 0)
+        is_itself = len(slots) == self.count and bool(
+            (source.cpu() == torch.arange(len(slots))).all()
+        )
+        return None if is_itself else places, has_node
+
     def take(self, values: Tensor, axis: int) -> Tensor:
         """Return the values of the slots that have a node."""
         return values if self.is_whole else values.index_select(axis, self.kept)

@@ -224,7 +224,9 @@ class _Run:
                 group["lr"] = rate * factor
 
         phase.train()
-        own: tuple[int, ...] = (self.engine.rank,) if self.engine.world > 1 else ()
+        # processes drop out other neurons, and look at the same positions in a dendrite phase
+        is_apart = self.engine.world > 1 and phase.kind is not PhaseKind.DENDRITE
+        own = (self.engine.rank,) if is_apart else ()
         loss, steps = train_epoch(
             self.engine,
             network,

@@ -18,7 +18,7 @@ from pbcompress.task import accuracy
 
 CASES = {
     "correlation": DendriteConfig(max_sets=2),
-    "hybrid": DendriteConfig(rule="hybrid", form="shared", nodes=3, candidates=2),
+    "hybrid": DendriteConfig(rule="hybrid", form="shared", nodes=3, candidates=2, samples=6),
     "gradient": DendriteConfig(rule="gradient", form="grouped"),
     "tied": DendriteConfig(form="tied", node_share=0.6, initial_gain="least_squares"),
 }

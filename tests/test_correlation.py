@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pbcompress.correlation import COUNT, CorrelationProbe, R, correlate, score_leaf
+from pbcompress.positions import Window
 
 SHAPES = [(2, 1), (3, 2), (7, 3), (50, 4)]
 EXTREMES = [1e-30, 1e-12, 1e-6, 1.0, 1e6, 1e30]
@@ -188,6 +189,9 @@ PROBED = [((6,), -1), ((5, 6), -1), ((5, 3, 6), -1), ((6, 7), -2), ((5, 6, 7), -
 PROBED += [((6, 4, 3), -3), ((5, 6, 4, 3), -3), ((5, 6, 2, 3, 2), -4)]
 
 
+ALL = Window.drawn((5,), (), least=0)
+
+
 def as_samples(values: Tensor, axis: int) -> Tensor:
     return values.detach().movedim(axis, -1).reshape(-1, values.shape[axis])
 
@@ -195,7 +199,7 @@ def as_samples(values: Tensor, axis: int) -> Tensor:
 def probe(
     y: Tensor, a: Tensor, score: Tensor, delta: Tensor, axis: int = -1, pairwise: bool = True
 ) -> None:
-    CorrelationProbe.apply(y, score, axis, pairwise, 1.0, a).backward(delta)
+    CorrelationProbe.apply(y, score, axis, pairwise, 1.0, ALL, a).backward(delta)
 
 
 def test_the_probe_is_tried_on_every_layout() -> None:
@@ -227,7 +231,7 @@ def test_probe_serves_nodes_that_are_fewer_than_the_channels() -> None:
 def test_probe_returns_output_and_error_bit_equal() -> None:
     y, a = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
     delta, score = torch.randn(5, 3), score_leaf(y, 1, 3)
-    out = CorrelationProbe.apply(y, score, -1, True, 1.0, a)
+    out = CorrelationProbe.apply(y, score, -1, True, 1.0, ALL, a)
     out.backward(delta)
     assert torch.equal(out, y)
     assert torch.equal(y.grad, delta)
@@ -236,7 +240,7 @@ def test_probe_returns_output_and_error_bit_equal() -> None:
 def test_probed_output_may_be_changed_in_place() -> None:
     y, a = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
     before = y.detach().clone()
-    out = CorrelationProbe.apply(y, score_leaf(y, 1, 3), -1, True, 1.0, a)
+    out = CorrelationProbe.apply(y, score_leaf(y, 1, 3), -1, True, 1.0, ALL, a)
     out.relu_().sum().backward()
     assert torch.equal(y, before)
     assert torch.equal(y.grad, (before > 0).float())

@@ -32,12 +32,12 @@ from torch import Tensor, nn
 
 from pbcompress.correlation import COUNT, R
 from pbcompress.dendrite import (
-    ACTIVATIONS,
     DendriteLayer,
     attach_dendrites_,
     dendrite_layers,
     detach_dendrites_,
 )
+from pbcompress.signals import ACTIVATIONS
 
 
 def test_the_lists_of_cases_are_whole() -> None:

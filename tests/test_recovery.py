@@ -57,8 +57,9 @@ def config_of(
     rule: str = "correlation", form: str = "full", max_sets: int = 1, **choices: Any
 ) -> CompressConfig:
     dendrites = DendriteConfig(
-        rule=rule, form=form, activation="tanh", groups=2, rank=2, nodes=3, max_sets=max_sets
-    )
+        rule=rule, form=form, activation="tanh", groups=2, rank=2, nodes=3, max_sets=max_sets,
+        samples=32,  # a quarter of the positions
+    )  # fmt: skip
     lengths: dict[str, Any] = {"epochs": 2, "dendrite_epochs": 2, "lr": 0.02, "dendrite_lr": 0.02}
     lengths["max_failures"] = 1
     return CompressConfig(dendrites=dendrites, recovery=RecoveryConfig(**(lengths | choices)))

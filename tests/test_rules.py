@@ -32,12 +32,14 @@ ROWS = [
     ["widths"],
     ["budgets", "shipping", "spec"],
     ["recovery", "export", "progress", "program"],
+    ["parity"],
     ["int8", "localization"],
     ["cycles", "fuse", "runtime", "training", "quantization"],
     ["phase"],
     ["selection", "scores", "initialization"],
     ["patches"],
     ["calibration", "search", "proof", "dendrite", "shrinking"],
+    ["signals"],
     ["nodes"],
     ["allocation", "latency", "forms", "correlation", "importance", "cuts", "pins", "explain"],
     ["costs", "statistics", "distillation", "scorecard", "optimizers", "admission"],
@@ -57,7 +59,7 @@ ROWS = [
     ["movement", "attention"],
     ["operators"],
     ["tracer", "surgery", "geometry", "config", "deadline"],
-    ["coupling", "sizes", "jsonfile", "choices", "versions", "aten", "intervals"],
+    ["coupling", "sizes", "jsonfile", "choices", "versions", "aten", "intervals", "positions"],
     ["errors"],
 ]
 THIRD_PARTY = {

@@ -1,0 +1,112 @@
+"""Which positions of a layer's output its candidates look at in one step of a dendrite phase."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["Window", "position_axes"]
+
+_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+
+
+def position_axes(layer: nn.Module, output: Tensor, dims: int) -> tuple[int, ...]:
+    """Return the axes of a layer's output between batch and channels, counted from the end.
+
+    None for a single sample without a batch axis, and for a transposed convolution, whose outputs
+    cannot be had one by one.
+
+    Args:
+        layer: A Linear or a convolution.
+        output: What it returned.
+        dims: Its spatial axes; 0 for a Linear.
+
+    Example:
+        >>> position_axes(nn.Linear(3, 4), torch.zeros(2, 7, 4), dims=0)
+        (-2,)
+    """
+    if dims == 0:
+        return tuple(range(1 - output.dim(), -1))
+    is_transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+    return () if is_transposed or output.dim() != dims + 2 else tuple(range(-dims, 0))
+
+
+@dataclass(frozen=True)
+class Window:
+    """Every ``step``-th position along each axis.
+
+    Neighbouring positions of an image tell nearly the same, so a step needs only some of them, and
+    a candidate is computed at these alone.
+
+    Attributes:
+        axes: Of positions, counted from the end.
+        step: 1 is all positions.
+        offsets: First position along each axis, below ``step``.
+    """
+
+    axes: tuple[int, ...]
+    step: int
+    offsets: tuple[int, ...]
+
+    @classmethod
+    def drawn(cls, sizes: Sequence[int], axes: tuple[int, ...], least: int) -> Self:
+        """Return the widest window that leaves about ``least`` samples, at a random offset.
+
+        The offset is drawn from torch's random state, as dropout draws its mask, so it is the same
+        where a checkpointed forward pass is repeated. A compiled one always takes the middle, for
+        each offset would be compiled anew.
+
+        Args:
+            sizes: Of the batch and of the axes of positions.
+            axes: Of positions, counted from the end.
+            least: Samples, batch x positions; 0: all positions.
+
+        Example:
+            >>> Window.drawn((64, 32, 32), (-2, -1), least=4096).step
+            4
+        """
+        step = 1
+        if axes and least:
+            widest = min(sizes[1:])
+            while step < widest and math.prod(sizes) >= least * (step + 1) ** len(axes):
+                step += 1
+        if step == 1 or torch.compiler.is_compiling():
+            return cls(axes, step, (step // 2,) * len(axes))
+        return cls(axes, step, tuple(torch.randint(step, (len(axes),)).tolist()))
+
+    def take(self, output: Tensor) -> Tensor:
+        """Return a tensor at these positions: a view."""
+        index: list[Any] = [slice(None)] * output.dim()
+        for axis, offset in zip(self.axes, self.offsets, strict=True):
+            index[axis] = slice(offset, None, self.step)
+        return output[tuple(index)]
+
+    def run(self, branch: nn.Module, x: Tensor) -> Tensor:
+        """Return what a dendrite's map computes of ``x`` at these positions."""
+        if self.step == 1:
+            return branch(x)  # type: ignore[no-any-return]
+        if isinstance(branch, nn.Sequential):
+            first, *rest = branch
+            z = self.run(first, x)
+            for module in rest:
+                z = module(z)
+            return z
+        if isinstance(branch, nn.modules.conv._ConvNd):
+            return self._convolved(branch, x)
+        return branch(self.take(x))  # type: ignore[no-any-return]
+
+    def _convolved(self, conv: Any, x: Tensor) -> Tensor:
+        """Return a convolution with longer strides, from the first position on."""
+        pads = list(conv._reversed_padding_repeated_twice)
+        if conv.padding_mode != "zeros":
+            x, pads = functional.pad(x, pads, mode=conv.padding_mode), [0] * len(pads)
+        for axis, (offset, stride) in enumerate(zip(self.offsets, conv.stride, strict=True)):
+            pads[-2 - 2 * axis] -= offset * stride  # below zero it crops
+        strides = [stride * self.step for stride in conv.stride]
+        run = _CONV[len(strides)]
+        x = functional.pad(x, pads)
+        return run(x, conv.weight, conv.bias, strides, 0, conv.dilation, conv.groups)

@@ -1,0 +1,59 @@
+"""What a dendrite does with its sum: it hears earlier ones, and adds to its neuron's output."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pbcompress.nodes import Slots
+
+__all__ = ["ACTIVATIONS", "CONVOLUTIONS", "add_set", "hear"]
+
+ACTIVATIONS = {
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+}
+CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+
+
+def add_set(y: Tensor, activation: Tensor, gain: Tensor, slots: Slots, dims: int) -> Tensor:
+    """Return y with the contribution of one set: U * a per channel, or a dense map of shared nodes.
+
+    Args:
+        y: Output so far.
+        activation: Nodes on the channel axis.
+        gain: Shape (nodes,), or (nodes, channels) for shared nodes.
+        slots: The channels of the nodes, where they have one each.
+        dims: Spatial axes of the layer.
+    """
+    a, gain = activation.to(y.dtype), gain.to(y.dtype)  # they differ under autocast
+    if gain.dim() == 1:
+        if slots.is_whole:
+            return torch.addcmul(y, a, gain.reshape(-1, *[1] * dims))
+        return y + slots.spread(a * gain.reshape(-1, *[1] * dims), -1 - dims)
+    if dims == 0:
+        return y + functional.linear(a, gain.T)
+    return y + CONVOLUTIONS[dims](a, gain.T.reshape(*gain.T.shape, *[1] * dims))
+
+
+def hear(
+    z: Tensor, links: Tensor, earlier: Sequence[Tensor | None], slots: Slots, dims: int
+) -> Tensor:
+    """Return the sum of a dendrite with what it hears of the earlier ones of its neuron.
+
+    Args:
+        z: Nodes on the channel axis.
+        links: V of the set, shape (earlier sets, nodes).
+        earlier: Activations of the earlier sets in all slots; None: the set has no node.
+        slots: Slots of the nodes.
+        dims: Spatial axes of the layer: 0 for Linear, 1 to 3 otherwise.
+    """
+    for link, a in zip(links, earlier, strict=False):
+        if a is not None:
+            heard = slots.take(a, -1 - dims).to(z.dtype)
+            z = torch.addcmul(z, heard, link.to(z.dtype).reshape(-1, *[1] * dims))
+    return z

@@ -1,0 +1,126 @@
+"""What candidates miss that look at some positions only: |r| over all positions after the phase.
+
+For every seed one network is trained, and one dendrite phase is run with all positions and with
+windows (``DendriteConfig.samples``), on the same batches. Then the candidates rest, and r is taken
+over all positions of all training images. One line of JSON for each run.
+
+    python scripts/compare_positions.py lines.jsonl --folder data --seeds 5
+    python scripts/compare_positions.py lines.jsonl --table >> docs/benchmarks/dendrites.md
+"""
+
+import argparse
+import copy
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from paired import paired
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import pbcompress as pb
+from model_zoo import create_model
+from model_zoo.datasets import load_loaders
+from pbcompress.correlation import mean_scores, node_scores
+from pbcompress.dendrite import dendrite_layers
+
+STEPS = 160
+FORMS = ("full", "shared")
+SAMPLES = (0, 4096, 1024)
+
+
+def run(model: nn.Module, data: pb.Data, form: str, samples: int, seed: int) -> dict[str, Any]:
+    """Run one dendrite phase; return the mean |r| of each layer and the time of a step."""
+    dendrites = pb.DendriteConfig(form=form, samples=samples)
+    growth = pb.cycles(model, config=pb.CompressConfig(dendrites=dendrites), seed=seed)
+    phase = next(growth)
+    phase.report(0.0)  # the network is trained: no step is made
+    while phase.kind is pb.PhaseKind.NEURON:
+        phase = next(growth)
+        if phase.kind is pb.PhaseKind.NEURON:
+            phase.report(0.0)
+    optimizer = torch.optim.AdamW(phase.parameters(), lr=3e-3, weight_decay=0)
+    phase.train()
+    torch.manual_seed(seed)
+    done, started = 0, time.perf_counter()
+    while done < STEPS:
+        for x, y in data.train:
+            optimizer.zero_grad()
+            cross_entropy(model(x), y).backward()
+            optimizer.step()
+            done += 1
+            if done == STEPS:
+                break
+    seconds = (time.perf_counter() - started) / STEPS
+    return {"seconds_per_step": round(seconds, 4), "r": correlations(model, data)}
+
+
+def correlations(model: nn.Module, data: pb.Data) -> dict[str, float]:
+    """Return the mean |r| of each layer's candidates at rest, over all positions."""
+    layers = dendrite_layers(model)
+    for layer in layers.values():
+        layer.config = dataclasses.replace(layer.config, samples=0)
+        layer.begin_candidacy()
+        layer.dendrites.eval()
+    for x, y in data.train:
+        cross_entropy(model(x), y).backward()
+    scores = {name: layer.summed_scores() for name, layer in layers.items()}
+    return {
+        n: float(node_scores(mean_scores(s)).mean()) for n, s in scores.items() if s is not None
+    }
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """Return |r| with windows over |r| at all positions, by form and layer."""
+    out = ["| form | samples | layer | mean r, all positions | difference | seeds |"]
+    out += ["| --- | --- | --- | --- | --- | --- |"]
+    by = {(t["form"], t["samples"], t["seed"]): t["r"] for t in lines}
+    seeds = sorted({t["seed"] for t in lines})
+    for form in dict.fromkeys(t["form"] for t in lines):
+        for samples in SAMPLES[1:]:
+            for layer in by[form, 0, seeds[0]]:
+                whole, own = ({s: by[form, k, s][layer] for s in seeds} for k in (0, samples))
+                gap = paired(own, whole)
+                mean = sum(whole.values()) / len(seeds)
+                out.append(
+                    f"| {form} | {samples:,} | {layer} | {mean:.4f} "
+                    f"| {gap.mean:+.4f} ± {gap.half:.4f} | {len(seeds)} |"
+                )
+    return "\n".join(out) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is not there yet, or print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("lines", type=Path)
+    parser.add_argument("--folder", default="data", help="where fetch_data.py put the data set")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args(argv)
+    if options.table:
+        print(table([json.loads(line) for line in options.lines.read_text().splitlines()]))
+        return 0
+    torch.set_num_threads(1)
+    loaders = load_loaders("fashion_mnist", options.folder, num_val=2000, train_limit=6000)
+    data = pb.Data(loaders.train, loaders.val)
+    for seed in range(options.seeds):
+        torch.manual_seed(seed)
+        model = create_model("small_cnn", widths=(8, 16, 16), pool=True)
+        off = pb.DendriteConfig(max_sets=0)
+        base = pb.CompressConfig(dendrites=off, recovery=pb.RecoveryConfig(epochs=4))
+        pb.recover_(model, data, seed=seed, config=base)
+        for form in FORMS:
+            for samples in SAMPLES:
+                line = {"form": form, "samples": samples, "seed": seed}
+                line |= run(copy.deepcopy(model), data, form, samples, seed)
+                with options.lines.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

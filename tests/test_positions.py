@@ -1,0 +1,153 @@
+"""Windows of positions: they see what the whole output has there, and all of it in turn."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import CASES, FORMS, KINDS, config_of, grown, inputs_of, loss_of, network_of
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import pbcompress as pb
+from pbcompress.correlation import R, correlate
+from pbcompress.dendrite import DendriteLayer, attach_dendrites_, dendrite_layers
+from pbcompress.positions import Window, position_axes
+
+POSITIONED = [
+    kind
+    for kind, layer in KINDS.items()
+    if layer.batched
+    and not kind.startswith("transposed")
+    and (len(layer.shape) > 2 or layer.axis < -1)
+]
+WINDOWED = [(kind, form) for kind, form, normed in CASES if kind in POSITIONED and normed]
+
+
+def test_the_lists_of_windows_are_whole() -> None:
+    assert len(KINDS) - len(POSITIONED) == 10  # transposed, unbatched, and Linear on rows
+    assert len(WINDOWED) == len(POSITIONED) * len(FORMS) == 85
+
+
+def read_by(layer: DendriteLayer, x: Tensor) -> Tensor:
+    return layer.base_layer(x) if layer.config.form == "tied" else x
+
+
+@pytest.mark.parametrize(("kind", "form"), WINDOWED)
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_window_computes_what_the_whole_output_has_there(kind: str, form: str, step: int) -> None:
+    layer = grown(kind, form, True, "correlation", 1).eval()
+    read = read_by(layer, inputs_of(kind))
+    whole = layer.dendrites[0](read)
+    axes = position_axes(layer.base_layer, whole, layer.dims)
+    assert len(axes) == whole.dim() - 2
+    for turn in range(step ** len(axes)):
+        offsets = tuple(turn // step**i % step for i in range(len(axes)))
+        if any(o >= whole.shape[axis] for o, axis in zip(offsets, axes, strict=True)):
+            continue
+        window = Window(axes, step, offsets)
+        torch.testing.assert_close(window.run(layer.dendrites[0], read), window.take(whole))
+
+
+@given(
+    batch=st.integers(1, 20),
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    least=st.integers(0, 400),
+)
+def test_a_window_leaves_enough_samples_and_never_none(
+    batch: int, sizes: list[int], least: int
+) -> None:
+    axes = tuple(range(-len(sizes), 0))
+    window = Window.drawn((batch, *sizes), axes, least)
+    step = window.step
+    assert all(0 <= offset < step for offset in window.offsets)
+    assert window.take(torch.zeros(batch, *sizes)).numel() > 0
+    assert step == 1 or batch * math.prod(sizes) >= least * step ** len(sizes)
+    is_widest = step == min(sizes) or batch * math.prod(sizes) < least * (step + 1) ** len(sizes)
+    assert is_widest or least == 0
+
+
+def test_windows_see_every_position_equally_often() -> None:
+    torch.manual_seed(0)
+    seen = torch.zeros(9, 6, 6)
+    for _ in range(900):
+        window = Window.drawn((9, 6, 6), (-2, -1), 36)
+        assert window.step == 3
+        part = window.take(seen)
+        part += 1
+    assert (seen[0].sum(), (seen == seen[0]).all()) == (900 * 4, True)
+    assert 60 < seen.min() <= seen.max() < 140  # nine offsets, binomial around 100
+
+
+def test_no_window_where_there_are_no_positions_or_no_bound() -> None:
+    assert Window.drawn((10_000,), (), 10).step == 1
+    assert Window.drawn((64, 32, 32), (-2, -1), 0).step == 1
+    for kind, layer in KINDS.items():
+        y = layer.make()(inputs_of(kind).float())
+        dims = -1 - layer.axis
+        assert bool(position_axes(layer.make(), y, dims)) == (kind in POSITIONED)
+
+
+@pytest.mark.parametrize("kind", POSITIONED)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_candidate_learns_and_scores_at_the_positions_of_its_window(kind: str, form: str) -> None:
+    network = network_of(kind, False).double()
+    attach_dendrites_(network, config_of(form, samples=1, cascade=False))
+    layer = network[0]
+    x = inputs_of(kind)
+    layer.begin_candidacy()
+    layer.freeze(0)
+    state = torch.get_rng_state()
+    y = network(x)
+    loss_of(y).backward()
+
+    torch.set_rng_state(state)
+    window = layer._window(y)
+    assert window.step == min(y.shape[axis] for axis in window.axes)
+    branch = layer.dendrites[0]
+    a = torch.tanh(window.take(branch(read_by(layer, x).detach())))
+    errors = torch.autograd.grad(loss_of(probed := y.detach().requires_grad_()), probed)[0]
+    axis = KINDS[kind].axis
+    r, gradient = correlate(a.detach(), window.take(errors), pairwise=form != "shared", axis=axis)
+    torch.testing.assert_close(layer.candidate.grad[R, 0], r)
+    expected = torch.autograd.grad(a, list(branch.parameters()), gradient)
+    for parameter, wanted in zip(branch.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, wanted)
+
+
+def test_a_checkpointed_layer_sees_the_same_window_twice() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 1)).double()
+    x, found = torch.randn(8, 1, 12, 12).double(), []
+    attach_dendrites_(net, pb.DendriteConfig(samples=16))
+    for run in (net, lambda x: checkpoint(net, x, use_reentrant=False)):
+        for layer in dendrite_layers(net).values():
+            layer.begin_candidacy()
+            layer.freeze(0)
+        torch.manual_seed(4)
+        for _ in range(3):  # offsets of one step must not be those of another
+            run(x).square().sum().backward()
+        found.append([layer.summed_scores() for layer in dendrite_layers(net).values()])
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_candidate_is_not_computed_where_nothing_will_train_it() -> None:
+    network = network_of("conv2d", False)
+    attach_dendrites_(network, config_of("full"))
+    calls = []
+    network[0].begin_candidacy()
+    network[0].dendrites[0].register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        network(inputs_of("conv2d").float())
+    assert calls == []
+    network(inputs_of("conv2d").float())
+    assert calls == [1]
+
+
+def test_all_positions_are_the_choice_of_zero() -> None:
+    layer = grown("conv2d", "full", False, "correlation", 1)
+    layer.config = replace(layer.config, samples=0)
+    assert layer._window(torch.zeros(512, 4, 64, 64)).step == 1
+    layer.config = replace(layer.config, samples=4096)
+    assert layer._window(torch.zeros(512, 4, 64, 64)).step == 22
