@@ -5,7 +5,7 @@ The file is safetensors. Its header holds the spec, plain data::
     arguments   by name, the inputs of forward; {"input": i} stands for a tensor
     steps       [operation, arguments, named arguments, layer], in the order in which they run
     outputs     what forward returns
-    weights     by name, "parameter" or "buffer"
+    weights     by name, "parameter" or "buffer", and its axes in the order of memory
     example     types and shapes of inputs and outputs of one forward pass
 
 Within them {"input": i}, {"weight": name} and {"step": i} stand for values, {"dtype": name} and the
@@ -13,7 +13,7 @@ like for words of torch. Nothing is unpickled or evaluated; `aten` lists what ma
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from pbcompress.jsonfile import parse
 from pbcompress.surgery import tensors_of
 from pbcompress.tensorfile import read_tensors
 
-__all__ = ["KIND", "VERSION", "GraphNetwork", "described", "load_spec"]
+__all__ = ["KIND", "VERSION", "GraphNetwork", "described", "laid_out", "load_spec"]
 
 KIND, VERSION = "pbcompress network", 1
 WORDS = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
@@ -71,8 +71,8 @@ class GraphNetwork(nn.Module):
 
     def __init__(self, spec: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        for name, kind in spec["weights"].items():
-            self._place(name, weights[name].clone(), kind == "buffer")
+        for name, (kind, order) in spec["weights"].items():
+            self._place(name, laid_out(weights[name], order), kind == "buffer")
         self._arguments = {name: _decoded(tree) for name, tree in spec["arguments"].items()}
         self._outputs = _decoded(spec["outputs"])
         trees = [(_decoded(step[1]), _decoded({"dict": step[2]})) for step in spec["steps"]]
@@ -141,6 +141,19 @@ class GraphNetwork(nn.Module):
             found = described(self._run(inputs, weights))
         if found != example["outputs"]:
             raise CompressionError(f"It gives {found} where {example['outputs']} was saved")
+
+
+def laid_out(tensor: Tensor, order: Sequence[int]) -> Tensor:
+    """Return a copy whose axes lie in memory in an order, the outermost first.
+
+    Kernels sum in another order where a weight lies otherwise, and outputs are to be bit-equal.
+
+    Example:
+        >>> laid_out(torch.zeros(2, 3), [1, 0]).stride()
+        (1, 2)
+    """
+    places = [order.index(axis) for axis in range(tensor.dim())]
+    return tensor.permute(*order).clone(memory_format=torch.contiguous_format).permute(*places)
 
 
 def described(values: object) -> list[dict[str, Any]]:

@@ -112,11 +112,11 @@ def _arguments(network: nn.Module, call: Call) -> dict[str, Any]:
 
 def _placeholders(
     program: ExportedProgram, aliases: Mapping[str, str]
-) -> tuple[dict[fx.Node, Any], dict[str, Tensor], dict[str, str]]:
-    """Return what stands for each input of the graph, the weights, and their kinds."""
+) -> tuple[dict[fx.Node, Any], dict[str, Tensor], dict[str, tuple[str, list[int]]]]:
+    """Return what stands for each input of the graph, the weights, and how they are kept."""
     values: dict[fx.Node, Any] = {}
     weights: dict[str, Tensor] = {}
-    kinds: dict[str, str] = {}
+    kinds: dict[str, tuple[str, list[int]]] = {}
     inputs = itertools.count()
     held = {**program.constants, **program.state_dict}
     nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
@@ -127,8 +127,14 @@ def _placeholders(
         elif entry.kind in WEIGHTS and node.users:
             name = aliases.get(str(entry.target), str(entry.target))
             values[node], weights[name] = {"weight": name}, held[str(entry.target)]
-            kinds[name] = "parameter" if entry.kind is InputKind.PARAMETER else "buffer"
+            kind = "parameter" if entry.kind is InputKind.PARAMETER else "buffer"
+            kinds[name] = (kind, _order(weights[name]))
     return values, weights, kinds
+
+
+def _order(tensor: Tensor) -> list[int]:
+    """Return the axes of a tensor in the order of memory, the outermost first."""
+    return sorted(range(tensor.dim()), key=tensor.stride().__getitem__, reverse=True)
 
 
 def _constant(argument: Any) -> Any:
@@ -167,7 +173,8 @@ def _steps(program: ExportedProgram, values: dict[fx.Node, Any]) -> dict[str, An
 def _layer(node: fx.Node) -> str:
     """Return the name of the module that an operation came from, "" for the network itself."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
-    return str(stack[-1][0]) if stack else ""
+    name = str(stack[-1][0]) if stack else ""
+    return "" if name.startswith("_empty_nn_module_stack") else name  # torch's word for none
 
 
 def _check_allowed(name: str, layer: str) -> None:

@@ -191,6 +191,17 @@ def test_it_can_be_copied_moved_trained_and_exported_like_any_network(tmp_path):
     assert all(p.grad is not None for p in again.parameters())
 
 
+def test_weights_lie_in_memory_as_they_did(tmp_path):
+    network = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(64, 5)).eval()
+    network[0].to(memory_format=torch.channels_last)
+    network[2].weight = nn.Parameter(torch.randn(64, 5).T)
+    report = save_spec(network, tmp_path / "x.safetensors", torch.randn(2, 8, 4, 4))
+    assert report.max_difference == 0
+    again = load_spec(tmp_path / "x.safetensors")
+    for name, tensor in network.state_dict().items():
+        assert again.state_dict()[name].stride() == tensor.stride()
+
+
 def test_tied_weights_are_stored_once(tmp_path):
     class Tied(nn.Module):
         def __init__(self):
@@ -283,7 +294,7 @@ def changed(good, path, change):
 
 def with_weight(tensors, spec, name):
     tensors[name] = torch.zeros(1)
-    spec["weights"][name] = "parameter"
+    spec["weights"][name] = ["parameter", [0]]
 
 
 HOSTILE = {
@@ -308,6 +319,10 @@ HOSTILE = {
     "outputs of another shape": lambda t, s: s["example"]["outputs"][0].update(shape=[2, 3]),
     "no steps": lambda t, s: s.pop("steps"),
     "steps that are none": lambda t, s: s.update(steps=[1, 2]),
+    "a weight with other axes": lambda t, s: s["weights"]["3.weight"].__setitem__(1, [0]),
+    "a weight with the same axis twice": lambda t, s: s["weights"]["3.weight"].__setitem__(
+        1, [0, 0]
+    ),
     "an unhashable reference": lambda t, s: s.update(outputs={"step": [1]}),
     "an example without types": lambda t, s: s.update(example={}),
     "a negative shape": lambda t, s: s["example"]["inputs"][0].update(shape=[-1]),
