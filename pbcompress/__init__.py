@@ -1,12 +1,13 @@
 """pbcompress: shrink a trained network to a size, win its accuracy back, prove what ships.
 
-The names below are the public API; docs of each are on the name. Those that need ONNX are resolved
-on first use, so that ``import pbcompress`` stays light.
+The names below are the public API; docs of each are on the name. Those that need ONNX or
+torch.export are resolved on first use, so that ``import pbcompress`` stays light.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pbcompress.card import CardConfig as CardConfig
 from pbcompress.checkpoint import load as load
 from pbcompress.config import Budget as Budget
 from pbcompress.config import CompressConfig as CompressConfig
@@ -27,6 +28,7 @@ from pbcompress.errors import TargetUnreachableError as TargetUnreachableError
 from pbcompress.errors import UnsupportedLayerError as UnsupportedLayerError
 from pbcompress.explain import PlanDiff as PlanDiff
 from pbcompress.fuse import fuse as fuse
+from pbcompress.graphnet import load_spec as load_spec
 from pbcompress.history import History as History
 from pbcompress.initialization import initialize_candidates_ as initialize_candidates_
 from pbcompress.measure import LayerCost as LayerCost
@@ -53,8 +55,13 @@ if TYPE_CHECKING:
     from pbcompress.comparison import Comparison as Comparison
     from pbcompress.export import ExportReport as ExportReport
     from pbcompress.export import export_onnx as export_onnx
+    from pbcompress.packaging import Package as Package
+    from pbcompress.packaging import package as package
     from pbcompress.pipeline import compress as compress
+    from pbcompress.program import ProgramReport as ProgramReport
+    from pbcompress.program import export_pt2 as export_pt2
     from pbcompress.result import CompressionResult as CompressionResult
+    from pbcompress.spec import save_spec as save_spec
 
 _ON_FIRST_USE = {
     "Benchmark": "benchmarking",
@@ -62,9 +69,14 @@ _ON_FIRST_USE = {
     "Comparison": "comparison",
     "CompressionResult": "result",
     "ExportReport": "export",
+    "Package": "packaging",
+    "ProgramReport": "program",
     "compare": "comparing",
     "compress": "pipeline",
     "export_onnx": "export",
+    "export_pt2": "program",
+    "package": "packaging",
+    "save_spec": "spec",
 }
 
 

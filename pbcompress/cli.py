@@ -12,6 +12,7 @@ import torch
 
 from pbcompress.cli_arguments import MODEL_HELP, add_inputs, inputs_of, network_named
 from pbcompress.cli_measures import add_measures
+from pbcompress.cli_package import add_package
 from pbcompress.errors import CompressionError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add_measures(commands)
     _add_bench(commands)
     _add_outputs(commands)
+    add_package(commands)
     return parser
 
 

@@ -21,7 +21,15 @@ from pbcompress.tables import (
 )
 from pbcompress.tensorfile import write_bytes
 
-__all__ = ["REPORT_FILES", "read_run", "to_html", "to_json", "to_markdown", "write_report"]
+__all__ = [
+    "REPORT_FILES",
+    "proof_sentence",
+    "read_run",
+    "to_html",
+    "to_json",
+    "to_markdown",
+    "write_report",
+]
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 REPORT_FILES = ("report.json", "report.md", "report.html")

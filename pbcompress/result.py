@@ -1,13 +1,14 @@
 """What `compress` returns: the network, and every number that was measured on the way."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from pbcompress.card import CardConfig
 from pbcompress.checkpoint import save
 from pbcompress.config import CompressConfig
 from pbcompress.dendrite import dendrite_layers
@@ -16,10 +17,14 @@ from pbcompress.export import ExportReport, export_onnx
 from pbcompress.fuse import fuse
 from pbcompress.history import History
 from pbcompress.measure import ModelCost
+from pbcompress.packaging import MODEL_FILE, Contents, Package, pack
 from pbcompress.plan import WidthPlan
-from pbcompress.report import REPORT_FILES, write_report
+from pbcompress.program import ProgramReport, export_pt2
+from pbcompress.report import REPORT_FILES, proof_sentence, write_report
+from pbcompress.sample import SAMPLE_FILE, Sample, sample_of, write_sample
+from pbcompress.spec import save_spec
 from pbcompress.tables import before_after, layer_widths, render_text
-from pbcompress.task import Task
+from pbcompress.task import Data, Task
 from pbcompress.tensorfile import write_bytes
 from pbcompress.versions import version_of
 
@@ -182,10 +187,55 @@ class CompressionResult:
         options = {**options, "metadata": notes | dict(options.get("metadata", {}))}
         return export_onnx(self.frozen(), path, self.example_inputs, **options)
 
+    def export_pt2(self, path: str | Path, **options: Any) -> ProgramReport:
+        """Write the inference form as a program of torch; see `export_pt2`."""
+        return export_pt2(self.frozen(), path, self.example_inputs, **options)
+
+    def save_spec(self, path: str | Path, **options: Any) -> ProgramReport:
+        """Write the inference form so that `load_spec` needs no source code; see `save_spec`."""
+        return save_spec(self.frozen(), path, self.example_inputs, **options)
+
+    def package(
+        self, directory: str | Path, card: CardConfig | None = None, **options: Any
+    ) -> Package:
+        """Write a folder for whoever shall use the network; see `package`.
+
+        Args:
+            directory: The folder.
+            card: What the run does not know of the network.
+            options: Those of `package`, and ``int8=Data(...)``: also an 8-bit file, if it is worth
+                shipping; see `export_onnx`.
+        """
+        data: Data | None = options.pop("int8", None)
+        return pack(Path(directory), lambda folder: self._contents(folder, data), card, **options)
+
+    def _contents(self, folder: Path, data: Data | None) -> Contents:
+        """Export into a folder what a package needs."""
+        models = [folder / MODEL_FILE]
+        exported = asdict(self.export_onnx(models[0]))
+        proof = proof_sentence({"deployment": {"proof": exported}})
+        if data is not None:
+            small = folder / "model.int8.onnx"
+            report = self.export_onnx(small, quantize="int8", data=data, task=self.task)
+            if report.quantization is not None and report.quantization.accepted:
+                models.append(small)
+            proof += f" Fewer bits: {report.quantization}."
+        return Contents(
+            facts=self.facts(),
+            seconds=self.history.seconds,
+            models=models,
+            sample=self._sample(),
+            proof=proof,
+        )
+
+    def _sample(self) -> Sample:
+        return sample_of(self.frozen(), self.example_inputs)
+
     def save(self, directory: str | Path) -> None:
-        """Write ``state.json``, ``weights.safetensors`` and ``history.jsonl``; see `load`."""
+        """Write what `load` and `package` need: structure, weights, history, and a sample."""
         save(directory, self.model, self.plan.steps, {"facts": self.facts(), **self._identity()})
         write_bytes(Path(directory) / HISTORY_FILE, self.history.to_jsonl().encode())
+        write_sample(Path(directory) / SAMPLE_FILE, self._sample())
 
     def _identity(self) -> Mapping[str, Any]:
         return {"fingerprint": self.fingerprint, "seed": self.seed, "config": self.config.to_dict()}

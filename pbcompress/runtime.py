@@ -165,6 +165,28 @@ class Session:
                     f"{array.shape}. Give batches like those that it was exported with."
                 )
 
+    def interface(self) -> dict[str, list[dict[str, Any]]]:
+        """Return name, type and shape of the inputs and the outputs, as JSON data.
+
+        A free axis has a name in place of a length.
+
+        Raises:
+            CompressionError: A type is not known.
+        """
+        sides = {"inputs": self._inputs, "outputs": self._session.get_outputs()}
+        unknown = [v.type for values in sides.values() for v in values if v.type not in DTYPES]
+        if unknown:
+            raise CompressionError(
+                f"The ONNX file takes or gives a {unknown[0]}; {', '.join(DTYPES)} are known."
+            )
+        return {
+            side: [
+                {"name": v.name, "type": np.dtype(DTYPES[v.type]).name, "shape": list(v.shape)}
+                for v in values
+            ]
+            for side, values in sides.items()
+        }
+
     @property
     def takes_any_batch(self) -> bool:
         """Whether the first axis of an input is free."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pbcompress.errors import CompressionError, StateMismatchError
 
-__all__ = ["read_tensors", "write_bytes", "write_tensors"]
+__all__ = ["read_tensors", "tensor_bytes", "write_bytes", "write_tensors"]
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -42,8 +42,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write tensors, with JSON data in the file's header."""
+    write_bytes(path, tensor_bytes(tensors, state))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> bytes:
+    """Return the content of the file that `write_tensors` writes."""
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    write_bytes(path, save(plain, metadata={"state": json.dumps(state)}))
+    content: bytes = save(plain, metadata={"state": json.dumps(state)})
+    return content
 
 
 def read_tensors(
@@ -64,7 +70,7 @@ def read_tensors(
         with safe_open(path, framework="pt", device=device) as file:
             state = json.loads((file.metadata() or {}).get("state", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError) as err:
+    except (SafetensorError, ValueError, OSError, RecursionError) as err:
         raise StateMismatchError(
             f"{path} is not a whole safetensors file: {err}. It is truncated or of another kind; "
             "restore it from a copy, or delete it and run again."

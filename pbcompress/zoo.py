@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pbcompress.card import result_sections
 from pbcompress.errors import CompressionError
 from pbcompress.onnxfile import metadata_of
 from pbcompress.recipe import Recipe
 from pbcompress.result import CompressionResult
-from pbcompress.tables import before_after, dendrite_account, layer_widths, render_markdown
 from pbcompress.tensorfile import write_bytes
 
 __all__ = ["Entry", "entries", "find_entry"]
@@ -104,7 +104,6 @@ def _sha256(path: Path) -> str:
 
 def _card(entry: Entry, facts: Mapping[str, Any]) -> str:
     recipe = entry.recipe()
-    account = dendrite_account(facts)
     notes = metadata_of(entry.model)
     return "\n".join(
         [
@@ -112,14 +111,7 @@ def _card(entry: Entry, facts: Mapping[str, Any]) -> str:
             "",
             entry.about(),
             "",
-            render_markdown(before_after(facts)),
-            "",
-            facts["note"],
-            "",
-            *([render_markdown(account), ""] if account else []),
-            "## Layers",
-            "",
-            render_markdown(layer_widths(facts)),
+            "\n\n".join(result_sections(facts)),
             "",
             "## The file",
             "",

@@ -14,7 +14,17 @@ from pbcompress.cli import main
 from pbcompress.tensorfile import write_tensors
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("demo", "compress", "plan", "measure", "export", "compare", "bench", "report")
+COMMANDS = (
+    "demo",
+    "compress",
+    "plan",
+    "measure",
+    "export",
+    "compare",
+    "bench",
+    "report",
+    "package",
+)
 
 RECIPE = """
 [model]

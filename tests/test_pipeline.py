@@ -376,6 +376,7 @@ def test_the_whole_run_on_disk(tmp_path):
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         "state.json", "weights.safetensors", "history.jsonl", "checkpoints", "model.onnx",
+        "sample.safetensors",
         "report.html", "report.md", "report.json",
     }  # fmt: skip
     again = pb.load(tmp_path, make_network)

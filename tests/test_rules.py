@@ -21,17 +21,19 @@ INTEGRATIONS = {
 ROWS = [
     ["cli"],
     ["cli_measures"],
+    ["cli_package"],
     ["cli_arguments"],
     ["zoo"],
     ["demo", "recipe"],
     ["pipeline"],
     ["result", "evidence"],
+    ["packaging"],
     ["report", "comparing", "deploy", "benchmarking"],
-    ["page", "comparison"],
-    ["checkpoint", "plan"],
+    ["page", "comparison", "card"],
+    ["checkpoint", "plan", "sample"],
     ["widths"],
-    ["budgets", "shipping"],
-    ["recovery", "export", "progress", "scoring"],
+    ["budgets", "shipping", "spec"],
+    ["recovery", "export", "progress", "scoring", "program"],
     ["parity", "translation", "precision"],
     ["int8", "fakequant", "localization", "axes"],
     ["fuse"],
@@ -44,7 +46,7 @@ ROWS = [
     ["nodes"],
     ["allocation", "latency", "forms", "correlation", "importance", "cuts", "pins", "explain"],
     ["costs", "statistics", "distillation", "scorecard", "optimizers", "admission", "standing"],
-    ["charts", "race", "pictures", "inspection", "layerrows"],
+    ["charts", "race", "pictures", "inspection", "layerrows", "graphnet"],
     ["canvas"],
     [
         "engine",
@@ -71,6 +73,7 @@ ROWS = [
         "blame",
         "counting",
         "intervals",
+        "aten",
     ],
     ["errors"],
 ]
@@ -134,6 +137,12 @@ def test_the_zoo_and_the_package_do_not_know_each_other():
         assert other not in {m.split(".")[0] for m in imports(ast.parse(path.read_text()))}, path
 
 
+def test_what_is_given_away_needs_numpy_and_onnxruntime_alone():
+    tree = ast.parse((PACKAGE / "shipped" / "run.py").read_text())
+    needed = {module.split(".")[0] for module in imports(tree)}
+    assert needed - sys.stdlib_module_names == {"numpy", "onnxruntime"}
+
+
 def test_import_is_lean():
     code = (
         "import sys, pbcompress\n"
@@ -157,8 +166,9 @@ CONTRACT = {
     "Budget", "CompressConfig", "CompressionError", "Data", "DendriteConfig", "DendriteLayer",
     "DivergedError", "ExportMismatchError", "ExportReport", "ModelCost", "StateMismatchError",
     "TargetUnreachableError", "Task", "UnsupportedLayerError", "WidthPlan", "attach_dendrites_",
-    "compare", "compress", "cycles", "export_onnx", "fuse", "load", "measure", "plan_widths",
-    "recover_", "reestimate_batchnorm_", "shrink", "shrink_",
+    "compare", "compress", "cycles", "export_onnx", "export_pt2", "fuse", "load", "load_spec",
+    "measure", "package", "plan_widths", "recover_", "reestimate_batchnorm_", "save_spec",
+    "shrink", "shrink_",
 }  # fmt: skip
 
 

@@ -1,0 +1,296 @@
+"""A network as a program of torch.export: the graph, its proof, and the .pt2 file."""
+
+import inspect
+import io
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pbcompress.aten import name_of
+from pbcompress.errors import CompressionError, ExportMismatchError, first_line
+from pbcompress.surgery import (
+    Call,
+    as_call,
+    copy_model,
+    map_tensors,
+    seeded,
+    tensors_of,
+    to_device,
+)
+from pbcompress.tensorfile import write_bytes
+
+__all__ = ["ProgramReport", "bound_call", "export_program", "export_pt2", "ship"]
+
+BATCH_SIZES = (1, 2, 5)
+RANDOM_SEEDS = (0, 1, 2)
+# the same kernels on the same numbers; torch's fused inference paths sum in another order
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class ProgramReport:
+    """What was written for torch, and how it was proven.
+
+    Attributes:
+        path: The file.
+        file_bytes: Its size.
+        max_difference: Largest absolute difference of any output from that of the network, over all
+            checks; 0 is bit-equal.
+        batch_sizes: Batch sizes that were run.
+        checks: Forward passes compared.
+        operations: Number of calls by operation of torch.
+    """
+
+    path: str
+    file_bytes: int
+    max_difference: float
+    batch_sizes: tuple[int, ...]
+    checks: int
+    operations: Mapping[str, int]
+
+    def __str__(self) -> str:
+        sizes = ", ".join(map(str, self.batch_sizes))
+        gap = f"differ by at most {self.max_difference:.2e}" if self.max_difference else "are equal"
+        return (
+            f"{self.path}: {self.file_bytes:,} bytes, {sum(self.operations.values())} operations; "
+            f"its outputs and the network's {gap} over {self.checks} runs at batch sizes {sizes}"
+        )
+
+
+def export_pt2(
+    model: nn.Module,
+    path: str | Path,
+    example_inputs: object,
+    *,
+    dynamic_batch: bool = True,
+    samples: Sequence[object] = (),
+) -> ProgramReport:
+    """Write one .pt2 file for `torch.export.load`, and keep it only if it computes the same.
+
+    Whoever loads it needs torch, and neither pbcompress nor the source of the network. The file
+    holds no inputs and no paths of this machine. Loading a .pt2 may unpickle, so it is for
+    people who trust you; `save_spec` writes a file that needs no trust.
+
+    Args:
+        model: Usually from `fuse`; exported as a copy in eval mode on the CPU.
+        path: The file to write; its name ends in .pt2.
+        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
+        dynamic_batch: Whether the file takes any batch size.
+        samples: Further inputs to compare on, e.g. real batches.
+
+    Returns:
+        The facts of the file and of the proof: run beside the network at batch sizes 1, 2 and 5 on
+        the example inputs, on ``samples`` and on random values.
+
+    Raises:
+        ExportMismatchError: The outputs differ; no file is kept.
+        CompressionError: The network cannot be exported, or the path cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = export_pt2(nn.Linear(3, 2), f"{folder}/a.pt2", torch.zeros(1, 3))
+        ...     again = torch.export.load(report.path).module()
+        >>> report.max_difference, tuple(again(torch.ones(7, 3)).shape)
+        (0.0, (7, 2))
+    """
+    if Path(path).suffix != ".pt2":
+        raise CompressionError(f"A program was to be written to {path}; its name must end in .pt2.")
+
+    def write(program: ExportedProgram, _: nn.Module, __: Call) -> bytes:
+        program.graph.eliminate_dead_code()  # torch cannot read back an unbind of nothing
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # paths and lines of this machine
+        program.example_inputs = map_tensors(program.example_inputs, torch.zeros_like)
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        return buffer.getvalue()
+
+    def read(content: bytes) -> Callable[..., Any]:
+        return torch.export.load(io.BytesIO(content)).module()
+
+    return ship(model, Path(path), (example_inputs, *samples), dynamic_batch, write, read)
+
+
+def ship(
+    model: nn.Module,
+    path: Path,
+    inputs: Sequence[object],
+    dynamic_batch: bool,
+    write: Callable[[ExportedProgram, nn.Module, Call], bytes],
+    read: Callable[[bytes], Callable[..., Any]],
+) -> ProgramReport:
+    """Export a network, write it, read it again, prove what was read, and only then keep the file.
+
+    Args:
+        model: The network; a copy of it in eval mode on the CPU is exported.
+        path: The file.
+        inputs: Of one forward pass each; the first are exported with.
+        dynamic_batch: Whether the batch size is free.
+        write: Makes the content of the file from the program, the network and the call.
+        read: Makes a network from the content.
+    """
+    network = copy_model(model).cpu().eval()
+    calls = [bound_call(network, to_device(as_call(value), "cpu")) for value in inputs]
+    probe = path.with_name(f".{path.name}.writable")
+    write_bytes(probe, b"")  # fail before the work
+    probe.unlink()
+    program = export_program(network, calls[0], dynamic_batch)
+    operations = Counter(name_of(n.target) for n in program.graph.nodes if n.op == "call_function")
+    sizes = BATCH_SIZES if dynamic_batch else (_batch_size(calls[0]),)
+    try:
+        with _quiet():
+            content = write(program, network, calls[0])
+            other = read(content)
+    except CompressionError:
+        raise
+    except Exception as err:
+        raise CompressionError(
+            f"The network was to be written to {path} and torch.export could not save it and load "
+            f"it again: {first_line(err)}. Export it to ONNX instead, with export_onnx."
+        ) from err
+    difference, checks = _prove(network, other, calls, sizes)
+    write_bytes(path, content)
+    return ProgramReport(
+        path=str(path),
+        file_bytes=len(content),
+        max_difference=difference,
+        batch_sizes=tuple(sizes),
+        checks=checks,
+        operations=dict(operations.most_common()),
+    )
+
+
+def bound_call(network: nn.Module, call: Call) -> Call:
+    """Return a call with its named arguments in the order of the network's forward."""
+    try:
+        bound = inspect.signature(network.forward).bind(*call[0], **call[1])
+    except TypeError as err:
+        raise CompressionError(
+            f"The network was to be called with example_inputs and its forward does not take them: "
+            f"{err}. Give a tensor, a tuple of positional or a dict of named inputs."
+        ) from err
+    return bound.args, bound.kwargs
+
+
+def export_program(network: nn.Module, call: Call, dynamic_batch: bool) -> ExportedProgram:
+    """Return the graph of a network, of torch's own operations.
+
+    Raises:
+        CompressionError: torch.export does not take the network.
+    """
+    args, kwargs = _resized(call, 2) if dynamic_batch else call
+    shapes: dict[str, Any] | None = None
+    if dynamic_batch:
+        axis = {0: torch.export.Dim("batch", min=1)}
+        bound = inspect.signature(network.forward).bind(*args, **kwargs)
+        shapes = {
+            name: tree_map(lambda leaf: axis if _is_batched(leaf) else None, value)
+            for name, value in bound.arguments.items()
+        }
+    try:
+        with _quiet(), torch.no_grad(), seeded("export"):
+            return torch.export.export(network, args, kwargs, dynamic_shapes=shapes)
+    except Exception as err:
+        hint = " Pass dynamic_batch=False if its batch size is fixed." if dynamic_batch else ""
+        raise CompressionError(
+            f"The network was to become a program and torch.export could not make it one: "
+            f"{first_line(err)}.{hint}"
+        ) from err
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the remarks of torch on its own formats."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _is_batched(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0
+
+
+def _batch_size(call: Call) -> int:
+    return next((len(leaf) for leaf in tree_leaves(call) if _is_batched(leaf)), 1)
+
+
+def _resized(call: Call, size: int) -> Call:
+    """Return the inputs with the first axis repeated or cut to ``size``."""
+
+    def resize(t: Tensor) -> Tensor:
+        if not t.dim() or len(t) == size:
+            return t
+        return torch.cat([t] * math.ceil(size / len(t)))[:size].clone()
+
+    return map_tensors(call, resize)
+
+
+def _prove(
+    network: nn.Module, other: Callable[..., Any], calls: Sequence[Call], sizes: Sequence[int]
+) -> tuple[float, int]:
+    """Return the largest absolute difference, and the number of forward passes compared."""
+    worst, checks = 0.0, 0
+    for size in sizes:
+        for args, kwargs in _inputs(calls, size):
+            try:
+                with torch.no_grad():
+                    wanted = tensors_of(network(*args, **kwargs))
+                    found = tensors_of(other(*args, **kwargs))
+            except Exception as err:
+                raise CompressionError(
+                    f"The network and the file were to be run at batch size {size}, and one of "
+                    f"them failed: {first_line(err)}. Pass dynamic_batch=False if the batch size "
+                    "is fixed."
+                ) from err
+            worst = max(worst, _difference(wanted, found, size))
+            checks += 1
+    return worst, checks
+
+
+def _inputs(calls: Sequence[Call], size: int) -> Iterator[Call]:
+    yield from (_resized(call, size) for call in calls)
+    for seed in RANDOM_SEEDS:
+        with seeded("parity", seed, size):
+            call = map_tensors(
+                _resized(calls[0], size),
+                lambda t: torch.randn_like(t) if t.is_floating_point() else t,
+            )
+        yield call
+
+
+def _difference(wanted: Sequence[Tensor], found: Sequence[Tensor], size: int) -> float:
+    """Return the largest absolute difference of any output; raise if it is no rounding."""
+    shapes = [[(tuple(t.shape), t.dtype) for t in outputs] for outputs in (wanted, found)]
+    problem, worst = "", math.inf
+    if shapes[0] != shapes[1]:
+        problem = f"are {shapes[1]} instead of {shapes[0]}"
+    elif any(not torch.equal(a.isnan(), b.isnan()) for a, b in zip(wanted, found, strict=True)):
+        problem = "have NaN in other places"
+    else:
+        worst = 0.0
+        for a, b in zip(wanted, found, strict=True):
+            same = (a == b) | a.isnan()  # infinity less infinity is NaN
+            gap = torch.where(same, 0, a.double() - b.double()).abs().amax().item() if len(b) else 0
+            worst = max(worst, gap)
+            finite = a[a.isfinite()].double().abs()
+            scale = finite.amax().item() if finite.numel() else 0.0
+            if gap > TOLERANCE * max(scale, 1e-6):
+                problem = f"differ by {gap:.3e} where values reach {scale:.3e}"
+    if problem:
+        raise ExportMismatchError(
+            f"The file was compared with the network at batch size {size}, and its outputs "
+            f"{problem}. No file was kept; report the layers of this network as a bug.",
+            max_difference=worst,
+        )
+    return worst

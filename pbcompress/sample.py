@@ -1,0 +1,67 @@
+"""A few inputs of a network and what torch computes from them, kept beside a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pbcompress.errors import StateMismatchError
+from pbcompress.surgery import as_call, map_tensors, tensors_of, to_device
+from pbcompress.tensorfile import read_tensors, write_tensors
+
+__all__ = ["SAMPLE_FILE", "Sample", "read_sample", "sample_of", "write_sample"]
+
+KIND = "pbcompress sample"
+SAMPLE_FILE = "sample.safetensors"
+SAMPLES = 4
+Sample = tuple[Sequence[Tensor], Sequence[Tensor]]  # inputs, outputs
+
+
+def sample_of(network: nn.Module, example_inputs: object) -> Sample:
+    """Return the first of some inputs, and what a network computes from them on the CPU.
+
+    Args:
+        network: In its inference form; it is moved to the CPU.
+        example_inputs: Of one forward pass, the first axis the batch.
+
+    Example:
+        >>> inputs, outputs = sample_of(nn.Linear(3, 2), torch.zeros(64, 3))
+        >>> inputs[0].shape, outputs[0].shape
+        (torch.Size([4, 3]), torch.Size([4, 2]))
+    """
+    args, kwargs = map_tensors(
+        to_device(as_call(example_inputs), "cpu"), lambda t: t[:SAMPLES] if t.dim() else t
+    )
+    with torch.no_grad():
+        outputs = network.cpu()(*args, **kwargs)
+    return tensors_of((args, kwargs)), tensors_of(outputs)
+
+
+def write_sample(path: Path, sample: Sample) -> None:
+    """Write a sample; see `read_sample`."""
+    inputs, outputs = sample
+    tensors = {f"input.{i}": t for i, t in enumerate(inputs)}
+    tensors |= {f"output.{i}": t for i, t in enumerate(outputs)}
+    write_tensors(path, tensors, {"kind": KIND})
+
+
+def read_sample(path: Path) -> Sample:
+    """Return what `write_sample` wrote.
+
+    Raises:
+        StateMismatchError: The file is missing, truncated or of another kind.
+    """
+    tensors, state = read_tensors(path)
+    if state.get("kind") != KIND:
+        raise StateMismatchError(
+            f"{path} is a safetensors file of another kind. Give a {KIND}; compress and save write "
+            "it beside a run."
+        )
+    sides = [{n: t for n, t in tensors.items() if n.startswith(k)} for k in ("input.", "output.")]
+    inputs, outputs = ([t for _, t in sorted(s.items(), key=_place)] for s in sides)
+    return inputs, outputs
+
+
+def _place(entry: tuple[str, Tensor]) -> int:
+    return int(entry[0].partition(".")[2])
