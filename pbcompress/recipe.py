@@ -23,8 +23,6 @@ from pbcompress.tensorfile import read_tensors
 
 __all__ = ["Recipe", "export_result", "load_data", "load_task", "resolve", "run_recipe"]
 
-EXPORT_FILE = "export.onnx"
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -39,7 +37,7 @@ class Recipe:
         [train]     choices of RecoveryConfig, to train the base network; needed without weights
         [compress]  target_params, run_dir, seed, control, and the tables width, dendrites, recovery
         [export]    optional: quantize = "int8" or "fp16", max_drop, recover_epochs: see
-                    `export_onnx`; the file is RUN_DIR/export.onnx
+                    `export_onnx`; the file is RUN_DIR/model.int8.onnx, or model.fp16.onnx
 
     Attributes:
         model: The table [model].
@@ -201,7 +199,10 @@ def run_recipe(recipe: Recipe, *, progress: bool = True) -> CompressionResult:
 
 
 def export_result(recipe: Recipe, result: CompressionResult) -> ExportReport:
-    """Write ``RUN_DIR/export.onnx`` as the table [export] says."""
+    """Write ``RUN_DIR/model.int8.onnx`` as the table [export] says; no file if it is not taken."""
     data = load_data(recipe.data["build"], recipe.data.get("arguments", {}))
-    path = Path(recipe.run_dir) / EXPORT_FILE
-    return result.export_onnx(path, data=data, **recipe.export)
+    path = Path(recipe.run_dir) / f"model.{recipe.export['quantize']}.onnx"
+    report = result.export_onnx(path, data=data, **recipe.export)
+    if report.quantization and not report.quantization.accepted:
+        path.unlink()  # it is the float32 one, which is there as model.onnx
+    return report

@@ -207,9 +207,9 @@ def test_a_recipe_may_ask_for_fewer_bits(finished_run, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["compress", str(tmp_path / "recipe.toml"), "--run-dir", str(run)]) == 0
     told = capsys.readouterr().out
-    assert f"{run / 'export.onnx'}: opset 20" in told
+    assert f"{run / 'model.int8.onnx'}: opset 20" in told
     assert "int8 taken" in told or "int8 not taken (speed)" in told
-    assert (run / "export.onnx").is_file()
+    assert (run / "model.int8.onnx").is_file() == ("int8 taken" in told)
 
 
 def test_compare_two_files(finished_run, capsys):
