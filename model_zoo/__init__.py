@@ -17,6 +17,7 @@ from model_zoo.mlp import mlp
 from model_zoo.mobilenet import mobilenet_small
 from model_zoo.registry import create_model, list_models, register_model
 from model_zoo.resnet import resnet20, resnet56
+from model_zoo.transformer import text_transformer
 
 __all__ = [
     "cnn1d",
@@ -29,4 +30,5 @@ __all__ = [
     "resnet20",
     "resnet56",
     "small_cnn",
+    "text_transformer",
 ]

@@ -18,7 +18,7 @@ import platform
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from pbcompress.statistics import reestimate_batchnorm_
 from pbcompress.surgery import seeded
 
 TARGETS = (0.5, 0.25, 0.125, 0.05)
+LEANER = [1 - 0.02 * step for step in range(40)]  # of a target, for arms of equal FLOPs
 OFF = pb.DendriteConfig(max_sets=0)
 
 
@@ -84,6 +85,30 @@ TASKS = {
         "fashion_mnist", 12_000, 20, 15, name="mlp", hidden=(128, 64), batch_norm=True
     ),
     "cifar_5000": _images("cifar10", 5000, 20, 20, **POOLED, in_channels=3),
+    "cifar_mobilenet_2000": Task(
+        {"name": "cifar10", "num_val": 1000, "train_limit": 2000, "batch_size": 64},
+        {"name": "mobilenet_small", "width": 0.25},
+        15,
+        20,
+    ),
+    "digits_resnet": Task(
+        {"name": "digits", "num_val": 288, "batch_size": 64},
+        {"name": "resnet20", "in_channels": 1, "width": 0.5},
+        20,
+        15,
+    ),
+    "watch_cnn": Task(
+        {"name": "watch", "num_val": 271, "batch_size": 64},
+        {"name": "cnn1d", "widths": (16, 32, 64)},
+        30,
+        20,
+    ),
+    "r8_transformer": Task(
+        {"name": "reuters_r8", "num_val": 400, "train_limit": 1600, "batch_size": 64},
+        {"name": "text_transformer"},
+        12,
+        20,
+    ),
     "letter_mlp": _table("letter", 16, 26, 2000, 30),
     "penbased_mlp": _table("penbased", 16, 10, 1000, 30),
     "satimage_mlp": _table("satimage", 36, 6, 800, 40),
@@ -102,6 +127,8 @@ class Arm:
         scratch: Whether the weights are drawn anew.
         allocation: How widths are shared out.
         races: Whether `compress` chooses, by a trial of dendrites and of width alone.
+        equal_flops: Whether FLOPs, dendrites included, are at most those of width alone too; the
+            parameters are then fewer.
     """
 
     dendrites: pb.DendriteConfig = OFF
@@ -110,6 +137,7 @@ class Arm:
     scratch: bool = False
     allocation: str = "uniform"
     races: bool = False
+    equal_flops: bool = False
 
 
 def _grow(rule: str, **choices: Any) -> pb.DendriteConfig:
@@ -144,6 +172,8 @@ ARMS = {
     "joint full, cheap": _joint("full", max_price=0.25),
     "joint shared, cheap": _joint("shared", max_price=0.25),
     "joint shared, cheap, distilled": _joint("shared", 0.5, max_price=0.25),
+    "joint shared, cheap, equal FLOPs": replace(_joint("shared", max_price=0.25), equal_flops=True),
+    "joint full, cheap, equal FLOPs": replace(_joint("full", max_price=0.25), equal_flops=True),
     "auto": Arm(pb.DendriteConfig.cheap(), races=True),
     "auto, distilled": Arm(pb.DendriteConfig.cheap(), distillation=0.5, races=True),
 }
@@ -167,7 +197,7 @@ class Bench:
         self.data = pb.Data(loaders.train, loaders.val, loaders.test)
         with seeded("base", self.name, self.seed):
             self.model = create_model(**self.task.model)
-        _train(self.model, self.data, OFF, [self.task.base_epochs], self.seed)
+        train(self.model, self.data, OFF, [self.task.base_epochs], self.seed)
         self.scores = self.score(self.model)
 
     @property
@@ -182,16 +212,23 @@ class Bench:
         splits = {"val": self.data.val, "test": self.data.test}
         return {name: pb.evaluate(model, split, pb.Task())[0] for name, split in splits.items()}
 
+    def line(self, arm: str, target: float, found: dict[str, Any]) -> dict[str, Any]:
+        """Return what is written about one run."""
+        about = {"task": self.name, "target": target, "arm": arm, "seed": self.seed}
+        base = self.scores | {"params": pb.measure(self.model, self.example).params}
+        rest = {
+            "base": base,
+            "epochs": self.task.epochs,
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+        }
+        return about | found | rest
+
     def run(self, arm: Arm, target: float) -> dict[str, Any]:
         """Return what one arm came to."""
         if arm.races:
             return self.race(arm, target)
-        config = pb.CompressConfig(
-            dendrites=arm.dendrites, width=pb.WidthConfig(allocation=arm.allocation)
-        )
-        plan = pb.plan_widths(self.model, self.example, target, config=config)
-        if arm.dendrites.max_sets and not plan.grow:
-            raise pb.TargetUnreachableError(f"{target:g} has no room for a set", None)
+        plan = self.lean_plan(arm, target) if arm.equal_flops else self.plan(arm, target)
         network = shrink(self.model, plan)
         started = time.perf_counter()
         if arm.scratch:
@@ -202,7 +239,7 @@ class Bench:
             reestimate_batchnorm_(network, self.data, pb.Task(), seed=self.seed)
         lengths = _lengths(arm.parts, self.task.epochs)
         teacher = self.model if arm.distillation else None
-        steps = _train(
+        steps = train(
             network, self.data, arm.dendrites, lengths, self.seed,
             layers=plan.grow, teacher=teacher, distillation=arm.distillation,
         )  # fmt: skip
@@ -216,6 +253,27 @@ class Bench:
             "seconds": round(time.perf_counter() - started, 1),
             **self.score(network),
         }
+
+    def plan(self, arm: Arm, target: float) -> pb.WidthPlan:
+        """Return the widths of an arm, with room for its set."""
+        config = pb.CompressConfig(
+            dendrites=arm.dendrites, width=pb.WidthConfig(allocation=arm.allocation)
+        )
+        plan = pb.plan_widths(self.model, self.example, target, config=config)
+        if arm.dendrites.max_sets and not plan.grow:
+            raise pb.TargetUnreachableError(f"{target:g} has no room for a set", None)
+        return plan
+
+    def lean_plan(self, arm: Arm, target: float) -> pb.WidthPlan:
+        """Return the largest plan whose FLOPs, dendrites included, are those of width at most."""
+        bound = self.plan(Arm(), target).cost_after.flops
+        for share in LEANER:
+            plan = self.plan(arm, share * target)
+            network = shrink(self.model, plan)
+            pb.attach_dendrites_(network, arm.dendrites, layers=plan.grow)
+            if pb.measure(network, self.example).flops <= bound:
+                return plan
+        raise pb.TargetUnreachableError(f"{target:g} has no set within {bound:,} FLOPs", None)
 
     def race(self, arm: Arm, target: float) -> dict[str, Any]:
         """Return what the one call came to."""
@@ -242,7 +300,7 @@ def _lengths(parts: Sequence[float], epochs: int) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _train(
+def train(
     network: nn.Module,
     data: pb.Data,
     dendrites: pb.DendriteConfig,
@@ -299,7 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     known = options.lines.read_text().splitlines() if options.lines.is_file() else []
-    done = {_key(json.loads(line)) for line in known}
+    done = {key_of(json.loads(line)) for line in known}
     arms = {n: arm for n, arm in ARMS.items() if any(fnmatch(n, p) for p in options.arms)}
     for seed in options.seeds:
         for name in TASKS:
@@ -311,29 +369,24 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
             bench = Bench(name, seed, options.folder)
             for _, target, arm, _ in cells:
-                line = _cell(bench, arm, target)
+                line = cell_of(bench, arm, target)
                 with options.lines.open("a") as file:
                     file.write(json.dumps(line) + "\n")
     return 0
 
 
-def _key(line: dict[str, Any]) -> tuple[str, float, str, int]:
+def key_of(line: dict[str, Any]) -> tuple[str, float, str, int]:
+    """Return which cell a line is of."""
     return line["task"], line["target"], line["arm"], line["seed"]
 
 
-def _cell(bench: Bench, name: str, target: float) -> dict[str, Any]:
-    line: dict[str, Any] = {"task": bench.name, "target": target, "arm": name, "seed": bench.seed}
+def cell_of(bench: Bench, name: str, target: float) -> dict[str, Any]:
+    """Return the line of one cell."""
     try:
-        line |= bench.run(deepcopy(ARMS[name]), target)
+        found = bench.run(deepcopy(ARMS[name]), target)
     except pb.TargetUnreachableError as err:
-        line["unreachable"] = str(err)
-    return line | {
-        "base": bench.scores | {"params": pb.measure(bench.model, bench.example).params},
-        "config": asdict(ARMS[name]),
-        "epochs": bench.task.epochs,
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-    }
+        found = {"unreachable": str(err)}
+    return bench.line(name, target, found | {"config": asdict(ARMS[name])})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from dataclasses import replace
 
 import accuracy_tables
 import bench_accuracy
@@ -48,17 +49,43 @@ def test_every_arm_ran_once_for_every_seed(all_lines):
 def test_an_arm_without_room_for_a_set_says_so(all_lines, lines):
     without = {line["arm"] for line in all_lines if line not in lines}
     assert without < CHEAP  # 8 nodes are dear in so small a network
-    assert all("no room" in line["unreachable"] for line in all_lines if line not in lines)
+    reasons = [line["unreachable"] for line in all_lines if line not in lines]
+    assert all("no room" in reason or "no set within" in reason for reason in reasons)
 
 
 def test_all_arms_take_as_many_steps(lines):
     assert {line["steps"] for line in lines} == {10 * 4}
 
 
+def test_arms_of_equal_flops_have_no_more(tmp_path, monkeypatch):
+    roomy = replace(TINY, model=TINY.model | {"hidden": 96}, epochs=2, base_epochs=1)
+    monkeypatch.setattr(bench_accuracy, "TASKS", {"roomy": roomy})
+    path = tmp_path / "lines.jsonl"
+    call = [
+        str(path),
+        "--targets",
+        "0.5",
+        "--seeds",
+        "0",
+        "--arms",
+        "width",
+        "joint shared, cheap*",
+    ]
+    assert bench_accuracy.main(call) == 0
+    lines = {line["arm"]: line for line in map(json.loads, path.read_text().splitlines())}
+    width, free = lines["width"], lines["joint shared, cheap"]
+    bounded = lines["joint shared, cheap, equal FLOPs"]
+    assert 0.9 * width["flops"] < bounded["flops"] <= width["flops"] < free["flops"]
+    assert bounded["params"] < free["params"]
+    assert bounded["sets"] == 1
+    assert len({line["steps"] for line in lines.values()}) == 1
+
+
 def test_all_arms_are_as_large(lines):
     for line in lines:
         target = 0.4 * line["base"]["params"]
-        assert 0.9 * target < line["params"] <= target, line["arm"]
+        least = 0 if "equal FLOPs" in line["arm"] else 0.9  # there another bound may be the end
+        assert least * target < line["params"] <= target, line["arm"]
 
 
 def test_arms_start_from_the_same_network(lines):
