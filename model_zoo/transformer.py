@@ -5,7 +5,14 @@ from torch import Tensor, nn
 
 from model_zoo.registry import register_model
 
-__all__ = ["EncoderBlock", "text_transformer"]
+__all__ = ["EncoderBlock", "MeanPool", "attend", "text_transformer"]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """Return the attention of ``heads`` heads over ``(N, L, width)``, in the same shape."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+    return (weights @ v).transpose(1, 2).flatten(2)
 
 
 class EncoderBlock(nn.Module):
@@ -34,12 +41,7 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, L, width)`` to the same shape."""
         y = self.before(x)
-        query, key, value = (
-            layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
-        )
-        weights = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1)
-        x = x + self.out((weights @ value).transpose(1, 2).flatten(2))
+        x = x + self.out(attend(self.query(y), self.key(y), self.value(y), self.heads))
         narrowed: Tensor = self.narrow(self.act(self.wide(self.between(x))))
         return x + narrowed
 
@@ -57,8 +59,11 @@ class _Embedding(nn.Module):
         return embedded + self.place
 
 
-class _MeanPool(nn.Module):
+class MeanPool(nn.Module):
+    """The mean over all places."""
+
     def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, L, width)`` to ``(N, width)``."""
         return x.mean(1)
 
 
@@ -105,6 +110,6 @@ def text_transformer(
         _Embedding(vocabulary, length, width),
         *(EncoderBlock(width, heads, 2 * width) for _ in range(blocks)),
         nn.LayerNorm(width),
-        _MeanPool(),
+        MeanPool(),
         nn.Linear(width, num_classes),
     )

@@ -31,7 +31,8 @@ from typing import Any
 
 import bench_accuracy
 import torch
-from bench_accuracy import ARMS, OFF, Bench, cell_of, key_of
+from accuracy_grid import ARMS, OFF
+from bench_accuracy import Bench, cell_of, key_of
 from torch import nn
 
 import pbcompress as pb
@@ -119,7 +120,7 @@ def _perforated(bench: Bench, network: nn.Module) -> tuple[nn.Module, nn.Module,
         "first_fixed_switch_num": half,
     }.items():
         getattr(gpa.pc, f"set_{name}")(value)
-    _join_norms_(network, gpa.PAISequential)
+    join_norms_(network, gpa.PAISequential)
     network = upa.perforate_model(
         network, save_name="peer", making_graphs=False, maximizing_score=True
     )
@@ -144,7 +145,7 @@ def _perforated(bench: Bench, network: nn.Module) -> tuple[nn.Module, nn.Module,
     return chosen, upa.prepare_final_model(deepcopy(chosen)), steps
 
 
-def _join_norms_(network: nn.Module, sequential: Any) -> None:
+def join_norms_(network: nn.Module, sequential: Any) -> None:
     """Make one module of a layer and the norm behind it, as the package asks for."""
     for parent in list(network.modules()):
         names = list(parent._modules)

