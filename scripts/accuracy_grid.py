@@ -60,12 +60,6 @@ TASKS = {
         "fashion_mnist", 12_000, 20, 15, name="mlp", hidden=(128, 64), batch_norm=True
     ),
     "cifar_5000": _images("cifar10", 5000, 20, 20, **POOLED, in_channels=3),
-    "cifar_mobilenet_2000": Task(
-        {"name": "cifar10", "num_val": 1000, "train_limit": 2000, "batch_size": 64},
-        {"name": "mobilenet_small", "width": 0.25},
-        15,
-        20,
-    ),
     "digits_resnet": Task(
         {"name": "digits", "num_val": 288, "batch_size": 64},
         {"name": "resnet20", "in_channels": 1, "width": 0.5},

@@ -16,7 +16,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
@@ -157,16 +157,21 @@ class Bench:
         result = pb.compress(
             self.model, target, data=self.data, config=config, seed=self.seed, progress=False
         )
-        assert result.score_after is not None
-        return {
-            "params": result.cost_after.params,
-            "flops": result.cost_after.flops,
-            "sets": result.chosen.sets,
-            "steps": result.history.steps,
-            "seconds": round(result.history.seconds, 1),
-            "val": result.score_after.val,
-            "test": result.score_after.test,
-        }
+        return facts_of(result)
+
+
+def facts_of(result: pb.CompressionResult) -> dict[str, Any]:
+    """Return what a call of `compress` came to."""
+    assert result.score_after is not None
+    return {
+        "params": result.cost_after.params,
+        "flops": result.cost_after.flops,
+        "sets": result.chosen.sets,
+        "steps": result.history.steps,
+        "seconds": round(result.history.seconds, 1),
+        "val": result.score_after.val,
+        "test": result.score_after.test,
+    }
 
 
 def _lengths(parts: Sequence[float], epochs: int) -> list[int]:
@@ -222,32 +227,49 @@ def train(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the cells that are asked for and not yet there."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__, tasks=["*"], targets=TARGETS, seeds=range(5))
+    run_cells(parser.parse_args(argv), list(TASKS), list(ARMS), cell_of)
+    return 0
+
+
+def parser_of(
+    description: str | None, tasks: Sequence[str], targets: Sequence[float], seeds: Sequence[int]
+) -> argparse.ArgumentParser:
+    """Return a parser of what `run_cells` needs, with its defaults."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("lines", type=Path, help="file of lines, made or added to")
     parser.add_argument("--folder", default="data", help="where fetch_data.py put the data sets")
-    parser.add_argument("--tasks", nargs="+", default=["*"], help="names or patterns")
+    parser.add_argument("--tasks", nargs="+", default=tasks, help="names or patterns")
     parser.add_argument("--arms", nargs="+", default=["*"], help="names or patterns")
-    parser.add_argument("--targets", nargs="+", type=float, default=TARGETS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=range(5))
-    options = parser.parse_args(argv)
+    parser.add_argument("--targets", nargs="+", type=float, default=targets)
+    parser.add_argument("--seeds", nargs="+", type=int, default=seeds)
+    return parser
+
+
+def run_cells(
+    options: argparse.Namespace,
+    tasks: Sequence[str],
+    arms: Sequence[str],
+    cell: Callable[["Bench", str, float], dict[str, Any]],
+) -> None:
+    """Append the lines of all cells that are asked for and not yet there."""
     torch.set_num_threads(1)
     known = options.lines.read_text().splitlines() if options.lines.is_file() else []
     done = {key_of(json.loads(line)) for line in known}
-    arms = {n: arm for n, arm in ARMS.items() if any(fnmatch(n, p) for p in options.arms)}
+    arms = [arm for arm in arms if any(fnmatch(arm, pattern) for pattern in options.arms)]
     for seed in options.seeds:
-        for name in TASKS:
+        for name in tasks:
             if not any(fnmatch(name, pattern) for pattern in options.tasks):
                 continue
             cells = [(name, target, arm, seed) for target in options.targets for arm in arms]
-            cells = [cell for cell in cells if cell not in done]
+            cells = [key for key in cells if key not in done]
             if not cells:
                 continue
             bench = Bench(name, seed, options.folder)
             for _, target, arm, _ in cells:
-                line = cell_of(bench, arm, target)
+                line = cell(bench, arm, target)
                 with options.lines.open("a") as file:
                     file.write(json.dumps(line) + "\n")
-    return 0
 
 
 def key_of(line: dict[str, Any]) -> tuple[str, float, str, int]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_accuracy import facts_of
 from image_parts import read_parts
 from torch import Tensor, nn
 
@@ -168,25 +169,15 @@ class Run:
             data=self.data, task=self.task, config=config, seed=self.seed, progress=False,
             run_dir=self.folder / f"{arm}-{target:g}".replace(", ", "-"), callbacks=[clock],
         )  # fmt: skip
-        assert result.score_after is not None
-        return {
-            "task": "cifar10_resnet56",
-            "target": target,
-            "arm": arm,
-            "seed": self.seed,
-            "params": result.cost_after.params,
-            "flops": result.cost_after.flops,
-            "sets": result.chosen.sets,
-            "steps": result.history.steps,
-            "seconds": round(result.history.seconds, 1),
-            "val": result.score_after.val,
-            "test": result.score_after.test,
+        about = {"task": "cifar10_resnet56", "target": target, "arm": arm, "seed": self.seed}
+        rest = {
             "base": scores | {"params": result.cost_before.params},
             "config": config.to_dict(),
             "epochs": self.setting.epochs,
             "torch": torch.__version__,
             "machine": _name_of(self.device),
         }
+        return about | facts_of(result) | rest
 
 
 def _name_of(device: torch.device) -> str:

@@ -15,24 +15,20 @@ the share chosen so that the target is filled, and then the fine-tuning of the a
 gradient mode with a fixed switch at half of the epochs, and then has one dendrite for every neuron.
 """
 
-import argparse
 import contextlib
 import io
-import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import bench_accuracy
 import torch
 from accuracy_grid import ARMS, OFF
-from bench_accuracy import Bench, cell_of, key_of
+from bench_accuracy import Bench, cell_of, parser_of, run_cells, train
 from torch import nn
 
 import pbcompress as pb
@@ -59,7 +55,7 @@ def torch_pruning(bench: Bench, target: float) -> dict[str, Any]:
     assert network is not None
     reestimate_batchnorm_(network, bench.data, pb.Task(), seed=bench.seed)
     lengths = [bench.task.epochs]
-    steps = bench_accuracy.train(network, bench.data, OFF, lengths, bench.seed)
+    steps = train(network, bench.data, OFF, lengths, bench.seed)
     cost = pb.measure(network, bench.example)
     facts = {"params": cost.params, "flops": cost.flops, "sets": 0}
     return {"steps": steps, **facts, **bench.score(network)}
@@ -186,29 +182,8 @@ PEERS: dict[str, Callable[[Bench, float], dict[str, Any]]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the cells that are asked for and not yet there."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("lines", type=Path, help="file of lines, made or added to")
-    parser.add_argument("--folder", default="data", help="where fetch_data.py put the data sets")
-    parser.add_argument("--tasks", nargs="+", default=TASKS)
-    parser.add_argument("--arms", nargs="+", default=["*"], help="names or patterns")
-    parser.add_argument("--targets", nargs="+", type=float, default=[0.25])
-    parser.add_argument("--seeds", nargs="+", type=int, default=range(3))
-    options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    known = options.lines.read_text().splitlines() if options.lines.is_file() else []
-    done = {key_of(json.loads(line)) for line in known}
-    arms = [a for a in (*OURS, *PEERS) if any(fnmatch(a, p) for p in options.arms)]
-    for seed in options.seeds:
-        for name in options.tasks:
-            cells = [(name, t, arm, seed) for t in options.targets for arm in arms]
-            cells = [cell for cell in cells if cell not in done]
-            if not cells:
-                continue
-            bench = Bench(name, seed, options.folder)
-            for _, target, arm, _ in cells:
-                line = _line(bench, arm, target)
-                with options.lines.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+    parser = parser_of(__doc__, tasks=TASKS, targets=[0.25], seeds=range(3))
+    run_cells(parser.parse_args(argv), list(TASKS), [*OURS, *PEERS], _line)
     return 0
 
 

@@ -23,6 +23,7 @@ def call(tmp_path, monkeypatch):
 
     def run(*arms):
         path = tmp_path / "lines.jsonl"
+        monkeypatch.setattr(bench_peers, "TASKS", ("tiny",))
         options = [str(path), "--tasks", "tiny", "--targets", "0.5", "--seeds", "0"]
         for _ in range(2):  # what is there is not run again
             assert bench_peers.main([*options, "--arms", *arms]) == 0
