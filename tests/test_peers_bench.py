@@ -42,6 +42,7 @@ def test_torch_pruning_gets_what_width_gets(call):
     assert other["flops"] < 0.8 * other["base"]["params"] * 64
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # its own
 def test_perforatedai_gets_what_width_gets(call):
     pytest.importorskip("perforatedai")
     (line,) = call("perforatedai").values()
