@@ -13,20 +13,24 @@ Data sets live in :mod:`model_zoo.datasets`, which is not imported from here.
 """
 
 from model_zoo.cnn import cnn1d, lenet, small_cnn
+from model_zoo.minilm import minilm
 from model_zoo.mlp import mlp
 from model_zoo.mobilenet import mobilenet_small
 from model_zoo.registry import create_model, list_models, register_model
 from model_zoo.resnet import resnet20, resnet56
+from model_zoo.transformer import text_transformer
 
 __all__ = [
     "cnn1d",
     "create_model",
     "lenet",
     "list_models",
+    "minilm",
     "mlp",
     "mobilenet_small",
     "register_model",
     "resnet20",
     "resnet56",
     "small_cnn",
+    "text_transformer",
 ]

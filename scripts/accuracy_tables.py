@@ -2,8 +2,8 @@
 
     python scripts/accuracy_tables.py lines.jsonl --page accuracy.md --plot accuracy.svg
 
-Lines that cannot be compared are an error: arms of a cell must have taken as many optimizer steps,
-and none may be larger than its target.
+Lines that cannot be compared are an error: arms of a cell must have begun with the same trained
+network and taken as many optimizer steps, and none may be larger than its target.
 """
 
 import argparse
@@ -74,6 +74,8 @@ def _check(line: dict[str, Any], control: dict[str, Any]) -> None:
     where = f"{line['task']} at {line['target']:g}, {line['arm']!r}, seed {line['seed']}"
     if line["steps"] != control["steps"]:
         raise ValueError(f"{where}: {line['steps']} steps, the control took {control['steps']}")
+    if line["base"] != control["base"]:
+        raise ValueError(f"{where}: it began with another network than the control")
     if line["params"] > line["target"] * line["base"]["params"]:
         raise ValueError(f"{where}: {line['params']} parameters are more than the target")
 
@@ -82,9 +84,9 @@ def _points(seeds: dict[int, dict[str, Any]], split: str) -> dict[int, float]:
     return {seed: 100 * line[split] for seed, line in seeds.items()}
 
 
-def page(cells: Cells, intro: str) -> str:
+def page(cells: Cells, intro: str, title: str = "Do dendrites pay?") -> str:
     """Return the page: what was run, how each arm fared over all cells, and every cell."""
-    out = ["# Do dendrites pay?", "", intro, "", *_summary(cells), ""]
+    out = [f"# {title}", "", intro.rstrip(), "", *_summary(cells), ""]
     for task in dict.fromkeys(task for task, _, _ in cells):
         own = {key[1:]: cell for key, cell in cells.items() if key[0] == task}
         any_line = next(iter(next(iter(own.values())).lines.values()))
@@ -121,7 +123,7 @@ def _table(target: float, arms: dict[str, Cell]) -> list[str]:
     out = [f"Target {target:.3g} of the parameters, {'-'.join(map(str, seeds))} seeds:", ""]
     out += ["| arm | parameters | FLOPs | sets | test, % | against width | on validation |"]
     out += ["| --- | --- | --- | --- | --- | --- | --- |"]
-    for arm, cell in arms.items():
+    for arm, cell in sorted(arms.items(), key=lambda entry: entry[0] != CONTROL):
         name = f"**{arm}**" if cell.against and cell.against.verdict > 0 else arm
         row = [
             name, f"{cell.mean('params'):,.0f}", f"{cell.mean('flops'):,.0f}",
@@ -186,12 +188,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("lines", type=Path)
     parser.add_argument("--intro", type=Path, help="text that stands first on the page")
+    parser.add_argument("--title", default="Do dendrites pay?")
     parser.add_argument("--page", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args(argv)
     cells = cells_of(map(json.loads, options.lines.read_text().splitlines()))
     if options.page:
-        options.page.write_text(page(cells, options.intro.read_text() if options.intro else ""))
+        intro = options.intro.read_text() if options.intro else ""
+        options.page.write_text(page(cells, intro, options.title))
     if options.plot:
         plot(cells, options.plot)
     return 0

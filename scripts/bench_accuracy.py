@@ -16,137 +16,28 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
+from accuracy_grid import ARMS, OFF, TASKS, Arm, Task
 from torch import nn
 
 import pbcompress as pb
 from model_zoo import create_model
 from model_zoo.datasets import load_loaders
+from model_zoo.minilm import load_minilm_
 from pbcompress.dendrite import dendrite_layers
 from pbcompress.shrinking import shrink
 from pbcompress.statistics import reestimate_batchnorm_
 from pbcompress.surgery import seeded
 
 TARGETS = (0.5, 0.25, 0.125, 0.05)
-OFF = pb.DendriteConfig(max_sets=0)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A network and its data.
-
-    Attributes:
-        data: Arguments of `load_loaders`.
-        model: Arguments of `create_model`.
-        epochs: Of every arm.
-        base_epochs: Of the network that is compressed.
-    """
-
-    data: dict[str, Any]
-    model: dict[str, Any]
-    epochs: int
-    base_epochs: int
-
-
-def _images(data: str, train: int, epochs: int, base_epochs: int, **model: Any) -> Task:
-    images = {"name": data, "num_val": 2000, "train_limit": train, "batch_size": 64}
-    return Task(images, model, epochs, base_epochs)
-
-
-def _table(name: str, features: int, classes: int, num_val: int, epochs: int) -> Task:
-    data = {"name": name, "num_val": num_val, "batch_size": 128}
-    model = {"name": "mlp", "in_features": features, "hidden": (128, 64), "num_classes": classes}
-    return Task(data, model, epochs, epochs)
-
-
-POOLED = {"name": "small_cnn", "widths": (16, 32, 64), "pool": True}
-TASKS = {
-    "digits_mlp": Task(
-        {"name": "digits", "num_val": 288, "batch_size": 64},
-        {"name": "mlp", "in_features": 64, "hidden": (64, 64)},
-        60,
-        40,
-    ),
-    "mnist_1200": _images("mnist", 1200, 40, 30, name="lenet"),
-    "fashion_1200": _images("fashion_mnist", 1200, 40, 30, **POOLED),
-    "fashion_resnet_1200": _images(
-        "fashion_mnist", 1200, 30, 30, name="resnet20", in_channels=1, width=0.5
-    ),
-    "fashion_12000": _images("fashion_mnist", 12_000, 12, 10, name="lenet"),
-    "fashion_mlp_12000": _images(
-        "fashion_mnist", 12_000, 20, 15, name="mlp", hidden=(128, 64), batch_norm=True
-    ),
-    "cifar_5000": _images("cifar10", 5000, 20, 20, **POOLED, in_channels=3),
-    "letter_mlp": _table("letter", 16, 26, 2000, 30),
-    "penbased_mlp": _table("penbased", 16, 10, 1000, 30),
-    "satimage_mlp": _table("satimage", 36, 6, 800, 40),
-}
-
-
-@dataclass(frozen=True)
-class Arm:
-    """How a network of a given size is made and trained.
-
-    Attributes:
-        dendrites: What grows; `OFF` for width alone.
-        parts: Shares of the epochs of the phases: first neurons, dendrites, neurons, thaw. One
-            share is neurons alone.
-        distillation: Weight of the original network's scores.
-        scratch: Whether the weights are drawn anew.
-        allocation: How widths are shared out.
-        races: Whether `compress` chooses, by a trial of dendrites and of width alone.
-    """
-
-    dendrites: pb.DendriteConfig = OFF
-    parts: tuple[float, ...] = (1.0,)
-    distillation: float = 0.0
-    scratch: bool = False
-    allocation: str = "uniform"
-    races: bool = False
-
-
-def _grow(rule: str, **choices: Any) -> pb.DendriteConfig:
-    return pb.DendriteConfig(rule=rule, max_sets=1, share=1.0, **choices)
-
-
-def _joint(form: str, distillation: float = 0.0, **choices: Any) -> Arm:
-    """Dendrites that are there from the start and train by the task's loss with all the rest."""
-    grown = _grow("gradient", form=form, at_start=True, **choices)
-    return Arm(grown, (0, 0, 1), distillation)
-
-
-STAGED = (0.35, 0.2, 0.3, 0.15)
-AT_ONCE = (0.4, 0.2, 0.4)
-ARMS = {
-    "width": Arm(),
-    "width, distilled": Arm(distillation=0.5),
-    "width, isomorphic": Arm(allocation="isomorphic"),
-    "scratch": Arm(scratch=True),
-    "correlation": Arm(_grow("correlation"), STAGED),
-    "correlation first": Arm(_grow("correlation", at_start=True), (0, 0.2, 0.65, 0.15)),
-    "correlation, shared": Arm(_grow("correlation", form="shared"), STAGED),
-    "gradient": Arm(_grow("gradient"), (0.5, 0.0, 0.5)),
-    "hybrid": Arm(_grow("hybrid"), AT_ONCE),
-    "hybrid, distilled": Arm(_grow("hybrid"), AT_ONCE, 0.5),
-    "joint full": _joint("full"),
-    "joint grouped": _joint("grouped"),
-    "joint lowrank": _joint("lowrank"),
-    "joint shared": _joint("shared"),
-    "joint shared, distilled": _joint("shared", 0.5),
-    "joint tied": _joint("tied"),
-    "joint full, cheap": _joint("full", max_price=0.25),
-    "joint shared, cheap": _joint("shared", max_price=0.25),
-    "joint shared, cheap, distilled": _joint("shared", 0.5, max_price=0.25),
-    "auto": Arm(pb.DendriteConfig.cheap(), races=True),
-    "auto, distilled": Arm(pb.DendriteConfig.cheap(), distillation=0.5, races=True),
-}
+LEANER = [1 - 0.02 * step for step in range(40)]  # of a target, for arms of equal FLOPs
 
 
 @dataclass
@@ -167,7 +58,12 @@ class Bench:
         self.data = pb.Data(loaders.train, loaders.val, loaders.test)
         with seeded("base", self.name, self.seed):
             self.model = create_model(**self.task.model)
-        _train(self.model, self.data, OFF, [self.task.base_epochs], self.seed)
+        if self.task.pretrained:
+            assert isinstance(self.model, nn.Sequential)
+            folder = Path(self.folder)
+            load_minilm_(self.model, folder / "minilm", folder / "reuters_r8" / "words.txt")
+        lengths = [self.task.base_epochs]
+        train(self.model, self.data, OFF, lengths, self.seed, lr=self.task.lr)
         self.scores = self.score(self.model)
 
     @property
@@ -182,16 +78,23 @@ class Bench:
         splits = {"val": self.data.val, "test": self.data.test}
         return {name: pb.evaluate(model, split, pb.Task())[0] for name, split in splits.items()}
 
+    def line(self, arm: str, target: float, found: dict[str, Any]) -> dict[str, Any]:
+        """Return what is written about one run."""
+        about = {"task": self.name, "target": target, "arm": arm, "seed": self.seed}
+        base = self.scores | {"params": pb.measure(self.model, self.example).params}
+        rest = {
+            "base": base,
+            "epochs": self.task.epochs,
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+        }
+        return about | found | rest
+
     def run(self, arm: Arm, target: float) -> dict[str, Any]:
         """Return what one arm came to."""
         if arm.races:
             return self.race(arm, target)
-        config = pb.CompressConfig(
-            dendrites=arm.dendrites, width=pb.WidthConfig(allocation=arm.allocation)
-        )
-        plan = pb.plan_widths(self.model, self.example, target, config=config)
-        if arm.dendrites.max_sets and not plan.grow:
-            raise pb.TargetUnreachableError(f"{target:g} has no room for a set", None)
+        plan = self.lean_plan(arm, target) if arm.equal_flops else self.plan(arm, target)
         network = shrink(self.model, plan)
         started = time.perf_counter()
         if arm.scratch:
@@ -202,9 +105,9 @@ class Bench:
             reestimate_batchnorm_(network, self.data, pb.Task(), seed=self.seed)
         lengths = _lengths(arm.parts, self.task.epochs)
         teacher = self.model if arm.distillation else None
-        steps = _train(
+        steps = train(
             network, self.data, arm.dendrites, lengths, self.seed,
-            layers=plan.grow, teacher=teacher, distillation=arm.distillation,
+            layers=plan.grow, teacher=teacher, distillation=arm.distillation, lr=self.task.lr,
         )  # fmt: skip
         layers = dendrite_layers(network).values()
         cost = pb.measure(network, self.example)
@@ -217,23 +120,58 @@ class Bench:
             **self.score(network),
         }
 
+    def plan(self, arm: Arm, target: float) -> pb.WidthPlan:
+        """Return the widths of an arm, with room for its set."""
+        dendrites = arm.dendrites
+        if arm.only_last:
+            linears = [n for n, m in self.model.named_modules() if isinstance(m, nn.Linear)]
+            dendrites = replace(dendrites, layers=(linears[-1],))
+        config = pb.CompressConfig(
+            dendrites=dendrites, width=pb.WidthConfig(allocation=arm.allocation)
+        )
+        plan = pb.plan_widths(self.model, self.example, target, config=config)
+        if arm.dendrites.max_sets and not plan.grow:
+            raise pb.TargetUnreachableError(f"{target:g} has no room for a set", None)
+        return plan
+
+    def lean_plan(self, arm: Arm, target: float) -> pb.WidthPlan:
+        """Return the largest plan whose FLOPs, dendrites included, are those of width at most."""
+        bound = self.plan(Arm(), target).cost_after.flops
+        for share in LEANER:
+            plan = self.plan(arm, share * target)
+            network = shrink(self.model, plan)
+            pb.attach_dendrites_(network, arm.dendrites, layers=plan.grow)
+            if pb.measure(network, self.example).flops <= bound:
+                return plan
+        raise pb.TargetUnreachableError(f"{target:g} has no set within {bound:,} FLOPs", None)
+
     def race(self, arm: Arm, target: float) -> dict[str, Any]:
         """Return what the one call came to."""
-        recovery = pb.RecoveryConfig(epochs=self.task.epochs, distillation=arm.distillation)
+        recovery = pb.RecoveryConfig(
+            epochs=self.task.epochs,
+            distillation=arm.distillation,
+            trial=arm.trial,
+            lr=self.task.lr,
+        )
         config = pb.CompressConfig(dendrites=arm.dendrites, recovery=recovery, deploy=False)
         result = pb.compress(
             self.model, target, data=self.data, config=config, seed=self.seed, progress=False
         )
-        assert result.score_after is not None
-        return {
-            "params": result.cost_after.params,
-            "flops": result.cost_after.flops,
-            "sets": result.chosen.sets,
-            "steps": result.history.steps,
-            "seconds": round(result.history.seconds, 1),
-            "val": result.score_after.val,
-            "test": result.score_after.test,
-        }
+        return facts_of(result)
+
+
+def facts_of(result: pb.CompressionResult) -> dict[str, Any]:
+    """Return what a call of `compress` came to."""
+    assert result.score_after is not None
+    return {
+        "params": result.cost_after.params,
+        "flops": result.cost_after.flops,
+        "sets": result.chosen.sets,
+        "steps": result.history.steps,
+        "seconds": round(result.history.seconds, 1),
+        "val": result.score_after.val,
+        "test": result.score_after.test,
+    }
 
 
 def _lengths(parts: Sequence[float], epochs: int) -> list[int]:
@@ -242,7 +180,7 @@ def _lengths(parts: Sequence[float], epochs: int) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _train(
+def train(
     network: nn.Module,
     data: pb.Data,
     dendrites: pb.DendriteConfig,
@@ -289,51 +227,63 @@ def _train(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the cells that are asked for and not yet there."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__, tasks=["*"], targets=TARGETS, seeds=range(5))
+    run_cells(parser.parse_args(argv), list(TASKS), list(ARMS), cell_of)
+    return 0
+
+
+def parser_of(
+    description: str | None, tasks: Sequence[str], targets: Sequence[float], seeds: Sequence[int]
+) -> argparse.ArgumentParser:
+    """Return a parser of what `run_cells` needs, with its defaults."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("lines", type=Path, help="file of lines, made or added to")
     parser.add_argument("--folder", default="data", help="where fetch_data.py put the data sets")
-    parser.add_argument("--tasks", nargs="+", default=["*"], help="names or patterns")
+    parser.add_argument("--tasks", nargs="+", default=tasks, help="names or patterns")
     parser.add_argument("--arms", nargs="+", default=["*"], help="names or patterns")
-    parser.add_argument("--targets", nargs="+", type=float, default=TARGETS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=range(5))
-    options = parser.parse_args(argv)
+    parser.add_argument("--targets", nargs="+", type=float, default=targets)
+    parser.add_argument("--seeds", nargs="+", type=int, default=seeds)
+    return parser
+
+
+def run_cells(
+    options: argparse.Namespace,
+    tasks: Sequence[str],
+    arms: Sequence[str],
+    cell: Callable[["Bench", str, float], dict[str, Any]],
+) -> None:
+    """Append the lines of all cells that are asked for and not yet there."""
     torch.set_num_threads(1)
     known = options.lines.read_text().splitlines() if options.lines.is_file() else []
-    done = {_key(json.loads(line)) for line in known}
-    arms = {n: arm for n, arm in ARMS.items() if any(fnmatch(n, p) for p in options.arms)}
+    done = {key_of(json.loads(line)) for line in known}
+    arms = [arm for arm in arms if any(fnmatch(arm, pattern) for pattern in options.arms)]
     for seed in options.seeds:
-        for name in TASKS:
+        for name in tasks:
             if not any(fnmatch(name, pattern) for pattern in options.tasks):
                 continue
             cells = [(name, target, arm, seed) for target in options.targets for arm in arms]
-            cells = [cell for cell in cells if cell not in done]
+            cells = [key for key in cells if key not in done]
             if not cells:
                 continue
             bench = Bench(name, seed, options.folder)
             for _, target, arm, _ in cells:
-                line = _cell(bench, arm, target)
+                line = cell(bench, arm, target)
                 with options.lines.open("a") as file:
                     file.write(json.dumps(line) + "\n")
-    return 0
 
 
-def _key(line: dict[str, Any]) -> tuple[str, float, str, int]:
+def key_of(line: dict[str, Any]) -> tuple[str, float, str, int]:
+    """Return which cell a line is of."""
     return line["task"], line["target"], line["arm"], line["seed"]
 
 
-def _cell(bench: Bench, name: str, target: float) -> dict[str, Any]:
-    line: dict[str, Any] = {"task": bench.name, "target": target, "arm": name, "seed": bench.seed}
+def cell_of(bench: Bench, name: str, target: float) -> dict[str, Any]:
+    """Return the line of one cell."""
     try:
-        line |= bench.run(deepcopy(ARMS[name]), target)
+        found = bench.run(deepcopy(ARMS[name]), target)
     except pb.TargetUnreachableError as err:
-        line["unreachable"] = str(err)
-    return line | {
-        "base": bench.scores | {"params": pb.measure(bench.model, bench.example).params},
-        "config": asdict(ARMS[name]),
-        "epochs": bench.task.epochs,
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-    }
+        found = {"unreachable": str(err)}
+    return bench.line(name, target, found | {"config": asdict(ARMS[name])})
 
 
 if __name__ == "__main__":

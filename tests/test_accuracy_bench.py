@@ -2,15 +2,17 @@
 
 import json
 import statistics
+from dataclasses import replace
 
 import accuracy_tables
 import bench_accuracy
 import pytest
+from accuracy_grid import ARMS, Task
 from hypothesis import given
 from hypothesis import strategies as st
 from paired import T95, paired
 
-TINY = bench_accuracy.Task(
+TINY = Task(
     {"name": "digits", "num_val": 200, "train_limit": 200, "batch_size": 50},
     {"name": "lenet", "image_shape": (1, 8, 8), "widths": (8, 12), "hidden": 24},
     epochs=10,
@@ -18,7 +20,7 @@ TINY = bench_accuracy.Task(
 )
 
 
-CHEAP = {arm for arm in bench_accuracy.ARMS if "cheap" in arm}
+CHEAP = {arm for arm in ARMS if "cheap" in arm}
 
 
 @pytest.fixture(scope="module")
@@ -40,25 +42,53 @@ def lines(all_lines):
 
 
 def test_every_arm_ran_once_for_every_seed(all_lines):
-    assert len(bench_accuracy.ARMS) >= 15
+    assert len(ARMS) >= 15
     cells = [(line["arm"], line["seed"]) for line in all_lines]
-    assert sorted(cells) == sorted((arm, seed) for arm in bench_accuracy.ARMS for seed in (0, 1))
+    assert sorted(cells) == sorted((arm, seed) for arm in ARMS for seed in (0, 1))
 
 
 def test_an_arm_without_room_for_a_set_says_so(all_lines, lines):
     without = {line["arm"] for line in all_lines if line not in lines}
     assert without < CHEAP  # 8 nodes are dear in so small a network
-    assert all("no room" in line["unreachable"] for line in all_lines if line not in lines)
+    reasons = [line["unreachable"] for line in all_lines if line not in lines]
+    assert all("no room" in reason or "no set within" in reason for reason in reasons)
 
 
 def test_all_arms_take_as_many_steps(lines):
     assert {line["steps"] for line in lines} == {10 * 4}
 
 
+def test_arms_of_equal_flops_have_no_more(tmp_path, monkeypatch):
+    roomy = replace(
+        TINY, model=TINY.model | {"widths": (8, 24), "hidden": 96}, epochs=2, base_epochs=1
+    )
+    monkeypatch.setattr(bench_accuracy, "TASKS", {"roomy": roomy})
+    path = tmp_path / "lines.jsonl"
+    call = [
+        str(path),
+        "--targets",
+        "0.5",
+        "--seeds",
+        "0",
+        "--arms",
+        "width",
+        "joint shared, cheap*",
+    ]
+    assert bench_accuracy.main(call) == 0
+    lines = {line["arm"]: line for line in map(json.loads, path.read_text().splitlines())}
+    width, free = lines["width"], lines["joint shared, cheap"]
+    bounded = lines["joint shared, cheap, equal FLOPs"]
+    assert 0.9 * width["flops"] < bounded["flops"] <= width["flops"] < free["flops"]
+    assert bounded["params"] < free["params"]
+    assert bounded["sets"] == 1
+    assert len({line["steps"] for line in lines.values()}) == 1
+
+
 def test_all_arms_are_as_large(lines):
     for line in lines:
         target = 0.4 * line["base"]["params"]
-        assert 0.9 * target < line["params"] <= target, line["arm"]
+        least = 0 if "equal FLOPs" in line["arm"] else 0.9  # there another bound may be the end
+        assert least * target < line["params"] <= target, line["arm"]
 
 
 def test_arms_start_from_the_same_network(lines):
@@ -73,7 +103,7 @@ def test_the_page_has_a_row_for_every_arm(lines, tmp_path):
     assert accuracy_tables.main([str(path), "--page", str(page), "--plot", str(plot)]) == 0
     rows = [row for row in page.read_text().splitlines() if row.startswith("| ")]
     names = [row.split("|")[1].strip(" *") for row in rows]
-    assert set(bench_accuracy.ARMS) - CHEAP <= set(names)
+    assert set(ARMS) - CHEAP <= set(names)
     by_seed = {line["seed"]: line for line in lines if line["arm"] == "scratch"}
     mean = 100 * statistics.mean(line["test"] for line in by_seed.values())
     assert any(f"| {mean:.2f} |" in row for row in rows if row.startswith("| scratch"))
@@ -85,6 +115,13 @@ def test_lines_that_cannot_be_compared_are_refused(lines, change, message):
     broken = [dict(line) for line in lines]
     broken[-1][change] += 10_000
     with pytest.raises(ValueError, match=message):
+        accuracy_tables.cells_of(broken)
+
+
+def test_lines_of_another_original_are_refused(lines):
+    broken = [dict(line) for line in lines]
+    broken[-1]["base"] = broken[-1]["base"] | {"val": 0.5}
+    with pytest.raises(ValueError, match="another network than the control"):
         accuracy_tables.cells_of(broken)
 
 

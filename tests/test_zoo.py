@@ -20,7 +20,7 @@ from model_zoo.mobilenet import InvertedResidual
 from model_zoo.names import natural_sorted, unknown_name_error
 from model_zoo.resnet import BasicBlock
 
-NUM_MODELS = 7
+NUM_MODELS = 9
 
 
 class Cost(NamedTuple):
@@ -41,12 +41,15 @@ class Case(NamedTuple):
 CASES = {
     "cnn1d": Case((6, 100), 7, Cost(53_511, 1_652_096)),
     "lenet": Case((1, 28, 28), 10, Cost(26_722, 326_464)),
+    "minilm": Case((16,), 8, Cost(3_657_224, 57_172_992)),
     "mlp": Case((1, 28, 28), 10, Cost(235_146, 234_752)),
     "mobilenet_small": Case((3, 32, 32), 10, Cost(274_378, 10_379_776)),
     "resnet20": Case((3, 32, 32), 10, Cost(272_474, 41_218_688)),
     "resnet56": Case((3, 32, 32), 10, Cost(855_770, 126_841_472)),
     "small_cnn": Case((1, 28, 28), 10, Cost(94_186, 7_546_496)),
+    "text_transformer": Case((48,), 8, Cost(27_144, 1_120_000)),
 }
+TOKENS = {"minilm": 256, "text_transformer": 256}  # networks that read whole numbers below this
 
 
 def total(*parts: Cost) -> Cost:
@@ -137,14 +140,42 @@ def hand_mobilenet_small() -> Cost:
     return total(cost, last, pool_cost(256, 4 * 4), linear_cost(256, 10))
 
 
+def norm_cost(width: int, positions: int) -> Cost:
+    """Cost of a LayerNorm: five operations for each element, by fvcore's convention."""
+    return Cost(2 * width, 5 * width * positions)
+
+
+def encoder_cost(length: int, width: int, hidden: int) -> Cost:
+    """Cost of a block: attention, two norms, and a wide layer."""
+    linears = [(width, width)] * 4 + [(width, hidden), (hidden, width)]
+    each = [linear_cost(inputs, outputs) for inputs, outputs in linears]
+    at_all = [Cost(cost.params, cost.flops * length) for cost in each]
+    products = Cost(0, 2 * length * length * width)  # scores, and the mean of values
+    return total(*at_all, products, *[norm_cost(width, length)] * 2)
+
+
+def hand_text_transformer() -> Cost:
+    embedding = Cost((256 + 48) * 32, 0)
+    block = encoder_cost(48, 32, 64)
+    return total(embedding, block, block, norm_cost(32, 48), linear_cost(32, 8))
+
+
+def hand_minilm() -> Cost:
+    embedding = Cost((256 + 16) * 384, 0)
+    block = encoder_cost(16, 384, 1536)
+    return total(embedding, block, block, norm_cost(384, 16), linear_cost(384, 8))
+
+
 HAND_COSTS = {
     "cnn1d": hand_cnn1d,
     "lenet": hand_lenet,
+    "minilm": hand_minilm,
     "mlp": hand_mlp,
     "mobilenet_small": hand_mobilenet_small,
     "resnet20": lambda: hand_resnet(3),
     "resnet56": lambda: hand_resnet(9),
     "small_cnn": hand_small_cnn,
+    "text_transformer": hand_text_transformer,
 }
 
 
@@ -164,7 +195,10 @@ def count_flops(model: nn.Module, inputs: Tensor) -> int:
 
 def make_inputs(name: str, batch_size: int) -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(batch_size, *CASES[name].input_shape, generator=generator)
+    shape = (batch_size, *CASES[name].input_shape)
+    if name in TOKENS:
+        return torch.randint(TOKENS[name], shape, generator=generator)
+    return torch.randn(shape, generator=generator)
 
 
 @pytest.fixture(autouse=True)
@@ -320,6 +354,8 @@ def test_mlp_without_hidden_layers_is_linear() -> None:
         ("lenet", {"image_shape": (1, 28, 3)}, "too small for 2 blocks"),
         ("cnn1d", {"widths": ()}, "at least one block"),
         ("cnn1d", {"kernel_size": 4}, "odd and positive, got 4"),
+        ("text_transformer", {"blocks": 0}, "got 0 blocks, width 32 and 4 heads"),
+        ("text_transformer", {"heads": 5}, "width 32 and 5 heads"),
     ],
 )
 def test_senseless_arguments_are_refused(

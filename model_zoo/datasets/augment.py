@@ -11,7 +11,8 @@ def random_crop_and_flip(images: Tensor, *, padding: int = 4) -> Tensor:
     """Shift every image at random, and mirror every second one on average.
 
     Each image is padded with zeros, cropped back to its size at a place of its own, and flipped
-    left to right with probability 1/2. Draws from torch's global random generator.
+    left to right with probability 1/2. Draws from torch's global random generator of the CPU, also
+    for images on another device.
 
     Args:
         images: Batch of shape ``(B, C, H, W)`` and any dtype; not changed.
@@ -36,9 +37,10 @@ def random_crop_and_flip(images: Tensor, *, padding: int = 4) -> Tensor:
     columns = left + torch.where(is_flipped, columns.flip(1), columns)
 
     padded = F.pad(images, (padding,) * 4)
-    return padded[
+    places = (
         torch.arange(batch).view(batch, 1, 1, 1),
         torch.arange(channels).view(1, channels, 1, 1),
         rows.view(batch, 1, height, 1),
         columns.view(batch, 1, 1, width),
-    ]
+    )
+    return padded[tuple(place.to(images.device) for place in places)]

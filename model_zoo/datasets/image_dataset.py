@@ -1,17 +1,23 @@
 """The data type: labelled images with a fixed training and test part."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["ImageDataset"]
+__all__ = ["ImageDataset", "Kind"]
+
+Kind = Literal["image", "series", "text"]
 
 
 # Comparing tensors gives tensors, so two data sets are equal only if they are the same one.
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
     """Labelled images in memory, with a fixed test part.
+
+    Series and texts are kept as images too, of one row: a channel for each thing measured, or the
+    one channel of the tokens.
 
     Attributes:
         name: What the data set is called.
@@ -22,6 +28,8 @@ class ImageDataset:
         mean: Mean of each channel over the training part, where 255 counts as 1.0.
         std: Standard deviation likewise, positive.
         num_classes: Number of classes.
+        kind: What a batch is: "image" ``(B, C, H, W)``, normalised; "series" ``(B, C, W)``,
+            normalised; "text" ``(B, W)``, whole numbers.
 
     Raises:
         ValueError: A tensor has another dtype or shape, a label is out of range, or ``mean`` and
@@ -36,6 +44,7 @@ class ImageDataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_classes: int
+    kind: Kind = "image"
 
     def __post_init__(self) -> None:
         """Check that the parts fit each other."""
@@ -52,6 +61,10 @@ class ImageDataset:
                 f"{self.name}: images have {channels} channels, mean has {len(self.mean)} values "
                 f"and std {len(self.std)}"
             )
+        if self.kind != "image" and self.image_shape[1] != 1:
+            raise ValueError(
+                f"{self.name}: a {self.kind} has one row, got {self.image_shape[1]} rows"
+            )
         if min(self.std) <= 0:
             raise ValueError(f"{self.name}: std must be positive, got {self.std}")
 
@@ -63,6 +76,7 @@ class ImageDataset:
         train_labels: Tensor,
         test_images: Tensor,
         test_labels: Tensor,
+        kind: Kind = "image",
     ) -> "ImageDataset":
         """Build a data set and measure mean, std and the number of classes from its training part.
 
@@ -72,6 +86,7 @@ class ImageDataset:
             train_labels: int64 of shape ``(N,)``; the largest one tells the number of classes.
             test_images: As ``train_images``.
             test_labels: As ``train_labels``.
+            kind: What a batch is; see the class.
 
         Returns:
             The data set; the tensors are shared, not copied.
@@ -82,8 +97,8 @@ class ImageDataset:
         Example:
             >>> images = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1)
             >>> labels = torch.tensor([0, 1])
-            >>> ImageDataset.from_tensors("black or white", images, labels, images, labels)
-            ImageDataset(name='black or white', mean=(0.5,), std=(0.5,), num_classes=2)
+            >>> ImageDataset.from_tensors("black or white", images, labels, images, labels).mean
+            (0.5,)
         """
         mean, std = _channel_statistics(train_images)
         return cls(
@@ -95,6 +110,7 @@ class ImageDataset:
             mean=mean,
             std=std,
             num_classes=int(train_labels.max()) + 1,
+            kind=kind,
         )
 
     @property

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from model_zoo.datasets.idx import read_idx
-from model_zoo.datasets.image_dataset import ImageDataset
+from model_zoo.datasets.image_dataset import ImageDataset, Kind
 from model_zoo.datasets.split import stratified_split
 from model_zoo.names import natural_sorted, unknown_name_error
 
@@ -14,6 +14,10 @@ __all__ = ["list_datasets", "load_dataset"]
 
 # Dimensions of the image files: (N, H, W) for grey images, (N, C, H, W) for colour.
 _IMAGE_NDIM = {"mnist": 3, "fashion_mnist": 3, "cifar10": 4}
+
+# Series are files of shape (N, channels, steps), texts of shape (N, tokens).
+_KINDS: dict[str, Kind] = {"watch": "series", "reuters_r8": "text"}
+_ROW_NDIM = {"watch": 3, "reuters_r8": 2}
 
 _TABLES = ("letter", "penbased", "satimage")  # files of shape (N, features)
 
@@ -24,14 +28,14 @@ def list_datasets() -> list[str]:
     """List the names that :func:`load_dataset` knows.
 
     Example:
-        >>> list_datasets()
-        ['cifar10', 'digits', 'fashion_mnist', 'letter', 'mnist', 'penbased', 'satimage']
+        >>> list_datasets()[:5]
+        ['cifar10', 'digits', 'fashion_mnist', 'letter', 'mnist']
     """
-    return natural_sorted(["digits", *_IMAGE_NDIM, *_TABLES])
+    return natural_sorted(["digits", *_IMAGE_NDIM, *_KINDS, *_TABLES])
 
 
 def load_dataset(name: str, folder: str | Path = "data") -> ImageDataset:
-    """Load labelled images, or the rows of a table, into memory.
+    """Load labelled images, the rows of a table, series or texts into memory.
 
     ========================  ==========  ===============  ==========================
     name                      images      train / test     comes from
@@ -43,12 +47,21 @@ def load_dataset(name: str, folder: str | Path = "data") -> ImageDataset:
     ``letter``                16x1x1      16,000 / 4,000   ``scripts/fetch_data.py``
     ``penbased``              16x1x1      8,794 / 2,198    ``scripts/fetch_data.py``
     ``satimage``              36x1x1      5,148 / 1,287    ``scripts/fetch_data.py``
+    ``watch``                 6x1x100     1,355 / 1,014    ``scripts/fetch_data.py``
+    ``reuters_r8``            1x1x48      5,485 / 2,189    ``scripts/fetch_data.py``
     ========================  ==========  ===============  ==========================
 
     The split is the published one; ``digits`` has none, so a fixed 360 of its images, every
-    class in proportion, are its test part, and its 17 grey levels are spread over 0 to 255. The
-    last three are tables (KEEL, from UCI) without a split: a fifth of the rows, fixed and every
-    class in proportion, is the test part, and each feature is a channel, normalised by itself.
+    class in proportion, are its test part, and its 17 grey levels are spread over 0 to 255.
+    ``letter``, ``penbased`` and ``satimage`` are tables (KEEL, from UCI) without a split: a fifth
+    of the rows, fixed and every class in proportion, is the test part, and each feature is a
+    channel, normalised by itself.
+
+    ``watch`` are seven shoulder exercises of ten people with a smart watch (Burns et al., 2018):
+    acceleration up to 4 g and rates up to 9 rad/s in three axes, 50 a second, in 256 levels,
+    windows of two seconds that do not overlap. The last four people are the test part.
+    ``reuters_r8`` are news stories on eight topics, each as its first 48 words out of the 255 that
+    most training stories have; 0 fills what is left.
 
     Args:
         name: One of :func:`list_datasets`.
@@ -68,27 +81,32 @@ def load_dataset(name: str, folder: str | Path = "data") -> ImageDataset:
     """
     if name == "digits":
         return _load_digits()
-    if name not in (*_IMAGE_NDIM, *_TABLES):
+    if name not in list_datasets():
         raise unknown_name_error("data set", name, list_datasets())
     try:
         if name in _TABLES:
             rows, labels = _read_part(Path(folder) / name, "all", 2)
             return _with_test_part(name, rows, labels, len(labels) // 5)
-        train_images, train_labels = _read_part(Path(folder) / name, "train", _IMAGE_NDIM[name])
-        test_images, test_labels = _read_part(Path(folder) / name, "t10k", _IMAGE_NDIM[name])
+        ndim = _IMAGE_NDIM.get(name) or _ROW_NDIM[name]
+        kind = _KINDS.get(name, "image")
+        train, test = (_read_part(Path(folder) / name, p, ndim, kind) for p in ("train", "t10k"))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"data set '{name}' is not in '{folder}': no file '{error.filename}'. "
             f"Fetch it with: python scripts/fetch_data.py {name} --folder {folder}"
         ) from error
-    return ImageDataset.from_tensors(name, train_images, train_labels, test_images, test_labels)
+    return ImageDataset.from_tensors(name, *train, *test, kind=kind)
 
 
-def _read_part(folder: Path, part: str, image_ndim: int) -> tuple[Tensor, Tensor]:
+def _read_part(
+    folder: Path, part: str, image_ndim: int, kind: Kind = "image"
+) -> tuple[Tensor, Tensor]:
     # The names are those of the MNIST files, so that a folder which has them already will do;
     # in sync with scripts/fetch_data.py.
     images = read_idx(folder / f"{part}-images-idx{image_ndim}-ubyte", ndim=image_ndim)
     labels = read_idx(folder / f"{part}-labels-idx1-ubyte", ndim=1)
+    if kind != "image":  # one row
+        return images.reshape(len(images), -1, 1, images.shape[-1]), labels.long()
     shape = {2: (len(images), -1, 1, 1), 3: (len(images), 1, *images.shape[1:])}
     return images.reshape(shape.get(image_ndim, images.shape)), labels.long()
 

@@ -4,16 +4,17 @@ torch's ``DataLoader`` collects samples one by one. The images here are in memor
 whole batch is one indexing operation, many times faster for small images.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from model_zoo.datasets.augment import random_crop_and_flip
-from model_zoo.datasets.image_dataset import ImageDataset
+from model_zoo.datasets.image_dataset import ImageDataset, Kind
 from model_zoo.datasets.load import load_dataset
 from model_zoo.datasets.split import stratified_split
 
@@ -35,6 +36,7 @@ class BatchLoader:
         shuffle: Take a new order from torch's global random generator for every iteration, so
             that seeding torch before an epoch fixes its order.
         augment: Crop and flip at random, also from torch's global generator.
+        kind: What a batch is; see `ImageDataset`.
 
     Raises:
         ValueError: ``batch_size`` is below 1, or there are not as many labels as images.
@@ -58,6 +60,7 @@ class BatchLoader:
         batch_size: int = 128,
         shuffle: bool = False,
         augment: bool = False,
+        kind: Kind = "image",
     ) -> None:
         """Keep the data as it is; the class says what the arguments mean."""
         if batch_size < 1:
@@ -69,9 +72,17 @@ class BatchLoader:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.augment = augment
+        self.kind = kind
         # (x / 255 - mean) / std as one multiplication and one addition
         self._scale = 1 / (255 * torch.tensor(std).view(-1, 1, 1))
         self._shift = -(torch.tensor(mean) / torch.tensor(std)).view(-1, 1, 1)
+
+    def to(self, device: torch.device) -> Self:
+        """Return a loader of the same batches whose data, and so its batches, are on ``device``."""
+        moved = copy.copy(self)
+        for name in ("images", "labels", "_scale", "_shift"):
+            setattr(moved, name, getattr(self, name).to(device))
+        return moved
 
     @property
     def num_samples(self) -> int:
@@ -83,13 +94,18 @@ class BatchLoader:
         return -(-self.num_samples // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs, float32 ``(B, C, H, W)``, and labels, int64 ``(B,)``."""
+        """Yield inputs, float32, or int64 of a text, and labels, int64 ``(B,)``."""
         order = torch.randperm if self.shuffle else torch.arange
-        for chosen in torch.split(order(self.num_samples), self.batch_size):
+        places = order(self.num_samples).to(self.images.device)
+        for chosen in torch.split(places, self.batch_size):
             images = self.images[chosen]
             if self.augment:
                 images = random_crop_and_flip(images)
-            yield images.float().mul_(self._scale).add_(self._shift), self.labels[chosen]
+            if self.kind == "text":
+                yield images.flatten(1).long(), self.labels[chosen]
+                continue
+            inputs = images.float().mul_(self._scale).add_(self._shift)
+            yield inputs.squeeze(2) if self.kind == "series" else inputs, self.labels[chosen]
 
 
 @dataclass(frozen=True)
@@ -169,6 +185,7 @@ def make_loaders(
             batch_size=batch_size,
             shuffle=is_train,
             augment=is_train and augment,
+            kind=dataset.kind,
         )
 
     images, labels = dataset.train_images, dataset.train_labels
