@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # torch is pinned here, not in the library: this version has a CPU wheel without CUDA packages.
 TORCH := torch==2.13.0
+# Two at a time; the tests of a file stay together, for they share what is slow to make.
+PARALLEL := -n 2 --dist loadfile
 
 .PHONY: demo test test-all check format setup
 
@@ -14,10 +16,10 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev check
 	@echo "== Running the tests (several minutes; make test-all adds the slow ones)"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(VENV)/.dev check
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not gpu"
 
 check: $(VENV)/.dev
 	@echo "== Checking style, types and format"
