@@ -20,6 +20,7 @@ from pbcompress.surgery import Call, seeded, tensors_of
 
 __all__ = ["fixed_line", "output_of", "translate"]
 
+TRACE = "pkg.torch.onnx.stack_trace"  # lines of code, with paths of this machine
 HINTS = {
     "GuardOnDataDependentSymNode": "It depends on values of a tensor, which a graph does not know: "
     "use torch.where or torch.cond, or decide it outside of forward.",
@@ -90,6 +91,8 @@ def translate(
         for value in program.model.graph.initializers.values()
         if value.const_value is not None
     )
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.pop(TRACE, None)
     program.save(str(path), external_data=weights > one_file)
     proto = load(path)
     found, sizes = _free_in(proto, program, free)
