@@ -25,7 +25,7 @@ from pbcompress.onnxstore import AXES, drafting, install, size_of
 from pbcompress.parity import Parity, prove
 from pbcompress.precision import Precision, Quantization, quantize_file, requested
 from pbcompress.runtime import CPU, check_providers
-from pbcompress.surgery import as_call, copy_model, device_of, to_device
+from pbcompress.surgery import Call, as_call, copy_model, device_of, to_device
 from pbcompress.task import Data, Task, inputs_of
 from pbcompress.training import evaluate
 from pbcompress.translation import fixed_line, output_of, translate
@@ -178,14 +178,7 @@ def export_onnx(
     free = inputs.free(dynamic, dynamic_batch=dynamic_batch)
     check_samples(inputs, others, free)
     if data is not None:
-        others.append(
-            Inputs(
-                network,
-                inputs_of(
-                    replace(data, train=data.val), task or Task(), network, torch.device("cpu")
-                ),
-            )
-        )
+        others.append(_validation_inputs(network, data, task or Task()))
     with drafting(target) as draft:
         names = (input_names, output_names)
         free = _translated(network, inputs, draft, free, names, opset, is_auto=dynamic == "auto")
@@ -201,8 +194,7 @@ def export_onnx(
             proven(module, file)
 
         parity = proven(network, draft)
-        like = output_of(network, inputs.call)
-        scores = _scores(network, draft, like, data, task or Task())
+        scores = _scores(network, inputs.call, draft, data, task or Task())
         quantization = None
         if request:
             quantization = quantize_file(
@@ -256,8 +248,14 @@ def _inputs(network: nn.Module, values: object) -> Inputs:
     return Inputs(network, to_device(as_call(values), "cpu"))
 
 
+def _validation_inputs(network: nn.Module, data: Data, task: Task) -> Inputs:
+    """Return what the first batch of validation gives to the network."""
+    found = inputs_of(replace(data, train=data.val), task, network, torch.device("cpu"))
+    return Inputs(network, found)
+
+
 def _scores(
-    network: nn.Module, draft: Path, like: object, data: Data | None, task: Task
+    network: nn.Module, call: Call, draft: Path, data: Data | None, task: Task
 ) -> dict[str, Any]:
     """Return the metric on validation of torch and of the file."""
     if data is None:
@@ -265,7 +263,7 @@ def _scores(
     return {
         "metric_name": task.metric_name,
         "metric_torch": evaluate(network, data.val, task)[0],
-        "metric_file": _score_of(OnnxNetwork(draft, like), data, task),
+        "metric_file": _score_of(OnnxNetwork(draft, output_of(network, call)), data, task),
     }
 
 
