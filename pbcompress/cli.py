@@ -272,6 +272,8 @@ def _export(arguments: argparse.Namespace) -> None:
     from pbcompress.checkpoint import load
     from pbcompress.export import export_onnx
     from pbcompress.fuse import fuse
+    from pbcompress.onnxfile import metadata_of
+    from pbcompress.onnxstore import AXES
     from pbcompress.recipe import load_data, load_task, resolve
     from pbcompress.report import read_run
 
@@ -283,6 +285,8 @@ def _export(arguments: argparse.Namespace) -> None:
     named = not all(name.isdigit() for name in shapes)
     inputs: object = dict(zip(shapes, tensors, strict=True)) if named else tensors
     dynamic: Dynamic = "auto" if arguments.dynamic else None
+    own = Path(arguments.run_dir) / "model.onnx"
+    notes = metadata_of(own) if own.is_file() else {}
     report = export_onnx(
         fuse(model),
         arguments.output,
@@ -294,6 +298,7 @@ def _export(arguments: argparse.Namespace) -> None:
         task=load_task(arguments.task) if arguments.task else None,
         max_drop=arguments.max_drop,
         recover_epochs=arguments.recover_epochs,
+        metadata={name: text for name, text in notes.items() if name not in ("pbcompress", AXES)},
     )
     print(report)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from pbcompress import Task, WidthPlan, load
 from pbcompress.cli import main
+from pbcompress.onnxfile import metadata_of
 from pbcompress.tensorfile import write_tensors
 
 ROOT = Path(__file__).parent.parent
@@ -169,7 +170,7 @@ def test_export_writes_a_proven_file(finished_run, tmp_path, capsys):
     target = tmp_path / "out.onnx"
     command = ["export", str(finished_run), str(target), "--model", "tests.test_cli:make_network"]
     assert main(command) == 0
-    assert target.is_file()
+    assert metadata_of(target) == metadata_of(finished_run / "model.onnx")
     assert "differ by at most" in capsys.readouterr().out
 
 
