@@ -22,12 +22,15 @@ FORMS, RULES = get_args(Form), get_args(Rule)
 ZOO = {
     "cnn1d": (2, 6, 40),
     "lenet": (2, 1, 28, 28),
+    "minilm": (2, 16),
     "mlp": (2, 1, 28, 28),
     "mobilenet_small": (2, 3, 32, 32),
     "resnet20": (2, 3, 32, 32),
     "resnet56": (2, 3, 32, 32),
     "small_cnn": (2, 1, 28, 28),
+    "text_transformer": (2, 48),
 }
+TEXTS = ("minilm", "text_transformer")
 NETWORKS = {
     **{name: (case.build, case.inputs) for name, case in CASES.items()},
     **{f"hard: {name}": (net.build, net.inputs) for name, net in NETS.items()},
@@ -98,7 +101,8 @@ def test_shrunk_networks_with_dendrites_export(name, form, activation, tmp_path)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ZOO)
 def test_zoo_networks_with_every_form_export(name, form, tmp_path):
-    example = torch.randn(ZOO[name])
+    shape = ZOO[name]
+    example = torch.randint(100, shape) if name in TEXTS else torch.randn(shape)
     both_agree(grown(model_zoo.create_model(name), form, "hybrid"), example, tmp_path)
 
 
