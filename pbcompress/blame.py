@@ -41,7 +41,7 @@ def line_of(error: BaseException) -> str | None:
             elif _is_users(trace.tb_frame):
                 found = _described(trace.tb_frame, trace.tb_lineno)
             trace = trace.tb_next
-        seen = seen.__cause__ or seen.__context__
+        seen = seen.__cause__
     return found
 
 
