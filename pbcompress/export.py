@@ -20,7 +20,7 @@ from pbcompress.axes import (
 from pbcompress.blame import line_of
 from pbcompress.errors import CompressionError, first_line
 from pbcompress.int8 import OnnxNetwork
-from pbcompress.onnxfile import facts_of, write_metadata
+from pbcompress.onnxfile import FileFacts, facts_of, write_metadata
 from pbcompress.onnxstore import AXES, drafting, install, size_of
 from pbcompress.parity import Parity, prove
 from pbcompress.precision import Precision, Quantization, quantize_file, requested
@@ -184,23 +184,22 @@ def export_onnx(
         free = _translated(network, inputs, draft, free, names, opset, is_auto=dynamic == "auto")
         notes = {"pbcompress": version_of("pbcompress"), **_sizes_note(free), **(metadata or {})}
 
-        def proven(module: nn.Module, file: Path) -> Parity:
+        def proven(module: nn.Module, file: Path) -> tuple[FileFacts, Parity]:
             write_metadata(file, notes)
-            facts_of(file)  # a full check
-            return prove(module, file, [inputs, *others], free, providers)
+            return facts_of(file), prove(module, file, [inputs, *others], free, providers)
 
         def write(module: nn.Module, file: Path) -> None:
             _translated(module, inputs, file, free, names, opset, is_auto=False)
             proven(module, file)
 
-        parity = proven(network, draft)
+        facts, parity = proven(network, draft)
         scores = _scores(network, inputs.call, draft, data, task or Task())
         quantization = None
         if request:
             quantization = quantize_file(
                 draft, network, inputs.call, request, write, device_of(model)
             )
-        facts = facts_of(draft)
+            facts = facts_of(draft)
         install(draft, target)
     return ExportReport(
         path=str(target),
