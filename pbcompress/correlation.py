@@ -1,5 +1,6 @@
 """The objective of a dendrite phase: correlate a node's activation with its neuron's error."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ __all__ = [
     "CorrelationProbe",
     "R",
     "correlate",
+    "listen",
     "mean_scores",
     "node_scores",
     "process_count",
@@ -225,22 +227,51 @@ class CorrelationProbe(torch.autograd.Function):
         (error,) = errors
         so_far, *activations = ctx.saved_tensors
         axis, pairwise, loss_scale, window = ctx.how
-        working = torch.promote_types(activations[0].dtype, torch.float32)
-        e = _centred(window.take(error).to(working), axis)
-        e_std = e.unit * e.std / loss_scale
-        samples: Tensor | int = len(error) if error.dim() > -axis else 1  # the loss is their mean
-        if process_count() > 1:  # their batches may differ; the slope must not
-            samples = _total(e.std.new_tensor(float(samples))) / process_count()
-        gradients, scores = [], []
-        for directions, activation in zip(so_far[R].to(working), activations, strict=True):
-            r, gradient, a_std = _correlate(activation.to(working), e, axis, pairwise, directions)
-            std = a_std if pairwise else a_std[:, None]
-            gain = r * e_std
-            slope = torch.where(std > 0, -samples * gain / torch.where(std > 0, std, 1), 0)
-            scores.append(_finite(torch.stack([r, gain, slope, torch.ones_like(r)])))
-            factor = loss_scale * process_count()  # several processes will take the mean
-            gradients.append(gradient.mul_(factor).to(activation.dtype))
-        return error, torch.stack(scores, 1).to(so_far.dtype), None, None, None, None, *gradients
+        samples = len(error) if error.dim() > -axis else 1  # the loss is their mean
+        scores, gradients = listen(
+            activations, window.take(error), so_far,
+            axis=axis, pairwise=pairwise, samples=samples, loss_scale=loss_scale,
+        )  # fmt: skip
+        return error, scores, None, None, None, None, *gradients
+
+
+def listen(
+    activations: Sequence[Tensor],
+    error: Tensor,
+    so_far: Tensor,
+    *,
+    axis: int,
+    pairwise: bool,
+    samples: float,
+    loss_scale: float = 1.0,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the scores of a batch, to be added to a leaf's sums, and every candidate's gradient.
+
+    Args:
+        activations: Of the candidates in the pool.
+        error: dLoss/dOutput, where the activations are.
+        so_far: The sums, see `score_leaf`.
+        axis: Channel axis of all tensors, counted from the end.
+        pairwise: Whether each node has a channel of its own.
+        samples: Samples whose mean the loss is, in this process.
+        loss_scale: What the loss is multiplied by; the gradients are too.
+    """
+    working = torch.promote_types(activations[0].dtype, torch.float32)
+    e = _centred(error.to(working), axis)
+    e_std = e.unit * e.std / loss_scale
+    count: Tensor | float = samples
+    if process_count() > 1:  # their batches may differ; the slope must not
+        count = _total(e.std.new_tensor(float(samples))) / process_count()
+    gradients, scores = [], []
+    for directions, activation in zip(so_far[R].to(working), activations, strict=True):
+        r, gradient, a_std = _correlate(activation.to(working), e, axis, pairwise, directions)
+        std = a_std if pairwise else a_std[:, None]
+        gain = r * e_std
+        slope = torch.where(std > 0, -count * gain / torch.where(std > 0, std, 1), 0)
+        scores.append(_finite(torch.stack([r, gain, slope, torch.ones_like(r)])))
+        factor = loss_scale * process_count()  # several processes will take the mean
+        gradients.append(gradient.mul_(factor).to(activation.dtype))
+    return torch.stack(scores, 1).to(so_far.dtype), gradients
 
 
 def _finite(scores: Tensor) -> Tensor:

@@ -1,23 +1,42 @@
-"""What candidate dendrites read and what is wrong behind them, at positions drawn at random."""
+"""What candidate dendrites read, compute of it, and what is wrong behind them.
+
+All at positions drawn at random: rows.
+"""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pbcompress.dendrite import DendriteLayer
-from pbcompress.nodes import groups_of
+from pbcompress.dendrite import DendriteLayer, Watcher
+from pbcompress.forms import ChannelAffine, FeatureNorm, GroupedLinear
+from pbcompress.nodes import BatchNorm, groups_of
 from pbcompress.statistics import Sample
 from pbcompress.surgery import preserved_mode
 from pbcompress.task import check_loss
 
-__all__ = ["Observed", "is_observable", "observe", "patches"]
+__all__ = [
+    "Observed",
+    "fan_in",
+    "is_observable",
+    "map_rows",
+    "observe",
+    "observe_together",
+    "patches",
+]
 
+_NORM_DIMS: dict[type, int] = {
+    FeatureNorm: 0,
+    nn.BatchNorm1d: 1,
+    nn.BatchNorm2d: 2,
+    nn.BatchNorm3d: 3,
+}
 _ELEMENTS = 2**24  # of patches held for one layer, and for all layers of one pass fourfold
 
 
@@ -27,11 +46,23 @@ class Observed:
 
     Attributes:
         inputs: Shape (groups, n, fan-in of a group): what the nodes of a group read.
-        errors: dLoss/dOutput, shape (n, channels).
+        errors: dLoss/dOutput, shape (n, channels), as in a batch of mean size.
+        heard: Of each earlier set, its activations in all slots, shape (n, nodes); None: silent.
+        samples: Mean size of the batches.
+        outputs: Outputs of the layer in a batch, samples x positions.
     """
 
     inputs: Tensor
     errors: Tensor
+    heard: tuple[Tensor | None, ...] = ()
+    samples: float = 1.0
+    outputs: float = 1.0
+
+    def rows(self, index: Tensor | slice) -> "Observed":
+        """Return some of the rows."""
+        heard = tuple(None if h is None else h[index] for h in self.heard)
+        inputs, errors = self.inputs[:, index], self.errors[index]
+        return replace(self, inputs=inputs, errors=errors, heard=heard)
 
 
 def is_observable(layer: DendriteLayer) -> bool:
@@ -77,6 +108,43 @@ def _inputs(layer: DendriteLayer, read: Tensor, places: Tensor) -> Tensor:
     return rows.reshape(len(rows), groups, -1).transpose(0, 1)
 
 
+def map_rows(branch: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the sums of a dendrite set's nodes for rows, shape (n, nodes).
+
+    Args:
+        branch: The input map of a set that has all of its nodes; no transposed convolution.
+        inputs: Shape (groups, n, fan-in of a group), as `Observed` has them.
+    """
+    modules: list[Any] = [m for m in branch.modules() if not isinstance(m, nn.Sequential)]
+    first, *others = modules
+    z: Tensor
+    if isinstance(first, BatchNorm | ChannelAffine):  # a tied map
+        z, others = inputs[..., 0].T, modules
+    else:
+        is_grouped = isinstance(first, GroupedLinear)
+        weight = first.weight if is_grouped else _by_group(first.weight, len(inputs))
+        z = (inputs.to(weight.dtype) @ weight).transpose(0, 1).flatten(1)
+        z = z if first.bias is None else z + first.bias
+    for module in others:
+        if isinstance(module, BatchNorm | ChannelAffine):
+            z = module(z.reshape(*z.shape, *[1] * _dims(module))).flatten(1)
+        else:
+            z = functional.linear(z, module.weight.flatten(1), module.bias)
+    return z
+
+
+def _dims(channelwise: nn.Module) -> int:
+    """Return how many spatial axes a norm or affine map expects."""
+    if isinstance(channelwise, ChannelAffine):
+        return channelwise.dims
+    return _NORM_DIMS[type(channelwise)]
+
+
+def _by_group(weight: Tensor, groups: int) -> Tensor:
+    grouped: Tensor = weight.flatten(1).unflatten(0, (groups, -1)).mT
+    return grouped
+
+
 def _at(layer: DendriteLayer, output: Tensor, places: Tensor) -> Tensor:
     """Return the channels of an output at ``places``, shape (n, channels)."""
     channels = output.movedim(-1 - layer.dims, -1)
@@ -94,7 +162,8 @@ def _places(layer: DendriteLayer, output: Tensor, count: int) -> Tensor:
     return torch.stack(torch.unravel_index(flat, shape), 1).to(output.device)
 
 
-def _fan_in(layer: DendriteLayer) -> int:
+def fan_in(layer: DendriteLayer) -> int:
+    """Return how many numbers a row of ``Observed.inputs`` has, over all groups."""
     base: Any = layer.base_layer
     return (
         layer.channels
@@ -118,73 +187,96 @@ def observe(
         sample: Batches, loss and forward.
         rows: Rows of a layer at most.
     """
-    waiting = list(layers)
+    waiting = {n: max(min(rows, _ELEMENTS // fan_in(layer)), 1) for n, layer in layers.items()}
     while waiting:
-        chosen: list[str] = []
+        chosen: dict[str, int] = {}
         held = 0
         while waiting and (not chosen or held < 3 * _ELEMENTS):
-            chosen.append(waiting.pop(0))
-            held += min(_ELEMENTS, rows * _fan_in(layers[chosen[-1]]))
-        found = _observe(model, {name: layers[name] for name in chosen}, sample, rows)
-        yield from ((name, found.pop(name)) for name in chosen if name in found)
+            name = next(iter(waiting))
+            chosen[name] = waiting.pop(name)
+            held += chosen[name] * fan_in(layers[name])
+        yield from observe_together(model, layers, sample, chosen)[0].items()
 
 
-def _observe(
-    model: nn.Module, layers: Mapping[str, DendriteLayer], sample: Sample, rows: int
-) -> dict[str, Observed]:
-    calls: list[tuple[str, Tensor, Tensor]] = []
-    parts: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
+def observe_together(
+    model: nn.Module, layers: Mapping[str, DendriteLayer], sample: Sample, rows: Mapping[str, int]
+) -> tuple[dict[str, Observed], float]:
+    """Return what `observe` yields, for the layers that ``rows`` names, and the mean loss."""
+    calls: list[_Call] = []
+    losses: list[float] = []
+    parts: dict[str, list[Observed]] = {name: [] for name in rows}
 
     def visit(batch: Any) -> None:
         calls.clear()
         loss = sample.task.loss(*sample.task.run(model, batch))
         check_loss(loss)
-        outputs = [output for _, _, output in calls]
+        outputs = [call.output for call in calls]
         errors: Any = torch.autograd.grad(loss, outputs, allow_unused=True)
-        for (name, read, output), error in zip(calls, errors, strict=True):
-            if error is None:
-                continue
-            layer = layers[name]
-            count = max(min(rows, _ELEMENTS // _fan_in(layer)) // sample.count, 1)
-            places = _places(layer, output, count)
-            own = _inputs(layer, read, places), _at(layer, error, places)
-            parts[name].append(own)
+        times = Counter(call.name for call in calls)
+        for call, error in zip(calls, errors, strict=True):
+            if error is not None:
+                count = max(rows[call.name] // (sample.count * times[call.name]), 1)
+                parts[call.name].append(_observed(layers[call.name], call, error, count))
+        losses.append(float(loss.detach()))
 
-    with torch.enable_grad(), preserved_mode(model, training=False), _heard(layers, calls):
+    chosen = {name: layers[name] for name in rows}
+    with torch.enable_grad(), preserved_mode(model, training=False), _watched(chosen, calls):
         sample.each(model, visit)
     calls.clear()
-    return {name: _joined(of_layer) for name, of_layer in parts.items() if of_layer}
+    count = len(losses)
+    joined = {name: _joined(parts.pop(name), count) for name in rows if parts[name]}
+    return joined, sum(losses) / count
+
+
+class _Call(NamedTuple):
+    """One call of a layer, with a batch axis."""
+
+    name: str
+    output: Tensor
+    read: Tensor
+    heard: list[Tensor | None]
 
 
 @contextmanager
-def _heard(
-    layers: Mapping[str, DendriteLayer], calls: list[tuple[str, Tensor, Tensor]]
-) -> Iterator[None]:
+def _watched(layers: Mapping[str, DendriteLayer], calls: list[_Call]) -> Iterator[None]:
     """Note every call of ``layers``, whose candidates are silent and keep no score meanwhile."""
 
-    def hook(name: str) -> Callable[..., Tensor]:
-        def note(layer: DendriteLayer, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            own = output if output.requires_grad else output.detach().requires_grad_()
-            read = layer.base_layer(args[0]) if layer.config.form == "tied" else args[0]
-            is_batched = layer.dims == 0 or output.dim() == layer.dims + 2
-            read, own = (t if is_batched else t[None] for t in (read.detach(), own))
-            calls.append((name, read, own))
-            return own.reshape(output.shape).clone()  # may be changed in place
+    def watcher(name: str, layer: DendriteLayer) -> Watcher:
+        def note(y: Tensor, read: Tensor, heard: list[Tensor | None]) -> Tensor:
+            own = y if y.requires_grad else y.detach().requires_grad_()
+            quiet = [None if h is None else h.detach() for h in heard[: layer.num_sets - 1]]
+            if layer.dims and y.dim() < layer.dims + 2:  # a sample without a batch axis
+                own, read = own[None], read[None]
+                quiet = [None if h is None else h[None] for h in quiet]
+            calls.append(_Call(name, own, read, quiet))
+            return own.reshape(y.shape).clone()  # may be changed in place
 
         return note
 
-    candidates = {name: layer.candidate for name, layer in layers.items()}
-    with ExitStack() as stack:
+    try:
         for name, layer in layers.items():
-            stack.callback(setattr, layer, "candidate", candidates[name])
-            layer.candidate = None
-            stack.callback(layer.register_forward_hook(hook(name)).remove)
+            layer.watcher = watcher(name, layer)
         yield
+    finally:
+        for layer in layers.values():
+            layer.watcher = None
 
 
-def _joined(parts: list[tuple[Tensor, Tensor]]) -> Observed:
-    working = torch.promote_types(parts[0][0].dtype, torch.float32)
-    inputs = torch.cat([i for i, _ in parts], 1).to(working)
-    errors = torch.cat([e for _, e in parts]).to(working)
-    is_finite = inputs.isfinite().all(-1).all(0) & errors.isfinite().all(-1)
-    return Observed(inputs[:, is_finite], errors[is_finite])
+def _observed(layer: DendriteLayer, call: _Call, error: Tensor, count: int) -> Observed:
+    places = _places(layer, call.output, count)
+    heard = tuple(None if h is None else _at(layer, h, places) for h in call.heard)
+    read, own = _inputs(layer, call.read, places), _at(layer, error, places)
+    return Observed(read, own, heard, len(error), error.numel() / layer.channels)
+
+
+def _joined(parts: list[Observed], batches: int) -> Observed:
+    working = torch.promote_types(parts[0].inputs.dtype, torch.float32)
+    samples = sum(part.samples for part in parts) / len(parts)
+    inputs = torch.cat([part.inputs for part in parts], 1).to(working)
+    scaled = [part.errors.to(working) * (part.samples / samples) for part in parts]
+    columns = zip(*(part.heard for part in parts), strict=True)
+    heard = tuple(None if own[0] is None else torch.cat(own).to(working) for own in columns)
+    outputs = sum(part.outputs for part in parts) / batches
+    whole = Observed(inputs, torch.cat(scaled), heard, samples, outputs)
+    is_finite = inputs.isfinite().all(-1).all(0) & whole.errors.isfinite().all(-1)
+    return whole if bool(is_finite.all()) else whole.rows(is_finite)

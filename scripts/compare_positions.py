@@ -27,13 +27,20 @@ from model_zoo import create_model
 from model_zoo.datasets import load_loaders
 from pbcompress.correlation import mean_scores, node_scores
 from pbcompress.dendrite import dendrite_layers
+from pbcompress.replay import Replay
+from pbcompress.statistics import Sample
 
 STEPS = 160
 FORMS = ("full", "shared")
-SAMPLES = (0, 4096, 1024)
+# Samples of a step (0: all positions of a batch), and rows drawn once (0: none, each step passes
+# through the network).
+WHOLE = (0, 0)
+ARMS = (WHOLE, (4096, 0), (1024, 0), (4096, 131_072), (4096, 32_768), (4096, 8192), (1024, 131_072))
 
 
-def run(model: nn.Module, data: pb.Data, form: str, samples: int, seed: int) -> dict[str, Any]:
+def run(
+    model: nn.Module, data: pb.Data, form: str, samples: int, rows: int, seed: int
+) -> dict[str, Any]:
     """Run one dendrite phase; return the mean |r| of each layer and the time of a step."""
     dendrites = pb.DendriteConfig(form=form, samples=samples)
     growth = pb.cycles(model, config=pb.CompressConfig(dendrites=dendrites), seed=seed)
@@ -44,10 +51,17 @@ def run(model: nn.Module, data: pb.Data, form: str, samples: int, seed: int) -> 
         if phase.kind is pb.PhaseKind.NEURON:
             phase.report(0.0)
     optimizer = torch.optim.AdamW(phase.parameters(), lr=3e-3, weight_decay=0)
-    phase.train()
     torch.manual_seed(seed)
+    started = time.perf_counter()
+    if rows:
+        count = len(data.train)  # type: ignore[arg-type]
+        replay = Replay(model, Sample(data.train, pb.Task(), count, seed), rows)
+    drawn = time.perf_counter() - started
+    phase.train()
     done, started = 0, time.perf_counter()
-    while done < STEPS:
+    if rows:
+        replay.epoch(optimizer, lambda _: None, steps=STEPS, seed=(seed,))
+    while not rows and done < STEPS:
         for x, y in data.train:
             optimizer.zero_grad()
             cross_entropy(model(x), y).backward()
@@ -56,17 +70,22 @@ def run(model: nn.Module, data: pb.Data, form: str, samples: int, seed: int) -> 
             if done == STEPS:
                 break
     seconds = (time.perf_counter() - started) / STEPS
-    return {"seconds_per_step": round(seconds, 4), "r": correlations(model, data)}
+    return {
+        "seconds_per_step": round(seconds, 5),
+        "seconds_first": round(drawn, 3),
+        "r": correlations(model, data.train),
+        "r_val": correlations(model, data.val),
+    }
 
 
-def correlations(model: nn.Module, data: pb.Data) -> dict[str, float]:
+def correlations(model: nn.Module, batches: Any) -> dict[str, float]:
     """Return the mean |r| of each layer's candidates at rest, over all positions."""
     layers = dendrite_layers(model)
     for layer in layers.values():
         layer.config = dataclasses.replace(layer.config, samples=0)
         layer.begin_candidacy()
         layer.dendrites.eval()
-    for x, y in data.train:
+    for x, y in batches:
         cross_entropy(model(x), y).backward()
     scores = {name: layer.summed_scores() for name, layer in layers.items()}
     return {
@@ -114,9 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         base = pb.CompressConfig(dendrites=off, recovery=pb.RecoveryConfig(epochs=4))
         pb.recover_(model, data, seed=seed, config=base)
         for form in FORMS:
-            for samples in SAMPLES:
-                line = {"form": form, "samples": samples, "seed": seed}
-                line |= run(copy.deepcopy(model), data, form, samples, seed)
+            for samples, rows in ARMS:
+                line = {"form": form, "samples": samples, "rows": rows, "seed": seed}
+                line |= run(copy.deepcopy(model), data, form, samples, rows, seed)
                 with options.lines.open("a") as file:
                     file.write(json.dumps(line) + "\n")
     return 0

@@ -336,7 +336,7 @@ def test_recovery_begins_dendrite_phases_with_it_in_the_first_candidate(monkeypa
             now = [b.state_dict() for b, _ in layer.pool]
             seen.append([all(torch.equal(a[k], b[k]) for k in a) for a, b in zip(former, now)])  # noqa: B905
 
-    monkeypatch.setattr("pbcompress.recovery.initialize_candidates_", spy)
+    monkeypatch.setattr("pbcompress.trainer.initialize_candidates_", spy)
     data = Data(*[[(torch.randn(64, 4), torch.randint(2, (64,)))] for _ in range(2)])
     recovery = RecoveryConfig(epochs=1, dendrite_epochs=2, max_failures=1)
     for initialization in ("random", "spectral"):

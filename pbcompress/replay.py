@@ -1,0 +1,159 @@
+"""A dendrite phase from memory: neurons rest, so what candidates see need be computed only once."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from pbcompress.correlation import listen
+from pbcompress.dendrite import DendriteLayer, dendrite_layers
+from pbcompress.patches import Observed, fan_in, is_observable, map_rows, observe_together
+from pbcompress.signals import ACTIVATIONS, hear
+from pbcompress.statistics import Sample
+from pbcompress.surgery import seeded
+
+__all__ = ["Replay", "share_rows"]
+
+ROWS_PER_INPUT = 512  # fewer are learnt by heart, see docs/benchmarks/positions.md
+
+
+def share_rows(
+    sizes: Mapping[str, int], available: Mapping[str, int], memory: float
+) -> dict[str, int]:
+    """Return how many rows each layer gets: equally many, and what one does not have goes on.
+
+    Args:
+        sizes: Bytes of a row, by layer.
+        available: Rows that there are, by layer.
+        memory: Bytes in all.
+
+    Example:
+        >>> share_rows({"a": 10, "b": 10}, {"a": 3, "b": 100}, memory=200)
+        {'a': 3, 'b': 17}
+    """
+    shared: dict[str, int] = {}
+    by_need = sorted(sizes, key=lambda name: available[name])
+    for number, name in enumerate(by_need):
+        equal = int(memory / sum(sizes[other] for other in by_need[number:]))
+        shared[name] = min(equal, available[name])
+        memory -= shared[name] * sizes[name]
+    return {name: shared[name] for name in sizes}
+
+
+class Replay:
+    """What candidates read and the errors of their neurons, drawn once, and steps on them.
+
+    A step descends on the objective of `pbcompress.correlation.CorrelationProbe`, for rows drawn
+    from all samples and positions in place of those of one batch. A layer that is called several
+    times has the rows of all calls.
+
+    Args:
+        model: Network in a dendrite phase; its base network has been trained and rests.
+        sample: Train split, loss and forward.
+        rows: Rows at most, by layer.
+    """
+
+    def __init__(self, model: nn.Module, sample: Sample, rows: Mapping[str, int]) -> None:
+        layers = dendrite_layers(model)
+        found, self._loss = observe_together(model, layers, sample, rows)
+        self._seen: list[tuple[DendriteLayer, Observed]] = []
+        with seeded("rows", sample.seed):
+            for name in list(found):
+                seen = found.pop(name)
+                order = torch.randperm(len(seen.errors)).to(seen.errors.device)
+                self._seen.append((layers[name], seen.rows(order)))
+
+    @classmethod
+    def within(cls, model: nn.Module, sample: Sample, gibibytes: float) -> Self | None:
+        """Return a replay whose rows fit in memory; None where a layer would have too few.
+
+        Too few are fewer than the layer has outputs and than 512 for each number that a node reads.
+        """
+        layers = dendrite_layers(model)
+        if gibibytes == 0 or not all(map(is_observable, layers.values())):
+            return None
+        first = replace(sample, count=1)
+        one = observe_together(model, layers, first, dict.fromkeys(layers, 1))[0]
+        layers = {name: layers[name] for name in one}  # the loss depends on them
+        available = {name: math.ceil(seen.outputs * sample.count) for name, seen in one.items()}
+        size = max(next(model.parameters()).element_size(), 4)
+        sizes = {
+            name: size * (fan_in(m) + m.channels + m.nodes * (m.num_sets - 1))
+            for name, m in layers.items()
+        }
+        rows = share_rows(sizes, available, gibibytes * 2**30)
+        is_enough = all(
+            rows[name] >= min(available[name], ROWS_PER_INPUT * fan_in(layer))
+            for name, layer in layers.items()
+        )
+        return cls(model, sample, rows) if is_enough else None
+
+    def epoch(
+        self,
+        optimizer: torch.optim.Optimizer,
+        set_lr: Callable[[float], None],
+        *,
+        steps: int,
+        seed: tuple[int | str, ...],
+        max_grad_norm: float | None = None,
+    ) -> tuple[float, int]:
+        """Train the candidates for some steps, in the mode that they are in.
+
+        Args:
+            optimizer: Holds their parameters.
+            set_lr: Called before every step with the share of the epoch that is done halfway
+                through it.
+            steps: Optimizer steps.
+            seed: Names where in the rows an epoch begins.
+            max_grad_norm: Clip the gradient's norm; None: do not.
+
+        Returns:
+            Mean loss of the network on the train split, and the number of steps.
+        """
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        with seeded(*seed), torch.enable_grad():
+            starts = [int(torch.randint(len(seen.errors), ())) for _, seen in self._seen]
+            for step in range(steps):
+                set_lr((step + 0.5) / steps)
+                optimizer.zero_grad(set_to_none=True)
+                for (layer, seen), start in zip(self._seen, starts, strict=True):
+                    _learn(layer, seen.rows(_slice(seen, layer.config.samples, start, step)))
+                if max_grad_norm is not None:
+                    nn.utils.clip_grad_norm_(trained, max_grad_norm)
+                optimizer.step()
+        return self._loss, steps
+
+
+def _slice(seen: Observed, samples: int, start: int, step: int) -> slice:
+    """Return the rows of one step: as many as it would look at if it passed through the network.
+
+    They lie together, for a view costs nothing.
+    """
+    total, own = len(seen.errors), math.ceil(seen.outputs)
+    count = min(samples or own, own, total)
+    first = (start + step * count) % (total - count + 1)
+    return slice(first, first + count)
+
+
+def _learn(layer: DendriteLayer, seen: Observed) -> None:
+    """Add gradients and scores of the candidates of a layer."""
+    activation, slots = ACTIVATIONS[layer.config.activation], layer.slots[-1]
+    activations = [
+        activation(hear(map_rows(branch, seen.inputs), links, seen.heard, slots, 0))  # type: ignore[arg-type]
+        for branch, links in layer.pool
+    ]
+    leaf: Any = layer.candidate
+    with torch.no_grad():
+        scores, gradients = listen(
+            [a.detach() for a in activations],
+            seen.errors,
+            torch.zeros_like(leaf) if leaf.grad is None else leaf.grad,
+            axis=-1,
+            pairwise=layer.config.form != "shared",
+            samples=seen.samples,
+        )
+        leaf.grad = scores if leaf.grad is None else leaf.grad + scores
+    torch.autograd.backward(activations, gradients)
