@@ -12,8 +12,10 @@ __all__ = [
     "COUNT",
     "GAIN",
     "SLOPE",
+    "Centred",
     "CorrelationProbe",
     "R",
+    "centred",
     "correlate",
     "listen",
     "mean_scores",
@@ -62,14 +64,20 @@ def correlate(
         >>> correlate(a, -3 * a)[0].round(decimals=3)
         tensor([-1.])
     """
-    r, gradient, _ = _correlate(activation, _centred(error, axis), axis, pairwise, direction)
+    r, gradient, _ = _correlate(activation, centred(error, axis), axis, pairwise, direction)
     return r, gradient
 
 
-class _Centred(NamedTuple):
+class Centred(NamedTuple):
     """Values minus their mean in units of their largest difference from it, by channel.
 
     A constant gives zeros, a unit of zero and a std of one. The samples of all processes count.
+
+    Attributes:
+        values: Of the shape that they had.
+        unit: Shape (channels,).
+        std: Of ``values``, shape (channels,).
+        n: Number of samples.
     """
 
     values: Tensor
@@ -79,10 +87,10 @@ class _Centred(NamedTuple):
 
 
 def _correlate(
-    activation: Tensor, error: _Centred, axis: int, pairwise: bool, direction: Tensor | None
+    activation: Tensor, error: Centred, axis: int, pairwise: bool, direction: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return r, the gradient and the activation's standard deviation."""
-    own = _centred(activation, axis)
+    own = centred(activation, axis)
     a, e, n = own.values, error.values, own.n
     by_channel = [1] * (-1 - axis)
     if pairwise:
@@ -128,7 +136,7 @@ def _products(a: Tensor, e: Tensor, axis: int) -> Tensor:
     return samples[0].T @ samples[1]
 
 
-def _centred(values: Tensor, axis: int) -> _Centred:
+def centred(values: Tensor, axis: int) -> Centred:
     """Return what a channel's values are beside their mean, safe at any scale.
 
     Sums and products only: they are several times faster than ``torch.std_mean`` on a CPU.
@@ -141,19 +149,19 @@ def _centred(values: Tensor, axis: int) -> _Centred:
         n = _total(torch.tensor(float(n), dtype=values.dtype, device=values.device)).clamp(min=1)
     elif n < 2:  # no two samples
         nothing = values.new_zeros(channels)
-        return _Centred(torch.zeros_like(values), nothing, nothing + 1, 1)
+        return Centred(torch.zeros_like(values), nothing, nothing + 1, 1)
     info = torch.finfo(values.dtype)
     mean = _total(_sum(values, axis)) / n
-    centred = values - mean.reshape(shape)
-    offset = _total(_sum(centred, axis)) / n  # what rounding left in the first mean
-    centred.sub_(offset.reshape(shape))
-    peak = torch.maximum(centred.amax(others), -centred.amin(others)) if len(values) else mean * 0
+    own = values - mean.reshape(shape)
+    offset = _total(_sum(own, axis)) / n  # what rounding left in the first mean
+    own.sub_(offset.reshape(shape))
+    peak = torch.maximum(own.amax(others), -own.amin(others)) if len(values) else mean * 0
     unit = _total(peak, largest=True)
     alive = unit > (mean.abs() * 4 * info.eps).clamp(min=info.tiny)
     unit = torch.where(alive, unit, 0)
-    centred.mul_(torch.where(alive, 1 / torch.where(alive, unit, 1), 0).reshape(shape))
-    variance = _total(_sum(centred * centred, axis)) / n
-    return _Centred(centred, unit, torch.where(alive, variance, 1).sqrt(), n)
+    own.mul_(torch.where(alive, 1 / torch.where(alive, unit, 1), 0).reshape(shape))
+    variance = _total(_sum(own * own, axis)) / n
+    return Centred(own, unit, torch.where(alive, variance, 1).sqrt(), n)
 
 
 def score_leaf(like: Tensor, *shape: int) -> Tensor:
@@ -228,8 +236,10 @@ class CorrelationProbe(torch.autograd.Function):
         so_far, *activations = ctx.saved_tensors
         axis, pairwise, loss_scale, window = ctx.how
         samples = len(error) if error.dim() > -axis else 1  # the loss is their mean
+        working = torch.promote_types(activations[0].dtype, torch.float32)
+        own = centred(window.take(error).to(working), axis)
         scores, gradients = listen(
-            activations, window.take(error), so_far,
+            activations, own, so_far,
             axis=axis, pairwise=pairwise, samples=samples, loss_scale=loss_scale,
         )  # fmt: skip
         return error, scores, None, None, None, None, *gradients
@@ -237,7 +247,7 @@ class CorrelationProbe(torch.autograd.Function):
 
 def listen(
     activations: Sequence[Tensor],
-    error: Tensor,
+    error: Centred,
     so_far: Tensor,
     *,
     axis: int,
@@ -249,22 +259,21 @@ def listen(
 
     Args:
         activations: Of the candidates in the pool.
-        error: dLoss/dOutput, where the activations are.
+        error: dLoss/dOutput where the activations are, centred; at least in float32.
         so_far: The sums, see `score_leaf`.
         axis: Channel axis of all tensors, counted from the end.
         pairwise: Whether each node has a channel of its own.
         samples: Samples whose mean the loss is, in this process.
         loss_scale: What the loss is multiplied by; the gradients are too.
     """
-    working = torch.promote_types(activations[0].dtype, torch.float32)
-    e = _centred(error.to(working), axis)
-    e_std = e.unit * e.std / loss_scale
+    working = error.values.dtype
+    e_std = error.unit * error.std / loss_scale
     count: Tensor | float = samples
     if process_count() > 1:  # their batches may differ; the slope must not
-        count = _total(e.std.new_tensor(float(samples))) / process_count()
+        count = _total(e_std.new_tensor(float(samples))) / process_count()
     gradients, scores = [], []
     for directions, activation in zip(so_far[R].to(working), activations, strict=True):
-        r, gradient, a_std = _correlate(activation.to(working), e, axis, pairwise, directions)
+        r, gradient, a_std = _correlate(activation.to(working), error, axis, pairwise, directions)
         std = a_std if pairwise else a_std[:, None]
         gain = r * e_std
         slope = torch.where(std > 0, -count * gain / torch.where(std > 0, std, 1), 0)

@@ -58,10 +58,16 @@ class Observed:
     samples: float = 1.0
     outputs: float = 1.0
 
-    def rows(self, index: Tensor | slice) -> "Observed":
-        """Return some of the rows."""
+    def rows(self, index: slice) -> "Observed":
+        """Return neighbouring rows, as views."""
         heard = tuple(None if h is None else h[index] for h in self.heard)
         inputs, errors = self.inputs[:, index], self.errors[index]
+        return replace(self, inputs=inputs, errors=errors, heard=heard)
+
+    def picked(self, index: Tensor) -> "Observed":
+        """Return the rows of these numbers."""
+        heard = tuple(None if h is None else h.index_select(0, index) for h in self.heard)
+        inputs, errors = self.inputs.index_select(1, index), self.errors.index_select(0, index)
         return replace(self, inputs=inputs, errors=errors, heard=heard)
 
 
@@ -86,13 +92,15 @@ def patches(conv: Any, x: Tensor, places: Tensor) -> Tensor:
     is_zeros = conv.padding_mode == "zeros"
     mode = "constant" if is_zeros else conv.padding_mode
     x = functional.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
-    index = [places[:, 0].reshape(-1, *[1] * dims)]
+    places = places.reshape(*places.shape, *[1] * dims)
+    index = places[:, 0]  # of a position of all samples together, for each tap
     for d in range(dims):
         taps = torch.arange(conv.kernel_size[d], device=x.device) * conv.dilation[d]
-        start = places[:, 1 + d] * conv.stride[d]
-        shape = [-1 if axis == d else 1 for axis in range(dims)]
-        index.append(start.reshape(-1, *[1] * dims) + taps.reshape(1, *shape))
-    return x.movedim(1, -1)[tuple(index)].movedim(-1, 1)
+        taps = taps.reshape([-1 if axis == d else 1 for axis in range(dims)])
+        index = index * x.shape[2 + d] + places[:, 1 + d] * conv.stride[d] + taps
+    channels = x.movedim(1, -1).flatten(0, -2)
+    read: Tensor = channels.index_select(0, index.flatten()).unflatten(0, index.shape)
+    return read.movedim(-1, 1)
 
 
 def _inputs(layer: DendriteLayer, read: Tensor, places: Tensor) -> Tensor:
@@ -121,10 +129,7 @@ def map_rows(branch: nn.Module, inputs: Tensor) -> Tensor:
     if isinstance(first, BatchNorm | ChannelAffine):  # a tied map
         z, others = inputs[..., 0].T, modules
     else:
-        is_grouped = isinstance(first, GroupedLinear)
-        weight = first.weight if is_grouped else _by_group(first.weight, len(inputs))
-        z = (inputs.to(weight.dtype) @ weight).transpose(0, 1).flatten(1)
-        z = z if first.bias is None else z + first.bias
+        z = _first_sums(first, inputs.to(first.weight.dtype))
     for module in others:
         if isinstance(module, BatchNorm | ChannelAffine):
             z = module(z.reshape(*z.shape, *[1] * _dims(module))).flatten(1)
@@ -140,9 +145,15 @@ def _dims(channelwise: nn.Module) -> int:
     return _NORM_DIMS[type(channelwise)]
 
 
-def _by_group(weight: Tensor, groups: int) -> Tensor:
-    grouped: Tensor = weight.flatten(1).unflatten(0, (groups, -1)).mT
-    return grouped
+def _first_sums(module: Any, inputs: Tensor) -> Tensor:
+    if isinstance(module, GroupedLinear):
+        weight = module.weight
+    elif len(inputs) == 1:
+        return functional.linear(inputs[0], module.weight.flatten(1), module.bias)
+    else:
+        weight = module.weight.flatten(1).unflatten(0, (len(inputs), -1)).mT
+    z = (inputs @ weight).transpose(0, 1).flatten(1)
+    return z if module.bias is None else z + module.bias
 
 
 def _at(layer: DendriteLayer, output: Tensor, places: Tensor) -> Tensor:
@@ -278,5 +289,7 @@ def _joined(parts: list[Observed], batches: int) -> Observed:
     heard = tuple(None if own[0] is None else torch.cat(own).to(working) for own in columns)
     outputs = sum(part.outputs for part in parts) / batches
     whole = Observed(inputs, torch.cat(scaled), heard, samples, outputs)
+    if bool((inputs.sum() + whole.errors.sum()).isfinite()):
+        return whole
     is_finite = inputs.isfinite().all(-1).all(0) & whole.errors.isfinite().all(-1)
-    return whole if bool(is_finite.all()) else whole.rows(is_finite)
+    return whole.picked(is_finite.nonzero()[:, 0])

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
 
-from pbcompress.correlation import listen
+from pbcompress.correlation import Centred, centred, listen
 from pbcompress.dendrite import DendriteLayer, dendrite_layers
 from pbcompress.patches import Observed, fan_in, is_observable, map_rows, observe_together
 from pbcompress.signals import ACTIVATIONS, hear
@@ -17,7 +17,8 @@ from pbcompress.surgery import seeded
 
 __all__ = ["Replay", "share_rows"]
 
-ROWS_PER_INPUT = 512  # fewer are learnt by heart, see docs/benchmarks/positions.md
+# Fewer are learnt by heart, and more tell nothing new: see docs/benchmarks/positions.md.
+ROWS_PER_INPUT, ENOUGH_ROWS = 512, 2**17
 
 
 def share_rows(
@@ -37,9 +38,10 @@ def share_rows(
     shared: dict[str, int] = {}
     by_need = sorted(sizes, key=lambda name: available[name])
     for number, name in enumerate(by_need):
-        equal = int(memory / sum(sizes[other] for other in by_need[number:]))
-        shared[name] = min(equal, available[name])
-        memory -= shared[name] * sizes[name]
+        equal = memory / sum(sizes[other] for other in by_need[number:])
+        taken = min(equal, available[name])
+        shared[name] = int(taken)
+        memory -= taken * sizes[name]
     return {name: shared[name] for name in sizes}
 
 
@@ -59,12 +61,14 @@ class Replay:
     def __init__(self, model: nn.Module, sample: Sample, rows: Mapping[str, int]) -> None:
         layers = dendrite_layers(model)
         found, self._loss = observe_together(model, layers, sample, rows)
-        self._seen: list[tuple[DendriteLayer, Observed]] = []
+        self._held: list[_Held] = []
         with seeded("rows", sample.seed):
             for name in list(found):
                 seen = found.pop(name)
                 order = torch.randperm(len(seen.errors)).to(seen.errors.device)
-                self._seen.append((layers[name], seen.rows(order)))
+                seen = seen.picked(order)
+                errors = centred(seen.errors, -1)
+                self._held.append(_Held(layers[name], replace(seen, errors=errors.values), errors))
 
     @classmethod
     def within(cls, model: nn.Module, sample: Sample, gibibytes: float) -> Self | None:
@@ -79,14 +83,16 @@ class Replay:
         one = observe_together(model, layers, first, dict.fromkeys(layers, 1))[0]
         layers = {name: layers[name] for name in one}  # the loss depends on them
         available = {name: math.ceil(seen.outputs * sample.count) for name, seen in one.items()}
+        most = {name: max(ENOUGH_ROWS, ROWS_PER_INPUT * fan_in(m)) for name, m in layers.items()}
         size = max(next(model.parameters()).element_size(), 4)
         sizes = {
             name: size * (fan_in(m) + m.channels + m.nodes * (m.num_sets - 1))
             for name, m in layers.items()
         }
-        rows = share_rows(sizes, available, gibibytes * 2**30)
+        wanted = {name: min(available[name], most[name]) for name in layers}
+        rows = share_rows(sizes, wanted, gibibytes * 2**30)
         is_enough = all(
-            rows[name] >= min(available[name], ROWS_PER_INPUT * fan_in(layer))
+            rows[name] >= min(wanted[name], ROWS_PER_INPUT * fan_in(layer))
             for name, layer in layers.items()
         )
         return cls(model, sample, rows) if is_enough else None
@@ -115,31 +121,40 @@ class Replay:
         """
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         with seeded(*seed), torch.enable_grad():
-            starts = [int(torch.randint(len(seen.errors), ())) for _, seen in self._seen]
+            starts = [int(torch.randint(held.total, ())) for held in self._held]
             for step in range(steps):
                 set_lr((step + 0.5) / steps)
                 optimizer.zero_grad(set_to_none=True)
-                for (layer, seen), start in zip(self._seen, starts, strict=True):
-                    _learn(layer, seen.rows(_slice(seen, layer.config.samples, start, step)))
+                for held, start in zip(self._held, starts, strict=True):
+                    _learn(held, held.slice(start, step))
                 if max_grad_norm is not None:
                     nn.utils.clip_grad_norm_(trained, max_grad_norm)
                 optimizer.step()
         return self._loss, steps
 
 
-def _slice(seen: Observed, samples: int, start: int, step: int) -> slice:
-    """Return the rows of one step: as many as it would look at if it passed through the network.
+class _Held(NamedTuple):
+    """Rows of a layer in a random order; their errors are centred once for all steps."""
 
-    They lie together, for a view costs nothing.
-    """
-    total, own = len(seen.errors), math.ceil(seen.outputs)
-    count = min(samples or own, own, total)
-    first = (start + step * count) % (total - count + 1)
-    return slice(first, first + count)
+    layer: DendriteLayer
+    seen: Observed
+    errors: Centred
+
+    @property
+    def total(self) -> int:
+        return len(self.seen.errors)
+
+    def slice(self, start: int, step: int) -> slice:
+        """Return the rows of one step, as many as a batch would have: neighbours, so no copy."""
+        own = math.ceil(self.seen.outputs)
+        count = min(self.layer.config.samples or own, own, self.total)
+        first = (start + step * count) % (self.total - count + 1)
+        return slice(first, first + count)
 
 
-def _learn(layer: DendriteLayer, seen: Observed) -> None:
-    """Add gradients and scores of the candidates of a layer."""
+def _learn(held: _Held, index: slice) -> None:
+    """Add gradients and scores of the candidates of a layer, for some of its rows."""
+    layer, seen = held.layer, held.seen.rows(index)
     activation, slots = ACTIVATIONS[layer.config.activation], layer.slots[-1]
     activations = [
         activation(hear(map_rows(branch, seen.inputs), links, seen.heard, slots, 0))  # type: ignore[arg-type]
@@ -149,7 +164,7 @@ def _learn(layer: DendriteLayer, seen: Observed) -> None:
     with torch.no_grad():
         scores, gradients = listen(
             [a.detach() for a in activations],
-            seen.errors,
+            held.errors._replace(values=seen.errors),
             torch.zeros_like(leaf) if leaf.grad is None else leaf.grad,
             axis=-1,
             pairwise=layer.config.form != "shared",

@@ -11,10 +11,12 @@ over all positions of all training images. One line of JSON for each run.
 import argparse
 import copy
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -35,7 +37,7 @@ FORMS = ("full", "shared")
 # Samples of a step (0: all positions of a batch), and rows drawn once (0: none, each step passes
 # through the network).
 WHOLE = (0, 0)
-ARMS = (WHOLE, (4096, 0), (1024, 0), (4096, 131_072), (4096, 32_768), (4096, 8192), (1024, 131_072))
+ARMS = (WHOLE, (4096, 0), (1024, 0), (4096, 131_072), (2048, 131_072), (4096, 16_384))
 
 
 def run(
@@ -55,7 +57,8 @@ def run(
     started = time.perf_counter()
     if rows:
         count = len(data.train)  # type: ignore[arg-type]
-        replay = Replay(model, Sample(data.train, pb.Task(), count, seed), rows)
+        shares = dict.fromkeys(dendrite_layers(model), rows)
+        replay = Replay(model, Sample(data.train, pb.Task(), count, seed), shares)
     drawn = time.perf_counter() - started
     phase.train()
     done, started = 0, time.perf_counter()
@@ -94,21 +97,24 @@ def correlations(model: nn.Module, batches: Any) -> dict[str, float]:
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Return |r| with windows over |r| at all positions, by form and layer."""
-    out = ["| form | samples | layer | mean r, all positions | difference | seeds |"]
-    out += ["| --- | --- | --- | --- | --- | --- |"]
-    by = {(t["form"], t["samples"], t["seed"]): t["r"] for t in lines}
+    """Return |r| beside that of candidates that look at all positions, by form and layer."""
+    out = ["| form | samples of a step | rows in memory | layer | mean r | held out | difference |"]
+    out += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    by = {(t["form"], t["samples"], t["rows"], t["seed"]): t for t in lines}
     seeds = sorted({t["seed"] for t in lines})
-    for form in dict.fromkeys(t["form"] for t in lines):
-        for samples in SAMPLES[1:]:
-            for layer in by[form, 0, seeds[0]]:
-                whole, own = ({s: by[form, k, s][layer] for s in seeds} for k in (0, samples))
-                gap = paired(own, whole)
-                mean = sum(whole.values()) / len(seeds)
-                out.append(
-                    f"| {form} | {samples:,} | {layer} | {mean:.4f} "
-                    f"| {gap.mean:+.4f} ± {gap.half:.4f} | {len(seeds)} |"
-                )
+    for form, (samples, rows) in itertools.product(FORMS, ARMS):
+        for layer in by[form, *WHOLE, seeds[0]]["r"]:
+            own, held = (
+                {s: by[form, samples, rows, s][key][layer] for s in seeds} for key in ("r", "r_val")
+            )
+            whole = {s: by[form, *WHOLE, s]["r_val"][layer] for s in seeds}
+            gap = paired(held, whole)
+            beside = f"{gap.mean:+.4f} ± {gap.half:.4f}" if (samples, rows) != WHOLE else ""
+            step, drawn = (f"{n:,}" if n else word for n, word in ((samples, "all"), (rows, "")))
+            out.append(
+                f"| {form} | {step} | {drawn} | {layer} | {mean(own.values()):.4f} "
+                f"| {mean(held.values()):.4f} | {beside} |"
+            )
     return "\n".join(out) + "\n"
 
 
