@@ -134,7 +134,7 @@ class Replay:
 
 
 class _Held(NamedTuple):
-    """Rows of a layer in a random order; their errors are centred once for all steps."""
+    """Rows of a layer in a random order; the scale of their errors is found once."""
 
     layer: DendriteLayer
     seen: Observed
@@ -164,7 +164,7 @@ def _learn(held: _Held, index: slice) -> None:
     with torch.no_grad():
         scores, gradients = listen(
             [a.detach() for a in activations],
-            held.errors._replace(values=seen.errors),
+            held.errors._replace(values=seen.errors - seen.errors.mean(0)),
             torch.zeros_like(leaf) if leaf.grad is None else leaf.grad,
             axis=-1,
             pairwise=layer.config.form != "shared",
