@@ -217,6 +217,7 @@ class _Run:
         }
         if phase.kind is PhaseKind.DENDRITE:
             record |= {"correlation": phase.correlation, "improved": phase.improved}
+            record["replayed"] = trainer.is_replayed
             record["scores"] = {name: _deciles(r) for name, r in phase.scores.items()}
         if phase.kind is PhaseKind.NEURON and phase.sets and epoch == 0:
             record["nodes"] = self.growth.newest_nodes

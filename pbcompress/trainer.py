@@ -109,6 +109,11 @@ class PhaseTrainer:
         )
 
     @property
+    def is_replayed(self) -> bool:
+        """Whether the steps are taken on rows in memory."""
+        return self._replay is not None
+
+    @property
     def lr(self) -> float:
         """Learning rate of the latest step."""
         rate: float = self._optimizer.param_groups[0]["lr"]
