@@ -19,7 +19,8 @@ from pbcompress.dendrite import DendriteLayer, dendrite_layers
 from pbcompress.errors import CompressionError
 from pbcompress.forms import ChannelAffine, GroupedLinear
 from pbcompress.nodes import BatchNorm, node_weight
-from pbcompress.patches import Observed, is_observable, observe
+from pbcompress.observation import Observed, observe
+from pbcompress.patches import is_observable
 from pbcompress.signals import ACTIVATIONS
 from pbcompress.statistics import Sample
 from pbcompress.surgery import seeded

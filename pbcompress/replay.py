@@ -6,14 +6,17 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pbcompress.correlation import Centred, centred, listen
+from pbcompress.correlation import Centred, centred, listen, process_count
 from pbcompress.dendrite import DendriteLayer, dendrite_layers
-from pbcompress.patches import Observed, fan_in, is_observable, map_rows, observe_together
+from pbcompress.errors import DivergedError
+from pbcompress.observation import Observed, observe_together
+from pbcompress.patches import fan_in, is_observable, map_rows
 from pbcompress.signals import ACTIVATIONS, hear
 from pbcompress.statistics import Sample
 from pbcompress.surgery import seeded
+from pbcompress.task import check_loss
 
 __all__ = ["Replay", "share_rows"]
 
@@ -60,7 +63,7 @@ class Replay:
 
     def __init__(self, model: nn.Module, sample: Sample, rows: Mapping[str, int]) -> None:
         layers = dendrite_layers(model)
-        found, self._loss = observe_together(model, layers, sample, rows)
+        found, self._loss = observe_together(model, layers, sample, rows, _check)
         self._held: list[_Held] = []
         with seeded("rows", sample.seed):
             for name in list(found):
@@ -80,7 +83,7 @@ class Replay:
         if gibibytes == 0 or not all(map(is_observable, layers.values())):
             return None
         first = replace(sample, count=1)
-        one = observe_together(model, layers, first, dict.fromkeys(layers, 1))[0]
+        one, _ = observe_together(model, layers, first, dict.fromkeys(layers, 1), _check)
         layers = {name: layers[name] for name in one}  # the loss depends on them
         available = {name: math.ceil(seen.outputs * sample.count) for name, seen in one.items()}
         most = {name: max(ENOUGH_ROWS, ROWS_PER_INPUT * fan_in(m)) for name, m in layers.items()}
@@ -133,6 +136,15 @@ class Replay:
         return self._loss, steps
 
 
+def _check(loss: Any) -> None:
+    if isinstance(loss, Tensor) and not bool(loss.isfinite().all()):
+        raise DivergedError(
+            f"The loss became {loss.tolist()} at the start of a dendrite phase. Lower "
+            "RecoveryConfig.lr, or set max_grad_norm."
+        )
+    check_loss(loss)
+
+
 class _Held(NamedTuple):
     """Rows of a layer in a random order; the scale of their errors is found once."""
 
@@ -146,7 +158,7 @@ class _Held(NamedTuple):
 
     def slice(self, start: int, step: int) -> slice:
         """Return the rows of one step, as many as a batch would have: neighbours, so no copy."""
-        own = math.ceil(self.seen.outputs)
+        own = math.ceil(self.seen.outputs) * process_count()
         count = min(self.layer.config.samples or own, own, self.total)
         first = (start + step * count) % (self.total - count + 1)
         return slice(first, first + count)

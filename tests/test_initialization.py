@@ -13,7 +13,8 @@ from pbcompress.cycles import cycles
 from pbcompress.dendrite import attach_dendrites_, dendrite_layers, detach_dendrites_
 from pbcompress.errors import CompressionError
 from pbcompress.initialization import initialize_candidates_
-from pbcompress.patches import observe, patches
+from pbcompress.observation import observe
+from pbcompress.patches import patches
 from pbcompress.phases import PhaseKind
 from pbcompress.recovery import Checkpoint, recover_
 from pbcompress.statistics import Sample
@@ -293,7 +294,7 @@ def test_transposed_layers_and_layers_without_error_keep_their_weights():
 
 
 def test_many_wide_layers_are_observed_in_several_passes(monkeypatch):
-    monkeypatch.setattr("pbcompress.patches._ELEMENTS", 400)
+    monkeypatch.setattr("pbcompress.observation._ELEMENTS", 400)
     net = nn.Sequential(*[nn.Linear(4, 4) for _ in range(9)])
     attach_dendrites_(net)
     runs = []

@@ -15,7 +15,8 @@ from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
 from pbcompress.correlation import COUNT, listen, score_leaf
 from pbcompress.cycles import cycles
 from pbcompress.dendrite import attach_dendrites_, dendrite_layers
-from pbcompress.patches import map_rows, observe_together
+from pbcompress.observation import observe_together
+from pbcompress.patches import map_rows
 from pbcompress.phases import PhaseKind
 from pbcompress.recovery import Checkpoint, recover_
 from pbcompress.replay import ROWS_PER_INPUT, Replay, share_rows

@@ -41,6 +41,7 @@ ROWS = [
     ["cycles", "fused", "runtime", "training", "quantization"],
     ["phase", "folding"],
     ["selection", "scores", "initialization", "replay"],
+    ["observation"],
     ["patches"],
     ["calibration", "search", "proof", "dendrite", "shrinking"],
     ["signals"],
