@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.dendrite import DendriteLayer, Watcher
-from pbcompress.patches import draw_places, fan_in, outputs_at, read_at
+from pbcompress.patches import draw_places, outputs_at, read_at, row_size
 from pbcompress.statistics import Sample
 from pbcompress.surgery import preserved_mode
 from pbcompress.task import check_loss
@@ -66,14 +66,14 @@ def observe(
         sample: Batches, loss and forward.
         rows: Rows of a layer at most.
     """
-    waiting = {n: max(min(rows, _ELEMENTS // fan_in(layer)), 1) for n, layer in layers.items()}
+    waiting = {n: max(min(rows, _ELEMENTS // row_size(layer)), 1) for n, layer in layers.items()}
     while waiting:
         chosen: dict[str, int] = {}
         held = 0
         while waiting and (not chosen or held < 3 * _ELEMENTS):
             name = next(iter(waiting))
             chosen[name] = waiting.pop(name)
-            held += chosen[name] * fan_in(layers[name])
+            held += chosen[name] * row_size(layers[name])
         yield from observe_together(model, layers, sample, chosen)[0].items()
 
 
@@ -83,8 +83,8 @@ def observe_together(
     sample: Sample,
     rows: Mapping[str, int],
     check: Callable[[Any], None] = check_loss,
-) -> tuple[dict[str, Observed], float]:
-    """Return what `observe` yields, in one pass, and the mean loss.
+) -> tuple[dict[str, Observed], list[float]]:
+    """Return what `observe` yields, in one pass, and the loss of each batch.
 
     Args:
         model: Network with dendrites.
@@ -106,7 +106,7 @@ def observe_together(
 
     with torch.enable_grad(), preserved_mode(model, training=False), _fixed(model), watch:
         sample.each(model, visit)
-    return watch.taken(len(losses)), sum(losses) / len(losses)
+    return watch.taken(len(losses)), losses
 
 
 @contextmanager
@@ -128,8 +128,8 @@ class _Watch:
     def __init__(
         self, layers: Mapping[str, DendriteLayer], rows: Mapping[str, int], batches: int
     ) -> None:
-        self._layers, self._batches = layers, batches
-        self._rows = rows
+        self._layers, self._rows = layers, rows
+        self._batches, self._batch = batches, 0
         self._parts: dict[str, list[Observed]] = {name: [] for name in layers}
         self._anchor = torch.zeros((), requires_grad=True)  # errors are wanted without parameters
 
@@ -142,8 +142,10 @@ class _Watch:
             layer.watcher = None
 
     def begin(self) -> None:
-        """Count the calls of a batch from now on."""
+        """Count the calls of the next batch from now on."""
         self._calls: Counter[str] = Counter()
+        self._shown: Counter[str] = Counter()
+        self._batch += 1
         self._is_forward = True
 
     def end(self) -> None:
@@ -156,7 +158,7 @@ class _Watch:
             quiet = [None if h is None else h.detach() for h in heard[: layer.num_sets - 1]]
 
             def take(error: Tensor) -> None:
-                count = max(self._rows[name] // (self._batches * self._calls[name]), 1)
+                count = self._quota(name)
                 self._parts[name].append(_taken(layer, read, quiet, error, count))
 
             tap: Any = _Tap.apply
@@ -165,10 +167,21 @@ class _Watch:
 
         return note
 
+    def _quota(self, name: str) -> int:
+        """Return the rows of one call: all calls together give as many as were asked for."""
+        of_batch = _part(self._rows[name], self._batch, self._batches)
+        self._shown[name] += 1
+        return _part(of_batch, self._shown[name], self._calls[name])
+
     def taken(self, batches: int) -> dict[str, Observed]:
         """Return the rows of all batches, by layer."""
         parts = self._parts
         return {name: _joined(parts.pop(name), batches) for name in self._layers if parts[name]}
+
+
+def _part(total: int, number: int, parts: int) -> int:
+    """Return the size of one part, numbered from 1, of so many equal ones."""
+    return total * number // parts - total * (number - 1) // parts
 
 
 class _Tap(torch.autograd.Function):

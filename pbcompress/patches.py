@@ -19,6 +19,7 @@ __all__ = [
     "outputs_at",
     "patches",
     "read_at",
+    "row_size",
 ]
 
 _NORM_DIMS: dict[type, int] = {
@@ -77,7 +78,7 @@ def read_at(layer: DendriteLayer, read: Tensor, places: Tensor) -> Tensor:
         rows = read.reshape(-1, read.shape[-1])[places[:, 0]]
     else:
         rows = patches(base, read, places)
-    return rows.reshape(len(rows), groups, -1).transpose(0, 1)
+    return rows.flatten(1).unflatten(1, (groups, -1)).transpose(0, 1)
 
 
 def map_rows(branch: nn.Module, inputs: Tensor) -> Tensor:
@@ -142,10 +143,15 @@ def draw_places(layer: DendriteLayer, output: Tensor, count: int) -> Tensor:
 
 
 def fan_in(layer: DendriteLayer) -> int:
-    """Return how many numbers `read_at` gives for one place, over all groups."""
+    """Return how many numbers a node of the newest set reads at one place."""
+    if layer.config.form == "tied":
+        return 1
+    return row_size(layer) // groups_of(layer.dendrites[-1])
+
+
+def row_size(layer: DendriteLayer) -> int:
+    """Return how many numbers `read_at` gives for one place."""
+    if layer.config.form == "tied":
+        return layer.channels
     base: Any = layer.base_layer
-    return (
-        layer.channels
-        if layer.config.form == "tied"
-        else base.weight[0].numel() * max(getattr(base, "groups", 1), 1)
-    )
+    return int(base.weight[0].numel()) * max(getattr(base, "groups", 1), 1)

@@ -12,7 +12,7 @@ from pbcompress.correlation import Centred, centred, listen, process_count
 from pbcompress.dendrite import DendriteLayer, dendrite_layers
 from pbcompress.errors import DivergedError
 from pbcompress.observation import Observed, observe_together
-from pbcompress.patches import fan_in, is_observable, map_rows
+from pbcompress.patches import fan_in, is_observable, map_rows, row_size
 from pbcompress.signals import ACTIVATIONS, hear
 from pbcompress.statistics import Sample
 from pbcompress.surgery import seeded
@@ -59,11 +59,15 @@ class Replay:
         model: Network in a dendrite phase; its base network has been trained and rests.
         sample: Train split, loss and forward.
         rows: Rows at most, by layer.
+
+    Attributes:
+        batches: How many there were.
     """
 
     def __init__(self, model: nn.Module, sample: Sample, rows: Mapping[str, int]) -> None:
         layers = dendrite_layers(model)
-        found, self._loss = observe_together(model, layers, sample, rows, _check)
+        found, losses = observe_together(model, layers, sample, rows, _check)
+        self.batches, self._loss = len(losses), sum(losses) / len(losses)
         self._held: list[_Held] = []
         with seeded("rows", sample.seed):
             for name in list(found):
@@ -78,18 +82,20 @@ class Replay:
         """Return a replay whose rows fit in memory; None where a layer would have too few.
 
         Too few are fewer than the layer has outputs and than 512 for each number that a node reads.
+        A layer that the first batch does not reach has none.
         """
         layers = dendrite_layers(model)
         if gibibytes == 0 or not all(map(is_observable, layers.values())):
             return None
         first = replace(sample, count=1)
         one, _ = observe_together(model, layers, first, dict.fromkeys(layers, 1), _check)
-        layers = {name: layers[name] for name in one}  # the loss depends on them
+        if len(one) < len(layers):
+            return None
         available = {name: math.ceil(seen.outputs * sample.count) for name, seen in one.items()}
         most = {name: max(ENOUGH_ROWS, ROWS_PER_INPUT * fan_in(m)) for name, m in layers.items()}
         size = max(next(model.parameters()).element_size(), 4)
         sizes = {
-            name: size * (fan_in(m) + m.channels + m.nodes * (m.num_sets - 1))
+            name: size * (row_size(m) + m.channels + m.nodes * (m.num_sets - 1))
             for name, m in layers.items()
         }
         wanted = {name: min(available[name], most[name]) for name in layers}

@@ -88,7 +88,7 @@ class PhaseTrainer:
             return self._replay.epoch(
                 self._optimizer,
                 self._set_lr,
-                steps=self._steps(),
+                steps=self._steps(self._replay.batches),
                 seed=seed,
                 max_grad_norm=self._config.max_grad_norm,
             )
@@ -162,9 +162,10 @@ class PhaseTrainer:
         sample = Sample(self._of.data.train, self._of.task, count, seed)
         return Replay.within(growth.model, sample, self._config.replay)
 
-    def _steps(self) -> int:
-        """Return the optimizer steps of an epoch that goes through the batches."""
-        return math.ceil(_length(self._of.batches) / self._config.accumulate)
+    def _steps(self, batches: int) -> int:
+        """Return the optimizer steps of an epoch that passes through the network."""
+        own = min(_length(self._of.batches), batches)
+        return math.ceil(own / self._config.accumulate)
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors of the optimizer, by parameter and slot."""

@@ -16,7 +16,7 @@ from pbcompress.correlation import COUNT, listen, score_leaf
 from pbcompress.cycles import cycles
 from pbcompress.dendrite import attach_dendrites_, dendrite_layers
 from pbcompress.observation import observe_together
-from pbcompress.patches import map_rows
+from pbcompress.patches import fan_in, map_rows, row_size
 from pbcompress.phases import PhaseKind
 from pbcompress.recovery import Checkpoint, recover_
 from pbcompress.replay import ROWS_PER_INPUT, Replay, share_rows
@@ -263,6 +263,41 @@ def test_rows_are_shared_out(layers, memory):
     assert all(rows[n] + 1 >= rows[other] for n in short for other in sizes)  # floats round
     if short:  # nothing is left that would give one more to each of them
         assert held >= memory - 1.001 * sum(sizes[n] for n in short)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40, 10**6])
+@pytest.mark.parametrize("times", [1, 3])
+def test_as_many_rows_are_drawn_as_are_asked_for(rows, times):
+    layer = grown(nn.Linear(4, 4))[0]
+    net = nn.Sequential(*[layer] * times)
+    batches = [(torch.randn(5, 4), torch.randn(5, 4)) for _ in range(11)]
+    found, losses = observe_together(net, {"0": layer}, Sample(batches, PLANTED, 11), {"0": rows})
+    assert len(losses) == 11
+    assert len(found["0"].errors) == min(rows, 11 * 5 * times)
+    assert found["0"].outputs == 5 * times
+
+
+@pytest.mark.parametrize(("form", "wanted"), [("full", 9), ("grouped", 9), ("tied", 1)])
+def test_a_node_of_a_depthwise_layer_reads_one_channel(form, wanted):
+    layer = grown(nn.Conv2d(8, 8, 3, groups=8), form)[0]
+    assert fan_in(layer) == wanted
+    assert row_size(layer) == (8 if form == "tied" else 72)
+
+
+def test_a_layer_that_the_first_batch_does_not_reach_is_trained_through_the_network(monkeypatch):
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Linear(6, 2), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.one(x) if bool(x.sum() > 0) else self.other(x)
+
+    torch.manual_seed(0)
+    replays = Replays(monkeypatch)
+    history = run(Halves(), [(x.abs() * (-1) ** i, y) for i, (x, y) in enumerate(batches_of())])
+    assert replays.count == 0
+    assert history.records[-1]["sets"] == 1
 
 
 def test_a_layer_gets_all_of_its_rows_or_512_for_each_number_that_it_reads():
