@@ -166,13 +166,25 @@ class TestBoth:
         assert not list(tmp_path.iterdir())
         assert write(Fixed(), path, torch.randn(2, 4), dynamic_batch=False).batch_sizes == (2,)
 
+    @pytest.mark.parametrize("dynamic_batch", [True, False])
+    def test_an_input_of_another_length_is_no_batch(self, suffix, dynamic_batch, tmp_path):
+        class Weighted(nn.Module):
+            def forward(self, x, table):
+                return x @ table
+
+        inputs = torch.randn(2, 3), torch.randn(3, 4)
+        report = WRITERS[suffix](
+            Weighted(), tmp_path / f"x{suffix}", inputs, dynamic_batch=dynamic_batch
+        )
+        assert report.batch_sizes == ((1, 2, 5) if dynamic_batch else (2,))
+
     @pytest.mark.parametrize(
         ("path", "inputs", "sentence"),
         [
             ("x.pth", torch.zeros(1, 3), "must end in"),
             ("x", torch.zeros(1, 3), "must end in"),
             ("file/x", torch.zeros(1, 3), "could not be"),
-            ("x", (torch.zeros(1, 3), torch.zeros(1)), "does not take them"),
+            ("x", (torch.zeros(1, 3), torch.zeros(1)), "bound to forward"),
             ("x", 3, "example_inputs"),
         ],
         ids=["other ending", "no ending", "below a file", "too many inputs", "no inputs"],
