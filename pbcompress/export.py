@@ -282,11 +282,8 @@ class _Writer:
         notes = {"pbcompress": version_of("pbcompress"), **_sizes_note(found), **self.metadata}
         write_metadata(file, notes)
         facts = facts_of(file)  # raises where it is no valid file
-        return (
-            found,
-            facts,
-            prove(network, file, [self.inputs, *self.others], found, self.providers),
-        )
+        parity = prove(network, file, [self.inputs, *self.others], found, self.providers)
+        return found, facts, parity
 
     def _translated(
         self, network: nn.Module, file: Path, free: Sequence[FreeAxis], *, is_auto: bool
