@@ -148,8 +148,15 @@ class Inputs:
             )
         return FreeAxis(name, sizes.pop(), tuple(places))
 
-    def torch_shapes(self, free: Sequence[FreeAxis]) -> dict[str, Any]:
-        """Return ``dynamic_shapes`` for torch.export; what it fixes is for the file to tell."""
+    def torch_shapes(
+        self, free: Sequence[FreeAxis], dim: Any = torch.export.Dim.AUTO
+    ) -> dict[str, Any]:
+        """Return ``dynamic_shapes`` for torch.export.
+
+        Args:
+            free: The axes.
+            dim: What each is; with ``AUTO`` torch may fix it, and the file tells.
+        """
         places = {place for axis in free for place in axis.places}
         numbers = {id(t): i for i, t in enumerate(self.tensors)}
 
@@ -157,7 +164,7 @@ class Inputs:
             if not isinstance(leaf, Tensor):
                 return None
             own = [axis for i, axis in places if i == numbers[id(leaf)]]
-            return dict.fromkeys(own, torch.export.Dim.AUTO) or None
+            return dict.fromkeys(own, dim) or None
 
         return {name: tree_map(shape, value) for name, value in self.arguments.items()}
 

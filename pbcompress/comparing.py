@@ -27,7 +27,7 @@ from pbcompress.surgery import (
     tensors_of,
     to_device,
 )
-from pbcompress.task import Task
+from pbcompress.task import Batches, Task
 
 __all__ = ["compare"]
 
@@ -90,12 +90,9 @@ def compare(
         ]
         outputs = [_run(contender, call) for contender in contenders]
         scores: list[Estimate] = []
-        changes: list[Estimate] = []
+        changes: dict[str, Any] = {}
         if batches is not None:
-            networks, names = [c.network for c in contenders], [c.name for c in contenders]
-            found = predictions(networks, names, batches, task)
-            outputs = list(found.outputs)
-            scores, changes = estimates(found, task)
+            outputs, scores, changes = _scored(contenders, batches, task)
         is_free = all(contender.session.takes_any_batch for contender in contenders)
         timed = tensors_of(single_sample(call) if is_free else call)
         sides = _sides(contenders, timed)
@@ -109,7 +106,7 @@ def compare(
         batch=next((len(t) for t in timed if t.dim()), 1),
         **vars(parity(outputs[0], outputs[1])),
         metric_name=task.metric_name,
-        change=changes[0] if changes else None,
+        **changes,
     )
 
 
@@ -149,6 +146,20 @@ def _run(contender: _Contender, call: Call) -> Any:
             f"{contender.name} was to be run on the example inputs, shapes {shapes}, and does not "
             f"take them: {first_line(err)}. Both networks must take the same inputs."
         ) from err
+
+
+def _scored(
+    contenders: Sequence[_Contender], batches: Batches, task: Task
+) -> tuple[list[Any], list[Estimate], dict[str, Any]]:
+    """Return outputs and metric of each on the data, and the changes between them."""
+    names = [contender.name for contender in contenders]
+    found = predictions([c.network for c in contenders], names, batches, task)
+    scores, (change, *_) = estimates(found, task)
+    changes, outputs = {"change": change}, list(found.outputs)
+    if len(outputs) > 2:
+        pair = replace(found, outputs=[outputs[2], outputs[1]])
+        changes["over_control"] = estimates(pair, task)[1][0]
+    return outputs, scores, changes
 
 
 def _sides(contenders: Sequence[_Contender], tensors: Sequence[Tensor]) -> list[Side]:

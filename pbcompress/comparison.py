@@ -82,6 +82,7 @@ class Comparison:
         problem: Why the outputs cannot be compared, else "".
         metric_name: Of the task.
         change: Metric of the second less that of the first, where data were given.
+        over_control: Metric of the second less that of the control, paired in the same way.
     """
 
     before: Side
@@ -94,6 +95,7 @@ class Comparison:
     problem: str
     metric_name: str
     change: Estimate | None = None
+    over_control: Estimate | None = None
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -128,6 +130,9 @@ class Comparison:
         if self.change:
             table.append((self.metric_name, *(str(s.score) for s in self.sides), str(self.change)))
         blank = ("",) * len(self.sides[2:])
+        if self.over_control:
+            label = f"{self.metric_name}, after less control"
+            table.append((label, "", "", *blank, str(self.over_control)))
         if self.max_difference is not None:
             gap = f"{self.max_difference:.2e}"
             table.append(("largest output difference", "", gap, *blank, ""))
@@ -164,8 +169,9 @@ class Comparison:
             methods = f"{self.before.score.method}; of the change {self.change.method}"
             count = f"{self.change.samples:,} samples"
             found.append(f"{self.metric_name} on {count}, with 95 % intervals ({methods}).")
-            if self.change.p_value is not None:
-                found.append(f"Exact McNemar test of the change: p = {self.change.p_value:.3g}.")
+        for of, change in (("the change", self.change), ("after less control", self.over_control)):
+            if change and change.p_value is not None:
+                found.append(f"Exact McNemar test of {of}: p = {change.p_value:.3g}.")
         where = "the data" if self.change else "the example inputs"
         apart = self.problem and f": {self.problem}"
         found.append(f"Outputs were compared on {self.compared:,} samples of {where}{apart}.")
@@ -190,6 +196,7 @@ class Comparison:
             "after": Side.from_dict(data["after"]),
             "control": data["control"] and Side.from_dict(data["control"]),
             "change": data["change"] and Estimate(**data["change"]),
+            "over_control": data["over_control"] and Estimate(**data["over_control"]),
         }
         return cls(**{**data, **rebuilt})
 

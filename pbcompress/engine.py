@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pbcompress.config import RecoveryConfig
-from pbcompress.errors import CompressionError
+from pbcompress.errors import CompressionError, first_line
 from pbcompress.surgery import device_of
 
-__all__ = ["Engine", "make_engine", "world_size"]
+__all__ = ["Engine", "choose_device", "make_engine", "world_size"]
 
 Optimizer = torch.optim.Optimizer
 
@@ -208,6 +208,27 @@ def world_size() -> int:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size()
     return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """Return the device that was asked for; None: CUDA, then MPS, then the CPU.
+
+    Raises:
+        CompressionError: It is not usable here.
+    """
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen)
+    except Exception as err:
+        raise CompressionError(
+            f"device={device!r} was asked for and is not usable here ({first_line(err)}). "
+            "Leave device out, or pass 'cpu'."
+        ) from err
+    return chosen
 
 
 def make_engine(model: nn.Module, config: RecoveryConfig) -> Engine:

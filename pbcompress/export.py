@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +38,15 @@ OPSETS = range(18, 26)
 
 
 @dataclass(frozen=True)
-class ExportReport:
+class ExportReport(FileFacts, Parity):
     """What was exported and how it was proven.
 
     Attributes:
+        opset, input_names, output_names, operations: Of the file; see `FileFacts`.
+        max_difference, max_relative, file_error, torch_error, agreement, batch_sizes, axis_sizes,
+            checks: How far it is from the network, over all runs; see `Parity`.
         path: The ONNX file.
-        opset: Operator set of the file.
         file_bytes: Size of the file.
-        max_difference: Largest absolute difference from torch in float32 over all checks.
-        max_relative: The same, relative to the largest output magnitude of its check.
-        file_error: Largest difference of the file from torch in float64, relative in the same way;
-            None where the network does not run in float64.
-        torch_error: The same of torch in float32: what float32 costs the network itself.
-        agreement: Share of samples with the same highest output; None where there are no classes.
-        batch_sizes: Batch sizes that were run.
-        axis_sizes: Sizes of every other free axis that were run, by its name in the file.
-        checks: Forward passes compared.
-        input_names: Inputs of the file.
-        output_names: Outputs of the file.
-        operations: Number of nodes by operation.
         metric_name: Of the task, where data was given.
         metric_torch: Validation metric of the network.
         metric_file: The same through ONNX Runtime.
@@ -64,19 +55,7 @@ class ExportReport:
     """
 
     path: str
-    opset: int
     file_bytes: int
-    max_difference: float
-    max_relative: float
-    file_error: float | None
-    torch_error: float | None
-    agreement: float | None
-    batch_sizes: tuple[int, ...]
-    axis_sizes: Mapping[str, tuple[int, ...]]
-    checks: int
-    input_names: tuple[str, ...]
-    output_names: tuple[str, ...]
-    operations: Mapping[str, int]
     metric_name: str = ""
     metric_torch: float | None = None
     metric_file: float | None = None
@@ -179,23 +158,14 @@ def export_onnx(
     check_samples(inputs, others, free)
     if data is not None:
         others.append(_validation_inputs(network, data, task or Task()))
+    names = (input_names, output_names)
+    writer = _Writer(inputs, others, names, opset, metadata or {}, providers)
     with drafting(target) as draft:
-        names = (input_names, output_names)
-        free = _translated(network, inputs, draft, free, names, opset, is_auto=dynamic == "auto")
-        notes = {"pbcompress": version_of("pbcompress"), **_sizes_note(free), **(metadata or {})}
-
-        def proven(module: nn.Module, file: Path) -> tuple[FileFacts, Parity]:
-            write_metadata(file, notes)
-            return facts_of(file), prove(module, file, [inputs, *others], free, providers)
-
-        def write(module: nn.Module, file: Path) -> None:
-            _translated(module, inputs, file, free, names, opset, is_auto=False)
-            proven(module, file)
-
-        facts, parity = proven(network, draft)
+        free, facts, parity = writer.write(network, draft, free, is_auto=dynamic == "auto")
         scores = _scores(network, inputs.call, draft, data, task or Task())
         quantization = None
         if request:
+            write = partial(writer.write, free=free)
             quantization = quantize_file(
                 draft, network, inputs.call, request, write, device_of(model)
             )
@@ -203,12 +173,9 @@ def export_onnx(
         install(draft, target)
     return ExportReport(
         path=str(target),
-        opset=facts.opset,
         file_bytes=size_of(target),
+        **vars(facts),
         **vars(parity),
-        input_names=facts.input_names,
-        output_names=facts.output_names,
-        operations=facts.operations,
         **scores,
         quantization=quantization,
     )
@@ -296,37 +263,59 @@ def write_onnx(model: nn.Module, path: Path, example_inputs: object) -> None:
         translate(network, inputs, path, [], opset=20)
 
 
-def _translated(
-    network: nn.Module,
-    inputs: Inputs,
-    draft: Path,
-    free: Sequence[FreeAxis],
-    names: tuple[Sequence[str] | None, Sequence[str] | None],
-    opset: int,
-    *,
-    is_auto: bool,
-) -> list[FreeAxis]:
-    """Write the graph, and return the axes that are free in it and in the network."""
+@dataclass(frozen=True)
+class _Writer:
+    """Writes files of one export, whose networks take the same inputs, and proves them."""
 
-    def run(axes: Sequence[FreeAxis]) -> list[FreeAxis]:
-        return translate(
-            network, inputs, draft, axes, opset=opset, input_names=names[0], output_names=names[1]
-        )
+    inputs: Inputs
+    others: Sequence[Inputs]
+    names: tuple[Sequence[str] | None, Sequence[str] | None]
+    opset: int
+    metadata: Mapping[str, str]
+    providers: Sequence[str]
 
-    for axis in free if not is_auto else ():
-        if not axis.is_batch:
-            _check_runs(network, inputs, axis)
-    found = run(free)
-    if is_auto:
-        kept = [axis for axis in found if axis.is_batch or _other_sizes(network, inputs, axis)[0]]
-        if len(kept) < len(found):
-            found = run(kept)
+    def write(
+        self, network: nn.Module, file: Path, free: Sequence[FreeAxis], *, is_auto: bool = False
+    ) -> tuple[list[FreeAxis], FileFacts, Parity]:
+        """Write a file, and return its free axes, its outside and its proof."""
+        found = self._translated(network, file, free, is_auto=is_auto)
+        notes = {"pbcompress": version_of("pbcompress"), **_sizes_note(found), **self.metadata}
+        write_metadata(file, notes)
+        facts = facts_of(file)  # raises where it is no valid file
+        parity = prove(network, file, [self.inputs, *self.others], found, self.providers)
+        return found, facts, parity
+
+    def _translated(
+        self, network: nn.Module, file: Path, free: Sequence[FreeAxis], *, is_auto: bool
+    ) -> list[FreeAxis]:
+        """Write the graph, and return the axes that are free in it and in the network."""
+        inputs, (input_names, output_names) = self.inputs, self.names
+
+        def run(axes: Sequence[FreeAxis]) -> list[FreeAxis]:
+            return translate(
+                network,
+                inputs,
+                file,
+                axes,
+                opset=self.opset,
+                input_names=input_names,
+                output_names=output_names,
+            )
+
+        for axis in free if not is_auto else ():
+            if not axis.is_batch:
+                _check_runs(network, inputs, axis)
+        found = run(free)
+        if is_auto:
+            kept = [a for a in found if a.is_batch or _other_sizes(network, inputs, a)[0]]
+            if len(kept) < len(found):
+                found = run(kept)
+            return found
+        there = {place for axis in found for place in axis.places}
+        for axis in free:
+            if not there.issuperset(axis.places):
+                raise _fixed(inputs, axis, fixed_line(network, inputs, free, axis))
         return found
-    there = {place for axis in found for place in axis.places}
-    for axis in free:
-        if not there.issuperset(axis.places):
-            raise _fixed(inputs, axis, fixed_line(network, inputs, free, axis))
-    return found
 
 
 def _other_sizes(

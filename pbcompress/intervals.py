@@ -101,7 +101,16 @@ def share_of_hits(hits: Array) -> Estimate:
 def change_of_hits(before: Array, after: Array) -> Estimate:
     """Return how the accuracy changed between two networks on the same samples.
 
-    Resampling pairs is drawing how many are lost, kept and won, so all draws are one call.
+    The interval is that of a percentile bootstrap over pairs. Resampling pairs is drawing how many
+    are lost, kept and won, so all draws are one call.
+
+    Args:
+        before: Which samples the first network has right, shape (N,), bool.
+        after: The same of the second.
+
+    Source:
+        Efron, Bootstrap methods: another look at the jackknife (1979); McNemar, Note on the
+        sampling error of the difference between correlated proportions or percentages (1947).
     """
     count = len(before)
     lost, won = int((before & ~after).sum()), int((~before & after).sum())

@@ -11,7 +11,14 @@ from pbcompress.counting import explain
 from pbcompress.history import History
 from pbcompress.layerrows import layer_rows
 from pbcompress.scorecard import candidates
-from pbcompress.standing import NAMES, estimate_of, may_be_chance, points, split_shown
+from pbcompress.standing import (
+    NAMES,
+    estimate_of,
+    may_be_chance,
+    paired_sentence,
+    points,
+    split_shown,
+)
 from pbcompress.tables import compact, is_trial_only
 
 __all__ = ["page_content"]
@@ -38,6 +45,7 @@ def page_content(facts: Facts, history: History) -> dict[str, Any]:
         "has_dendrite_phases": any(is_d for e in trained for _, _, is_d in e["curve"].phases),
         "has_restarts": any(len(entry["curve"].phases) > 1 for entry in trained),
         "verdict": verdict(facts),
+        "paired": paired_sentence(facts),
         "correlations": candidates(history, facts),
         "duration": _duration(history.seconds),
         "operations": _operations(facts),

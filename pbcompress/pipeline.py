@@ -5,7 +5,6 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +16,11 @@ from pbcompress.checkpoint import STATE_FILE, read_state
 from pbcompress.config import Budget, CompressConfig
 from pbcompress.dendrite import dendrite_layers
 from pbcompress.deploy import deploy, file_notes
-from pbcompress.engine import world_size
+from pbcompress.engine import choose_device, world_size
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.history import History
 from pbcompress.importance import sample_for
+from pbcompress.intervals import Estimate
 from pbcompress.measure import measure
 from pbcompress.phases import is_better
 from pbcompress.plan import WidthPlan, plan_widths
@@ -28,6 +28,7 @@ from pbcompress.progress import ProgressBar
 from pbcompress.race import remainder_of, trial_of
 from pbcompress.recovery import Checkpoint, recover_
 from pbcompress.result import Arm, CompressionResult, Score
+from pbcompress.scoring import paired_change, split_of
 from pbcompress.shrinking import shrink
 from pbcompress.statistics import reestimate_batchnorm_
 from pbcompress.surgery import as_call, copy_model, to_device
@@ -142,7 +143,7 @@ class _Job:
         self.config, self.task, self.seed = config or CompressConfig(), task or Task(), seed
         self.data, self.target, self.callbacks = data, target_params, tuple(callbacks)
         sample_for(self.config.width, data, self.task, seed)  # raises where data are missing
-        self.device = _choose_device(device)
+        self.device = choose_device(device)
         self.original = copy_model(model).to(self.device).eval()
         if data is not None:
             check_data(data, self.task, self.original, self.device)
@@ -223,7 +224,7 @@ class _Job:
         else:
             chosen, note = self._train(grown, data), "One network was trained: dendrites."
             if control or not chosen.sets:
-                other = self._train(self._wide_way(), data, lengths=_phase_lengths(chosen))
+                other = self._train(self._wide_way(), data, lengths=chosen.phase_lengths)
                 note = "The share of the dendrites was given; width alone is the control."
             if other and not chosen.sets:
                 chosen, other = other, chosen
@@ -259,12 +260,12 @@ class _Job:
         """Return the network that validation favours after a trial of both, and the other one."""
         small = grown._replace(config=trial_of(grown.config))
         first = self._train(small, data, part="-trial")
-        second = self._train(wide, data, part="-trial", lengths=_phase_lengths(first))
+        second = self._train(wide, data, part="-trial", lengths=first.phase_lengths)
         assert first.score is not None
         assert second.score is not None
         of_grown, of_wide = (self.task.score(score.val) for score in (first.score, second.score))
         is_grown = is_better(of_grown, of_wide, 0, self.config.recovery)
-        epochs = sum(_phase_lengths(first))
+        epochs = sum(first.phase_lengths)
 
         def train_on(way: _Way, arm: Arm) -> Arm:
             rest = remainder_of(grown.config, 2 * epochs, arm.sets)
@@ -350,11 +351,25 @@ class _Job:
             note=note,
             example_inputs=self._inputs(),
             fingerprint=self.fingerprint,
+            over_control=self._over_control(chosen, other),
         )
         if self.run_dir is not None:
             result.save(self.run_dir)
             result.write_reports(self.run_dir)
         return result
+
+    def _over_control(self, chosen: Arm, other: Arm | None) -> Estimate | None:
+        if other is None or (other.trial is None and chosen.trial is not None):
+            return None  # what lost a trial was trained no further
+        assert chosen.score is not None
+        assert other.score is not None
+        return paired_change(
+            (other.network, chosen.network),
+            (other.name, chosen.name),
+            split_of(self.data),
+            self.task,
+            (other.score.shown, chosen.score.shown),
+        )
 
     def _deploy(self, chosen: Arm) -> Any:
         path = self.run_dir / "model.onnx" if self.run_dir else None
@@ -365,28 +380,6 @@ class _Job:
 
 def _without_dendrites(config: CompressConfig) -> CompressConfig:
     return replace(config, dendrites=replace(config.dendrites, max_sets=0))
-
-
-def _phase_lengths(arm: Arm) -> list[int]:
-    """Return the epochs of every phase: the control trains as long, with the same restarts."""
-    assert arm.history is not None
-    return [len(list(group)) for _, group in groupby(arm.history, key=lambda r: r["phase"])]
-
-
-def _choose_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen)
-    except Exception as err:
-        raise CompressionError(
-            f"device={device!r} was asked for and is not usable here ({str(err).splitlines()[0]}). "
-            "Leave device out, or pass 'cpu'."
-        ) from err
-    return chosen
 
 
 def _check_run_dir(folder: Path, fingerprint: str) -> None:

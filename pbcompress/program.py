@@ -1,6 +1,5 @@
 """A network as a program of torch.export: the graph, its proof, and the .pt2 file."""
 
-import inspect
 import io
 import math
 import warnings
@@ -14,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_leaves, tree_map
 
 from pbcompress.aten import name_of
+from pbcompress.axes import FreeAxis, Inputs, resized
 from pbcompress.errors import CompressionError, ExportMismatchError, first_line
 from pbcompress.surgery import (
     Call,
@@ -29,7 +28,7 @@ from pbcompress.surgery import (
 )
 from pbcompress.tensorfile import write_bytes
 
-__all__ = ["ProgramReport", "bound_call", "export_program", "export_pt2", "ship"]
+__all__ = ["ProgramReport", "export_program", "export_pt2", "ship"]
 
 BATCH_SIZES = (1, 2, 5)
 RANDOM_SEEDS = (0, 1, 2)
@@ -141,16 +140,17 @@ def ship(
         read: Makes a network from the content.
     """
     network = copy_model(model).cpu().eval()
-    calls = [bound_call(network, to_device(as_call(value), "cpu")) for value in inputs]
+    calls = [Inputs(network, to_device(as_call(value), "cpu")) for value in inputs]
+    batch = calls[0].batch()
     probe = path.with_name(f".{path.name}.writable")
     write_bytes(probe, b"")  # fail before the work
     probe.unlink()
-    program = export_program(network, calls[0], dynamic_batch)
+    program = export_program(network, calls[0], batch if dynamic_batch else None)
     operations = Counter(name_of(n.target) for n in program.graph.nodes if n.op == "call_function")
-    sizes = BATCH_SIZES if dynamic_batch else (_batch_size(calls[0]),)
+    sizes = BATCH_SIZES if dynamic_batch else (batch.size,)
     try:
         with _quiet():
-            content = write(program, network, calls[0])
+            content = write(program, network, calls[0].call)
             other = read(content)
     except CompressionError:
         raise
@@ -159,7 +159,7 @@ def ship(
             f"The network was to be written to {path} and torch.export could not save it and load "
             f"it again: {first_line(err)}. Export it to ONNX instead, with export_onnx."
         ) from err
-    difference, checks = _prove(network, other, calls, sizes)
+    difference, checks = _prove(network, other, [own.call for own in calls], batch, sizes)
     write_bytes(path, content)
     return ProgramReport(
         path=str(path),
@@ -171,38 +171,25 @@ def ship(
     )
 
 
-def bound_call(network: nn.Module, call: Call) -> Call:
-    """Return a call with its named arguments in the order of the network's forward."""
-    try:
-        bound = inspect.signature(network.forward).bind(*call[0], **call[1])
-    except TypeError as err:
-        raise CompressionError(
-            f"The network was to be called with example_inputs and its forward does not take them: "
-            f"{err}. Give a tensor, a tuple of positional or a dict of named inputs."
-        ) from err
-    return bound.args, bound.kwargs
-
-
-def export_program(network: nn.Module, call: Call, dynamic_batch: bool) -> ExportedProgram:
+def export_program(network: nn.Module, inputs: Inputs, batch: FreeAxis | None) -> ExportedProgram:
     """Return the graph of a network, of torch's own operations.
+
+    Args:
+        network: In eval mode.
+        inputs: Of one forward pass.
+        batch: The batch, where it shall be free.
 
     Raises:
         CompressionError: torch.export does not take the network.
     """
-    args, kwargs = _resized(call, 2) if dynamic_batch else call
-    shapes: dict[str, Any] | None = None
-    if dynamic_batch:
-        axis = {0: torch.export.Dim("batch", min=1)}
-        bound = inspect.signature(network.forward).bind(*args, **kwargs)
-        shapes = {
-            name: tree_map(lambda leaf: axis if _is_batched(leaf) else None, value)
-            for name, value in bound.arguments.items()
-        }
+    args, kwargs = resized(inputs.call, {batch: 2}) if batch else inputs.call
+    dim = torch.export.Dim("batch", min=1)
+    shapes = inputs.torch_shapes([batch], dim) if batch else None
     try:
         with _quiet(), torch.no_grad(), seeded("export"):
             return torch.export.export(network, args, kwargs, dynamic_shapes=shapes)
     except Exception as err:
-        hint = " Pass dynamic_batch=False if its batch size is fixed." if dynamic_batch else ""
+        hint = " Pass dynamic_batch=False if its batch size is fixed." if batch else ""
         raise CompressionError(
             f"The network was to become a program and torch.export could not make it one: "
             f"{first_line(err)}.{hint}"
@@ -217,32 +204,17 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _is_batched(leaf: object) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() > 0
-
-
-def _batch_size(call: Call) -> int:
-    return next((len(leaf) for leaf in tree_leaves(call) if _is_batched(leaf)), 1)
-
-
-def _resized(call: Call, size: int) -> Call:
-    """Return the inputs with the first axis repeated or cut to ``size``."""
-
-    def resize(t: Tensor) -> Tensor:
-        if not t.dim() or len(t) == size:
-            return t
-        return torch.cat([t] * math.ceil(size / len(t)))[:size].clone()
-
-    return map_tensors(call, resize)
-
-
 def _prove(
-    network: nn.Module, other: Callable[..., Any], calls: Sequence[Call], sizes: Sequence[int]
+    network: nn.Module,
+    other: Callable[..., Any],
+    calls: Sequence[Call],
+    batch: FreeAxis,
+    sizes: Sequence[int],
 ) -> tuple[float, int]:
     """Return the largest absolute difference, and the number of forward passes compared."""
     worst, checks = 0.0, 0
     for size in sizes:
-        for args, kwargs in _inputs(calls, size):
+        for args, kwargs in _inputs(calls, batch, size):
             try:
                 with torch.no_grad():
                     wanted = tensors_of(network(*args, **kwargs))
@@ -258,12 +230,12 @@ def _prove(
     return worst, checks
 
 
-def _inputs(calls: Sequence[Call], size: int) -> Iterator[Call]:
-    yield from (_resized(call, size) for call in calls)
+def _inputs(calls: Sequence[Call], batch: FreeAxis, size: int) -> Iterator[Call]:
+    yield from (resized(call, {batch: size}) for call in calls)
     for seed in RANDOM_SEEDS:
         with seeded("parity", seed, size):
             call = map_tensors(
-                _resized(calls[0], size),
+                resized(calls[0], {batch: size}),
                 lambda t: torch.randn_like(t) if t.is_floating_point() else t,
             )
         yield call

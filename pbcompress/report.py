@@ -12,6 +12,7 @@ from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.history import History
 from pbcompress.page import page_content
 from pbcompress.pictures import accuracy_chart
+from pbcompress.standing import paired_sentence
 from pbcompress.tables import (
     before_after,
     dendrite_account,
@@ -70,6 +71,7 @@ def to_markdown(facts: Mapping[str, Any], history: History) -> str:
     account = dendrite_account(facts)
     if account:
         parts += ["## What the dendrites brought and cost", render_markdown(account)]
+        parts += filter(None, [paired_sentence(facts)])
     parts += ["## Widths", render_markdown(layer_widths(facts)), "## Proof", proof_sentence(facts)]
     files = shipped_files(facts)
     if files:

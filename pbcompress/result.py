@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pbcompress.deploy import Deployment, file_notes
 from pbcompress.export import ExportReport, export_onnx
 from pbcompress.fuse import fuse
 from pbcompress.history import History
+from pbcompress.intervals import Estimate
 from pbcompress.measure import ModelCost
 from pbcompress.packaging import MODEL_FILE, Contents, Package, pack
 from pbcompress.plan import WidthPlan
@@ -41,6 +43,11 @@ class Score:
     val_samples: int
     test: float | None = None
     test_samples: int = 0
+
+    @property
+    def shown(self) -> float:
+        """What a network is judged by in the end: test, or val where there is no test."""
+        return self.val if self.test is None else self.test
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data."""
@@ -77,6 +84,12 @@ class Arm:
         layers = dendrite_layers(self.network).values()
         base = sum(p.numel() for layer in layers for p in layer.base_layer.parameters())
         return sum(p.numel() for layer in layers for p in layer.parameters()) - base
+
+    @property
+    def phase_lengths(self) -> list[int]:
+        """Epochs of every phase."""
+        phases = groupby(self.history or (), key=lambda record: record["phase"])
+        return [len(list(group)) for _, group in phases]
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data for the report."""
@@ -115,6 +128,8 @@ class CompressionResult:
         note: How the result was chosen, in a sentence.
         example_inputs: Inputs of one forward pass.
         fingerprint: Identifies model, target, configuration, seed and task.
+        over_control: Metric of ``model`` less that of the control on the same test samples (val
+            where there is no test), with its 95 % interval; None without a control.
     """
 
     model: nn.Module
@@ -134,6 +149,7 @@ class CompressionResult:
     note: str
     example_inputs: object
     fingerprint: str
+    over_control: Estimate | None = None
 
     def __str__(self) -> str:
         facts = self.facts()
@@ -166,6 +182,7 @@ class CompressionResult:
             },
             "after": self.chosen.to_dict(),
             "other": self.other.to_dict() if self.other else None,
+            "over_control": asdict(self.over_control) if self.over_control else None,
             "deployment": (
                 deployment.to_dict() if isinstance(deployment, Deployment) else deployment
             ),

@@ -23,6 +23,7 @@ __all__ = [
     "Predictions",
     "estimates",
     "file_network",
+    "paired_change",
     "parity",
     "predictions",
     "split_of",
@@ -143,6 +144,38 @@ def estimates(found: Predictions, task: Task) -> tuple[list[Estimate], list[Esti
         return float(task.metric(output, target))
 
     return bootstrap(metric, len(values), found.samples)
+
+
+def paired_change(
+    networks: Sequence[nn.Module],
+    names: Sequence[str],
+    batches: Batches,
+    task: Task,
+    scores: Sequence[float],
+) -> Estimate:
+    """Return how the metric changed from one network to another, sample by sample.
+
+    Both are finished and scored, so what goes wrong here only costs the interval.
+
+    Args:
+        networks: The two.
+        names: Of them, for what went wrong.
+        batches: The split.
+        task: The metric.
+        scores: What each had on this split before.
+    """
+    samples = 0
+    try:
+        found = predictions(networks, names, batches, task)
+        samples = found.samples
+        again, (change,) = estimates(found, task)
+    except CompressionError as err:
+        reason = f"no interval: {first_line(err)}"
+    else:
+        if np.allclose([estimate.value for estimate in again], scores, rtol=1e-6, atol=1e-9):
+            return change
+        reason = "no interval: the split is not the same each time"
+    return Estimate(scores[1] - scores[0], samples, None, None, reason)
 
 
 def _hits(found: Predictions, task: Task) -> list[Any] | None:

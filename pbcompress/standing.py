@@ -7,7 +7,7 @@ from pbcompress.intervals import Estimate, wilson
 from pbcompress.pictures import Point
 from pbcompress.tables import is_trial_only
 
-__all__ = ["NAMES", "estimate_of", "may_be_chance", "points", "split_shown"]
+__all__ = ["NAMES", "estimate_of", "may_be_chance", "paired_sentence", "points", "split_shown"]
 
 Facts = Mapping[str, Any]
 NAMES = {"dendrites": "with dendrites", "width": "width alone"}
@@ -40,6 +40,26 @@ def estimate_of(arm: Facts, facts: Facts, split: str) -> Estimate | None:
 def may_be_chance(a: Estimate | None, b: Estimate | None) -> bool:
     """Tell whether the intervals of two networks meet; False where there are none."""
     return a is not None and b is not None and a.meets(b)
+
+
+def paired_sentence(facts: Facts) -> str:
+    """Return how far the result is from the control on the same samples; "" without a control."""
+    if not facts.get("over_control"):
+        return ""
+    change = Estimate(**facts["over_control"])
+    split = "validation" if split_shown(facts) == "val" else "test"
+    start = (
+        f"The {split} {facts['metric']['name']} of the result less that of the control is "
+        f"{change.value:+.4f}"
+    )
+    if change.low is None or change.high is None:
+        return f"{start} ({change.method})."
+    tested = "" if change.p_value is None else f"; exact McNemar test, p = {change.p_value:.3g}"
+    chance = ", so it may be chance" if change.low <= 0 <= change.high else ""
+    return (
+        f"{start} on the same {change.samples:,} samples, with a 95 % interval of "
+        f"{change.low:+.4f} to {change.high:+.4f}{chance} ({change.method}{tested})."
+    )
 
 
 def points(facts: Facts) -> list[Point]:

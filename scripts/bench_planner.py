@@ -167,14 +167,14 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """Return the page: a summary by list, speed, then every network."""
-    speeds = [r for r in lines if r["list"] == "speed"]
     merged: dict[tuple[str, str], dict[str, Any]] = {}
     for r in lines:
         if r["list"] in LISTS:
             merged.setdefault((r["list"], r["name"]), {}).update(r)
     networks = [r for r in merged.values() if "params" in r]
-    parts = ["# Planner: half of the parameters, no hints", ""]
-    parts += [
+    parts = [
+        "# Planner: half of the parameters, no hints",
+        "",
         "Made by `scripts/bench_planner.py`. *Landed*: 98 to 100 % of the target, predicted to the "
         "unit, runs at two batch sizes, trains, and is rebuilt bit-equal from its plan. *Equal*: "
         "the exported file computes what the shrunk network computes, in ONNX Runtime (of those "
@@ -182,6 +182,27 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         "one thread, beside other work: an order of magnitude. A list takes hours when it is "
         "exported, so lines may be of neighbouring commits.",
         "",
+        *summary(networks),
+        "",
+        "## Planning time against torch-pruning",
+        "",
+        f"One plan (trace, group, importance, solve, prove) at {IMAGE} pixels, as a multiple of "
+        "one graph build and step of torch-pruning; medians of interleaved runs, one thread.",
+        "",
+        "| network | ratio |",
+        "| --- | --- |",
+        *(f"| {r['name']} | {r['ratio']:.2f} |" for r in lines if r["list"] == "speed"),
+        "",
+        "## Every network",
+        "",
+        *details(networks),
+    ]
+    return "\n".join(parts)
+
+
+def summary(networks: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a row for each list of networks."""
+    rows = [
         "| list | networks | landed | median seconds | exported | equal | differ |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -194,22 +215,13 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
             counts = len(own), sum(map(is_good, own)), f"{seconds:.2f}", len(tried)
             equal = sum(e.endswith("batch") for e in tried)
             row = [name, *counts, equal, tried.count("differs")]
-            parts.append("| " + " | ".join(map(str, row)) + " |")
-    parts += [
-        "",
-        "## Planning time against torch-pruning",
-        "",
-        f"One plan (trace, group, importance, solve, prove) at {IMAGE} pixels, as a multiple of "
-        "one graph build and step of torch-pruning; medians of interleaved runs, one thread.",
-        "",
-        "| network | ratio |",
-        "| --- | --- |",
-    ]
-    parts += [f"| {r['name']} | {r['ratio']:.2f} |" for r in speeds]
-    parts += [
-        "",
-        "## Every network",
-        "",
+            rows.append("| " + " | ".join(map(str, row)) + " |")
+    return rows
+
+
+def details(networks: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a row for each network."""
+    rows = [
         "| network | parameters | of the target | left alone | export | failure |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
@@ -218,8 +230,8 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         failure = r.get("error", r.get("export_error", "")).replace("|", "/")
         failure = " ".join(failure.split())[:160]
         row = [r["name"], f"{r['params']:,}", share, r.get("left_alone", "")]
-        parts.append("| " + " | ".join(map(str, [*row, r.get("export", ""), failure])) + " |")
-    return "\n".join(parts)
+        rows.append("| " + " | ".join(map(str, [*row, r.get("export", ""), failure])) + " |")
+    return rows
 
 
 def is_good(line: dict[str, Any]) -> bool:

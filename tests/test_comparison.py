@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import tempfile
 from dataclasses import replace
 
@@ -27,7 +28,8 @@ from pbcompress import (
 from pbcompress.cli import main
 from pbcompress.intervals import wilson
 from pbcompress.onnxfile import measure_onnx, peak_activation_bytes
-from pbcompress.scoring import Parity, parity
+from pbcompress.scoring import Parity, paired_change, parity
+from pbcompress.training import evaluate
 
 
 def network(width: int) -> nn.Module:
@@ -125,6 +127,85 @@ def test_every_number_of_a_file_is_derived_from_the_file(whole, files):
     assert whole.change.value == pytest.approx((hits - before) / 100)
     assert whole.change.low <= whole.change.value <= whole.change.high
     assert (whole.compared, whole.change.samples, whole.metric_name) == (100, 100, "accuracy")
+
+
+def drawn_change(first, second, metric):
+    """Ends of a paired bootstrap by numpy alone: the same samples are drawn for both."""
+    generator = np.random.default_rng(5)
+    drawn = []
+    for _ in range(4000):
+        index = generator.integers(len(first), size=len(first))
+        drawn.append(metric(second[index]) - metric(first[index]))
+    return np.quantile(drawn, [0.025, 0.975])
+
+
+def test_the_change_from_the_control_is_paired_by_sample(whole, files):
+    session = onnxruntime.InferenceSession(files / "small.onnx")
+    inputs, targets = (torch.cat(part).numpy() for part in zip(*batches(3), strict=True))
+    (after,) = session.run(None, {session.get_inputs()[0].name: inputs})
+    control = network(5).eval()(torch.from_numpy(inputs)).detach().numpy()
+    right = [output.argmax(1) == targets for output in (control, after)]
+    lost, won = (right[0] & ~right[1]).sum(), (~right[0] & right[1]).sum()
+    assert min(lost, won) > 5
+
+    found = whole.over_control
+
+    assert found.value == pytest.approx((won - lost) / 100)
+    assert (found.low, found.high) == pytest.approx(drawn_change(*right, np.mean), abs=0.011)
+    tail = sum(math.comb(int(lost + won), k) for k in range(min(lost, won) + 1))
+    assert found.p_value == pytest.approx(min(1, 2 * tail / 2 ** int(lost + won)))
+    assert whole.rows()[-3] == ("accuracy, after less control", "", "", "", str(found))
+    assert f"after less control: p = {found.p_value:.3g}" in str(whole)
+
+
+def test_so_is_that_of_any_other_metric(files):
+    def error(output, target):
+        return (output.argmax(1) - target).abs().float().mean()
+
+    task = Task(metric=error, higher_is_better=False, name="distance")
+    sides = network(64), network(4)
+    found = compare(
+        *sides, torch.randn(2, 6), data=batches(3), task=task, control=network(5)
+    ).over_control
+    inputs, targets = (torch.cat(part) for part in zip(*batches(3), strict=True))
+    gaps = [
+        (network(width).eval()(inputs).argmax(1) - targets).abs().double().numpy()
+        for width in (5, 4)
+    ]
+    assert found.value == pytest.approx(gaps[1].mean() - gaps[0].mean(), abs=1e-6)
+    assert (found.low, found.high) == pytest.approx(drawn_change(*gaps, np.mean), abs=0.02)
+    assert (found.method, found.p_value) == ("paired bootstrap, 1,000 resamples", None)
+
+
+def test_without_a_control_or_data_nothing_is_said_of_it(files, bare):
+    sides = files / "big.onnx", files / "small.onnx"
+    assert bare.over_control is None
+    found = compare(*sides, torch.randn(2, 6), data=batches())
+    assert found.over_control is None
+    assert "less control" not in str(found)
+
+
+def test_what_was_scored_is_paired_or_has_no_interval():
+    nets, names, data = (network(5), network(4)), ("a", "b"), batches(3)
+    scores = [evaluate(net, data, Task())[0] for net in nets]
+    found = paired_change(nets, names, data, Task(), scores)
+    assert found.value == pytest.approx(scores[1] - scores[0])
+    assert found.low < found.high
+
+    class Shuffled:
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            order = np.random.default_rng(self.passes).permutation(100)
+            inputs, targets = (torch.cat(part) for part in zip(*data, strict=True))
+            return iter([(inputs[order], targets[order])])
+
+    for split, word in ((Shuffled(), "not the same each time"), ([], "no batch")):
+        other = paired_change(nets, names, split, Task(), scores)
+        assert other.value == scores[1] - scores[0]
+        assert (other.low, other.high, other.p_value) == (None, None, None)
+        assert word in other.method
 
 
 def test_a_module_is_counted_twice_and_as_its_file(whole):

@@ -35,7 +35,13 @@ INPUTS = {
     "small_cnn": (1, 1, 28, 28),
     "text_transformer": (1, 48),
 }
+TEXTS = ("minilm", "text_transformer")
 FAST = ("cnn1d", "mlp", "small_cnn")
+
+
+def zoo_inputs(name: str) -> torch.Tensor:
+    """Return a random sample for a network of the zoo: words for those that read."""
+    return torch.randint(256, INPUTS[name]) if name in TEXTS else torch.randn(INPUTS[name])
 
 
 def test_every_zoo_network_has_an_input():
@@ -48,10 +54,7 @@ def test_every_zoo_network_has_an_input():
 def test_zoo_networks_export_proven_equal(name, tmp_path):
     network = model_zoo.create_model(name)
 
-    is_text = name in ("minilm", "text_transformer")
-    inputs = torch.randint(256, INPUTS[name]) if is_text else torch.randn(INPUTS[name])
-
-    report = export_onnx(fuse(network), tmp_path / "x.onnx", inputs)
+    report = export_onnx(fuse(network), tmp_path / "x.onnx", zoo_inputs(name))
 
     assert report.file_bytes == (tmp_path / "x.onnx").stat().st_size
     assert report.batch_sizes == (1, 2, 5, 64)

@@ -28,6 +28,7 @@ from pbcompress.report import (
     write_report,
 )
 from pbcompress.scorecard import candidates
+from pbcompress.standing import paired_sentence
 
 Facts = dict[str, Any]
 NASTY = 'body.<b>&"bold"\'</title></svg>'
@@ -237,6 +238,14 @@ def with_evidence(facts: Facts) -> None:
     timed = {"latency": time, "throughput": {**time, "median": 0.32}, "peak_memory": 1_234_567}
     other = {"latency": time, "throughput": None, "peak_memory": None}
     score = {"value": 0.9321, "samples": 1400, "low": 0.9177, "high": 0.9441, "method": "Wilson"}
+    facts["over_control"] = {
+        "value": 0.02,
+        "samples": 1400,
+        "low": 0.0093,
+        "high": 0.0307,
+        "method": "paired bootstrap, 10,000 resamples",
+        "p_value": 0.00036,
+    }
     facts["evidence"] = {
         "files": [file, {**file, "name": "model_int8.onnx", "file_bytes": 3_210}],
         "problems": ["model.onnx is not the file that the run wrote: SHA-256 0f0f, ran 1e1e."],
@@ -589,6 +598,24 @@ def test_metric_against_size_has_all_networks_and_their_intervals() -> None:
         "Test accuracy against the number of parameters; higher is better.",
     ):
         assert words in text, words
+
+
+def test_the_change_from_the_control_is_told_with_its_interval() -> None:
+    facts, history = make_variant("with evidence")
+    start = "The test accuracy of the result less that of the control is +0.0200"
+    words = (
+        f"{start} on the same 1,400 samples, with a 95 % interval of +0.0093 to +0.0307 "
+        "(paired bootstrap, 10,000 resamples; exact McNemar test, p = 0.00036)."
+    )
+    assert words in Page(to_html(facts, history)).text
+    assert words in to_markdown(facts, history)
+    assert json.loads(to_json(facts, history))["over_control"] == facts["over_control"]
+    change = facts["over_control"]
+    change |= {"low": -0.0015}
+    assert "of -0.0015 to +0.0307, so it may be chance (paired" in paired_sentence(facts)
+    change |= {"low": None, "high": None, "p_value": None, "method": "no interval: it is slow"}
+    assert paired_sentence(facts) == f"{start} (no interval: it is slow)."
+    assert paired_sentence(make_facts()) == ""
 
 
 def test_what_lost_a_trial_is_no_control(whole: tuple[Facts, History]) -> None:

@@ -158,6 +158,7 @@ def test_a_race_takes_the_epochs_of_one_training_and_validation_decides(name):
     assert winner.trial is not None
     assert loser.trial is None
     assert loser.score.test is None  # the test split is for what is returned
+    assert result.over_control is None
     by_name = {winner.name: winner.trial, loser.name: loser.score.val}
     assert (by_name["dendrites"] > by_name["width"]) == (winner.name == "dendrites")
     assert f"{by_name['dendrites']:.4f} with dendrites" in result.note
@@ -179,6 +180,23 @@ def test_the_control_of_a_race_trains_as_long_as_the_winner():
     assert beside.other.trial is not None
     assert beside.other.score.test is not None
     assert "trial only" not in render_markdown(dendrite_account(beside.facts()))
+    assert alone.over_control is None
+    check_over_control(beside)
+
+
+def check_over_control(result):
+    """Compare with what both networks have right, counted by numpy."""
+    images, labels = quadrants(64, 2).tensors
+    arms = [arm.network.eval()(images).argmax(1) == labels for arm in (result.other, result.chosen)]
+    old, new = (arm.numpy() for arm in arms)
+    found = result.over_control
+    assert found.value == pytest.approx((new & ~old).mean() - (old & ~new).mean())
+    assert found.value == pytest.approx(result.chosen.score.test - result.other.score.test)
+    half = 1.96 * (new.astype(float) - old).std() / 8  # normal, of 64 pairs
+    assert (found.low, found.high) == pytest.approx(
+        (found.value - half, found.value + half), abs=2 / 64
+    )
+    assert json.loads(json.dumps(result.facts()))["over_control"]["samples"] == 64
 
 
 @pytest.mark.parametrize(
@@ -213,6 +231,7 @@ def test_control_is_trained_beside_a_given_share():
 
     assert beside.other is not None
     assert {record["stage"] for record in beside.history} == {"dendrites", "width"}
+    check_over_control(beside)
     if alone.chosen.name == "dendrites":
         assert_equal_weights(alone.model.state_dict(), beside.model.state_dict())
 

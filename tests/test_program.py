@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 import torch
-from test_export import INPUTS, Fickle, Named
+from test_export import INPUTS, Fickle, Named, zoo_inputs
 from torch import nn
 
 import model_zoo
@@ -55,13 +55,14 @@ def grown(form):
 
 def networks(names, forms):
     """Frozen networks, and inputs of one sample, by name."""
-    zoo = {n: (fuse(model_zoo.create_model(n)), torch.randn(INPUTS[n])) for n in names}
+    zoo = {n: (fuse(model_zoo.create_model(n)), zoo_inputs(n)) for n in names}
     return zoo | {form: (fuse(grown(form)), torch.randn(1, 2, 6, 6)) for form in forms}
 
 
 def keep_outputs(network, inputs, path):
     """Write three samples and what the network computes from them, for another process."""
-    x = torch.randn(3, *inputs.shape[1:])
+    shape = (3, *inputs.shape[1:])
+    x = torch.randn(shape) if inputs.is_floating_point() else torch.randint(256, shape)
     with torch.no_grad():
         write_tensors(path, {"input": x, "output": network(x)}, {})
 
@@ -102,7 +103,7 @@ def test_operations_in_place_stay(tmp_path):
 
 @pytest.mark.slow
 def test_every_network_of_the_zoo_and_every_form_loads_without_pbcompress(tmp_path):
-    assert len(INPUTS) + len(FORMS) == 12
+    assert len(INPUTS) + len(FORMS) == 14
     check_programs(networks(INPUTS, FORMS), tmp_path)
 
 
@@ -166,13 +167,25 @@ class TestBoth:
         assert not list(tmp_path.iterdir())
         assert write(Fixed(), path, torch.randn(2, 4), dynamic_batch=False).batch_sizes == (2,)
 
+    @pytest.mark.parametrize("dynamic_batch", [True, False])
+    def test_an_input_of_another_length_is_no_batch(self, suffix, dynamic_batch, tmp_path):
+        class Weighted(nn.Module):
+            def forward(self, x, table):
+                return x @ table
+
+        inputs = torch.randn(2, 3), torch.randn(3, 4)
+        report = WRITERS[suffix](
+            Weighted(), tmp_path / f"x{suffix}", inputs, dynamic_batch=dynamic_batch
+        )
+        assert report.batch_sizes == ((1, 2, 5) if dynamic_batch else (2,))
+
     @pytest.mark.parametrize(
         ("path", "inputs", "sentence"),
         [
             ("x.pth", torch.zeros(1, 3), "must end in"),
             ("x", torch.zeros(1, 3), "must end in"),
             ("file/x", torch.zeros(1, 3), "could not be"),
-            ("x", (torch.zeros(1, 3), torch.zeros(1)), "does not take them"),
+            ("x", (torch.zeros(1, 3), torch.zeros(1)), "bound to forward"),
             ("x", 3, "example_inputs"),
         ],
         ids=["other ending", "no ending", "below a file", "too many inputs", "no inputs"],
