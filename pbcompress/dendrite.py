@@ -18,6 +18,7 @@ from pbcompress.surgery import replace_module
 
 __all__ = [
     "DendriteLayer",
+    "Watcher",
     "attach_dendrites_",
     "dendrite_layers",
     "detach_dendrites_",
@@ -72,6 +73,8 @@ class DendriteLayer(nn.Module):
         https://arxiv.org/abs/2501.18018.
     """
 
+    watcher: Watcher | None = None
+
     def __init__(self, base_layer: nn.Module, config: DendriteConfig, *, normalized: bool) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -86,7 +89,6 @@ class DendriteLayer(nn.Module):
         self.frozen_sets = 0
         self.candidate: Tensor | None = None
         self.loss_scale = 1.0
-        self.watcher: Watcher | None = None
         self.channels = int(getattr(base_layer, "out_channels", 0) or base_layer.out_features)  # type: ignore[arg-type]
         self.nodes = node_count(self.channels, config)
         self.dims = spatial_dims(base_layer)

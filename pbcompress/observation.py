@@ -1,6 +1,5 @@
 """What candidate dendrites read and what is wrong behind them, at places drawn at random."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbcompress.dendrite import DendriteLayer, Watcher
+from pbcompress.dendrite import DendriteLayer, Watcher, dendrite_layers
 from pbcompress.patches import draw_places, outputs_at, read_at, row_size
 from pbcompress.statistics import Sample
 from pbcompress.surgery import preserved_mode
@@ -82,31 +81,44 @@ def observe_together(
     layers: Mapping[str, DendriteLayer],
     sample: Sample,
     rows: Mapping[str, int],
-    check: Callable[[Any], None] = check_loss,
+    check: Callable[[Any, Any], None] = lambda loss, batch: check_loss(loss),
 ) -> tuple[dict[str, Observed], list[float]]:
     """Return what `observe` yields, in one pass, and the loss of each batch.
+
+    Every output of a layer, over samples, positions and calls, is as likely as any other to be
+    among its rows. Where the first batch says little about the others, a layer may get only half of
+    the rows that it could have.
 
     Args:
         model: Network with dendrites.
         layers: Layers of it, by name.
         sample: Batches, loss and forward.
         rows: Rows at most of the layers that are observed.
-        check: Raises where a loss is of no use.
+        check: Raises where the loss of a batch is of no use.
     """
-    watch = _Watch({name: layers[name] for name in rows}, rows, sample.count)
+    drawings = {name: _Drawing(layers[name], count) for name, count in rows.items()}
     losses: list[float] = []
 
     def visit(batch: Any) -> None:
-        watch.begin()
+        for drawing in drawings.values():
+            drawing.open()
         loss = sample.task.loss(*sample.task.run(model, batch))
-        check(loss)
-        watch.end()
+        check(loss, batch)
+        for drawing in drawings.values():
+            drawing.close(sample.count)
         loss.backward()
         losses.append(float(loss.detach()))
 
-    with torch.enable_grad(), preserved_mode(model, training=False), _fixed(model), watch:
+    watched = {id(drawing.layer): drawing.watch for drawing in drawings.values()}
+    with (
+        torch.enable_grad(),
+        preserved_mode(model, training=False),
+        _fixed(model),
+        _watched(model, watched),
+    ):
         sample.each(model, visit)
-    return watch.taken(len(losses)), losses
+    joined = {name: drawings[name].joined(len(losses)) for name in rows if drawings[name].parts}
+    return joined, losses
 
 
 @contextmanager
@@ -122,111 +134,126 @@ def _fixed(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-class _Watch:
-    """Takes rows of layers, whose candidates are silent and keep no score meanwhile."""
-
-    def __init__(
-        self, layers: Mapping[str, DendriteLayer], rows: Mapping[str, int], batches: int
-    ) -> None:
-        self._layers, self._rows = layers, rows
-        self._batches, self._batch = batches, 0
-        self._parts: dict[str, list[Observed]] = {name: [] for name in layers}
-        self._anchor = torch.zeros((), requires_grad=True)  # errors are wanted without parameters
-
-    def __enter__(self) -> None:
-        for name, layer in self._layers.items():
-            layer.watcher = self._watcher(name, layer)
-
-    def __exit__(self, *_: object) -> None:
-        for layer in self._layers.values():
+@contextmanager
+def _watched(model: nn.Module, watched: Mapping[int, Watcher]) -> Iterator[None]:
+    """Show some layers to their watchers; candidates of all are silent and keep no score."""
+    layers = list(dendrite_layers(model).values())
+    for layer in layers:
+        layer.watcher = watched.get(id(layer), lambda y, read, heard: y)
+    try:
+        yield
+    finally:
+        for layer in layers:
             layer.watcher = None
 
-    def begin(self) -> None:
-        """Count the calls of the next batch from now on."""
-        self._calls: Counter[str] = Counter()
-        self._shown: Counter[str] = Counter()
-        self._batch += 1
-        self._is_forward = True
 
-    def end(self) -> None:
-        """Count no further ones: a checkpointed block runs again in the backward pass."""
-        self._is_forward = False
+class _Drawing:
+    """Rows of one layer, drawn while batches pass.
 
-    def _watcher(self, name: str, layer: DendriteLayer) -> Watcher:
-        def note(y: Tensor, read: Tensor, heard: list[Tensor | None]) -> Tensor:
-            self._calls[name] += self._is_forward
-            quiet = [None if h is None else h.detach() for h in heard[: layer.num_sets - 1]]
+    Args:
+        layer: The layer.
+        rows: Rows at most.
 
-            def take(error: Tensor) -> None:
-                count = self._quota(name)
-                self._parts[name].append(_taken(layer, read, quiet, error, count))
+    Attributes:
+        parts: Rows of each call so far.
+    """
 
-            tap: Any = _Tap.apply
-            tapped: Tensor = tap(y, self._anchor, take)
-            return tapped
+    def __init__(self, layer: DendriteLayer, rows: int) -> None:
+        self.layer, self._rows = layer, rows
+        self.parts: list[Observed] = []
+        self._anchor = torch.zeros((), requires_grad=True)  # errors are wanted without parameters
+        self._expected = 0  # outputs of all batches, of which ``rows`` will be drawn
+        self._credit = self._drawn = 0
 
-        return note
+    def open(self) -> None:
+        """Begin the forward pass of a batch."""
+        self._is_open, self._outputs = True, 0
 
-    def _quota(self, name: str) -> int:
-        """Return the rows of one call: all calls together give as many as were asked for."""
-        of_batch = _part(self._rows[name], self._batch, self._batches)
-        self._shown[name] += 1
-        return _part(of_batch, self._shown[name], self._calls[name])
+    def close(self, batches: int) -> None:
+        """End it: a checkpointed block runs again in the backward pass, and does not count."""
+        self._is_open = False
+        if not self._expected:
+            self._expected = max(self._outputs * batches, self._rows)
+            self._credit = int(torch.randint(self._expected, ()))  # small batches get some too
 
-    def taken(self, batches: int) -> dict[str, Observed]:
-        """Return the rows of all batches, by layer."""
-        parts = self._parts
-        return {name: _joined(parts.pop(name), batches) for name in self._layers if parts[name]}
+    def watch(self, y: Tensor, read: Tensor, heard: list[Tensor | None]) -> Tensor:
+        """Return y, whose error will be taken."""
+        if self._is_open:
+            self._outputs += y.numel() // self.layer.channels
+        quiet = [None if h is None else h.detach() for h in heard[: self.layer.num_sets - 1]]
+        tap: Any = _Tap.apply
+        tapped: Tensor = tap(y, self._anchor, self._take, read, *quiet)
+        return tapped
+
+    def _take(self, error: Tensor, read: Tensor, *heard: Tensor | None) -> None:
+        layer = self.layer
+        is_batched = error.dim() > 1 + layer.dims
+        samples = len(error) if is_batched else 1
+        if layer.dims and not is_batched:
+            read, error = read[None], error[None]
+            heard = tuple(None if h is None else h[None] for h in heard)
+        outputs = error.numel() // layer.channels
+        count, self._credit = divmod(self._credit + outputs * self._rows, self._expected)
+        while self._drawn + count > self._rows:
+            count = _half(count)
+            self._halve()
+        self._drawn += count
+        places = draw_places(layer, error, count)
+        seen = read_at(layer, read, places), outputs_at(layer, error, places)
+        hears = tuple(None if h is None else outputs_at(layer, h, places) for h in heard)
+        self.parts.append(Observed(*seen, hears, samples, outputs))
+
+    def _halve(self) -> None:
+        """Draw half of the rows from now on, and forget half of those that there are."""
+        self._expected *= 2
+        for number, part in enumerate(self.parts):
+            order = torch.randperm(len(part.errors))[: _half(len(part.errors))]
+            self.parts[number] = part.picked(order.to(part.errors.device))
+        self._drawn = sum(len(part.errors) for part in self.parts)
+
+    def joined(self, batches: int) -> Observed:
+        """Return the finite rows of all batches; the parts are used up."""
+        parts, self.parts = self.parts, []
+        working = torch.promote_types(parts[0].inputs.dtype, torch.float32)
+        samples = sum(part.samples for part in parts) / len(parts)
+        inputs = torch.cat([part.inputs for part in parts], 1).to(working)
+        scaled = [part.errors.to(working) * (part.samples / samples) for part in parts]
+        columns = zip(*(part.heard for part in parts), strict=True)
+        heard = tuple(None if own[0] is None else torch.cat(own).to(working) for own in columns)
+        outputs = sum(part.outputs for part in parts) / batches
+        whole = Observed(inputs, torch.cat(scaled), heard, samples, outputs)
+        totals = [t.sum() for t in (inputs, whole.errors, *heard) if t is not None]
+        if bool(torch.stack(totals).isfinite().all()):
+            return whole
+        is_finite = inputs.isfinite().all(-1).all(0) & whole.errors.isfinite().all(-1)
+        for own in heard:
+            is_finite &= True if own is None else own.isfinite().all(-1)
+        return whole.picked(is_finite.nonzero()[:, 0])
 
 
-def _part(total: int, number: int, parts: int) -> int:
-    """Return the size of one part, numbered from 1, of so many equal ones."""
-    return total * number // parts - total * (number - 1) // parts
+def _half(count: int) -> int:
+    """Return half of a count, rounded up or down by chance."""
+    return (count + int(torch.randint(2, ()))) // 2
 
 
 class _Tap(torch.autograd.Function):
     """Identity on an output, whose error is shown as it passes back."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, anchor: Tensor, take: Callable[[Tensor], None]) -> Tensor:
+    def forward(
+        ctx: Any,
+        output: Tensor,
+        anchor: Tensor,
+        take: Callable[..., None],
+        *shown: Tensor | None,
+    ) -> Tensor:
         """Return ``output``."""
         ctx.take = take
+        ctx.save_for_backward(*shown)
         return output.clone()  # a view could not be changed in place by what follows
 
     @staticmethod
     def backward(ctx: Any, *errors: Tensor) -> tuple[Tensor | None, ...]:
         """Show the error and hand it on."""
-        ctx.take(errors[0])
-        return errors[0], None, None
-
-
-def _taken(
-    layer: DendriteLayer, read: Tensor, heard: list[Tensor | None], error: Tensor, count: int
-) -> Observed:
-    """Return some rows of one call."""
-    if layer.dims and error.dim() < layer.dims + 2:  # a sample without a batch axis
-        read, error = read[None], error[None]
-        heard = [None if h is None else h[None] for h in heard]
-    places = draw_places(layer, error, count)
-    return Observed(
-        read_at(layer, read, places),
-        outputs_at(layer, error, places),
-        tuple(None if h is None else outputs_at(layer, h, places) for h in heard),
-        samples=len(error),
-        outputs=error.numel() / layer.channels,
-    )
-
-
-def _joined(parts: list[Observed], batches: int) -> Observed:
-    working = torch.promote_types(parts[0].inputs.dtype, torch.float32)
-    samples = sum(part.samples for part in parts) / len(parts)
-    inputs = torch.cat([part.inputs for part in parts], 1).to(working)
-    scaled = [part.errors.to(working) * (part.samples / samples) for part in parts]
-    columns = zip(*(part.heard for part in parts), strict=True)
-    heard = tuple(None if own[0] is None else torch.cat(own).to(working) for own in columns)
-    outputs = sum(part.outputs for part in parts) / batches
-    whole = Observed(inputs, torch.cat(scaled), heard, samples, outputs)
-    if bool((inputs.sum() + whole.errors.sum()).isfinite()):
-        return whole
-    is_finite = inputs.isfinite().all(-1).all(0) & whole.errors.isfinite().all(-1)
-    return whole.picked(is_finite.nonzero()[:, 0])
+        ctx.take(errors[0], *ctx.saved_tensors)
+        return errors[0], None, None, *[None] * len(ctx.saved_tensors)

@@ -78,7 +78,8 @@ def read_at(layer: DendriteLayer, read: Tensor, places: Tensor) -> Tensor:
         rows = read.reshape(-1, read.shape[-1])[places[:, 0]]
     else:
         rows = patches(base, read, places)
-    return rows.flatten(1).unflatten(1, (groups, -1)).transpose(0, 1)
+    grouped: Tensor = rows.flatten(1).unflatten(1, (groups, -1)).transpose(0, 1)
+    return grouped
 
 
 def map_rows(branch: nn.Module, inputs: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ def map_rows(branch: nn.Module, inputs: Tensor) -> Tensor:
     first, *others = modules
     z: Tensor
     if isinstance(first, BatchNorm | ChannelAffine):  # a tied map
-        z, others = inputs[..., 0].T, modules
+        z, others = inputs[..., 0].T.to(first.weight.dtype), modules
     else:
         z = _first_sums(first, inputs.to(first.weight.dtype))
     for module in others:

@@ -166,6 +166,7 @@ def _train(run: "_Run", callbacks: Sequence[Callback]) -> None:
                 continue
             for callback in callbacks:
                 callback.on_epoch(record)
+        run.leave()
 
 
 def _most_epochs(growth: Cycles) -> int:
@@ -186,7 +187,8 @@ class _Run:
         self.config, self.stage = self.growth.recovery, training.stage
         self.checkpoint = checkpoint
         self.history = History()
-        self.growth.keep_time(lambda: self.engine.agreed(time.monotonic()))
+        engine = training.engine
+        self.growth.keep_time(lambda: engine.agreed(time.monotonic()))
         self._retried: int | None = None
         self._trainer: PhaseTrainer | None = None
 
@@ -256,6 +258,10 @@ class _Run:
             factor = self.config.retry_lr if self._retried == phase.index else 1.0
             self._trainer = PhaseTrainer(self.training, phase, factor)
         return self._trainer
+
+    def leave(self) -> None:
+        """Forget what trained a phase, with all that it holds in memory."""
+        self._trainer = None
 
     def _save(self) -> None:
         if self.checkpoint is None or self._trainer is None or self.engine.rank > 0:

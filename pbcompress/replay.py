@@ -16,7 +16,7 @@ from pbcompress.patches import fan_in, is_observable, map_rows, row_size
 from pbcompress.signals import ACTIVATIONS, hear
 from pbcompress.statistics import Sample
 from pbcompress.surgery import seeded
-from pbcompress.task import check_loss
+from pbcompress.task import check_finite, check_loss
 
 __all__ = ["Replay", "share_rows"]
 
@@ -72,8 +72,9 @@ class Replay:
         with seeded("rows", sample.seed):
             for name in list(found):
                 seen = found.pop(name)
-                order = torch.randperm(len(seen.errors)).to(seen.errors.device)
-                seen = seen.picked(order)
+                if len(seen.errors) == 0:  # none was finite
+                    continue
+                seen = seen.picked(torch.randperm(len(seen.errors)).to(seen.errors.device))
                 errors = centred(seen.errors, -1)
                 self._held.append(_Held(layers[name], replace(seen, errors=errors.values), errors))
 
@@ -82,29 +83,26 @@ class Replay:
         """Return a replay whose rows fit in memory; None where a layer would have too few.
 
         Too few are fewer than the layer has outputs and than 512 for each number that a node reads.
-        A layer that the first batch does not reach has none.
+        While the rows are drawn, those of one layer at a time are there twice.
         """
         layers = dendrite_layers(model)
         if gibibytes == 0 or not all(map(is_observable, layers.values())):
             return None
+        most = {name: max(ENOUGH_ROWS, ROWS_PER_INPUT * fan_in(m)) for name, m in layers.items()}
         first = replace(sample, count=1)
         one, _ = observe_together(model, layers, first, dict.fromkeys(layers, 1), _check)
-        if len(one) < len(layers):
-            return None
-        available = {name: math.ceil(seen.outputs * sample.count) for name, seen in one.items()}
-        most = {name: max(ENOUGH_ROWS, ROWS_PER_INPUT * fan_in(m)) for name, m in layers.items()}
+        outputs = {name: math.ceil(seen.outputs * sample.count) for name, seen in one.items()}
+        wanted = {name: min(outputs.get(name, most[name]), most[name]) for name in layers}
         size = max(next(model.parameters()).element_size(), 4)
-        sizes = {
-            name: size * (row_size(m) + m.channels + m.nodes * (m.num_sets - 1))
-            for name, m in layers.items()
-        }
-        wanted = {name: min(available[name], most[name]) for name in layers}
+        sizes = {name: size * _numbers(layer) for name, layer in layers.items()}
         rows = share_rows(sizes, wanted, gibibytes * 2**30)
-        is_enough = all(
-            rows[name] >= min(wanted[name], ROWS_PER_INPUT * fan_in(layer))
+        if any(
+            rows[name] < min(wanted[name], ROWS_PER_INPUT * fan_in(layer))
             for name, layer in layers.items()
-        )
-        return cls(model, sample, rows) if is_enough else None
+        ):
+            return None
+        made = cls(model, sample, rows)  # the first batch may have been unlike the others
+        return made if all(held.is_enough(made.batches) for held in made._held) else None
 
     def epoch(
         self,
@@ -113,6 +111,7 @@ class Replay:
         *,
         steps: int,
         seed: tuple[int | str, ...],
+        accumulate: int = 1,
         max_grad_norm: float | None = None,
     ) -> tuple[float, int]:
         """Train the candidates for some steps, in the mode that they are in.
@@ -123,6 +122,7 @@ class Replay:
                 through it.
             steps: Optimizer steps.
             seed: Names where in the rows an epoch begins.
+            accumulate: Batches whose rows one step takes.
             max_grad_norm: Clip the gradient's norm; None: do not.
 
         Returns:
@@ -130,25 +130,32 @@ class Replay:
         """
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         with seeded(*seed), torch.enable_grad():
-            starts = [int(torch.randint(held.total, ())) for held in self._held]
+            starts = [int(torch.randint(2**31, ())) for _ in self._held]
             for step in range(steps):
                 set_lr((step + 0.5) / steps)
                 optimizer.zero_grad(set_to_none=True)
                 for held, start in zip(self._held, starts, strict=True):
-                    _learn(held, held.slice(start, step))
+                    _learn(held, held.slice(start, step, accumulate))
                 if max_grad_norm is not None:
                     nn.utils.clip_grad_norm_(trained, max_grad_norm)
                 optimizer.step()
         return self._loss, steps
 
 
-def _check(loss: Any) -> None:
+def _check(loss: Any, batch: Any) -> None:
     if isinstance(loss, Tensor) and not bool(loss.isfinite().all()):
+        check_finite(batch, "a batch of Data.train")
         raise DivergedError(
             f"The loss became {loss.tolist()} at the start of a dendrite phase. Lower "
             "RecoveryConfig.lr, or set max_grad_norm."
         )
     check_loss(loss)
+
+
+def _numbers(layer: DendriteLayer) -> int:
+    """Return how many numbers a row of a layer has."""
+    heard = layer.num_sets - 1 if layer.config.cascade else 0
+    return row_size(layer) + layer.channels + layer.nodes * heard
 
 
 class _Held(NamedTuple):
@@ -158,15 +165,21 @@ class _Held(NamedTuple):
     seen: Observed
     errors: Centred
 
-    @property
-    def total(self) -> int:
-        return len(self.seen.errors)
+    def is_enough(self, batches: int) -> bool:
+        """Tell whether there are all rows, or so many that they are not learnt by heart."""
+        most = min(self.seen.outputs * batches, ROWS_PER_INPUT * fan_in(self.layer))
+        return len(self.seen.errors) >= most
 
-    def slice(self, start: int, step: int) -> slice:
-        """Return the rows of one step, as many as a batch would have: neighbours, so no copy."""
-        own = math.ceil(self.seen.outputs) * process_count()
-        count = min(self.layer.config.samples or own, own, self.total)
-        first = (start + step * count) % (self.total - count + 1)
+    def slice(self, start: int, step: int, accumulate: int = 1) -> slice:
+        """Return the rows of one step, as many as its batches would show: neighbours, no copy.
+
+        Steps follow each other through the rows from an offset that ``start`` gives, so those of
+        one round share none.
+        """
+        total, own = len(self.seen.errors), math.ceil(self.seen.outputs) * process_count()
+        count = min(min(self.layer.config.samples or own, own) * accumulate, total)
+        rounds = total // count
+        first = start % (total - rounds * count + 1) + step % rounds * count
         return slice(first, first + count)
 
 

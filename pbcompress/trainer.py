@@ -1,7 +1,7 @@
 """How the epochs of one phase are trained: its optimizer, its schedule, and what runs its steps."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from pbcompress.phase import Phase
 from pbcompress.phases import PhaseKind, longest
 from pbcompress.replay import Replay
 from pbcompress.statistics import Sample
-from pbcompress.task import Batches, Data, Task
+from pbcompress.task import Batches, Data, Task, batch_count
 from pbcompress.training import lr_factor, make_optimizer, train_epoch
 
 __all__ = ["OptimizerFactory", "PhaseTrainer", "Training"]
@@ -70,6 +70,8 @@ class PhaseTrainer:
         self._is_dendrite = phase.kind is PhaseKind.DENDRITE
         if self._is_dendrite:
             self._initialize_candidates_()
+        of_task = make_objective(training.task, self._config, None)
+        self._objective = of_task if self._is_dendrite else training.objective
         if phase.sets and not self._is_dendrite:
             lr_scale *= self._config.growth_lr
         self._optimizer = self._make_optimizer(lr_scale)
@@ -90,6 +92,7 @@ class PhaseTrainer:
                 self._set_lr,
                 steps=self._steps(self._replay.batches),
                 seed=seed,
+                accumulate=self._config.accumulate,
                 max_grad_norm=self._config.max_grad_norm,
             )
         # processes drop out other neurons, and look at the same positions in a dendrite phase
@@ -98,9 +101,7 @@ class PhaseTrainer:
             self._of.engine,
             self._network,
             self._of.batches,
-            make_objective(self._of.task, self._config, None)
-            if self._is_dendrite
-            else self._of.objective,
+            self._objective,
             self._stepper,
             self._set_lr,
             self._phase.set_loss_scale,
@@ -155,7 +156,7 @@ class PhaseTrainer:
 
     def _make_replay(self) -> Replay | None:
         """Return a phase from memory; None where it is not wanted or memory is too small."""
-        growth, count = self._of.growth, _length(self._of.data.train)
+        growth, count = self._of.growth, batch_count(self._of.data.train)
         if not count:
             return None
         seed = self._of.seed + 1000 * self.index
@@ -164,7 +165,7 @@ class PhaseTrainer:
 
     def _steps(self, batches: int) -> int:
         """Return the optimizer steps of an epoch that passes through the network."""
-        own = min(_length(self._of.batches), batches)
+        own = min(batch_count(self._of.batches), batches)
         return math.ceil(own / self._config.accumulate)
 
     def state(self) -> dict[str, Tensor]:
@@ -186,14 +187,6 @@ class PhaseTrainer:
         state = self._optimizer.state_dict()
         state["state"] = slots
         self._optimizer.load_state_dict(state)
-
-
-def _length(batches: Batches) -> int:
-    """Return the number of batches; 0: not known."""
-    try:
-        return len(batches) if isinstance(batches, Sized) else 0
-    except TypeError:  # a DataLoader over an IterableDataset
-        return 0
 
 
 def _check_optimizer(optimizer: Any, parameters: Sequence[nn.Parameter]) -> None:

@@ -1,7 +1,9 @@
 """Dendrite phases from memory, held to phases that pass through the network."""
 
 import copy
+import gc
 import itertools
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -12,14 +14,16 @@ from test_initialization import FORMS, LAYERS, PLANTED, everything, grown
 from torch import nn
 
 from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
-from pbcompress.correlation import COUNT, listen, score_leaf
+from pbcompress.correlation import COUNT, centred, listen, score_leaf
 from pbcompress.cycles import cycles
 from pbcompress.dendrite import attach_dendrites_, dendrite_layers
-from pbcompress.observation import observe_together
+from pbcompress.errors import CompressionError
+from pbcompress.initialization import initialize_candidates_
+from pbcompress.observation import Observed, observe_together
 from pbcompress.patches import fan_in, map_rows, row_size
 from pbcompress.phases import PhaseKind
 from pbcompress.recovery import Checkpoint, recover_
-from pbcompress.replay import ROWS_PER_INPUT, Replay, share_rows
+from pbcompress.replay import ROWS_PER_INPUT, Replay, _Held, share_rows
 from pbcompress.statistics import Sample
 from pbcompress.task import Data, Task
 from pbcompress.training import Callback
@@ -277,6 +281,47 @@ def test_as_many_rows_are_drawn_as_are_asked_for(rows, times):
     assert found["0"].outputs == 5 * times
 
 
+@pytest.mark.parametrize("sizes", [(40,) * 6, (2, 60, 60, 60, 60), (60, 60, 60, 3, 3, 3)])
+def test_every_output_is_drawn_as_often_as_any_other(sizes):
+    total = sum(sizes)
+    x = torch.arange(float(total)).repeat(3, 1).T.split(sizes)
+    net, drawn = grown(nn.Linear(3, 2)), torch.zeros(total)
+    batches = [(part, torch.randn(len(part), 2)) for part in x]
+    for seed in range(300):
+        sample = Sample(batches, PLANTED, len(sizes), seed)
+        (seen,) = observe_together(net, dendrite_layers(net), sample, {"0": 24})[0].values()
+        numbers = seen.inputs[0, :, 0].long()
+        assert 12 <= len(numbers) <= 24
+        assert len(numbers.unique()) == len(numbers)
+        drawn[numbers] += 1
+    share = drawn.sum() / (300 * total)
+    expected, spread = 300 * share, (300 * share * (1 - share)) ** 0.5
+    of_batch = torch.stack([part.mean() for part in drawn.split(sizes)])
+    half = 4.5 * spread / torch.tensor(sizes).sqrt()
+    assert bool(((of_batch - expected).abs() < half).all())
+
+
+def test_calls_of_a_layer_are_drawn_by_their_sizes():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 3, padding=1)
+
+        def forward(self, x):
+            large = self.conv(x)
+            return large.mean((2, 3)) + self.conv(x[:, :, :2, :2] + 100).mean((2, 3))
+
+    net = Twice()
+    attach_dendrites_(net)
+    batches = [(torch.randn(4, 2, 16, 16), torch.randn(4, 2)) for _ in range(10)]
+    found, _ = observe_together(
+        net, {"conv": net.conv}, Sample(batches, PLANTED, 10), {"conv": 999}
+    )
+    small = (found["conv"].inputs[0].amax(-1) > 50).sum()
+    assert len(found["conv"].errors) == 999
+    assert 5 < small < 30  # 4 of 260 outputs: 15.4
+
+
 @pytest.mark.parametrize(("form", "wanted"), [("full", 9), ("grouped", 9), ("tied", 1)])
 def test_a_node_of_a_depthwise_layer_reads_one_channel(form, wanted):
     layer = grown(nn.Conv2d(8, 8, 3, groups=8), form)[0]
@@ -284,20 +329,172 @@ def test_a_node_of_a_depthwise_layer_reads_one_channel(form, wanted):
     assert row_size(layer) == (8 if form == "tied" else 72)
 
 
-def test_a_layer_that_the_first_batch_does_not_reach_is_trained_through_the_network(monkeypatch):
-    class Halves(nn.Module):
+class Halves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other, self.unused = (nn.Linear(6, 2) for _ in range(3))
+
+    def forward(self, x):
+        return self.one(x) if bool(x.sum() > 0) else self.other(x)
+
+
+def test_layers_that_some_batches_or_all_do_not_reach(monkeypatch):
+    torch.manual_seed(0)
+    replays, seen, net = Replays(monkeypatch), {}, Halves()
+    batches = [(x.abs() * (-1) ** i, y) for i, (x, y) in enumerate(batches_of())]
+
+    class Look(Callback):
+        def on_epoch(self, record):
+            if record["kind"] == "dendrite":
+                layers = dendrite_layers(net).items()
+                seen.update({n: m.dendrites[-1].weight.clone() for n, m in layers})
+                assert set(record["scores"]) == {"one", "other"}
+
+    recover_(net, Data(batches, batches), config=config(), seed=3, callbacks=[Look()])
+    fresh = Halves()
+    attach_dendrites_(fresh, seed=3)
+    changed = {
+        n
+        for n, m in dendrite_layers(fresh).items()
+        if not torch.equal(seen[n], m.dendrites[-1].weight)
+    }
+    assert replays.count == 1
+    assert changed == {"one", "other"}
+
+
+def test_a_first_batch_unlike_the_others_does_not_make_rows_few(monkeypatch):
+    replays = Replays(monkeypatch)
+    x = torch.randn(258, 6)
+    batches = [(part, part[:, 0].gt(0).long()) for part in x.split((2, 64, 64, 64, 64))]
+    run(small_net(), batches)
+    assert replays.count == 0
+
+
+def test_candidates_keep_no_score_of_an_observation():
+    net = nn.Sequential(nn.ConvTranspose1d(1, 2, 3), nn.Flatten(), nn.Linear(16, 2))
+    attach_dendrites_(net)
+    for layer in dendrite_layers(net).values():
+        layer.begin_candidacy()
+    batches = [(x[:, None], y) for x, y in batches_of()]
+    initialize_candidates_(net, batches)
+    assert [layer.summed_scores() for layer in dendrite_layers(net).values()] == [None, None]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**31 - 1))
+def test_the_rows_of_an_epoch_are_looked_at_once(total, outputs, accumulate, start):
+    layer = SimpleNamespace(config=DendriteConfig(samples=30))
+    errors = torch.zeros(total, 1)
+    held = _Held(layer, Observed(errors[None], errors, (), 1.0, outputs), centred(errors, -1))
+    count = min(min(30, outputs) * accumulate, total)
+    cuts = [held.slice(start, step, accumulate) for step in range(total // count)]
+    looked = torch.zeros(total)
+    for cut in cuts:
+        assert (cut.stop - cut.start, cut.step) == (count, None)
+        looked[cut] += 1
+    assert looked.max() == 1
+    assert looked.sum() == total // count * count
+    assert held.slice(start, len(cuts), accumulate) == cuts[0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_half_precision_trains_from_memory(form, monkeypatch):
+    replays = Replays(monkeypatch)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).bfloat16()
+    run(net, [(x.bfloat16(), y) for x, y in batches_of()], form=form)
+    assert replays.count == 1
+
+
+def test_a_layer_that_reads_nothing_finite_is_left_alone(monkeypatch):
+    class Broken(nn.Module):
         def __init__(self):
             super().__init__()
-            self.one, self.other = nn.Linear(6, 2), nn.Linear(6, 2)
+            self.a, self.broken = nn.Linear(6, 2), nn.Linear(6, 2)
 
         def forward(self, x):
-            return self.one(x) if bool(x.sum() > 0) else self.other(x)
+            return self.a(x) + torch.nan_to_num(self.broken(x * float("nan")))
 
-    torch.manual_seed(0)
-    replays = Replays(monkeypatch)
-    history = run(Halves(), [(x.abs() * (-1) ** i, y) for i, (x, y) in enumerate(batches_of())])
-    assert replays.count == 0
-    assert history.records[-1]["sets"] == 1
+    replays, net = Replays(monkeypatch), Broken()
+    recovery = RecoveryConfig(dendrite_epochs=2, max_epochs=2)  # neurons would learn NaN
+    choices = CompressConfig(dendrites=DendriteConfig(at_start=True), recovery=recovery)
+    recover_(net, Data(batches_of(), batches_of()), config=choices)
+    assert replays.count == 1
+    assert all(bool(p.isfinite().all()) for p in net.parameters())
+
+
+def test_nan_in_the_data_is_said(monkeypatch):
+    batches = batches_of()
+    batches[1][0][3, 2] = float("nan")
+    with pytest.raises(CompressionError, match=r"NaN.*a batch of Data\.train"):
+        recover_(small_net(), Data(batches, batches_of()), config=config(at_start=True), seed=3)
+
+
+def test_an_input_that_is_changed_behind_its_layer_is_refused():
+    class Careless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 4), nn.Linear(4, 2)
+            self.b.requires_grad_(False)
+
+        def forward(self, x):
+            z = torch.sigmoid(self.a(x)) + 0
+            y = self.b(z)
+            z.mul_(-100.0)
+            return y
+
+    for replay in (0.0, 1.0):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            run(Careless(), batches_of(), replay=replay, layers=("b",))
+
+
+def test_a_single_sample_counts_as_one():
+    net = grown(nn.Linear(4, 3))
+    batches = [(torch.randn(4), torch.randn(3)) for _ in range(5)]
+    (seen,) = observe_together(net, dendrite_layers(net), Sample(batches, PLANTED, 5), {"0": 9})[
+        0
+    ].values()
+    assert (seen.samples, seen.outputs, len(seen.errors)) == (1, 1, 5)
+
+
+def test_accumulated_batches_are_looked_at_together(monkeypatch):
+    looked = []
+
+    def noted(activations, error, *args, **choices):
+        looked.append(len(error.values))
+        return listen(activations, error, *args, **choices)
+
+    monkeypatch.setattr("pbcompress.replay.listen", noted)
+    recovery = RecoveryConfig(
+        epochs=1, dendrite_epochs=2, thaw_epochs=0, max_failures=1, accumulate=3
+    )
+    both = CompressConfig(dendrites=DendriteConfig(max_sets=1), recovery=recovery)
+    batches = batches_of(count=6, size=8)
+    history = recover_(small_net(), Data(batches, batches), config=both)
+    assert looked == [24] * 2 * 2 * 2  # layers, steps, epochs
+    assert [r["steps"] for r in history if r["kind"] == "dendrite"] == [2, 2]
+
+
+def test_no_row_outlives_its_phase(monkeypatch):
+    kept = []
+
+    def within(*args):
+        made = Replay.within(*args)
+        kept.extend(weakref.ref(held.seen.inputs) for held in made._held)
+        return made
+
+    class Look(Callback):
+        def on_epoch(self, record):
+            if kept and record["kind"] == "neuron":
+                assert all(reference() is None for reference in kept)
+
+    monkeypatch.setattr("pbcompress.trainer.Replay", SimpleNamespace(within=within))
+    gc.disable()
+    try:
+        batches = batches_of()
+        recover_(small_net(), Data(batches, batches), config=config(), callbacks=[Look()])
+    finally:
+        gc.enable()
+    assert len(kept) == 2
 
 
 def test_a_layer_gets_all_of_its_rows_or_512_for_each_number_that_it_reads():
