@@ -115,6 +115,8 @@ class Arm:
             parameters are then fewer.
         trial: Share of the epochs of each network's trial, where `compress` chooses.
         only_last: Whether the last Linear alone grows.
+        wide_first: Whether the first layer has twice the width that it would have, at most its
+            original one.
     """
 
     dendrites: pb.DendriteConfig = OFF
@@ -126,6 +128,7 @@ class Arm:
     equal_flops: bool = False
     trial: float = 0.1
     only_last: bool = False
+    wide_first: bool = False
 
 
 def _grow(rule: str, **choices: Any) -> pb.DendriteConfig:
@@ -144,6 +147,7 @@ ARMS = {
     "width": Arm(),
     "width, distilled": Arm(distillation=0.5),
     "width, isomorphic": Arm(allocation="isomorphic"),
+    "width, wide first": Arm(wide_first=True),
     "scratch": Arm(scratch=True),
     "correlation": Arm(_grow("correlation"), STAGED),
     "correlation first": Arm(_grow("correlation", at_start=True), (0, 0.2, 0.65, 0.15)),

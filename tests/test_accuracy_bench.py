@@ -91,6 +91,16 @@ def test_all_arms_are_as_large(lines):
         assert least * target < line["params"] <= target, line["arm"]
 
 
+def test_a_first_layer_is_twice_as_wide_in_a_network_of_the_same_size(monkeypatch):
+    monkeypatch.setitem(bench_accuracy.TASKS, "tiny", TINY)
+    bench = bench_accuracy.Bench("tiny", 0, "")
+    costs = [bench.plan(ARMS[arm], 0.4).cost_after for arm in ("width", "width, wide first")]
+    widths, wider = ([c.width for c in cost.by_layer.values() if c.width] for cost in costs)
+    assert wider[0] == min(2 * widths[0], 8)
+    assert sum(wider[1:]) < sum(widths[1:])
+    assert costs[1].params > 0.9 * costs[0].params
+
+
 def test_arms_start_from_the_same_network(lines):
     for seed in (0, 1):
         assert len({json.dumps(line["base"]) for line in lines if line["seed"] == seed}) == 1
