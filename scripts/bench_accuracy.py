@@ -211,6 +211,8 @@ def train(
         )
         return history.steps
     first, own, last, *thaw = [*lengths, 0]
+    if not dendrites.at_start:  # halves of an odd number of epochs
+        first, last = max(first, last), min(first, last)
     # the machine has one length for neuron phases; what the first has more comes before it
     before = 0 if dendrites.at_start else first - last
     assert before >= 0

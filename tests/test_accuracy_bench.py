@@ -58,6 +58,12 @@ def test_all_arms_take_as_many_steps(lines):
     assert {line["steps"] for line in lines} == {10 * 4}
 
 
+def test_an_odd_number_of_epochs_can_be_halved(monkeypatch):
+    monkeypatch.setitem(bench_accuracy.TASKS, "odd", replace(TINY, epochs=5, base_epochs=1))
+    bench = bench_accuracy.Bench("odd", 0, "")
+    assert {bench.run(ARMS[arm], 0.5)["steps"] for arm in ("width", "gradient", "hybrid")} == {20}
+
+
 def test_arms_of_equal_flops_have_no_more(tmp_path, monkeypatch):
     roomy = replace(
         TINY, model=TINY.model | {"widths": (8, 24), "hidden": 96}, epochs=2, base_epochs=1
