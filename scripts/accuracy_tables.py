@@ -115,7 +115,10 @@ def _summary(cells: Cells) -> list[str]:
             mean = statistics.mean(difference.mean for difference in own)
             counts = " | ".join(str(verdicts.count(v)) for v in (1, 0, -1))
             out.append(f"| {arm} | {len(own)} | {counts} | {mean:+.2f} |")
-    return out
+    runs = sum(len(cell.lines) for cell in cells.values())
+    compared = sum(cell.against is not None for cell in cells.values())
+    said = f"{runs:,} runs, {compared} comparisons with {CONTROL}"
+    return [*out, "", f"{said}: {compared / 40:.0f} on each side are expected by chance alone."]
 
 
 def _table(target: float, arms: dict[str, Cell]) -> list[str]:

@@ -123,6 +123,8 @@ def test_the_page_has_a_row_for_every_arm(lines, tmp_path):
     by_seed = {line["seed"]: line for line in lines if line["arm"] == "scratch"}
     mean = 100 * statistics.mean(line["test"] for line in by_seed.values())
     assert any(f"| {mean:.2f} |" in row for row in rows if row.startswith("| scratch"))
+    arms = {line["arm"] for line in lines}
+    assert f"{len(lines)} runs, {len(arms) - 1} comparisons" in page.read_text()
     assert plot.read_text().count("tiny") >= 1
 
 
