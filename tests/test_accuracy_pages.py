@@ -9,7 +9,7 @@ import accuracy_tables
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-FILES = ("accuracy", "equal_flops", "peers", "trials")
+FILES = ("accuracy", "equal_flops", "last_layer", "peers", "trials", "wide_first")
 WITH_PAGE = [name for name in FILES if name != "trials"]
 # rows of the README's table, by what they are of
 ROWS = {
