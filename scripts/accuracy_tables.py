@@ -179,11 +179,20 @@ def plot(cells: Cells, path: Path) -> None:
         axis.set(title=task, xscale="log", xlabel="parameters", ylabel="test accuracy, %")
         ticks = sorted({round(cell.mean("params")) for (_, a), cell in own.items() if a == CONTROL})
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axis.set_xlim(ticks[0] / 1.2, ticks[-1] * 1.2)
         axis.xaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize=7)
+    _legend(figure)
     figure.savefig(path)
     plt.close(figure)
+
+
+def _legend(figure: Any) -> None:
+    """One legend of all panels, for no panel has every arm."""
+    labelled = [axis.get_legend_handles_labels() for axis in figure.axes]
+    pairs = (pair for handles, labels in labelled for pair in zip(labels, handles, strict=True))
+    entries = dict(pairs)
+    figure.legend(entries.values(), entries, loc="outside lower right", ncols=3, fontsize=8)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
