@@ -53,8 +53,9 @@ TASKS = {
     "mnist_1200": _images("mnist", 1200, 40, 30, name="lenet"),
     "fashion_1200": _images("fashion_mnist", 1200, 40, 30, **POOLED),
     "fashion_resnet_1200": _images(
-        "fashion_mnist", 1200, 30, 30, name="resnet20", in_channels=1, width=0.5
+        "fashion_mnist", 1200, 15, 15, name="resnet20", in_channels=1, width=0.5
     ),
+    "fashion_58000": _images("fashion_mnist", 58_000, 4, 4, name="lenet"),
     "fashion_12000": _images("fashion_mnist", 12_000, 12, 10, name="lenet"),
     "fashion_mlp_12000": _images(
         "fashion_mnist", 12_000, 20, 15, name="mlp", hidden=(128, 64), batch_norm=True
@@ -65,6 +66,12 @@ TASKS = {
         {"name": "resnet20", "in_channels": 1, "width": 0.5},
         20,
         15,
+    ),
+    "digits_mobilenet": Task(
+        {"name": "digits", "num_val": 288, "batch_size": 64},
+        {"name": "mobilenet_small", "in_channels": 1, "width": 0.75},
+        25,
+        40,
     ),
     "watch_cnn": Task(
         {"name": "watch", "num_val": 271, "batch_size": 64},
@@ -108,6 +115,8 @@ class Arm:
             parameters are then fewer.
         trial: Share of the epochs of each network's trial, where `compress` chooses.
         only_last: Whether the last Linear alone grows.
+        wide_first: Whether the first layer has twice the width that it would have, at most its
+            original one.
     """
 
     dendrites: pb.DendriteConfig = OFF
@@ -119,6 +128,7 @@ class Arm:
     equal_flops: bool = False
     trial: float = 0.1
     only_last: bool = False
+    wide_first: bool = False
 
 
 def _grow(rule: str, **choices: Any) -> pb.DendriteConfig:
@@ -137,6 +147,7 @@ ARMS = {
     "width": Arm(),
     "width, distilled": Arm(distillation=0.5),
     "width, isomorphic": Arm(allocation="isomorphic"),
+    "width, wide first": Arm(wide_first=True),
     "scratch": Arm(scratch=True),
     "correlation": Arm(_grow("correlation"), STAGED),
     "correlation first": Arm(_grow("correlation", at_start=True), (0, 0.2, 0.65, 0.15)),

@@ -115,7 +115,10 @@ def _summary(cells: Cells) -> list[str]:
             mean = statistics.mean(difference.mean for difference in own)
             counts = " | ".join(str(verdicts.count(v)) for v in (1, 0, -1))
             out.append(f"| {arm} | {len(own)} | {counts} | {mean:+.2f} |")
-    return out
+    runs = sum(len(cell.lines) for cell in cells.values())
+    compared = sum(cell.against is not None for cell in cells.values())
+    said = f"{runs:,} runs, {compared} comparisons with {CONTROL}"
+    return [*out, "", f"{said}: {compared / 40:.0f} on each side are expected by chance alone."]
 
 
 def _table(target: float, arms: dict[str, Cell]) -> list[str]:
@@ -176,11 +179,20 @@ def plot(cells: Cells, path: Path) -> None:
         axis.set(title=task, xscale="log", xlabel="parameters", ylabel="test accuracy, %")
         ticks = sorted({round(cell.mean("params")) for (_, a), cell in own.items() if a == CONTROL})
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axis.set_xlim(ticks[0] / 1.2, ticks[-1] * 1.2)
         axis.xaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize=7)
+    _legend(figure)
     figure.savefig(path)
     plt.close(figure)
+
+
+def _legend(figure: Any) -> None:
+    """One legend of all panels, for no panel has every arm."""
+    labelled = [axis.get_legend_handles_labels() for axis in figure.axes]
+    pairs = (pair for handles, labels in labelled for pair in zip(labels, handles, strict=True))
+    entries = dict(pairs)
+    figure.legend(entries.values(), entries, loc="outside lower right", ncols=3, fontsize=8)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

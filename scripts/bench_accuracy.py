@@ -124,12 +124,15 @@ class Bench:
         """Return the widths of an arm, with room for its set."""
         dendrites = arm.dendrites
         if arm.only_last:
-            linears = [n for n, m in self.model.named_modules() if isinstance(m, nn.Linear)]
-            dendrites = replace(dendrites, layers=(linears[-1],))
+            dendrites = replace(dendrites, layers=(_layers(self.model, nn.Linear)[-1],))
         config = pb.CompressConfig(
             dendrites=dendrites, width=pb.WidthConfig(allocation=arm.allocation)
         )
         plan = pb.plan_widths(self.model, self.example, target, config=config)
+        if arm.wide_first:
+            first = _layers(self.model, nn.Linear, nn.Conv1d, nn.Conv2d)[0]
+            before, after = (c.by_layer[first].width for c in (plan.cost_before, plan.cost_after))
+            plan = plan.edit(self.model, self.example, {first: min(2 * after, before)})
         if arm.dendrites.max_sets and not plan.grow:
             raise pb.TargetUnreachableError(f"{target:g} has no room for a set", None)
         return plan
@@ -158,6 +161,10 @@ class Bench:
             self.model, target, data=self.data, config=config, seed=self.seed, progress=False
         )
         return facts_of(result)
+
+
+def _layers(network: nn.Module, *kinds: type[nn.Module]) -> list[str]:
+    return [name for name, module in network.named_modules() if isinstance(module, kinds)]
 
 
 def facts_of(result: pb.CompressionResult) -> dict[str, Any]:
@@ -204,6 +211,8 @@ def train(
         )
         return history.steps
     first, own, last, *thaw = [*lengths, 0]
+    if not dendrites.at_start:  # halves of an odd number of epochs
+        first, last = max(first, last), min(first, last)
     # the machine has one length for neuron phases; what the first has more comes before it
     before = 0 if dendrites.at_start else first - last
     assert before >= 0

@@ -58,6 +58,12 @@ def test_all_arms_take_as_many_steps(lines):
     assert {line["steps"] for line in lines} == {10 * 4}
 
 
+def test_an_odd_number_of_epochs_can_be_halved(monkeypatch):
+    monkeypatch.setitem(bench_accuracy.TASKS, "odd", replace(TINY, epochs=5, base_epochs=1))
+    bench = bench_accuracy.Bench("odd", 0, "")
+    assert {bench.run(ARMS[arm], 0.5)["steps"] for arm in ("width", "gradient", "hybrid")} == {20}
+
+
 def test_arms_of_equal_flops_have_no_more(tmp_path, monkeypatch):
     roomy = replace(
         TINY, model=TINY.model | {"widths": (8, 24), "hidden": 96}, epochs=2, base_epochs=1
@@ -91,6 +97,16 @@ def test_all_arms_are_as_large(lines):
         assert least * target < line["params"] <= target, line["arm"]
 
 
+def test_a_first_layer_is_twice_as_wide_in_a_network_of_the_same_size(monkeypatch):
+    monkeypatch.setitem(bench_accuracy.TASKS, "tiny", TINY)
+    bench = bench_accuracy.Bench("tiny", 0, "")
+    costs = [bench.plan(ARMS[arm], 0.4).cost_after for arm in ("width", "width, wide first")]
+    widths, wider = ([c.width for c in cost.by_layer.values() if c.width] for cost in costs)
+    assert wider[0] == min(2 * widths[0], 8)
+    assert sum(wider[1:]) < sum(widths[1:])
+    assert costs[1].params > 0.9 * costs[0].params
+
+
 def test_arms_start_from_the_same_network(lines):
     for seed in (0, 1):
         assert len({json.dumps(line["base"]) for line in lines if line["seed"] == seed}) == 1
@@ -107,6 +123,8 @@ def test_the_page_has_a_row_for_every_arm(lines, tmp_path):
     by_seed = {line["seed"]: line for line in lines if line["arm"] == "scratch"}
     mean = 100 * statistics.mean(line["test"] for line in by_seed.values())
     assert any(f"| {mean:.2f} |" in row for row in rows if row.startswith("| scratch"))
+    arms = {line["arm"] for line in lines}
+    assert f"{len(lines)} runs, {len(arms) - 1} comparisons" in page.read_text()
     assert plot.read_text().count("tiny") >= 1
 
 
