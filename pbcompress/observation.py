@@ -255,5 +255,6 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *errors: Tensor) -> tuple[Tensor | None, ...]:
         """Show the error and hand it on."""
-        ctx.take(errors[0], *ctx.saved_tensors)
-        return errors[0], None, None, *[None] * len(ctx.saved_tensors)
+        shown = ctx.saved_tensors  # once: a checkpointed block computes them anew
+        ctx.take(errors[0], *shown)
+        return errors[0], None, None, *[None] * len(shown)
