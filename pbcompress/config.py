@@ -270,6 +270,10 @@ class RecoveryConfig(Choices):
             Lightning Fabric.
         accumulate: Batches that one optimizer step takes, at least 1.
         compile: Run the network through ``torch.compile``, anew in each phase.
+        replay: Memory in GiB for a dendrite phase: while neurons rest, what candidates read and the
+            errors of their neurons are drawn once, at random samples and positions, and all steps
+            are taken on them. 0, or where so much holds too few for a layer: each step passes
+            through the network.
         retry_lr: Factor of the learning rate with which a phase goes on from its best weights after
             a loss or score that is not finite, in (0, 1); a second time is an error.
         distillation: Share of the loss of neuron phases that compares class scores with those of
@@ -302,6 +306,7 @@ class RecoveryConfig(Choices):
     precision: Literal["32", "bf16", "fp16"] = "32"
     accumulate: int = 1
     compile: bool = False
+    replay: float = 1.0
     retry_lr: float = 0.1
     distillation: float = 0.0
     temperature: float = 4.0
@@ -322,8 +327,13 @@ class RecoveryConfig(Choices):
             require(value is None or value > 0, self, name, "positive, or None")
         for name in ("lr", "dendrite_lr", "growth_lr", "temperature"):
             require(getattr(self, name) > 0, self, name, "positive")
-        signless = ("weight_decay", "momentum", "node_improvement", "feature_distillation")
-        for name in signless:
+        for name in (
+            "weight_decay",
+            "momentum",
+            "node_improvement",
+            "feature_distillation",
+            "replay",
+        ):
             require(getattr(self, name) >= 0, self, name, "zero or positive")
         thaw = self.thaw_epochs
         require(thaw is None or thaw >= 0, self, "thaw_epochs", "zero or positive, or None")

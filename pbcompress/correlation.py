@@ -1,5 +1,6 @@
 """The objective of a dendrite phase: correlate a node's activation with its neuron's error."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +12,12 @@ __all__ = [
     "COUNT",
     "GAIN",
     "SLOPE",
+    "Centred",
     "CorrelationProbe",
     "R",
+    "centred",
     "correlate",
+    "listen",
     "mean_scores",
     "node_scores",
     "process_count",
@@ -60,14 +64,20 @@ def correlate(
         >>> correlate(a, -3 * a)[0].round(decimals=3)
         tensor([-1.])
     """
-    r, gradient, _ = _correlate(activation, _centred(error, axis), axis, pairwise, direction)
+    r, gradient, _ = _correlate(activation, centred(error, axis), axis, pairwise, direction)
     return r, gradient
 
 
-class _Centred(NamedTuple):
+class Centred(NamedTuple):
     """Values minus their mean in units of their largest difference from it, by channel.
 
     A constant gives zeros, a unit of zero and a std of one. The samples of all processes count.
+
+    Attributes:
+        values: Of the shape that they had.
+        unit: Shape (channels,).
+        std: Of ``values``, shape (channels,).
+        n: Number of samples.
     """
 
     values: Tensor
@@ -77,10 +87,10 @@ class _Centred(NamedTuple):
 
 
 def _correlate(
-    activation: Tensor, error: _Centred, axis: int, pairwise: bool, direction: Tensor | None
+    activation: Tensor, error: Centred, axis: int, pairwise: bool, direction: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return r, the gradient and the activation's standard deviation."""
-    own = _centred(activation, axis)
+    own = centred(activation, axis)
     a, e, n = own.values, error.values, own.n
     by_channel = [1] * (-1 - axis)
     if pairwise:
@@ -126,7 +136,7 @@ def _products(a: Tensor, e: Tensor, axis: int) -> Tensor:
     return samples[0].T @ samples[1]
 
 
-def _centred(values: Tensor, axis: int) -> _Centred:
+def centred(values: Tensor, axis: int) -> Centred:
     """Return what a channel's values are beside their mean, safe at any scale.
 
     Sums and products only: they are several times faster than ``torch.std_mean`` on a CPU.
@@ -139,19 +149,19 @@ def _centred(values: Tensor, axis: int) -> _Centred:
         n = _total(torch.tensor(float(n), dtype=values.dtype, device=values.device)).clamp(min=1)
     elif n < 2:  # no two samples
         nothing = values.new_zeros(channels)
-        return _Centred(torch.zeros_like(values), nothing, nothing + 1, 1)
+        return Centred(torch.zeros_like(values), nothing, nothing + 1, 1)
     info = torch.finfo(values.dtype)
     mean = _total(_sum(values, axis)) / n
-    centred = values - mean.reshape(shape)
-    offset = _total(_sum(centred, axis)) / n  # what rounding left in the first mean
-    centred.sub_(offset.reshape(shape))
-    peak = torch.maximum(centred.amax(others), -centred.amin(others)) if len(values) else mean * 0
+    own = values - mean.reshape(shape)
+    offset = _total(_sum(own, axis)) / n  # what rounding left in the first mean
+    own.sub_(offset.reshape(shape))
+    peak = torch.maximum(own.amax(others), -own.amin(others)) if len(values) else mean * 0
     unit = _total(peak, largest=True)
     alive = unit > (mean.abs() * 4 * info.eps).clamp(min=info.tiny)
     unit = torch.where(alive, unit, 0)
-    centred.mul_(torch.where(alive, 1 / torch.where(alive, unit, 1), 0).reshape(shape))
-    variance = _total(_sum(centred * centred, axis)) / n
-    return _Centred(centred, unit, torch.where(alive, variance, 1).sqrt(), n)
+    own.mul_(torch.where(alive, 1 / torch.where(alive, unit, 1), 0).reshape(shape))
+    variance = _total(_sum(own * own, axis)) / n
+    return Centred(own, unit, torch.where(alive, variance, 1).sqrt(), n)
 
 
 def score_leaf(like: Tensor, *shape: int) -> Tensor:
@@ -225,22 +235,52 @@ class CorrelationProbe(torch.autograd.Function):
         (error,) = errors
         so_far, *activations = ctx.saved_tensors
         axis, pairwise, loss_scale, window = ctx.how
+        samples = len(error) if error.dim() > -axis else 1  # the loss is their mean
         working = torch.promote_types(activations[0].dtype, torch.float32)
-        e = _centred(window.take(error).to(working), axis)
-        e_std = e.unit * e.std / loss_scale
-        samples: Tensor | int = len(error) if error.dim() > -axis else 1  # the loss is their mean
-        if process_count() > 1:  # their batches may differ; the slope must not
-            samples = _total(e.std.new_tensor(float(samples))) / process_count()
-        gradients, scores = [], []
-        for directions, activation in zip(so_far[R].to(working), activations, strict=True):
-            r, gradient, a_std = _correlate(activation.to(working), e, axis, pairwise, directions)
-            std = a_std if pairwise else a_std[:, None]
-            gain = r * e_std
-            slope = torch.where(std > 0, -samples * gain / torch.where(std > 0, std, 1), 0)
-            scores.append(_finite(torch.stack([r, gain, slope, torch.ones_like(r)])))
-            factor = loss_scale * process_count()  # several processes will take the mean
-            gradients.append(gradient.mul_(factor).to(activation.dtype))
-        return error, torch.stack(scores, 1).to(so_far.dtype), None, None, None, None, *gradients
+        own = centred(window.take(error).to(working), axis)
+        scores, gradients = listen(
+            activations, own, so_far,
+            axis=axis, pairwise=pairwise, samples=samples, loss_scale=loss_scale,
+        )  # fmt: skip
+        return error, scores, None, None, None, None, *gradients
+
+
+def listen(
+    activations: Sequence[Tensor],
+    error: Centred,
+    so_far: Tensor,
+    *,
+    axis: int,
+    pairwise: bool,
+    samples: float,
+    loss_scale: float = 1.0,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the scores of a batch, to be added to a leaf's sums, and every candidate's gradient.
+
+    Args:
+        activations: Of the candidates in the pool.
+        error: dLoss/dOutput where the activations are, centred; at least in float32.
+        so_far: The sums, see `score_leaf`.
+        axis: Channel axis of all tensors, counted from the end.
+        pairwise: Whether each node has a channel of its own.
+        samples: Samples whose mean the loss is, in this process.
+        loss_scale: What the loss is multiplied by; the gradients are too.
+    """
+    working = error.values.dtype
+    e_std = error.unit * error.std / loss_scale
+    count: Tensor | float = samples
+    if process_count() > 1:  # their batches may differ; the slope must not
+        count = _total(e_std.new_tensor(float(samples))) / process_count()
+    gradients, scores = [], []
+    for directions, activation in zip(so_far[R].to(working), activations, strict=True):
+        r, gradient, a_std = _correlate(activation.to(working), error, axis, pairwise, directions)
+        std = a_std if pairwise else a_std[:, None]
+        gain = r * e_std
+        slope = torch.where(std > 0, -count * gain / torch.where(std > 0, std, 1), 0)
+        scores.append(_finite(torch.stack([r, gain, slope, torch.ones_like(r)])))
+        factor = loss_scale * process_count()  # several processes will take the mean
+        gradients.append(gradient.mul_(factor).to(activation.dtype))
+    return torch.stack(scores, 1).to(so_far.dtype), gradients
 
 
 def _finite(scores: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The layer that contains another one and its dendrites."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,14 @@ from pbcompress.surgery import replace_module
 
 __all__ = [
     "DendriteLayer",
+    "Watcher",
     "attach_dendrites_",
     "dendrite_layers",
     "detach_dendrites_",
     "neuron_parameters",
 ]
+
+Watcher = Callable[[Tensor, Tensor, list[Tensor | None]], Tensor]
 
 
 class DendriteLayer(nn.Module):
@@ -55,6 +58,8 @@ class DendriteLayer(nn.Module):
         frozen_sets: The first so many sets are fixed: no gradient, BatchNorm in eval mode.
         candidate: While a dendrite phase lasts, the score leaf of the pool; else None.
         loss_scale: What the loss is multiplied by before its backward pass.
+        watcher: While inputs and errors are observed: gets the output, what dendrites read and the
+            activations of those that speak, and returns the output.
 
     Example:
         >>> layer, x = nn.Linear(3, 2), torch.ones(4, 3)
@@ -67,6 +72,8 @@ class DendriteLayer(nn.Module):
         Brenner and Itti, Perforated Backpropagation, 2025, sections 2 and 3,
         https://arxiv.org/abs/2501.18018.
     """
+
+    watcher: Watcher | None = None
 
     def __init__(self, base_layer: nn.Module, config: DendriteConfig, *, normalized: bool) -> None:
         super().__init__()
@@ -234,6 +241,8 @@ class DendriteLayer(nn.Module):
             a = self._activation(z, self.links[index], heard, slots)
             y = add_set(y, a, self.gains[index], slots, self.dims)
             heard.append(slots.spread(a, -1 - self.dims) if self.config.cascade else None)
+        if self.watcher is not None:
+            return self.watcher(y, read.detach(), heard)
         if self.candidate is None or not torch.is_grad_enabled():
             return y
         return self._probed(y, read.detach(), heard)

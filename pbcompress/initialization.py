@@ -6,8 +6,6 @@ error-weighted second moments of the whitened inputs z: its eigenvectors of larg
 absolute value, are the directions along which the error bends.
 """
 
-import sys
-from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +17,12 @@ from pbcompress.dendrite import DendriteLayer, dendrite_layers
 from pbcompress.errors import CompressionError
 from pbcompress.forms import ChannelAffine, GroupedLinear
 from pbcompress.nodes import BatchNorm, node_weight
-from pbcompress.patches import Observed, is_observable, observe
+from pbcompress.observation import Observed, observe
+from pbcompress.patches import is_observable
 from pbcompress.signals import ACTIVATIONS
 from pbcompress.statistics import Sample
 from pbcompress.surgery import seeded
-from pbcompress.task import Batches, Task
+from pbcompress.task import Batches, Task, batch_count
 
 __all__ = ["initialize_candidates_"]
 
@@ -95,7 +94,9 @@ def initialize_candidates_(
     for name, value in (("batches_used", batches_used), ("rows", rows), ("directions", directions)):
         if value < 1:
             raise ValueError(f"{name} was given as {value}; it must be at least 1.")
-    sample = Sample(batches, task or Task(), min(batches_used, _length(batches)), seed)
+    sample = Sample(
+        batches, task or Task(), min(batches_used, batch_count(batches) or batches_used), seed
+    )
     able = {name: layer for name, layer in layers.items() if is_observable(layer)}
     found: dict[str, tuple[float, float]] = {}
     for name, observed in observe(model, able, sample, rows):
@@ -103,13 +104,6 @@ def initialize_candidates_(
             if len(observed.errors) >= 2:
                 found[name] = _initialize_(layers[name], observed, directions)
     return found
-
-
-def _length(batches: Batches) -> int:
-    try:
-        return max(len(batches), 1) if isinstance(batches, Sized) else sys.maxsize
-    except TypeError:  # a DataLoader over an IterableDataset
-        return sys.maxsize
 
 
 @dataclass

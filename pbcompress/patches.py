@@ -1,9 +1,6 @@
-"""What candidate dendrites read and what is wrong behind them, at positions drawn at random."""
+"""What candidate dendrites read at some places of a layer's output, and compute of it."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,27 +8,26 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pbcompress.dendrite import DendriteLayer
-from pbcompress.nodes import groups_of
-from pbcompress.statistics import Sample
-from pbcompress.surgery import preserved_mode
-from pbcompress.task import check_loss
+from pbcompress.forms import ChannelAffine, FeatureNorm, GroupedLinear
+from pbcompress.nodes import BatchNorm, groups_of
 
-__all__ = ["Observed", "is_observable", "observe", "patches"]
+__all__ = [
+    "draw_places",
+    "fan_in",
+    "is_observable",
+    "map_rows",
+    "outputs_at",
+    "patches",
+    "read_at",
+    "row_size",
+]
 
-_ELEMENTS = 2**24  # of patches held for one layer, and for all layers of one pass fourfold
-
-
-@dataclass(frozen=True)
-class Observed:
-    """A sample of one layer, finite values only.
-
-    Attributes:
-        inputs: Shape (groups, n, fan-in of a group): what the nodes of a group read.
-        errors: dLoss/dOutput, shape (n, channels).
-    """
-
-    inputs: Tensor
-    errors: Tensor
+_NORM_DIMS: dict[type, int] = {
+    FeatureNorm: 0,
+    nn.BatchNorm1d: 1,
+    nn.BatchNorm2d: 2,
+    nn.BatchNorm3d: 3,
+}
 
 
 def is_observable(layer: DendriteLayer) -> bool:
@@ -55,29 +51,78 @@ def patches(conv: Any, x: Tensor, places: Tensor) -> Tensor:
     is_zeros = conv.padding_mode == "zeros"
     mode = "constant" if is_zeros else conv.padding_mode
     x = functional.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
-    index = [places[:, 0].reshape(-1, *[1] * dims)]
+    places = places.reshape(*places.shape, *[1] * dims)
+    index = places[:, 0]  # of a position of all samples together, for each tap
     for d in range(dims):
         taps = torch.arange(conv.kernel_size[d], device=x.device) * conv.dilation[d]
-        start = places[:, 1 + d] * conv.stride[d]
-        shape = [-1 if axis == d else 1 for axis in range(dims)]
-        index.append(start.reshape(-1, *[1] * dims) + taps.reshape(1, *shape))
-    return x.movedim(1, -1)[tuple(index)].movedim(-1, 1)
+        taps = taps.reshape([-1 if axis == d else 1 for axis in range(dims)])
+        index = index * x.shape[2 + d] + places[:, 1 + d] * conv.stride[d] + taps
+    channels = x.movedim(1, -1).flatten(0, -2)
+    read: Tensor = channels.index_select(0, index.flatten()).unflatten(0, index.shape)
+    return read.movedim(-1, 1)
 
 
-def _inputs(layer: DendriteLayer, read: Tensor, places: Tensor) -> Tensor:
-    """Return the rows of ``Observed.inputs`` at ``places`` (sample and position)."""
+def read_at(layer: DendriteLayer, read: Tensor, places: Tensor) -> Tensor:
+    """Return what the newest set of a layer reads, shape (groups, n, fan-in of a group).
+
+    Args:
+        layer: One for which `is_observable` is true.
+        read: What dendrites read, with a batch axis.
+        places: See `draw_places`.
+    """
     if layer.config.form == "tied":
-        return _at(layer, read, places).T[:, :, None]
+        return outputs_at(layer, read, places).T[:, :, None]
     base: Any = layer.base_layer
     groups = groups_of(layer.dendrites[-1])
     if layer.dims == 0:
         rows = read.reshape(-1, read.shape[-1])[places[:, 0]]
     else:
         rows = patches(base, read, places)
-    return rows.reshape(len(rows), groups, -1).transpose(0, 1)
+    grouped: Tensor = rows.flatten(1).unflatten(1, (groups, -1)).transpose(0, 1)
+    return grouped
 
 
-def _at(layer: DendriteLayer, output: Tensor, places: Tensor) -> Tensor:
+def map_rows(branch: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the sums of a dendrite set's nodes for rows, shape (n, nodes).
+
+    Args:
+        branch: The input map of a set that has all of its nodes; no transposed convolution.
+        inputs: Shape (groups, n, fan-in of a group); see `read_at`.
+    """
+    modules: list[Any] = [m for m in branch.modules() if not isinstance(m, nn.Sequential)]
+    first, *others = modules
+    z: Tensor
+    if isinstance(first, BatchNorm | ChannelAffine):  # a tied map
+        z, others = inputs[..., 0].T.to(first.weight.dtype), modules
+    else:
+        z = _first_sums(first, inputs.to(first.weight.dtype))
+    for module in others:
+        if isinstance(module, BatchNorm | ChannelAffine):
+            z = module(z.reshape(*z.shape, *[1] * _dims(module))).flatten(1)
+        else:
+            z = functional.linear(z, module.weight.flatten(1), module.bias)
+    return z
+
+
+def _dims(channelwise: nn.Module) -> int:
+    """Return how many spatial axes a norm or affine map expects."""
+    if isinstance(channelwise, ChannelAffine):
+        return channelwise.dims
+    return _NORM_DIMS[type(channelwise)]
+
+
+def _first_sums(module: Any, inputs: Tensor) -> Tensor:
+    if isinstance(module, GroupedLinear):
+        weight = module.weight
+    elif len(inputs) == 1:
+        return functional.linear(inputs[0], module.weight.flatten(1), module.bias)
+    else:
+        weight = module.weight.flatten(1).unflatten(0, (len(inputs), -1)).mT
+    z = (inputs @ weight).transpose(0, 1).flatten(1)
+    return z if module.bias is None else z + module.bias
+
+
+def outputs_at(layer: DendriteLayer, output: Tensor, places: Tensor) -> Tensor:
     """Return the channels of an output at ``places``, shape (n, channels)."""
     channels = output.movedim(-1 - layer.dims, -1)
     if layer.dims == 0:
@@ -85,8 +130,12 @@ def _at(layer: DendriteLayer, output: Tensor, places: Tensor) -> Tensor:
     return channels[tuple(places.T)]
 
 
-def _places(layer: DendriteLayer, output: Tensor, count: int) -> Tensor:
-    """Draw ``count`` outputs of a layer without repeats, or take all of them."""
+def draw_places(layer: DendriteLayer, output: Tensor, count: int) -> Tensor:
+    """Draw ``count`` outputs of a layer without repeats, or take all of them.
+
+    Returns:
+        Shape (n, 1 + dims): sample and position; for a Linear (n, 1): the row.
+    """
     shape = output.movedim(-1 - layer.dims, -1).shape[:-1]
     shape = shape if layer.dims else torch.Size([math.prod(shape)])
     total = math.prod(shape)
@@ -94,97 +143,16 @@ def _places(layer: DendriteLayer, output: Tensor, count: int) -> Tensor:
     return torch.stack(torch.unravel_index(flat, shape), 1).to(output.device)
 
 
-def _fan_in(layer: DendriteLayer) -> int:
+def fan_in(layer: DendriteLayer) -> int:
+    """Return how many numbers a node of the newest set reads at one place."""
+    if layer.config.form == "tied":
+        return 1
+    return row_size(layer) // groups_of(layer.dendrites[-1])
+
+
+def row_size(layer: DendriteLayer) -> int:
+    """Return how many numbers `read_at` gives for one place."""
+    if layer.config.form == "tied":
+        return layer.channels
     base: Any = layer.base_layer
-    return (
-        layer.channels
-        if layer.config.form == "tied"
-        else base.weight[0].numel() * max(getattr(base, "groups", 1), 1)
-    )
-
-
-def observe(
-    model: nn.Module, layers: Mapping[str, DendriteLayer], sample: Sample, rows: int
-) -> Iterator[tuple[str, Observed]]:
-    """Yield layers by name with a sample of what their newest set reads, and of their errors.
-
-    The model runs in eval mode and is left as it is. Layers that no error reaches are left out.
-    Memory is bounded: wide layers get fewer rows, and where many layers are asked for the batches
-    are gone through several times.
-
-    Args:
-        model: Network with dendrites.
-        layers: Layers of it for which `is_observable` is true.
-        sample: Batches, loss and forward.
-        rows: Rows of a layer at most.
-    """
-    waiting = list(layers)
-    while waiting:
-        chosen: list[str] = []
-        held = 0
-        while waiting and (not chosen or held < 3 * _ELEMENTS):
-            chosen.append(waiting.pop(0))
-            held += min(_ELEMENTS, rows * _fan_in(layers[chosen[-1]]))
-        found = _observe(model, {name: layers[name] for name in chosen}, sample, rows)
-        yield from ((name, found.pop(name)) for name in chosen if name in found)
-
-
-def _observe(
-    model: nn.Module, layers: Mapping[str, DendriteLayer], sample: Sample, rows: int
-) -> dict[str, Observed]:
-    calls: list[tuple[str, Tensor, Tensor]] = []
-    parts: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
-
-    def visit(batch: Any) -> None:
-        calls.clear()
-        loss = sample.task.loss(*sample.task.run(model, batch))
-        check_loss(loss)
-        outputs = [output for _, _, output in calls]
-        errors: Any = torch.autograd.grad(loss, outputs, allow_unused=True)
-        for (name, read, output), error in zip(calls, errors, strict=True):
-            if error is None:
-                continue
-            layer = layers[name]
-            count = max(min(rows, _ELEMENTS // _fan_in(layer)) // sample.count, 1)
-            places = _places(layer, output, count)
-            own = _inputs(layer, read, places), _at(layer, error, places)
-            parts[name].append(own)
-
-    with torch.enable_grad(), preserved_mode(model, training=False), _heard(layers, calls):
-        sample.each(model, visit)
-    calls.clear()
-    return {name: _joined(of_layer) for name, of_layer in parts.items() if of_layer}
-
-
-@contextmanager
-def _heard(
-    layers: Mapping[str, DendriteLayer], calls: list[tuple[str, Tensor, Tensor]]
-) -> Iterator[None]:
-    """Note every call of ``layers``, whose candidates are silent and keep no score meanwhile."""
-
-    def hook(name: str) -> Callable[..., Tensor]:
-        def note(layer: DendriteLayer, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            own = output if output.requires_grad else output.detach().requires_grad_()
-            read = layer.base_layer(args[0]) if layer.config.form == "tied" else args[0]
-            is_batched = layer.dims == 0 or output.dim() == layer.dims + 2
-            read, own = (t if is_batched else t[None] for t in (read.detach(), own))
-            calls.append((name, read, own))
-            return own.reshape(output.shape).clone()  # may be changed in place
-
-        return note
-
-    candidates = {name: layer.candidate for name, layer in layers.items()}
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.callback(setattr, layer, "candidate", candidates[name])
-            layer.candidate = None
-            stack.callback(layer.register_forward_hook(hook(name)).remove)
-        yield
-
-
-def _joined(parts: list[tuple[Tensor, Tensor]]) -> Observed:
-    working = torch.promote_types(parts[0][0].dtype, torch.float32)
-    inputs = torch.cat([i for i, _ in parts], 1).to(working)
-    errors = torch.cat([e for _, e in parts]).to(working)
-    is_finite = inputs.isfinite().all(-1).all(0) & errors.isfinite().all(-1)
-    return Observed(inputs[:, is_finite], errors[is_finite])
+    return int(base.weight[0].numel()) * max(getattr(base, "groups", 1), 1)

@@ -37,19 +37,19 @@ def position_axes(layer: nn.Module, output: Tensor, dims: int) -> tuple[int, ...
 
 @dataclass(frozen=True)
 class Window:
-    """Every ``step``-th position along each axis.
+    """Every k-th position along each axis.
 
     Neighbouring positions of an image tell nearly the same, so a step needs only some of them, and
     a candidate is computed at these alone.
 
     Attributes:
         axes: Of positions, counted from the end.
-        step: 1 is all positions.
-        offsets: First position along each axis, below ``step``.
+        steps: k of each axis; 1 is all positions.
+        offsets: First position along each axis, below its k.
     """
 
     axes: tuple[int, ...]
-    step: int
+    steps: tuple[int, ...]
     offsets: tuple[int, ...]
 
     @classmethod
@@ -66,28 +66,37 @@ class Window:
             least: Samples, batch x positions; 0: all positions.
 
         Example:
-            >>> Window.drawn((64, 32, 32), (-2, -1), least=4096).step
-            4
+            >>> Window.drawn((64, 32, 32), (-2, -1), least=4096).steps
+            (4, 4)
+            >>> Window.drawn((32, 16, 16), (-2, -1), least=4096).steps
+            (2, 1)
         """
-        step = 1
-        if axes and least:
-            widest = min(sizes[1:])
-            while step < widest and math.prod(sizes) >= least * (step + 1) ** len(axes):
-                step += 1
-        if step == 1 or torch.compiler.is_compiling():
-            return cls(axes, step, (step // 2,) * len(axes))
-        return cls(axes, step, tuple(torch.randint(step, (len(axes),)).tolist()))
+        steps = wider = [1] * len(axes)
+        while least and math.prod(sizes) >= least * math.prod(wider):
+            steps, wider = wider, [*wider]
+            able = [axis for axis, k in enumerate(steps) if k < sizes[1 + axis]]
+            if not able:
+                break
+            wider[min(able, key=steps.__getitem__)] += 1
+        if max(steps, default=1) == 1 or torch.compiler.is_compiling():
+            return cls(axes, tuple(steps), tuple(k // 2 for k in steps))
+        return cls(axes, tuple(steps), tuple(int(torch.randint(k, ())) for k in steps))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it leaves out no position."""
+        return max(self.steps, default=1) == 1
 
     def take(self, output: Tensor) -> Tensor:
         """Return a tensor at these positions: a view."""
         index: list[Any] = [slice(None)] * output.dim()
-        for axis, offset in zip(self.axes, self.offsets, strict=True):
-            index[axis] = slice(offset, None, self.step)
+        for axis, offset, step in zip(self.axes, self.offsets, self.steps, strict=True):
+            index[axis] = slice(offset, None, step)
         return output[tuple(index)]
 
     def run(self, branch: nn.Module, x: Tensor) -> Tensor:
         """Return what a dendrite's map computes of ``x`` at these positions."""
-        if self.step == 1:
+        if self.is_whole:
             return branch(x)  # type: ignore[no-any-return]
         if isinstance(branch, nn.Sequential):
             first, *rest = branch
@@ -106,7 +115,7 @@ class Window:
             x, pads = functional.pad(x, pads, mode=conv.padding_mode), [0] * len(pads)
         for axis, (offset, stride) in enumerate(zip(self.offsets, conv.stride, strict=True)):
             pads[-2 - 2 * axis] -= offset * stride  # below zero it crops
-        strides = [stride * self.step for stride in conv.stride]
+        strides = [own * step for own, step in zip(conv.stride, self.steps, strict=True)]
         run = _CONV[len(strides)]
         x = functional.pad(x, pads)
         return run(x, conv.weight, conv.bias, strides, 0, conv.dilation, conv.groups)

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,20 @@ from pbcompress.admission import check_whole
 from pbcompress.config import CompressConfig
 from pbcompress.cycles import Cycles
 from pbcompress.distillation import make_objective
-from pbcompress.engine import Engine, make_engine
-from pbcompress.errors import CompressionError, DivergedError, StateMismatchError
+from pbcompress.engine import make_engine
+from pbcompress.errors import DivergedError, StateMismatchError
 from pbcompress.history import History
-from pbcompress.initialization import initialize_candidates_
 from pbcompress.phase import Phase
-from pbcompress.phases import PhaseKind, longest, planned_epochs
+from pbcompress.phases import PhaseKind, planned_epochs
 from pbcompress.surgery import device_of
 from pbcompress.task import Data, Task, check_data
 from pbcompress.tensorfile import read_tensors, write_tensors
-from pbcompress.training import Callback, evaluate, lr_factor, make_optimizer, train_epoch
+from pbcompress.trainer import OptimizerFactory, PhaseTrainer, Training
+from pbcompress.training import Callback, evaluate
 
 __all__ = ["Checkpoint", "recover_"]
 
 CHECKPOINT_FORMAT = 2
-
-OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +125,8 @@ def recover_(
         >>> data = Data(train=batches, val=batches)
         >>> config = CompressConfig(dendrites=DendriteConfig(), recovery=recovery)
         >>> history = recover_(net, data, config=config)
-        >>> [record["kind"] for record in history]
-        ['neuron', 'neuron', 'dendrite', 'neuron', 'neuron']
+        >>> [record["kind"] for record in history][:3]
+        ['neuron', 'neuron', 'dendrite']
     """
     task, config = task or Task(), config or CompressConfig()
     check_whole(model)
@@ -136,7 +134,10 @@ def recover_(
     saved = None if checkpoint is None else checkpoint.read(device_of(model))
     engine = make_engine(model, config.recovery)
     growth = Cycles(model, config, layers=layers, lengths=lengths, seed=seed)
-    run = _Run(growth, engine, data, task, seed, stage, checkpoint, teacher, optimizer)
+    objective = make_objective(task, config.recovery, teacher, model)
+    batches = engine.batches(data.train)
+    shared = Training(growth, engine, data, batches, task, objective, seed, stage, optimizer)
+    run = _Run(shared, checkpoint)
     try:
         if saved is not None:
             run.resume(*saved)
@@ -165,6 +166,7 @@ def _train(run: "_Run", callbacks: Sequence[Callback]) -> None:
                 continue
             for callback in callbacks:
                 callback.on_epoch(record)
+        run.leave()
 
 
 def _most_epochs(growth: Cycles) -> int:
@@ -180,32 +182,15 @@ def _most_epochs(growth: Cycles) -> int:
 class _Run:
     """The state of one recovery between two epochs."""
 
-    def __init__(
-        self,
-        growth: Cycles,
-        engine: Engine,
-        data: Data,
-        task: Task,
-        seed: int,
-        stage: str,
-        checkpoint: Checkpoint | None,
-        teacher: nn.Module | None,
-        factory: OptimizerFactory | None,
-    ) -> None:
-        self.growth, self.engine, self.data, self.task = growth, engine, data, task
-        self.config = config = growth.recovery
-        self.seed, self.stage, self.checkpoint = seed, stage, checkpoint
+    def __init__(self, training: Training, checkpoint: Checkpoint | None) -> None:
+        self.training, self.growth, self.engine = training, training.growth, training.engine
+        self.config, self.stage = self.growth.recovery, training.stage
+        self.checkpoint = checkpoint
         self.history = History()
-        growth.keep_time(lambda: engine.agreed(time.monotonic()))
-        self._batches = engine.batches(data.train)
-        self._objectives = {
-            PhaseKind.NEURON: make_objective(task, config, teacher, growth.model),
-            PhaseKind.DENDRITE: make_objective(task, config, None),
-            PhaseKind.THAW: make_objective(task, config, teacher, growth.model),
-        }
-        self.factory = factory
+        engine = training.engine
+        self.growth.keep_time(lambda: engine.agreed(time.monotonic()))
         self._retried: int | None = None
-        self._running: tuple[int, torch.optim.Optimizer, nn.Module, Any] | None = None
+        self._trainer: PhaseTrainer | None = None
 
     def told(self, callbacks: Sequence[Callback]) -> Sequence[Callback]:
         """Return the callbacks of this process: all of them in the first one."""
@@ -215,40 +200,12 @@ class _Run:
         """Train and score one epoch, record it, and keep the state."""
         started = time.monotonic()
         epoch = len(self.growth.log[phase.index].scores)
-        optimizer, network, stepper = self._setup(phase)
-        length = self._length(phase)
-        rates = [group["initial_lr"] for group in optimizer.param_groups]
-
-        def set_lr(done: float) -> None:
-            factor = lr_factor(self.config, min((epoch + done) / length, 1.0))
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-
-        phase.train()
-        # processes drop out other neurons, and look at the same positions in a dendrite phase
-        is_apart = self.engine.world > 1 and phase.kind is not PhaseKind.DENDRITE
-        own = (self.engine.rank,) if is_apart else ()
-        loss, steps = train_epoch(
-            self.engine,
-            network,
-            self._batches,
-            self._objectives[phase.kind],
-            stepper,
-            set_lr,
-            phase.set_loss_scale,
-            seed=(self.seed, self.stage, phase.index, epoch, *own),
-            config=self.config,
-        )
+        trainer = self._trainer_of(phase)
+        loss, steps = trainer.epoch()
         self.engine.share(self.growth.model)
-        value, _ = evaluate(self.growth.model, self.data.val, self.task, self.engine)
-        metric = self.engine.agreed(value)
-        if not math.isfinite(metric):
-            raise DivergedError(
-                f"The validation metric of an epoch is {metric}. Lower RecoveryConfig.lr, or make "
-                "the metric defined for every output."
-            )
-        lr = optimizer.param_groups[0]["lr"]
-        phase.report(self.task.score(metric))
+        is_at_rest = phase.kind is PhaseKind.DENDRITE and epoch > 0  # candidates say nothing
+        metric = self.history.records[-1]["metric"] if is_at_rest else self._metric()
+        phase.report(self.training.task.score(metric))
         record: dict[str, Any] = {
             "stage": self.stage,
             "phase": phase.index,
@@ -258,10 +215,11 @@ class _Run:
             "loss": loss,
             "metric": metric,
             "steps": steps,
-            "lr": lr,
+            "lr": trainer.lr,
         }
         if phase.kind is PhaseKind.DENDRITE:
             record |= {"correlation": phase.correlation, "improved": phase.improved}
+            record["replayed"] = trainer.is_replayed
             record["scores"] = {name: _deciles(r) for name, r in phase.scores.items()}
         if phase.kind is PhaseKind.NEURON and phase.sets and epoch == 0:
             record["nodes"] = self.growth.newest_nodes
@@ -269,6 +227,17 @@ class _Run:
         self.history.records.append(record)
         self._save()
         return record
+
+    def _metric(self) -> float:
+        of = self.training
+        value, _ = evaluate(self.growth.model, of.data.val, of.task, self.engine)
+        metric = self.engine.agreed(value)
+        if not math.isfinite(metric):
+            raise DivergedError(
+                f"The validation metric of an epoch is {metric}. Lower RecoveryConfig.lr, or make "
+                "the metric defined for every output."
+            )
+        return metric
 
     def retry(self, phase: Phase, error: DivergedError) -> None:
         """Go on from good weights at a lower learning rate; raise ``error`` the second time."""
@@ -281,49 +250,24 @@ class _Run:
             self.config.retry_lr,
         )
         self.growth.rewind()
-        self._retried, self._running = phase.index, None
+        self._retried, self._trainer = phase.index, None
 
-    def _length(self, phase: Phase) -> int:
-        if self.growth.lengths is not None:
-            return self.growth.lengths[phase.index]
-        return longest(phase.kind, self.config, self.growth.dendrites)
-
-    def _setup(self, phase: Phase) -> tuple[torch.optim.Optimizer, nn.Module, Any]:
-        """Return optimizer, network and stepper of a phase, fresh ones where the phase is new."""
-        if self._running is None or self._running[0] != phase.index:
-            is_dendrite = phase.kind is PhaseKind.DENDRITE
-            is_spectral = self.growth.dendrites.initialization == "spectral"
-            if is_dendrite and is_spectral and not self.growth.log[phase.index].scores:
-                initialize_candidates_(
-                    self.growth.model,
-                    self.data.train,  # the same batches in every process
-                    self.task,
-                    batches_used=16 * self.engine.world,
-                    seed=self.seed + 1000 * phase.index,
-                )
-            if self.factory is None:
-                optimizer = make_optimizer(phase.parameters(), self.config, is_dendrite=is_dendrite)
-            else:
-                optimizer = self.factory(phase.parameters())
-                _check_optimizer(optimizer, phase.parameters())
+    def _trainer_of(self, phase: Phase) -> PhaseTrainer:
+        """Return what trains a phase, a fresh one where the phase is new."""
+        if self._trainer is None or self._trainer.index != phase.index:
             factor = self.config.retry_lr if self._retried == phase.index else 1.0
-            if phase.sets and not is_dendrite:
-                factor *= self.config.growth_lr
-            for group in optimizer.param_groups:
-                group["initial_lr"] = group["lr"] * factor
-            network, stepper = self.engine.setup(self.growth.model, optimizer)
-            self._running = (phase.index, optimizer, network, stepper)
-        return self._running[1:]
+            self._trainer = PhaseTrainer(self.training, phase, factor)
+        return self._trainer
+
+    def leave(self) -> None:
+        """Forget what trained a phase, with all that it holds in memory."""
+        self._trainer = None
 
     def _save(self) -> None:
-        if self.checkpoint is None or self._running is None or self.engine.rank > 0:
+        if self.checkpoint is None or self._trainer is None or self.engine.rank > 0:
             return
         tensors, state = self.growth.state()
-        index, optimizer, *_ = self._running
-        for key, slots in optimizer.state_dict()["state"].items():
-            for name, value in slots.items():
-                if value is not None:  # the momentum of "sgd" without any
-                    tensors[f"optimizer.{key}.{name}"] = value
+        tensors |= {f"optimizer.{key}": slot for key, slot in self._trainer.state().items()}
         write_tensors(
             self.checkpoint.path,
             tensors,
@@ -331,7 +275,7 @@ class _Run:
                 "format": CHECKPOINT_FORMAT,
                 "fingerprint": self.checkpoint.fingerprint,
                 "growth": state,
-                "optimizer": {"phase": index},
+                "optimizer": {"phase": self._trainer.index},
                 "history": self.history.records,
                 "engine": self.engine.state(),
                 "retried": self._retried,
@@ -359,35 +303,9 @@ class _Run:
         phase = self.growth.phase
         if phase is None or phase.done or state["optimizer"]["phase"] != phase.index:
             return
-        _restore_optimizer(self._setup(phase)[0], slots)
-
-
-def _check_optimizer(optimizer: Any, parameters: Sequence[nn.Parameter]) -> None:
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise CompressionError(
-            "optimizer must make a torch.optim.Optimizer from a list of parameters; it returned "
-            f"{type(optimizer).__name__}."
-        )
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    wanted = {id(p) for p in parameters}
-    if held != wanted:
-        raise CompressionError(
-            f"optimizer was given the {len(wanted)} parameters of a phase, and the one that it "
-            f"made lacks {len(wanted - held)} of them and holds {len(held - wanted)} others. Make "
-            "it from the list that it is given."
-        )
+        self._trainer_of(phase).restore(slots)
 
 
 def _deciles(scores: Tensor) -> list[float]:
     places = torch.linspace(0, 1, 11, dtype=torch.float64, device=scores.device)
     return [round(v, 5) for v in scores.double().quantile(places).tolist()]
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    slots: dict[int, dict[str, Any]] = {}
-    for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        slots.setdefault(int(index), {})[name] = value
-    state = optimizer.state_dict()
-    state["state"] = slots
-    optimizer.load_state_dict(state)

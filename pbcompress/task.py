@@ -1,6 +1,6 @@
 """Data and task: what is learned, how it is scored, and a check of both before anything starts."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ __all__ = [
     "Data",
     "Task",
     "accuracy",
+    "batch_count",
     "check_data",
     "check_finite",
     "check_loss",
@@ -194,6 +195,14 @@ def check_finite(batch: Any, where: str) -> None:
             and not tensor.isfinite().all()
         ):
             raise CompressionError(f"There is a NaN or infinity in {where}. Clean the data first.")
+
+
+def batch_count(batches: Batches) -> int:
+    """Return the number of batches; 0: it is not known."""
+    try:
+        return len(batches) if isinstance(batches, Sized) else 0
+    except TypeError:  # a DataLoader over an IterableDataset
+        return 0
 
 
 def check_loss(loss: Any) -> None:

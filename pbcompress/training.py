@@ -1,7 +1,7 @@
 """One epoch, and one score: a plain loop that knows nothing of compression."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,15 @@ from pbcompress.distillation import Objective
 from pbcompress.engine import Engine
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.surgery import device_of, preserved_mode, seeded
-from pbcompress.task import Batches, Task, check_finite, moved, seeded_generators, to_number
+from pbcompress.task import (
+    Batches,
+    Task,
+    batch_count,
+    check_finite,
+    moved,
+    seeded_generators,
+    to_number,
+)
 
 __all__ = ["Callback", "evaluate", "lr_factor", "make_optimizer", "predict", "train_epoch"]
 
@@ -91,7 +99,7 @@ def train_epoch(
         DivergedError: A loss is not finite; the message says if the data was not.
     """
     device, group = device_of(network), config.accumulate
-    expected = math.ceil(_length(batches) / group)
+    expected = math.ceil(batch_count(batches) / group)
     total, seen, steps = 0.0, 0, 0
     with seeded(*seed), seeded_generators(batches, torch.initial_seed() % 2**63):
         for raw, is_last in _marked(batches, group):
@@ -141,13 +149,6 @@ def _marked(batches: Batches, group: int) -> Iterator[tuple[Any, bool]]:
             yield waiting.pop(), False
         waiting.append(batch)
     yield from ((batch, True) for batch in waiting)
-
-
-def _length(batches: Batches) -> int:
-    try:
-        return len(batches) if isinstance(batches, Sized) else 0
-    except TypeError:  # a DataLoader over an IterableDataset
-        return 0
 
 
 def predict(

@@ -11,10 +11,12 @@ over all positions of all training images. One line of JSON for each run.
 import argparse
 import copy
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -27,13 +29,20 @@ from model_zoo import create_model
 from model_zoo.datasets import load_loaders
 from pbcompress.correlation import mean_scores, node_scores
 from pbcompress.dendrite import dendrite_layers
+from pbcompress.replay import Replay
+from pbcompress.statistics import Sample
 
 STEPS = 160
 FORMS = ("full", "shared")
-SAMPLES = (0, 4096, 1024)
+# Samples of a step (0: all positions of a batch), and rows drawn once (0: none, each step passes
+# through the network).
+WHOLE = (0, 0)
+ARMS = (WHOLE, (4096, 0), (1024, 0), (4096, 131_072), (2048, 131_072), (4096, 16_384))
 
 
-def run(model: nn.Module, data: pb.Data, form: str, samples: int, seed: int) -> dict[str, Any]:
+def run(
+    model: nn.Module, data: pb.Data, form: str, samples: int, rows: int, seed: int
+) -> dict[str, Any]:
     """Run one dendrite phase; return the mean |r| of each layer and the time of a step."""
     dendrites = pb.DendriteConfig(form=form, samples=samples)
     growth = pb.cycles(model, config=pb.CompressConfig(dendrites=dendrites), seed=seed)
@@ -44,10 +53,18 @@ def run(model: nn.Module, data: pb.Data, form: str, samples: int, seed: int) -> 
         if phase.kind is pb.PhaseKind.NEURON:
             phase.report(0.0)
     optimizer = torch.optim.AdamW(phase.parameters(), lr=3e-3, weight_decay=0)
-    phase.train()
     torch.manual_seed(seed)
+    started = time.perf_counter()
+    if rows:
+        count = len(data.train)  # type: ignore[arg-type]
+        shares = dict.fromkeys(dendrite_layers(model), rows)
+        replay = Replay(model, Sample(data.train, pb.Task(), count, seed), shares)
+    drawn = time.perf_counter() - started
+    phase.train()
     done, started = 0, time.perf_counter()
-    while done < STEPS:
+    if rows:
+        replay.epoch(optimizer, lambda _: None, steps=STEPS, seed=(seed,))
+    while not rows and done < STEPS:
         for x, y in data.train:
             optimizer.zero_grad()
             cross_entropy(model(x), y).backward()
@@ -56,17 +73,22 @@ def run(model: nn.Module, data: pb.Data, form: str, samples: int, seed: int) -> 
             if done == STEPS:
                 break
     seconds = (time.perf_counter() - started) / STEPS
-    return {"seconds_per_step": round(seconds, 4), "r": correlations(model, data)}
+    return {
+        "seconds_per_step": round(seconds, 5),
+        "seconds_first": round(drawn, 3),
+        "r": correlations(model, data.train),
+        "r_val": correlations(model, data.val),
+    }
 
 
-def correlations(model: nn.Module, data: pb.Data) -> dict[str, float]:
+def correlations(model: nn.Module, batches: Any) -> dict[str, float]:
     """Return the mean |r| of each layer's candidates at rest, over all positions."""
     layers = dendrite_layers(model)
     for layer in layers.values():
         layer.config = dataclasses.replace(layer.config, samples=0)
         layer.begin_candidacy()
         layer.dendrites.eval()
-    for x, y in data.train:
+    for x, y in batches:
         cross_entropy(model(x), y).backward()
     scores = {name: layer.summed_scores() for name, layer in layers.items()}
     return {
@@ -75,21 +97,24 @@ def correlations(model: nn.Module, data: pb.Data) -> dict[str, float]:
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Return |r| with windows over |r| at all positions, by form and layer."""
-    out = ["| form | samples | layer | mean r, all positions | difference | seeds |"]
-    out += ["| --- | --- | --- | --- | --- | --- |"]
-    by = {(t["form"], t["samples"], t["seed"]): t["r"] for t in lines}
+    """Return |r| beside that of candidates that look at all positions, by form and layer."""
+    out = ["| form | samples of a step | rows in memory | layer | mean r | held out | difference |"]
+    out += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    by = {(t["form"], t["samples"], t["rows"], t["seed"]): t for t in lines}
     seeds = sorted({t["seed"] for t in lines})
-    for form in dict.fromkeys(t["form"] for t in lines):
-        for samples in SAMPLES[1:]:
-            for layer in by[form, 0, seeds[0]]:
-                whole, own = ({s: by[form, k, s][layer] for s in seeds} for k in (0, samples))
-                gap = paired(own, whole)
-                mean = sum(whole.values()) / len(seeds)
-                out.append(
-                    f"| {form} | {samples:,} | {layer} | {mean:.4f} "
-                    f"| {gap.mean:+.4f} ± {gap.half:.4f} | {len(seeds)} |"
-                )
+    for form, (samples, rows) in itertools.product(FORMS, ARMS):
+        for layer in by[form, *WHOLE, seeds[0]]["r"]:
+            own, held = (
+                {s: by[form, samples, rows, s][key][layer] for s in seeds} for key in ("r", "r_val")
+            )
+            whole = {s: by[form, *WHOLE, s]["r_val"][layer] for s in seeds}
+            gap = paired(held, whole)
+            beside = f"{gap.mean:+.4f} ± {gap.half:.4f}" if (samples, rows) != WHOLE else ""
+            step, drawn = (f"{n:,}" if n else word for n, word in ((samples, "all"), (rows, "")))
+            out.append(
+                f"| {form} | {step} | {drawn} | {layer} | {mean(own.values()):.4f} "
+                f"| {mean(held.values()):.4f} | {beside} |"
+            )
     return "\n".join(out) + "\n"
 
 
@@ -114,9 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         base = pb.CompressConfig(dendrites=off, recovery=pb.RecoveryConfig(epochs=4))
         pb.recover_(model, data, seed=seed, config=base)
         for form in FORMS:
-            for samples in SAMPLES:
-                line = {"form": form, "samples": samples, "seed": seed}
-                line |= run(copy.deepcopy(model), data, form, samples, seed)
+            for samples, rows in ARMS:
+                line = {"form": form, "samples": samples, "rows": rows, "seed": seed}
+                line |= run(copy.deepcopy(model), data, form, samples, rows, seed)
                 with options.lines.open("a") as file:
                     file.write(json.dumps(line) + "\n")
     return 0

@@ -7,8 +7,9 @@ others have 9. "pause" has the second one in two parts, of 4 and 5 epochs. Betwe
 layers first" and "late layers first" grow the other half of the layers, and "correlated again"
 trains the accepted dendrites by correlation once more, with their U kept: two dendrite phases of 2
 epochs in place of one of 4. "norms re-fitted" measures the BatchNorm of frozen dendrites before
-each epoch. "spectral" has first weights in closed form. Differences are paired over seeds, with
-95 % intervals of Student's t.
+each epoch. "spectral" has first weights in closed form. "all positions" lets candidates look at all
+of them, and "from memory" trains them on rows that are drawn once (``RecoveryConfig.replay``).
+Differences are paired over seeds, with 95 % intervals of Student's t.
 
     python scripts/compare_stale.py run lines.jsonl --folder data --seeds 5
     python scripts/compare_stale.py table lines.jsonl

@@ -5,7 +5,7 @@ steps for each of them, with a fresh AdamW and a schedule of its own for each st
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from pbcompress.distillation import make_objective
 from pbcompress.engine import Engine
 from pbcompress.forms import growable_layers
 from pbcompress.nodes import BatchNorm
+from pbcompress.replay import Replay
 from pbcompress.scores import NodeScores
 from pbcompress.selection import accept_
+from pbcompress.statistics import Sample
 from pbcompress.surgery import replace_module
 from pbcompress.training import evaluate, lr_factor, make_optimizer, train_epoch
 
@@ -38,10 +40,14 @@ class Arm:
             all layers, "early" on the first half of them and "late" on the other; "again" trains an
             accepted set by correlation a second time.
         initialization: First weights of candidates.
+        samples: ``DendriteConfig.samples``.
+        replays: Whether dendrites train on rows in memory.
     """
 
     steps: tuple[Step, ...]
     initialization: str = "random"
+    samples: int = 4096
+    replays: bool = False
 
 
 N, D = "neuron", "dendrite"
@@ -59,6 +65,8 @@ ARMS = {
     "norms re-fitted": Arm(((N, 9), (D, 4), ("refit", 9))),
     "spectral": Arm(PLAIN, initialization="spectral"),
     "spectral, thaw of 4": Arm(HALF, initialization="spectral"),
+    "all positions": Arm(PLAIN, samples=0),
+    "from memory": Arm(PLAIN, replays=True),
 }
 
 
@@ -69,6 +77,7 @@ def train(model: nn.Module, data: pb.Data, arm: Arm, form: pb.DendriteConfig, se
     """
     total, best = 0, (-1.0, model.state_dict())
     trainer = _Trainer(model, data, arm, seed)
+    form = replace(form, samples=arm.samples)
     for number, (kind, epochs) in enumerate(arm.steps):
         if kind in _PARTS or kind == "again":
             accept = trainer.grow(kind, form, number)
@@ -104,6 +113,7 @@ class _Trainer:
         self.objective = make_objective(pb.Task(), self.config, None)
         self.scores = NodeScores(0.1)
         self.candidates: dict[str, DendriteLayer] = {}
+        self.replay: Replay | None = None
 
     def begin(self, kind: str) -> None:
         """Say who trains in a step without candidates."""
@@ -141,11 +151,18 @@ class _Trainer:
                 _hold_signs_(layer)
         if self.arm.initialization == "spectral":
             pb.initialize_candidates_(self.model, self.data.train, seed=self.seed)
+        if self.arm.replays:
+            self.replay = Replay.within(self.model, self._train_split(), self.config.replay)
+            assert self.replay is not None
         self.scores.begin()
         self._start(dendrites=True)
         return self._take_again if kind == "again" else self._accept
 
+    def _train_split(self) -> Sample:
+        return Sample(self.data.train, pb.Task(), len(self.data.train), self.seed)  # type: ignore[arg-type]
+
     def _accept(self) -> None:
+        self.replay = None
         accept_(self.candidates, self.scores.latest)
 
     def _take_again(self) -> None:
@@ -178,6 +195,10 @@ class _Trainer:
             for group in self.optimizer.param_groups if self.optimizer else ():
                 group["lr"] = peak * lr_factor(self.config, min((epoch + done) / epochs, 1.0))
 
+        if self.replay is not None:
+            steps = len(self.data.train)  # type: ignore[arg-type]
+            seed = (self.seed, number, epoch)
+            return self.replay.epoch(self.optimizer, set_lr, steps=steps, seed=seed)[1]
         return train_epoch(
             Engine(), self.model, self.data.train, self.objective, self.optimizer, set_lr,
             lambda factor: None, seed=(self.seed, number, epoch), config=self.config,

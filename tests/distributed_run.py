@@ -24,6 +24,7 @@ CASES = {
     "gradient": DendriteConfig(rule="gradient", form="grouped"),
     "spectral": DendriteConfig(initialization="spectral"),
     "tied": DendriteConfig(form="tied", node_share=0.6, initial_gain="least_squares"),
+    "from memory": DendriteConfig(max_sets=2, candidates=2, initial_gain="least_squares"),
 }
 BATCH, ROUNDS = 6, 4
 
@@ -47,6 +48,7 @@ def config(name: str) -> CompressConfig:
     recovery = RecoveryConfig(
         epochs=2, dendrite_epochs=2, max_failures=1, improvement=(0.0,), lr=0.05, dendrite_lr=0.05,
         optimizer="sgd", max_grad_norm=1.0, accumulate=2 if name == "hybrid" else 1,
+        replay=1.0 if name == "from memory" else 0.0,
     )  # fmt: skip
     return CompressConfig(dendrites=CASES[name], recovery=recovery)
 

@@ -35,7 +35,7 @@ def test_every_rule_is_in_the_list():
         "hybrid",
         "gradient",
     }
-    assert len(distributed_run.CASES) == 5
+    assert len(distributed_run.CASES) == 6
 
 
 @pytest.mark.parametrize("name", distributed_run.CASES)

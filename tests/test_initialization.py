@@ -13,7 +13,8 @@ from pbcompress.cycles import cycles
 from pbcompress.dendrite import attach_dendrites_, dendrite_layers, detach_dendrites_
 from pbcompress.errors import CompressionError
 from pbcompress.initialization import initialize_candidates_
-from pbcompress.patches import observe, patches
+from pbcompress.observation import observe
+from pbcompress.patches import patches
 from pbcompress.phases import PhaseKind
 from pbcompress.recovery import Checkpoint, recover_
 from pbcompress.statistics import Sample
@@ -293,7 +294,7 @@ def test_transposed_layers_and_layers_without_error_keep_their_weights():
 
 
 def test_many_wide_layers_are_observed_in_several_passes(monkeypatch):
-    monkeypatch.setattr("pbcompress.patches._ELEMENTS", 400)
+    monkeypatch.setattr("pbcompress.observation._ELEMENTS", 400)
     net = nn.Sequential(*[nn.Linear(4, 4) for _ in range(9)])
     attach_dendrites_(net)
     runs = []
@@ -336,7 +337,7 @@ def test_recovery_begins_dendrite_phases_with_it_in_the_first_candidate(monkeypa
             now = [b.state_dict() for b, _ in layer.pool]
             seen.append([all(torch.equal(a[k], b[k]) for k in a) for a, b in zip(former, now)])  # noqa: B905
 
-    monkeypatch.setattr("pbcompress.recovery.initialize_candidates_", spy)
+    monkeypatch.setattr("pbcompress.trainer.initialize_candidates_", spy)
     data = Data(*[[(torch.randn(64, 4), torch.randint(2, (64,)))] for _ in range(2)])
     recovery = RecoveryConfig(epochs=1, dendrite_epochs=2, max_failures=1)
     for initialization in ("random", "spectral"):

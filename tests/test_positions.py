@@ -1,5 +1,6 @@
 """Windows of positions: they see what the whole output has there, and all of it in turn."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -36,18 +37,20 @@ def read_by(layer: DendriteLayer, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("kind", "form"), WINDOWED)
-@pytest.mark.parametrize("step", [2, 3])
-def test_a_window_computes_what_the_whole_output_has_there(kind: str, form: str, step: int) -> None:
+@pytest.mark.parametrize("first", [2, 3])
+def test_a_window_computes_what_the_whole_output_has_there(
+    kind: str, form: str, first: int
+) -> None:
     layer = grown(kind, form, True, "correlation", 1).eval()
     read = read_by(layer, inputs_of(kind))
     whole = layer.dendrites[0](read)
     axes = position_axes(layer.base_layer, whole, layer.dims)
     assert len(axes) == whole.dim() - 2
-    for turn in range(step ** len(axes)):
-        offsets = tuple(turn // step**i % step for i in range(len(axes)))
+    steps = (first, *[2] * (len(axes) - 1))
+    for offsets in itertools.product(*map(range, steps)):
         if any(o >= whole.shape[axis] for o, axis in zip(offsets, axes, strict=True)):
             continue
-        window = Window(axes, step, offsets)
+        window = Window(axes, steps, offsets)
         torch.testing.assert_close(window.run(layer.dendrites[0], read), window.take(whole))
 
 
@@ -61,11 +64,13 @@ def test_a_window_leaves_enough_samples_and_never_none(
 ) -> None:
     axes = tuple(range(-len(sizes), 0))
     window = Window.drawn((batch, *sizes), axes, least)
-    step = window.step
-    assert all(0 <= offset < step for offset in window.offsets)
+    total, steps = batch * math.prod(sizes), window.steps
+    assert all(0 <= offset < k <= n for offset, k, n in zip(window.offsets, steps, sizes))  # noqa: B905
     assert window.take(torch.zeros(batch, *sizes)).numel() > 0
-    assert step == 1 or batch * math.prod(sizes) >= least * step ** len(sizes)
-    is_widest = step == min(sizes) or batch * math.prod(sizes) < least * (step + 1) ** len(sizes)
+    assert window.is_whole or total >= least * math.prod(steps)
+    able = [k for k, n in zip(steps, sizes, strict=True) if k < n]
+    assert all(k <= min(able, default=k) + 1 for k in steps)  # as alike as the axes allow
+    is_widest = not able or total < least * math.prod(steps) * (min(able) + 1) / min(able)
     assert is_widest or least == 0
 
 
@@ -74,7 +79,7 @@ def test_windows_see_every_position_equally_often() -> None:
     seen = torch.zeros(9, 6, 6)
     for _ in range(900):
         window = Window.drawn((9, 6, 6), (-2, -1), 36)
-        assert window.step == 3
+        assert window.steps == (3, 3)
         part = window.take(seen)
         part += 1
     assert (seen[0].sum(), (seen == seen[0]).all()) == (900 * 4, True)
@@ -82,8 +87,8 @@ def test_windows_see_every_position_equally_often() -> None:
 
 
 def test_no_window_where_there_are_no_positions_or_no_bound() -> None:
-    assert Window.drawn((10_000,), (), 10).step == 1
-    assert Window.drawn((64, 32, 32), (-2, -1), 0).step == 1
+    assert Window.drawn((10_000,), (), 10).is_whole
+    assert Window.drawn((64, 32, 32), (-2, -1), 0).is_whole
     for kind, layer in KINDS.items():
         y = layer.make()(inputs_of(kind).float())
         dims = -1 - layer.axis
@@ -105,7 +110,7 @@ def test_a_candidate_learns_and_scores_at_the_positions_of_its_window(kind: str,
 
     torch.set_rng_state(state)
     window = layer._window(y)
-    assert window.step == min(y.shape[axis] for axis in window.axes)
+    assert window.steps == tuple(y.shape[axis] for axis in window.axes)
     branch = layer.dendrites[0]
     a = torch.tanh(window.take(branch(read_by(layer, x).detach())))
     errors = torch.autograd.grad(loss_of(probed := y.detach().requires_grad_()), probed)[0]
@@ -148,6 +153,6 @@ def test_a_candidate_is_not_computed_where_nothing_will_train_it() -> None:
 def test_all_positions_are_the_choice_of_zero() -> None:
     layer = grown("conv2d", "full", False, "correlation", 1)
     layer.config = replace(layer.config, samples=0)
-    assert layer._window(torch.zeros(512, 4, 64, 64)).step == 1
+    assert layer._window(torch.zeros(512, 4, 64, 64)).is_whole
     layer.config = replace(layer.config, samples=4096)
-    assert layer._window(torch.zeros(512, 4, 64, 64)).step == 22
+    assert layer._window(torch.zeros(512, 4, 64, 64)).steps == (23, 22)

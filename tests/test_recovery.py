@@ -256,7 +256,8 @@ def test_every_epoch_has_an_order_of_its_own() -> None:
         def on_epoch(self, record: dict[str, Any]) -> None:
             orders.append([])
 
-    history = recover(network(), task=replace(TASK, forward=forward), callbacks=[Turner()])
+    task, choices = replace(TASK, forward=forward), config_of(replay=0.0)
+    history = recover(network(), choices, task=task, callbacks=[Turner()])
     epochs = orders[: len(history)]
     assert {tuple(sorted(order)) for order in epochs} == {tuple(sorted(epochs[0]))}
     assert len({tuple(order) for order in epochs}) == len(history)

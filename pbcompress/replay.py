@@ -1,0 +1,205 @@
+"""A dendrite phase from memory: neurons rest, so what candidates see need be computed only once."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from pbcompress.correlation import Centred, centred, listen, process_count
+from pbcompress.dendrite import DendriteLayer, dendrite_layers
+from pbcompress.errors import DivergedError
+from pbcompress.observation import Observed, observe_together
+from pbcompress.patches import fan_in, is_observable, map_rows, row_size
+from pbcompress.signals import ACTIVATIONS, hear
+from pbcompress.statistics import Sample
+from pbcompress.surgery import seeded
+from pbcompress.task import check_finite, check_loss
+
+__all__ = ["Replay", "share_rows"]
+
+# Fewer are learnt by heart, and more tell nothing new: see docs/benchmarks/positions.md.
+ROWS_PER_INPUT, ENOUGH_ROWS = 512, 2**17
+
+
+def share_rows(
+    sizes: Mapping[str, int], available: Mapping[str, int], memory: float
+) -> dict[str, int]:
+    """Return how many rows each layer gets: equally many, and what one does not have goes on.
+
+    Args:
+        sizes: Bytes of a row, by layer.
+        available: Rows that there are, by layer.
+        memory: Bytes in all.
+
+    Example:
+        >>> share_rows({"a": 10, "b": 10}, {"a": 3, "b": 100}, memory=200)
+        {'a': 3, 'b': 17}
+    """
+    shared: dict[str, int] = {}
+    by_need = sorted(sizes, key=lambda name: available[name])
+    for number, name in enumerate(by_need):
+        equal = memory / sum(sizes[other] for other in by_need[number:])
+        taken = min(equal, available[name])
+        shared[name] = int(taken)
+        memory -= taken * sizes[name]
+    return {name: shared[name] for name in sizes}
+
+
+class Replay:
+    """What candidates read and the errors of their neurons, drawn once, and steps on them.
+
+    A step descends on the objective of `pbcompress.correlation.CorrelationProbe`, for rows drawn
+    from all samples and positions in place of those of one batch. A layer that is called several
+    times has the rows of all calls.
+
+    Args:
+        model: Network in a dendrite phase; its base network has been trained and rests.
+        sample: Train split, loss and forward.
+        rows: Rows at most, by layer.
+
+    Attributes:
+        batches: How many there were.
+    """
+
+    def __init__(self, model: nn.Module, sample: Sample, rows: Mapping[str, int]) -> None:
+        layers = dendrite_layers(model)
+        found, losses = observe_together(model, layers, sample, rows, _check)
+        self.batches, self._loss = len(losses), sum(losses) / len(losses)
+        self._held: list[_Held] = []
+        with seeded("rows", sample.seed):
+            for name in list(found):
+                seen = found.pop(name)
+                if len(seen.errors) == 0:  # none was finite
+                    continue
+                seen = seen.picked(torch.randperm(len(seen.errors)).to(seen.errors.device))
+                errors = centred(seen.errors, -1)
+                self._held.append(_Held(layers[name], replace(seen, errors=errors.values), errors))
+
+    @classmethod
+    def within(cls, model: nn.Module, sample: Sample, gibibytes: float) -> Self | None:
+        """Return a replay whose rows fit in memory; None where a layer would have too few.
+
+        Too few are fewer than the layer has outputs and than 512 for each number that a node reads.
+        While the rows are drawn, those of one layer at a time are there twice.
+        """
+        layers = dendrite_layers(model)
+        if gibibytes == 0 or not all(map(is_observable, layers.values())):
+            return None
+        most = {name: max(ENOUGH_ROWS, ROWS_PER_INPUT * fan_in(m)) for name, m in layers.items()}
+        first = replace(sample, count=1)
+        one, _ = observe_together(model, layers, first, dict.fromkeys(layers, 1), _check)
+        outputs = {name: math.ceil(seen.outputs * sample.count) for name, seen in one.items()}
+        wanted = {name: min(outputs.get(name, most[name]), most[name]) for name in layers}
+        size = max(next(model.parameters()).element_size(), 4)
+        sizes = {name: size * _numbers(layer) for name, layer in layers.items()}
+        rows = share_rows(sizes, wanted, gibibytes * 2**30)
+        if any(
+            rows[name] < min(wanted[name], ROWS_PER_INPUT * fan_in(layer))
+            for name, layer in layers.items()
+        ):
+            return None
+        made = cls(model, sample, rows)  # the first batch may have been unlike the others
+        return made if all(held.is_enough(made.batches) for held in made._held) else None
+
+    def epoch(
+        self,
+        optimizer: torch.optim.Optimizer,
+        set_lr: Callable[[float], None],
+        *,
+        steps: int,
+        seed: tuple[int | str, ...],
+        accumulate: int = 1,
+        max_grad_norm: float | None = None,
+    ) -> tuple[float, int]:
+        """Train the candidates for some steps, in the mode that they are in.
+
+        Args:
+            optimizer: Holds their parameters.
+            set_lr: Called before every step with the share of the epoch that is done halfway
+                through it.
+            steps: Optimizer steps.
+            seed: Names where in the rows an epoch begins.
+            accumulate: Batches whose rows one step takes.
+            max_grad_norm: Clip the gradient's norm; None: do not.
+
+        Returns:
+            Mean loss of the network on the train split, and the number of steps.
+        """
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        with seeded(*seed), torch.enable_grad():
+            starts = [int(torch.randint(2**31, ())) for _ in self._held]
+            for step in range(steps):
+                set_lr((step + 0.5) / steps)
+                optimizer.zero_grad(set_to_none=True)
+                for held, start in zip(self._held, starts, strict=True):
+                    _learn(held, held.slice(start, step, accumulate))
+                if max_grad_norm is not None:
+                    nn.utils.clip_grad_norm_(trained, max_grad_norm)
+                optimizer.step()
+        return self._loss, steps
+
+
+def _check(loss: Any, batch: Any) -> None:
+    if isinstance(loss, Tensor) and not bool(loss.isfinite().all()):
+        check_finite(batch, "a batch of Data.train")
+        raise DivergedError(
+            f"The loss became {loss.tolist()} at the start of a dendrite phase. Lower "
+            "RecoveryConfig.lr, or set max_grad_norm."
+        )
+    check_loss(loss)
+
+
+def _numbers(layer: DendriteLayer) -> int:
+    """Return how many numbers a row of a layer has."""
+    heard = layer.num_sets - 1 if layer.config.cascade else 0
+    return row_size(layer) + layer.channels + layer.nodes * heard
+
+
+class _Held(NamedTuple):
+    """Rows of a layer in a random order; the scale of their errors is found once."""
+
+    layer: DendriteLayer
+    seen: Observed
+    errors: Centred
+
+    def is_enough(self, batches: int) -> bool:
+        """Tell whether there are all rows, or so many that they are not learnt by heart."""
+        most = min(self.seen.outputs * batches, ROWS_PER_INPUT * fan_in(self.layer))
+        return len(self.seen.errors) >= most
+
+    def slice(self, start: int, step: int, accumulate: int = 1) -> slice:
+        """Return the rows of one step, as many as its batches would show: neighbours, no copy.
+
+        Steps follow each other through the rows from an offset that ``start`` gives, so those of
+        one round share none.
+        """
+        total, own = len(self.seen.errors), math.ceil(self.seen.outputs) * process_count()
+        count = min(min(self.layer.config.samples or own, own) * accumulate, total)
+        rounds = total // count
+        first = start % (total - rounds * count + 1) + step % rounds * count
+        return slice(first, first + count)
+
+
+def _learn(held: _Held, index: slice) -> None:
+    """Add gradients and scores of the candidates of a layer, for some of its rows."""
+    layer, seen = held.layer, held.seen.rows(index)
+    activation, slots = ACTIVATIONS[layer.config.activation], layer.slots[-1]
+    activations = [
+        activation(hear(map_rows(branch, seen.inputs), links, seen.heard, slots, 0))  # type: ignore[arg-type]
+        for branch, links in layer.pool
+    ]
+    leaf: Any = layer.candidate
+    with torch.no_grad():
+        scores, gradients = listen(
+            [a.detach() for a in activations],
+            held.errors._replace(values=seen.errors - seen.errors.mean(0)),
+            torch.zeros_like(leaf) if leaf.grad is None else leaf.grad,
+            axis=-1,
+            pairwise=layer.config.form != "shared",
+            samples=seen.samples,
+        )
+        leaf.grad = scores if leaf.grad is None else leaf.grad + scores
+    torch.autograd.backward(activations, gradients)
