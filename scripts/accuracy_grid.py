@@ -150,6 +150,7 @@ ARMS = {
     "width, wide first": Arm(wide_first=True),
     "scratch": Arm(scratch=True),
     "correlation": Arm(_grow("correlation"), STAGED),
+    "correlation, no dendrites": Arm(_grow("correlation")),  # the same widths, and room left free
     "correlation first": Arm(_grow("correlation", at_start=True), (0, 0.2, 0.65, 0.15)),
     "correlation, shared": Arm(_grow("correlation", form="shared"), STAGED),
     "gradient": Arm(_grow("gradient"), (0.5, 0.0, 0.5)),
