@@ -39,6 +39,19 @@ TEXTS = ("minilm", "text_transformer")
 FAST = ("cnn1d", "mlp", "small_cnn")
 
 
+def grown(form):
+    """A network with two sets that matter on each layer; images of 2 x 6 x 6."""
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+    )
+    for _ in range(2):
+        attach_dendrites_(network, DendriteConfig(form=form, groups=2))
+    for name, parameter in network.named_parameters():
+        if "gains" in name or "links" in name:
+            nn.init.normal_(parameter)
+    return network
+
+
 def zoo_inputs(name: str) -> torch.Tensor:
     """Return a random sample for a network of the zoo: words for those that read."""
     return torch.randint(256, INPUTS[name]) if name in TEXTS else torch.randn(INPUTS[name])
@@ -65,14 +78,7 @@ def test_zoo_networks_export_proven_equal(name, tmp_path):
 
 @pytest.mark.parametrize("form", ["full", "grouped", "lowrank", "shared", "tied"])
 def test_dendrites_of_every_form_export_fused_and_unfused(form, tmp_path):
-    network = nn.Sequential(
-        nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
-    )
-    for _ in range(2):
-        attach_dendrites_(network, DendriteConfig(form=form, groups=2))
-    for name, parameter in network.named_parameters():
-        if "gains" in name or "links" in name:
-            nn.init.normal_(parameter)
+    network = grown(form)
     x = torch.randn(1, 2, 6, 6)
 
     plain = export_onnx(network, tmp_path / "plain.onnx", x)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hard_nets import NETS
 from nets import CASES
+from test_export import INPUTS, TEXTS
 from torch import nn
 
 import model_zoo
@@ -19,18 +20,7 @@ from pbcompress.runtime import Session
 from pbcompress.surgery import as_call
 
 FORMS, RULES = get_args(Form), get_args(Rule)
-ZOO = {
-    "cnn1d": (2, 6, 40),
-    "lenet": (2, 1, 28, 28),
-    "minilm": (2, 16),
-    "mlp": (2, 1, 28, 28),
-    "mobilenet_small": (2, 3, 32, 32),
-    "resnet20": (2, 3, 32, 32),
-    "resnet56": (2, 3, 32, 32),
-    "small_cnn": (2, 1, 28, 28),
-    "text_transformer": (2, 48),
-}
-TEXTS = ("minilm", "text_transformer")
+ZOO = {name: (2, *shape[1:]) for name, shape in INPUTS.items()}
 NETWORKS = {
     **{name: (case.build, case.inputs) for name, case in CASES.items()},
     **{f"hard: {name}": (net.build, net.inputs) for name, net in NETS.items()},

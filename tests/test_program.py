@@ -6,15 +6,13 @@ import zipfile
 
 import pytest
 import torch
-from test_export import INPUTS, Fickle, Named, zoo_inputs
+from test_export import INPUTS, Fickle, Named, grown, zoo_inputs
 from torch import nn
 
 import model_zoo
 from pbcompress import (
     CompressionError,
-    DendriteConfig,
     ExportMismatchError,
-    attach_dendrites_,
     export_pt2,
     fuse,
     save_spec,
@@ -39,18 +37,6 @@ for file in map(Path, sys.argv[1:]):
     network = torch.export.load(file).module()
     print(file.stem, bool(torch.equal(network(known["input"]), known["output"])))
 """
-
-
-def grown(form):
-    network = nn.Sequential(
-        nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
-    )
-    for _ in range(2):
-        attach_dendrites_(network, DendriteConfig(form=form, groups=2))
-    for name, parameter in network.named_parameters():
-        if "gains" in name or "links" in name:
-            nn.init.normal_(parameter)
-    return network
 
 
 def networks(names, forms):
