@@ -144,7 +144,8 @@ def _filled(
 ) -> Widths | None:
     """Return the widths of the highest level that fits, filled up; None if no level does."""
     ranked = [sorted(s.tolist(), reverse=True) for s in scores]
-    desired = _levels(groups, ranked, choices, config)
+    ratios = _ratios(groups, bounds, config.allocation)
+    desired = _levels(groups, ranked, choices, config.allocation, ratios)
     widths = [c[0] for c in choices]
     if bounds.load(bounds.totals(widths)) > 1:
         return None
@@ -158,8 +159,8 @@ def _filled(
             high = middle
 
     def priority(index: int) -> float:
-        if config.allocation == "uniform":
-            return -widths[index] / groups[index].width
+        if ratios:
+            return -widths[index] / (groups[index].width * ratios[index])
         return float(ranked[index][widths[index]])
 
     _fill(bounds, widths, choices, priority)
@@ -198,23 +199,46 @@ def _stepped(
     return best[1]
 
 
+def _ratios(groups: Sequence[ChannelGroup], bounds: Bounds, allocation: str) -> list[float]:
+    """Return how the kept shares of the groups are to each other, the least being 1.
+
+    Of all shares r that fit a bound, those proportional to 1 / sqrt(c) make the sum of 1 / r least,
+    if the channels of a group hold c of it: a bottleneck costs as much as it is narrow, and is
+    cheaper to avoid where channels are cheap. None of them where units are ranked by importance.
+    """
+    if allocation not in ("uniform", "balanced"):
+        return []
+    if allocation == "uniform":
+        return [1.0] * len(groups)
+    full = [group.pinned or group.width for group in groups]
+    totals = bounds.totals(full)
+    held = []
+    for index, width in enumerate(full):
+        single = bounds.after(totals, index, 1, full)
+        shares = [(a - b) / max(c, 1) for a, b, c in zip(totals, single, bounds.limits, strict=True)]
+        held.append(max(sum(shares), 0.0) * width / max(width - 1, 1))
+    most = max(held, default=0.0)
+    return [math.sqrt(most / own) if own > 0 else 1.0 for own in held]
+
+
 def _levels(
     groups: Sequence[ChannelGroup],
     ranked: Sequence[Sequence[float]],
     choices: Sequence[Widths],
-    config: WidthConfig,
+    allocation: str,
+    ratios: Sequence[float],
 ) -> Callable[[float], Widths]:
     """Return the widths as a function of a level between 0 (narrowest) and 1 (as it was)."""
     lists: dict[str, list[float]] = defaultdict(list)
-    kinds = [g.kind if config.allocation == "isomorphic" else "" for g in groups]
+    kinds = [g.kind if allocation == "isomorphic" else "" for g in groups]
     for kind, values in zip(kinds, ranked, strict=True):
         lists[kind] += values
     for every in lists.values():
         every.sort()
 
     def wanted(level: float, index: int) -> int:
-        if config.allocation == "uniform":
-            return int(level * groups[index].width)
+        if ratios:
+            return int(min(level * ratios[index], 1.0) * groups[index].width)
         every = lists[kinds[index]]
         threshold = every[min(int((1 - level) * len(every)), len(every) - 1)]
         return bisect_right(ranked[index], -threshold, key=lambda value: -value)

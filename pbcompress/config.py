@@ -55,9 +55,11 @@ class WidthConfig(Choices):
     """How widths are chosen.
 
     Args:
-        allocation: "uniform" narrows every channel group alike; "global" ranks the channels of
-            all groups in one list, each group's importance scaled to mean 1; "isomorphic" does so
-            among the groups of the same structure.
+        allocation: "uniform" narrows every channel group alike; "balanced" narrows those less that
+            hold little of what is scarce: their ratios go by one over the square root of the
+            parameters (or multiply-adds) that a group's channels hold. "global" ranks the channels
+            of all groups in one list, each group's importance scaled to mean 1; "isomorphic" does
+            so among the groups of the same structure.
         importance: What tells which channels go. "magnitude" is the squared weights; "bn_scale" the
             absolute scale of the norm layers, magnitude where a group has none. The others need
             data: "taylor" is the squared first-order change of a batch's loss, "fisher" the squared
@@ -81,7 +83,7 @@ class WidthConfig(Choices):
         max_seconds: Bound on the time of planning; None: no bound.
     """
 
-    allocation: Literal["uniform", "global", "isomorphic"] = "uniform"
+    allocation: Literal["uniform", "balanced", "global", "isomorphic"] = "uniform"
     importance: Importance = "magnitude"
     importance_batches: int = 16
     round_to: int | Literal["auto"] = 1

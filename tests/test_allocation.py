@@ -127,7 +127,7 @@ def test_a_change_is_the_difference_of_totals(name):
             assert cost.change(i, width, widths) == cost.total(other) - cost.total(widths)
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("allocation", ["uniform", "balanced", "global"])
 @pytest.mark.parametrize("share", [0.7, 0.5, 0.25])
 @pytest.mark.parametrize("name", CASES)
 def test_97_percent_are_filled_wherever_any_widths_allow_it(name, share, allocation):
@@ -143,7 +143,7 @@ def test_97_percent_are_filled_wherever_any_widths_allow_it(name, share, allocat
         assert best < FILL_GOAL * target
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("allocation", ["uniform", "balanced", "global"])
 @pytest.mark.parametrize("multiple", [4, 16])
 @pytest.mark.parametrize("name", CASES)
 def test_rounding_that_gives_way_misses_no_target_that_is_met_without(name, multiple, allocation):
@@ -220,7 +220,7 @@ CHAINS = st.lists(st.integers(8, 200), min_size=1, max_size=6)
 @given(
     CHAINS,
     st.floats(0.05, 0.99),
-    st.sampled_from(["uniform", "global"]),
+    st.sampled_from(["uniform", "balanced", "global"]),
     st.sampled_from([1, 2, 8]),
     st.sampled_from([1, 5]),
     st.floats(0.3, 0.99),
@@ -250,7 +250,7 @@ WIDTH = st.integers(8, 200)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(WIDTH, WIDTH, st.floats(0.05, 0.95), st.sampled_from(["uniform", "global"]))
+@given(WIDTH, WIDTH, st.floats(0.05, 0.95), st.sampled_from(["uniform", "balanced", "global"]))
 def test_two_groups_are_filled_wherever_any_two_widths_allow_it(first, second, share, allocation):
     groups, cost = chain_cost([first, second])
     scores = [torch.rand(w, dtype=torch.float64) for w in (first, second)]
@@ -274,6 +274,25 @@ def test_uniform_narrows_all_groups_alike():
     kept = [w / full for w, full in zip(widths, original, strict=True)]
     # each is rounded to a channel, and the remainder goes to whatever is cheap enough for it
     assert max(kept) - min(kept) <= 2 / min(original)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.integers(40, 200), min_size=3, max_size=6), st.floats(0.1, 0.6))
+def test_balanced_groups_are_as_wide_as_what_they_hold_allows(original, share):
+    groups, cost = chain_cost(original)
+    scores = [torch.rand(w, dtype=torch.float64) for w in original]
+    uniform, widths = (
+        allocated(groups, cost, scores, int(share * formula(original)), WidthConfig(allocation=a))
+        for a in ("uniform", "balanced")
+    )
+    reads = [28, *(9 * w + 1 for w in original[:-1])]  # see `formula`: what a channel reads,
+    readers = [9 * w for w in original[1:]] + [90]  # and what reads it
+    held = np.array([w * (a + b) for w, a, b in zip(original, reads, readers, strict=True)])
+    kept = np.array(widths) / original
+    levels = (kept * np.sqrt(held / held.max()))[kept < 1]
+    # each is rounded to a channel, and the remainder goes to whatever is cheap enough for it
+    assert np.ptp(levels) <= 2 / min(original)
+    assert sum(1 / kept) <= sum(np.array(original) / uniform) * 1.02
 
 
 def test_global_keeps_the_groups_that_matter():
@@ -310,7 +329,7 @@ def test_reserve_is_part_of_the_total():
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(CHAINS, st.floats(0.2, 0.9), st.floats(0.2, 0.9), st.sampled_from(["uniform", "global"]))
+@given(CHAINS, st.floats(0.2, 0.9), st.floats(0.2, 0.9), st.sampled_from(["uniform", "balanced", "global"]))
 def test_two_bounds_hold_at_once(original, share, other_share, allocation):
     groups, cost = chain_cost(original)
     squares = CostModel(

@@ -214,7 +214,7 @@ def check(network, share, allocation):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(NETWORKS, st.floats(0.3, 0.9), st.sampled_from(["uniform", "global"]))
+@given(NETWORKS, st.floats(0.3, 0.9), st.sampled_from(["uniform", "balanced", "global"]))
 def test_a_random_network_is_narrowed_rightly(network, share, allocation):
     check(network, share, allocation)
 
@@ -222,6 +222,6 @@ def test_a_random_network_is_narrowed_rightly(network, share, allocation):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
-@given(NETWORKS, st.floats(0.3, 0.9), st.sampled_from(["uniform", "global"]))
+@given(NETWORKS, st.floats(0.3, 0.9), st.sampled_from(["uniform", "balanced", "global"]))
 def test_many_random_networks_are_narrowed_rightly(network, share, allocation):
     check(network, share, allocation)

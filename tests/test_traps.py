@@ -113,7 +113,7 @@ def test_6_a_share_is_what_is_kept():
     assert 0.2 < count(shrink(model, plan)) / count(model) <= 0.25
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("allocation", ["uniform", "balanced", "global"])
 def test_7_no_layer_loses_more_than_its_cap(allocation):
     model = nn.Sequential(nn.Linear(10, 512), nn.ReLU(), nn.Linear(512, 64), nn.Linear(64, 4))
     with torch.no_grad():
