@@ -9,63 +9,22 @@ among the multiples in all of this, so that rounding cannot break a bound.
 import itertools
 import math
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
-from torch import Tensor
-
+from pbcompress.bounds import Bounds
 from pbcompress.config import WidthConfig
 from pbcompress.costs import Widths
 from pbcompress.grouping import ChannelGroup
+from pbcompress.preferences import Preference
 
-__all__ = ["Bounds", "Cost", "allocate", "narrowest"]
+__all__ = ["allocate", "narrowest"]
 
 FILL_GOAL = 0.98
 BISECTIONS = 40
 EXHAUSTIVE = 4096
 COARSEST = 8
-
-
-class Cost(Protocol):
-    """A closed form in the widths of all groups."""
-
-    def total(self, widths: Widths) -> int:
-        """Return the cost of the whole network."""
-
-    def change(self, index: int, width: int, widths: Widths) -> int:
-        """Return how `total` changes when one group takes another width."""
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Closed forms of costs, and the most that each may be.
-
-    A cost need not rise with every width: grouped dendrites are cheap where the groups divide it.
-
-    Args:
-        costs: Cost models over the same groups.
-        limits: Upper bound on each.
-    """
-
-    costs: Sequence[Cost]
-    limits: Sequence[int]
-
-    def totals(self, widths: Widths) -> list[int]:
-        """Return every cost of a network."""
-        return [cost.total(widths) for cost in self.costs]
-
-    def load(self, totals: Sequence[int]) -> float:
-        """Return the largest share of a bound that costs take; at most 1 fits."""
-        shares = [t / max(b, 1) for t, b in zip(totals, self.limits, strict=True)]
-        return max(shares)
-
-    def after(self, totals: Sequence[int], index: int, width: int, widths: Widths) -> list[int]:
-        """Return the costs when one group takes another width."""
-        changes = [cost.change(index, width, widths) for cost in self.costs]
-        return [t + c for t, c in zip(totals, changes, strict=True)]
 
 
 def _choices(group: ChannelGroup, config: WidthConfig, gives_way: bool) -> Widths:
@@ -99,7 +58,7 @@ def narrowest(
 def allocate(
     groups: Sequence[ChannelGroup],
     bounds: Bounds,
-    scores: Sequence[Tensor],
+    preference: Preference,
     config: WidthConfig,
     gives_way: bool = False,
 ) -> Widths | None:
@@ -108,8 +67,8 @@ def allocate(
     Args:
         groups: The channel groups.
         bounds: The closed forms and their limits.
-        scores: Importance of every unit of every group, each with mean 1.
-        config: Allocation, floors and rounding.
+        preference: How wide the groups are beside each other.
+        config: Floors and rounding.
         gives_way: Whether widths may also lie between the floor and the multiple that they are
             rounded to, and single groups leave the multiples where no bound would be reached.
 
@@ -117,7 +76,7 @@ def allocate(
         Widths in units, or None if even the narrowest network breaks a bound.
     """
     choices = [_choices(group, config, gives_way) for group in groups]
-    widths = _filled(groups, bounds, scores, choices, config)
+    widths = _filled(bounds, preference, choices)
     multiple = _multiple(config)
     if widths is None or bounds.load(bounds.totals(widths)) >= FILL_GOAL:
         return widths
@@ -126,54 +85,34 @@ def allocate(
         if bounds.load(bounds.totals(widths)) >= FILL_GOAL:
             return widths
         finer = replace(config, round_to=multiple // 2)
-        return allocate(groups, bounds, scores, finer, gives_way)
+        return allocate(groups, bounds, preference, finer, gives_way)
     if math.prod(len(c) for c in choices) <= EXHAUSTIVE:
         return _nearest_of_all(bounds, widths, choices)
     _exchange(bounds, widths, choices)
     if bounds.load(bounds.totals(widths)) < FILL_GOAL:
-        widths = _stepped(groups, bounds, scores, choices, config, widths)
+        widths = _stepped(bounds, preference, choices, widths)
     return widths
 
 
-def _filled(
-    groups: Sequence[ChannelGroup],
-    bounds: Bounds,
-    scores: Sequence[Tensor],
-    choices: Sequence[Widths],
-    config: WidthConfig,
-) -> Widths | None:
+def _filled(bounds: Bounds, preference: Preference, choices: Sequence[Widths]) -> Widths | None:
     """Return the widths of the highest level that fits, filled up; None if no level does."""
-    ranked = [sorted(s.tolist(), reverse=True) for s in scores]
-    ratios = _ratios(groups, bounds, config.allocation)
-    desired = _levels(groups, ranked, choices, config.allocation, ratios)
     widths = [c[0] for c in choices]
     if bounds.load(bounds.totals(widths)) > 1:
         return None
     low, high = 0.0, 1.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        trial = desired(middle)
+        trial = [_nearest(c, preference.wanted(i, middle)) for i, c in enumerate(choices)]
         if bounds.load(bounds.totals(trial)) <= 1:
             low, widths = middle, trial
         else:
             high = middle
-
-    def priority(index: int) -> float:
-        if ratios:
-            return -widths[index] / (groups[index].width * ratios[index])
-        return float(ranked[index][widths[index]])
-
-    _fill(bounds, widths, choices, priority)
+    _fill(bounds, preference, widths, choices)
     return widths
 
 
 def _stepped(
-    groups: Sequence[ChannelGroup],
-    bounds: Bounds,
-    scores: Sequence[Tensor],
-    choices: Sequence[Widths],
-    config: WidthConfig,
-    widths: Widths,
+    bounds: Bounds, preference: Preference, choices: Sequence[Widths], widths: Widths
 ) -> Widths:
     """Move one of the coarsest groups a step, fit all others to that; return the fullest network.
 
@@ -188,65 +127,15 @@ def _stepped(
         least = bounds.load(bounds.after(totals, index, choices[index][0], widths))
         return (full - least) / len(choices[index])
 
-    for index in sorted(range(len(groups)), key=weight, reverse=True)[:COARSEST]:
+    for index in sorted(range(len(choices)), key=weight, reverse=True)[:COARSEST]:
         place = choices[index].index(widths[index])
         for step in (place + 1, place - 1):
             if 0 <= step < len(choices[index]) and best[0] < FILL_GOAL:
                 held = [*choices[:index], [choices[index][step]], *choices[index + 1 :]]
-                trial = _filled(groups, bounds, scores, held, config)
+                trial = _filled(bounds, preference, held)
                 if trial is not None:
                     best = max(best, (bounds.load(bounds.totals(trial)), trial))
     return best[1]
-
-
-def _ratios(groups: Sequence[ChannelGroup], bounds: Bounds, allocation: str) -> list[float]:
-    """Return how the kept shares of the groups are to each other, the least being 1.
-
-    Of all shares r that fit a bound, those proportional to 1 / sqrt(c) make the sum of 1 / r least,
-    if the channels of a group hold c of it: a bottleneck costs as much as it is narrow, and is
-    cheaper to avoid where channels are cheap. None of them where units are ranked by importance.
-    """
-    if allocation not in ("uniform", "balanced"):
-        return []
-    if allocation == "uniform":
-        return [1.0] * len(groups)
-    full = [group.pinned or group.width for group in groups]
-    totals = bounds.totals(full)
-    held = []
-    for index, width in enumerate(full):
-        single = bounds.after(totals, index, 1, full)
-        shares = [(a - b) / max(c, 1) for a, b, c in zip(totals, single, bounds.limits, strict=True)]
-        held.append(max(sum(shares), 0.0) * width / max(width - 1, 1))
-    most = max(held, default=0.0)
-    return [math.sqrt(most / own) if own > 0 else 1.0 for own in held]
-
-
-def _levels(
-    groups: Sequence[ChannelGroup],
-    ranked: Sequence[Sequence[float]],
-    choices: Sequence[Widths],
-    allocation: str,
-    ratios: Sequence[float],
-) -> Callable[[float], Widths]:
-    """Return the widths as a function of a level between 0 (narrowest) and 1 (as it was)."""
-    lists: dict[str, list[float]] = defaultdict(list)
-    kinds = [g.kind if allocation == "isomorphic" else "" for g in groups]
-    for kind, values in zip(kinds, ranked, strict=True):
-        lists[kind] += values
-    for every in lists.values():
-        every.sort()
-
-    def wanted(level: float, index: int) -> int:
-        if ratios:
-            return int(min(level * ratios[index], 1.0) * groups[index].width)
-        every = lists[kinds[index]]
-        threshold = every[min(int((1 - level) * len(every)), len(every) - 1)]
-        return bisect_right(ranked[index], -threshold, key=lambda value: -value)
-
-    def desired(level: float) -> Widths:
-        return [_nearest(cs, wanted(level, i)) for i, cs in enumerate(choices)]
-
-    return desired
 
 
 def _nearest(allowed: Widths, wanted: int) -> int:
@@ -257,16 +146,13 @@ def _nearest(allowed: Widths, wanted: int) -> int:
 
 
 def _fill(
-    bounds: Bounds,
-    widths: Widths,
-    choices: Sequence[Widths],
-    priority: Callable[[int], float],
+    bounds: Bounds, preference: Preference, widths: Widths, choices: Sequence[Widths]
 ) -> None:
     """Widen the groups that deserve it most, one step at a time, while that fits."""
     totals = bounds.totals(widths)
     open_groups = {i for i, c in enumerate(choices) if widths[i] < c[-1]}
     while open_groups:
-        index = max(open_groups, key=lambda i: (priority(i), -i))
+        index = max(open_groups, key=lambda i: (preference.priority(i, widths[i]), -i))
         wider = choices[index][bisect_right(choices[index], widths[index])]
         trial = bounds.after(totals, index, wider, widths)
         if bounds.load(trial) > 1:

@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import nn
 
-from pbcompress.allocation import Cost
+from pbcompress.bounds import Cost
 from pbcompress.calibration import Calibration, layer_kinds
 from pbcompress.costs import Widths
 from pbcompress.errors import TargetUnreachableError

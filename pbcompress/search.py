@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pbcompress.allocation import Bounds, Cost, allocate, narrowest
+from pbcompress.allocation import allocate, narrowest
+from pbcompress.bounds import Bounds, Cost
 from pbcompress.config import CompressConfig, WidthConfig
 from pbcompress.costs import CostModel, Widths, parameter_costs, work_costs
 from pbcompress.cuts import LayerCut
@@ -18,6 +19,7 @@ from pbcompress.forms import growable_layers, set_params
 from pbcompress.geometry import LayerGeometry
 from pbcompress.grouping import Axis, Grouping, layer_axes, output_axes
 from pbcompress.pins import with_pins
+from pbcompress.preferences import Preference, count_weights, preference_of
 from pbcompress.slicing import dimension_size
 from pbcompress.surgery import matches
 
@@ -91,7 +93,7 @@ class WidthSearch:
         costs, limits = [cost for cost, _ in further], [limit for _, limit in further]
         while True:
             bounds = Bounds([self.params, *costs], [request.params, *limits])
-            widths = allocate(groups, bounds, self.scores, *self._rounded(request))
+            widths = allocate(groups, bounds, self._preference(bounds), *self._rounded(request))
             share = self.config.dendrites.share
             fits = widths is not None and (
                 not self.grow or self.params.reserved(widths) <= float(share) * request.params
@@ -108,6 +110,11 @@ class WidthSearch:
             ]
             self.grow = {k: v for k, v in self.grow.items() if k not in dearest}
             self.params = self._parameters()
+
+    def _preference(self, bounds: Bounds) -> Preference:
+        groups, allocation = self.grouping.groups, self.config.width.allocation
+        weights = count_weights(groups, self.grouping.shapes)
+        return preference_of(allocation, groups, self.scores, bounds, weights)
 
     def _too_dear(self, widths: Widths) -> list[str]:
         """Return the layers in which a dendrite costs more than ``max_price`` of a neuron."""

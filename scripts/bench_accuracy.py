@@ -120,7 +120,7 @@ class Bench:
             **self.score(network),
         }
 
-    def plan(self, arm: Arm, target: float) -> pb.WidthPlan:
+    def plan(self, arm: Arm, target: float | pb.Budget) -> pb.WidthPlan:
         """Return the widths of an arm, with room for its set."""
         dendrites = arm.dendrites
         if arm.only_last:
@@ -134,12 +134,14 @@ class Bench:
             before, after = (c.by_layer[first].width for c in (plan.cost_before, plan.cost_after))
             plan = plan.edit(self.model, self.example, {first: min(2 * after, before)})
         if arm.dendrites.max_sets and not plan.grow:
-            raise pb.TargetUnreachableError(f"{target:g} has no room for a set", None)
+            raise pb.TargetUnreachableError(f"{target} has no room for a set", None)
         return plan
 
     def lean_plan(self, arm: Arm, target: float) -> pb.WidthPlan:
         """Return the largest plan whose FLOPs, dendrites included, are those of width at most."""
         bound = self.plan(Arm(), target).cost_after.flops
+        if not arm.dendrites.max_sets:
+            return self.plan(arm, pb.Budget(params=target, flops=bound))
         for share in LEANER:
             plan = self.plan(arm, share * target)
             network = shrink(self.model, plan)
@@ -156,7 +158,12 @@ class Bench:
             trial=arm.trial,
             lr=self.task.lr,
         )
-        config = pb.CompressConfig(dendrites=arm.dendrites, recovery=recovery, deploy=False)
+        config = pb.CompressConfig(
+            width=pb.WidthConfig(allocation=arm.allocation),
+            dendrites=arm.dendrites,
+            recovery=recovery,
+            deploy=False,
+        )
         result = pb.compress(
             self.model, target, data=self.data, config=config, seed=self.seed, progress=False
         )

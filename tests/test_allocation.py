@@ -13,13 +13,15 @@ from nets import CASES
 from torch import nn
 
 from pbcompress import WidthConfig, plan_widths
-from pbcompress.allocation import FILL_GOAL, Bounds, allocate, narrowest
+from pbcompress.allocation import FILL_GOAL, allocate, narrowest
+from pbcompress.bounds import Bounds
 from pbcompress.costs import CostModel, parameter_costs, work_costs
 from pbcompress.cuts import LayerCut, cut_all_
 from pbcompress.geometry import LayerGeometry, is_depthwise
 from pbcompress.grouping import Axis, ChannelGroup, Member, find_groups
 from pbcompress.importance import unit_scores
 from pbcompress.measure import measure
+from pbcompress.preferences import preference_of
 from pbcompress.slicing import dimension_size
 from pbcompress.surgery import as_call, copy_model, single_sample
 
@@ -79,7 +81,14 @@ def cost_of(name):
 
 
 def allocated(groups, cost, scores, target, config):
-    return allocate(groups, Bounds([cost], [target]), scores, config)
+    return allocated_within(groups, Bounds([cost], [target]), scores, config)
+
+
+def allocated_within(groups, bounds, scores, config, gives_way=False):
+    """Two weights for each group, as in a chain."""
+    weights = [2] * len(groups)
+    preference = preference_of(config.allocation, groups, scores, bounds, weights)
+    return allocate(groups, bounds, preference, config, gives_way)
 
 
 def cut_to(model, groups, widths):
@@ -152,7 +161,7 @@ def test_rounding_that_gives_way_misses_no_target_that_is_met_without(name, mult
     for share in (0.7, 0.25):
         bounds = Bounds([cost], [int(share * CASES[name].params)])
         loads = [
-            bounds.load(bounds.totals(allocate(groups, bounds, scores, config, gives_way)))
+            bounds.load(bounds.totals(allocated_within(groups, bounds, scores, config, gives_way)))
             for config, gives_way in (
                 (WidthConfig(allocation=allocation), False),
                 (WidthConfig(allocation=allocation, round_to=multiple), True),
@@ -165,7 +174,7 @@ def test_rounding_gives_way_in_one_group_where_that_is_enough():
     groups, cost = chain_cost([64, 64, 64, 64])
     scores = [torch.ones(64)] * 4
     bounds = Bounds([cost], [int(0.4 * cost.total([64] * 4))])
-    widths = allocate(groups, bounds, scores, WidthConfig(round_to=16), gives_way=True)
+    widths = allocated_within(groups, bounds, scores, WidthConfig(round_to=16), gives_way=True)
     assert FILL_GOAL <= bounds.load(bounds.totals(widths)) <= 1
     assert sum(width % 16 != 0 for width in widths) <= 1
 
@@ -182,7 +191,7 @@ def test_widths_are_rounded_to_the_nearest_multiple():
     for extra, expected in ((0, 24), (cost.change(0, 32, [31]), 32)):
         bounds = Bounds([cost], [cost.total([wanted]) + extra])
         config = WidthConfig(round_to=8)
-        assert allocate(groups, bounds, [torch.ones(40)], config) == [expected]
+        assert allocated_within(groups, bounds, [torch.ones(40)], config) == [expected]
 
 
 def chain_cost(widths, taps=9, image=3, classes=10):
@@ -329,7 +338,12 @@ def test_reserve_is_part_of_the_total():
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(CHAINS, st.floats(0.2, 0.9), st.floats(0.2, 0.9), st.sampled_from(["uniform", "balanced", "global"]))
+@given(
+    CHAINS,
+    st.floats(0.2, 0.9),
+    st.floats(0.2, 0.9),
+    st.sampled_from(["uniform", "balanced", "global"]),
+)
 def test_two_bounds_hold_at_once(original, share, other_share, allocation):
     groups, cost = chain_cost(original)
     squares = CostModel(
@@ -338,7 +352,7 @@ def test_two_bounds_hold_at_once(original, share, other_share, allocation):
     limits = [int(share * cost.total(original)), int(other_share * squares.total(original))]
     scores = [torch.rand(w, dtype=torch.float64) for w in original]
     bounds = Bounds([cost, squares], limits)
-    widths = allocate(groups, bounds, scores, WidthConfig(allocation=allocation))
+    widths = allocated_within(groups, bounds, scores, WidthConfig(allocation=allocation))
     smallest = narrowest(groups, WidthConfig())
     assert (widths is None) == (bounds.load(bounds.totals(smallest)) > 1)
     if widths is not None:

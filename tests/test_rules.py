@@ -47,6 +47,8 @@ ROWS = [
     ["signals"],
     ["nodes"],
     ["allocation", "latency", "forms", "correlation", "importance", "cuts", "pins", "explain"],
+    ["preferences"],
+    ["bounds"],
     ["costs", "statistics", "distillation", "scorecard", "optimizers", "admission", "standing"],
     ["charts", "race", "pictures", "inspection", "layerrows", "graphnet"],
     ["canvas"],

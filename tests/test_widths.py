@@ -34,7 +34,7 @@ from pbcompress.config import Form
 from pbcompress.dendrite import attach_dendrites_
 from pbcompress.errors import CompressionError, StateMismatchError, TargetUnreachableError
 
-SHARES, ALLOCATIONS, ROUNDS = (0.7, 0.5, 0.25), ("uniform", "global"), (1, 4)
+SHARES, ALLOCATIONS, ROUNDS = (0.7, 0.5, 0.25), ("uniform", "balanced", "global"), (1, 4)
 UNREACHABLE = {("concat of three", 0.25, 4), ("reused norm", 0.25, 4)}  # 12 of 30, 4 of 16 stay
 PLANS = [
     (name, share, allocation, round_to)

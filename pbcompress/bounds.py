@@ -1,0 +1,48 @@
+"""Closed forms of costs, and the most that each may be."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pbcompress.costs import Widths
+
+__all__ = ["Bounds", "Cost"]
+
+
+class Cost(Protocol):
+    """A closed form in the widths of all groups."""
+
+    def total(self, widths: Widths) -> int:
+        """Return the cost of the whole network."""
+
+    def change(self, index: int, width: int, widths: Widths) -> int:
+        """Return how `total` changes when one group takes another width."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Closed forms of costs, and the most that each may be.
+
+    A cost need not rise with every width: grouped dendrites are cheap where the groups divide it.
+
+    Args:
+        costs: Cost models over the same groups.
+        limits: Upper bound on each.
+    """
+
+    costs: Sequence[Cost]
+    limits: Sequence[int]
+
+    def totals(self, widths: Widths) -> list[int]:
+        """Return every cost of a network."""
+        return [cost.total(widths) for cost in self.costs]
+
+    def load(self, totals: Sequence[int]) -> float:
+        """Return the largest share of a bound that costs take; at most 1 fits."""
+        shares = [t / max(b, 1) for t, b in zip(totals, self.limits, strict=True)]
+        return max(shares)
+
+    def after(self, totals: Sequence[int], index: int, width: int, widths: Widths) -> list[int]:
+        """Return the costs when one group takes another width."""
+        changes = [cost.change(index, width, widths) for cost in self.costs]
+        return [t + c for t, c in zip(totals, changes, strict=True)]
