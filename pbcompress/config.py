@@ -83,7 +83,7 @@ class WidthConfig(Choices):
         max_seconds: Bound on the time of planning; None: no bound.
     """
 
-    allocation: Literal["uniform", "balanced", "global", "isomorphic"] = "uniform"
+    allocation: Literal["uniform", "balanced", "global", "isomorphic"] = "balanced"
     importance: Importance = "magnitude"
     importance_batches: int = 16
     round_to: int | Literal["auto"] = 1

@@ -279,7 +279,8 @@ def test_uniform_narrows_all_groups_alike():
     original = [64, 128, 256, 100]
     groups, cost = chain_cost(original)
     scores = [torch.rand(w, dtype=torch.float64) for w in original]
-    widths = allocated(groups, cost, scores, int(0.25 * formula(original)), WidthConfig())
+    config = WidthConfig(allocation="uniform")
+    widths = allocated(groups, cost, scores, int(0.25 * formula(original)), config)
     kept = [w / full for w, full in zip(widths, original, strict=True)]
     # each is rounded to a channel, and the remainder goes to whatever is cheap enough for it
     assert max(kept) - min(kept) <= 2 / min(original)

@@ -11,7 +11,15 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pbcompress import LayerCut, measure, plan_widths, shrink, shrink_
+from pbcompress import (
+    CompressConfig,
+    LayerCut,
+    WidthConfig,
+    measure,
+    plan_widths,
+    shrink,
+    shrink_,
+)
 from pbcompress.errors import TargetUnreachableError
 from pbcompress.tracing import plain_kernels
 
@@ -19,11 +27,15 @@ every_net = pytest.mark.parametrize("name", NETS)
 
 
 def smallest_or(share, model, inputs):
-    """A plan for a share of the parameters, or for the smallest network where that is larger."""
+    """A plan for a share of the parameters, or for the smallest network where that is larger.
+
+    All groups are narrowed alike, so that every one of them is.
+    """
+    config = CompressConfig(width=WidthConfig(allocation="uniform"))
     try:
-        return plan_widths(model, inputs, share)
+        return plan_widths(model, inputs, share, config=config)
     except TargetUnreachableError as error:
-        return plan_widths(model, inputs, error.smallest)
+        return plan_widths(model, inputs, error.smallest, config=config)
 
 
 @cache
