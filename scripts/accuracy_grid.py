@@ -135,6 +135,10 @@ def _grow(rule: str, **choices: Any) -> pb.DendriteConfig:
     return pb.DendriteConfig(rule=rule, max_sets=1, share=1.0, **choices)
 
 
+def _balanced(dendrites: pb.DendriteConfig, parts: tuple[float, ...]) -> Arm:
+    return Arm(dendrites, parts, allocation="balanced")
+
+
 def _joint(form: str, distillation: float = 0.0, **choices: Any) -> Arm:
     """Dendrites that are there from the start and train by the task's loss with all the rest."""
     grown = _grow("gradient", form=form, at_start=True, **choices)
@@ -171,6 +175,10 @@ ARMS = {
     "joint shared, cheap, equal FLOPs": replace(_joint("shared", max_price=0.25), equal_flops=True),
     "joint full, cheap, equal FLOPs": replace(_joint("full", max_price=0.25), equal_flops=True),
     "auto": Arm(pb.DendriteConfig.cheap(), races=True),
+    "correlation, balanced": _balanced(_grow("correlation"), STAGED),
+    "joint shared, cheap, balanced": _balanced(
+        _grow("gradient", form="shared", at_start=True, max_price=0.25), (0, 0, 1)
+    ),
     "auto, balanced": Arm(pb.DendriteConfig.cheap(), races=True, allocation="balanced"),
     "auto, longer trial": Arm(pb.DendriteConfig.cheap(), races=True, trial=0.25),
     "auto, tied": Arm(pb.DendriteConfig.cheap(form="tied"), races=True),

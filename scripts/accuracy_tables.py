@@ -28,7 +28,7 @@ class Cell:
 
     Attributes:
         lines: One for each seed.
-        against: Test accuracy against that of width alone, in points; None for the control.
+        against: Test accuracy against that of the control, in points; None for the control.
         against_val: The same on the validation split, which decided.
     """
 
@@ -44,7 +44,7 @@ class Cell:
 Cells = dict[tuple[str, float, str], Cell]
 
 
-def cells_of(lines: Iterable[dict[str, Any]]) -> Cells:
+def cells_of(lines: Iterable[dict[str, Any]], control: str = CONTROL) -> Cells:
     """Return all cells that have as many seeds as their control, at least two.
 
     Raises:
@@ -57,13 +57,13 @@ def cells_of(lines: Iterable[dict[str, Any]]) -> Cells:
             found.setdefault(key, {})[line["seed"]] = line
     cells: Cells = {}
     for (task, target, arm), seeds in found.items():
-        control = found.get((task, target, CONTROL), {})
-        if len(control) < 2 or not seeds.keys() >= control.keys():
+        beside = found.get((task, target, control), {})
+        if len(beside) < 2 or not seeds.keys() >= beside.keys():
             continue
         for seed, line in seeds.items():
-            _check(line, control.get(seed, line))
+            _check(line, beside.get(seed, line))
         against = [
-            None if arm == CONTROL else paired(_points(seeds, split), _points(control, split))
+            None if arm == control else paired(_points(seeds, split), _points(beside, split))
             for split in ("test", "val")
         ]
         cells[task, target, arm] = Cell(seeds, *against)
@@ -84,16 +84,17 @@ def _points(seeds: dict[int, dict[str, Any]], split: str) -> dict[int, float]:
     return {seed: 100 * line[split] for seed, line in seeds.items()}
 
 
-def page(cells: Cells, intro: str, title: str = "Do dendrites pay?") -> str:
+def page(cells: Cells, intro: str, title: str = "Do dendrites pay?", control: str = CONTROL) -> str:
     """Return the page: what was run, how each arm fared over all cells, and every cell."""
-    out = [f"# {title}", "", intro.rstrip(), "", *_summary(cells), ""]
+    out = [f"# {title}", "", intro.rstrip(), "", *_summary(cells, control), ""]
     for task in dict.fromkeys(task for task, _, _ in cells):
         own = {key[1:]: cell for key, cell in cells.items() if key[0] == task}
         any_line = next(iter(next(iter(own.values())).lines.values()))
         steps = f"{any_line['steps']:,} optimizer steps in every arm"
         out += [f"## {task}", "", f"{_original(own)}; {steps}.", ""]
         for target in sorted({target for target, _ in own}, reverse=True):
-            out += [*_table(target, {arm: c for (t, arm), c in own.items() if t == target}), ""]
+            arms = {arm: cell for (t, arm), cell in own.items() if t == target}
+            out += [*_table(target, arms, control), ""]
     return "\n".join(out).rstrip() + "\n"
 
 
@@ -104,8 +105,8 @@ def _original(own: dict[tuple[float, str], Cell]) -> str:
     return f"Original network: {params:,} parameters, {mean:.2f} % on test"
 
 
-def _summary(cells: Cells) -> list[str]:
-    out = ["| arm | cells | better than width | no difference seen | worse | mean, points |"]
+def _summary(cells: Cells, control: str) -> list[str]:
+    out = [f"| arm | cells | better than {control} | no difference seen | worse | mean, points |"]
     out += ["| --- | --- | --- | --- | --- | --- |"]
     for arm in dict.fromkeys(arm for _, _, arm in cells):
         found = [cell.against for (_, _, a), cell in cells.items() if a == arm]
@@ -117,16 +118,16 @@ def _summary(cells: Cells) -> list[str]:
             out.append(f"| {arm} | {len(own)} | {counts} | {mean:+.2f} |")
     runs = sum(len(cell.lines) for cell in cells.values())
     compared = sum(cell.against is not None for cell in cells.values())
-    said = f"{runs:,} runs, {compared} comparisons with {CONTROL}"
+    said = f"{runs:,} runs, {compared} comparisons with {control}"
     return [*out, "", f"{said}: {compared / 40:.0f} on each side are expected by chance alone."]
 
 
-def _table(target: float, arms: dict[str, Cell]) -> list[str]:
+def _table(target: float, arms: dict[str, Cell], control: str) -> list[str]:
     seeds = sorted({len(cell.lines) for cell in arms.values()})
     out = [f"Target {target:.3g} of the parameters, {'-'.join(map(str, seeds))} seeds:", ""]
-    out += ["| arm | parameters | FLOPs | sets | test, % | against width | on validation |"]
+    out += [f"| arm | parameters | FLOPs | sets | test, % | against {control} | on validation |"]
     out += ["| --- | --- | --- | --- | --- | --- | --- |"]
-    for arm, cell in sorted(arms.items(), key=lambda entry: entry[0] != CONTROL):
+    for arm, cell in sorted(arms.items(), key=lambda entry: entry[0] != control):
         name = f"**{arm}**" if cell.against and cell.against.verdict > 0 else arm
         row = [
             name, f"{cell.mean('params'):,.0f}", f"{cell.mean('flops'):,.0f}",
@@ -201,13 +202,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("lines", type=Path)
     parser.add_argument("--intro", type=Path, help="text that stands first on the page")
     parser.add_argument("--title", default="Do dendrites pay?")
+    parser.add_argument("--control", default=CONTROL, help="the arm that others are compared with")
     parser.add_argument("--page", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args(argv)
-    cells = cells_of(map(json.loads, options.lines.read_text().splitlines()))
+    cells = cells_of(map(json.loads, options.lines.read_text().splitlines()), options.control)
     if options.page:
         intro = options.intro.read_text() if options.intro else ""
-        options.page.write_text(page(cells, intro, options.title))
+        options.page.write_text(page(cells, intro, options.title, options.control))
     if options.plot:
         plot(cells, options.plot)
     return 0
