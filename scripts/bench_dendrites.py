@@ -26,6 +26,7 @@ from torch.nn.functional import cross_entropy
 
 import pbcompress as pb
 from model_zoo import create_model
+from pbcompress.layout import takes_channels_last
 from pbcompress.phases import PhaseKind
 from pbcompress.replay import Replay
 from pbcompress.statistics import Sample
@@ -72,17 +73,17 @@ def phase_of(model: nn.Module, kind: PhaseKind, form: str, sets: int) -> pb.cycl
 
 
 def stepper(model: nn.Module, x: Tensor, y: Tensor, *, fast: bool) -> Step:
-    """Return one training step: forward, backward, SGD with momentum."""
+    """Return one training step as `recover_` takes it: forward, backward, SGD with momentum."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, 1e-6, momentum=0.9)
     run = torch.compile(model) if fast else model
-    if fast:
-        model.to(memory_format=torch.channels_last)
-        x = x.to(memory_format=torch.channels_last)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=fast):
+        with (
+            torch.autocast(x.device.type, torch.bfloat16, enabled=fast),
+            takes_channels_last(model),
+        ):
             loss = cross_entropy(run(x), y)
         loss.backward()
         optimizer.step()
@@ -215,7 +216,8 @@ def peer(rounds: int) -> Iterator[dict[str, Any]]:
 
     A growth of ours has dendrite phases too, as many epochs as neuron phases here; the peer, in its
     gradient mode, has none. So our two kinds of epoch are timed alone and as their mean. A dendrite
-    phase from memory is timed as a whole, the pass that draws its rows included.
+    phase from memory is timed as a whole, the pass that draws its rows included. Ours run as in
+    `recover_`, with images in channels-last memory; the peer runs as its examples do.
     """
     for name, shape, batch, count, numbers in PEERED:
         generator = torch.Generator().manual_seed(0)
@@ -232,14 +234,27 @@ def peer(rounds: int) -> Iterator[dict[str, Any]]:
                     ("memory", PhaseKind.DENDRITE),
                 )
             }
-            epochs = {
+            plain = peered(name).train()
+            steps = {
                 "peer": _epoch(_peer_network(name, sets, batches), batches),
                 "neuron": _epoch(grown["neuron"].model, batches),
                 "dendrite": _epoch(grown["dendrite"].model, batches),
-                "plain": _epoch(peered(name).train(), batches),
+                "plain": _epoch(plain, batches),
                 "memory": _phase_from_memory(grown["memory"], batches),
             }
+            own = {key: growth.model for key, growth in grown.items()} | {"plain": plain}
+            epochs = {k: _as_recovered(step, own.get(k)) for k, step in steps.items()}
             yield {"job": "peer", "network": name, "sets": sets, **_ratios(epochs, rounds)}
+
+
+def _as_recovered(step: Step, network: nn.Module | None) -> Step:
+    """Return an epoch of ours with images in the layout that `recover_` gives them."""
+
+    def epoch() -> None:
+        with takes_channels_last(*[] if network is None else [network]):
+            step()
+
+    return epoch
 
 
 def _ratios(epochs: dict[str, Step], rounds: int) -> dict[str, float]:
