@@ -69,46 +69,49 @@ def correlate(
 
 
 class Centred(NamedTuple):
-    """Values minus their mean in units of their largest difference from it, by channel.
+    """Values minus their mean in units of the mean size of what is left, by channel.
 
-    A constant gives zeros, a unit of zero and a std of one. The samples of all processes count.
+    A constant gives zeros, a unit and an inverse of zero and a std of one. The samples of all
+    processes count.
 
     Attributes:
         values: Of the shape that they had.
         unit: Shape (channels,).
+        inverse: One over the unit.
         std: Of ``values``, shape (channels,).
         n: Number of samples.
     """
 
     values: Tensor
     unit: Tensor
+    inverse: Tensor
     std: Tensor
     n: Tensor | int
 
 
 def _correlate(
     activation: Tensor, error: Centred, axis: int, pairwise: bool, direction: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return r, the gradient and the activation's standard deviation."""
+) -> tuple[Tensor, Tensor, Centred]:
+    """Return r, the gradient and the activation, whose values are used up."""
     own = centred(activation, axis)
-    a, e, n = own.values, error.values, own.n
-    by_channel = [1] * (-1 - axis)
+    a, e, by_channel = own.values, error.values, [-1, *[1] * (-1 - axis)]
+    own_std = own.n * own.std
     if pairwise:
-        r = _total(_sum(a * e, axis)) / (n * own.std * error.std)
+        r = _total(_sum(a * e, axis)) / (own_std * error.std)
     else:
-        r = _total(_products(a, e, axis)) / (n * own.std[:, None] * error.std)
-    r = r.clamp(-1, 1)
+        r = _total(_products(a, e, axis)) / (own_std[:, None] * error.std)
+    r = r.clamp_(-1, 1)
     sign = torch.sign(r if direction is None else direction + r)
-    alive = own.unit > 0
-    scale = -torch.where(alive, 1 / (n * own.std * torch.where(alive, own.unit, 1)), 0)
-    pull = sign * r if pairwise else (sign * r).sum(1)
-    gradient = a.mul_((-pull * scale / own.std).reshape(-1, *by_channel))  # a is ours
+    scale = own.inverse / own_std
     if pairwise:
-        gradient.addcmul_(e, (sign * scale / error.std).reshape(-1, *by_channel))
+        pull = sign * scale
+        gradient = a.mul_((pull * r / own.std).reshape(by_channel))
+        gradient.addcmul_(e, (pull / error.std).reshape(by_channel), value=-1)
     else:
+        gradient = a.mul_(((sign * r).sum(1) * scale / own.std).reshape(by_channel))
         wanted = (sign * scale[:, None] / error.std).T
-        gradient.add_((e.movedim(axis, -1) @ wanted).movedim(-1, axis))
-    return r, gradient, own.unit * own.std
+        gradient.sub_((e.movedim(axis, -1) @ wanted).movedim(-1, axis))
+    return r, gradient, own
 
 
 def _sum(values: Tensor, axis: int) -> Tensor:
@@ -122,11 +125,10 @@ def process_count() -> int:
     return torch.distributed.get_world_size() if is_shared else 1
 
 
-def _total(values: Tensor, largest: bool = False) -> Tensor:
-    """Return the sum, or the maximum, over all processes."""
+def _total(values: Tensor) -> Tensor:
+    """Return the sum over all processes."""
     if process_count() > 1:
-        kind = torch.distributed.ReduceOp
-        torch.distributed.all_reduce(values, kind.MAX if largest else kind.SUM)
+        torch.distributed.all_reduce(values)
     return values
 
 
@@ -139,9 +141,9 @@ def _products(a: Tensor, e: Tensor, axis: int) -> Tensor:
 def centred(values: Tensor, axis: int) -> Centred:
     """Return what a channel's values are beside their mean, safe at any scale.
 
-    Sums and products only: they are several times faster than ``torch.std_mean`` on a CPU.
+    Sums and products only: they are several times faster than ``torch.std_mean`` on a CPU, and
+    than the largest value of a channel.
     """
-    others = [d for d in range(-values.dim(), 0) if d != axis]
     channels = values.shape[axis]
     shape = [-1, *[1] * (-1 - axis)]
     n: Tensor | int = values.numel() // max(channels, 1)
@@ -149,19 +151,18 @@ def centred(values: Tensor, axis: int) -> Centred:
         n = _total(torch.tensor(float(n), dtype=values.dtype, device=values.device)).clamp(min=1)
     elif n < 2:  # no two samples
         nothing = values.new_zeros(channels)
-        return Centred(torch.zeros_like(values), nothing, nothing + 1, 1)
+        return Centred(torch.zeros_like(values), nothing, nothing, nothing + 1, 1)
     info = torch.finfo(values.dtype)
     mean = _total(_sum(values, axis)) / n
     own = values - mean.reshape(shape)
     offset = _total(_sum(own, axis)) / n  # what rounding left in the first mean
     own.sub_(offset.reshape(shape))
-    peak = torch.maximum(own.amax(others), -own.amin(others)) if len(values) else mean * 0
-    unit = _total(peak, largest=True)
-    alive = unit > (mean.abs() * 4 * info.eps).clamp(min=info.tiny)
-    unit = torch.where(alive, unit, 0)
-    own.mul_(torch.where(alive, 1 / torch.where(alive, unit, 1), 0).reshape(shape))
-    variance = _total(_sum(own * own, axis)) / n
-    return Centred(own, unit, torch.where(alive, variance, 1).sqrt(), n)
+    size = _total(_sum(own.abs(), axis)) / n
+    dead = ~(size > (mean.abs() * 4 * info.eps).clamp_(min=info.tiny))  # NaN too
+    inverse = size.masked_fill(dead, torch.inf).reciprocal()
+    own.mul_(inverse.reshape(shape))
+    std = (_total(_sum(own * own, axis)) / n).masked_fill_(dead, 1).sqrt_()
+    return Centred(own, size.masked_fill_(dead, 0), inverse, std, n)
 
 
 def score_leaf(like: Tensor, *shape: int) -> Tensor:
@@ -272,14 +273,14 @@ def listen(
     if process_count() > 1:  # their batches may differ; the slope must not
         count = _total(e_std.new_tensor(float(samples))) / process_count()
     gradients, scores = [], []
+    factor = loss_scale * process_count()  # several processes will take the mean
     for directions, activation in zip(so_far[R].to(working), activations, strict=True):
-        r, gradient, a_std = _correlate(activation.to(working), error, axis, pairwise, directions)
-        std = a_std if pairwise else a_std[:, None]
-        gain = r * e_std
-        slope = torch.where(std > 0, -count * gain / torch.where(std > 0, std, 1), 0)
+        r, gradient, own = _correlate(activation.to(working), error, axis, pairwise, directions)
+        gain, steep = r * e_std, own.inverse / own.std
+        slope = gain * (steep if pairwise else steep[:, None]) * -count
         scores.append(_finite(torch.stack([r, gain, slope, torch.ones_like(r)])))
-        factor = loss_scale * process_count()  # several processes will take the mean
-        gradients.append(gradient.mul_(factor).to(activation.dtype))
+        gradient = gradient if factor == 1 else gradient.mul_(factor)
+        gradients.append(gradient.to(activation.dtype))
     return torch.stack(scores, 1).to(so_far.dtype), gradients
 
 

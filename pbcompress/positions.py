@@ -109,13 +109,33 @@ class Window:
         return branch(self.take(x))  # type: ignore[no-any-return]
 
     def _convolved(self, conv: Any, x: Tensor) -> Tensor:
-        """Return a convolution with longer strides, from the first position on."""
+        """Return a convolution with longer strides, from the first position on.
+
+        Where its own zeros can stand for those that the first position needs, and for what is
+        before it, nothing is copied: outputs in front are computed and left out.
+        """
         pads = list(conv._reversed_padding_repeated_twice)
         if conv.padding_mode != "zeros":
             x, pads = functional.pad(x, pads, mode=conv.padding_mode), [0] * len(pads)
-        for axis, (offset, stride) in enumerate(zip(self.offsets, conv.stride, strict=True)):
-            pads[-2 - 2 * axis] -= offset * stride  # below zero it crops
-        strides = [own * step for own, step in zip(conv.stride, self.steps, strict=True)]
+        paddings, strides, places = [], [], [slice(None)] * 2
+        for axis, (offset, step) in enumerate(zip(self.offsets, self.steps, strict=True)):
+            size, stride = x.shape[2 + axis], conv.stride[axis]
+            left, right = pads[-2 - 2 * axis : len(pads) - 2 * axis]
+            span = (conv.kernel_size[axis] - 1) * conv.dilation[axis] + 1
+            count = 1 + ((size + left + right - span) // stride - offset) // step
+            start, stride = left - offset * stride, stride * step  # below zero it crops
+            missing = (count - 1) * stride - start + span - size  # zeros behind the last position
+            padding = start % stride
+            padding += math.ceil(max(missing - padding, 0) / stride) * stride
+            if padding < span:  # more of them has no fast kernel
+                first = (padding - start) // stride
+                pads[-2 - 2 * axis : len(pads) - 2 * axis] = [0, 0]
+            else:
+                padding, first, pads[-2 - 2 * axis] = 0, 0, start
+            paddings.append(padding)
+            strides.append(stride)
+            places.append(slice(first, first + count))
+        x = functional.pad(x, pads) if any(pads) else x
         run = _CONV[len(strides)]
-        x = functional.pad(x, pads)
-        return run(x, conv.weight, conv.bias, strides, 0, conv.dilation, conv.groups)
+        z = run(x, conv.weight, conv.bias, strides, paddings, conv.dilation, conv.groups)
+        return z[tuple(places)]

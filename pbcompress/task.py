@@ -23,6 +23,7 @@ __all__ = [
     "check_finite",
     "check_loss",
     "check_split",
+    "first_batch",
     "inputs_of",
     "moved",
     "seeded_generators",
@@ -131,7 +132,7 @@ def check_data(data: Data, task: Task, model: nn.Module, device: torch.device) -
     for name, split in (("train", data.train), ("val", data.val), ("test", data.test)):
         if split is None and name == "test":
             continue
-        batch = moved(_first_batch(split, name), device)
+        batch = moved(first_batch(split, name), device)
         check_finite(batch, f"the first batch of Data.{name}")
         with seeded("check"), torch.set_grad_enabled(name == "train"):
             output, target = task.run(network, batch)
@@ -155,7 +156,8 @@ def check_split(split: Any, name: str) -> None:
         )
 
 
-def _first_batch(split: Any, name: str) -> Any:
+def first_batch(split: Any, name: str) -> Any:
+    """Return the first batch of a split, in an order of its own; no random state is changed."""
     check_split(split, name)
     with seeded("first batch"), seeded_generators(split, 0):
         for batch in split:
@@ -171,7 +173,7 @@ def inputs_of(data: Data, task: Task, model: nn.Module, device: torch.device) ->
         calls.append((args, kwargs))
 
     network.register_forward_pre_hook(record, with_kwargs=True)
-    batch = moved(_first_batch(data.train, "train"), device)
+    batch = moved(first_batch(data.train, "train"), device)
     with torch.no_grad(), seeded("check"):
         task.run(network, batch)
     if not calls:

@@ -13,6 +13,7 @@ from pbcompress.distillation import Objective, make_objective
 from pbcompress.engine import Engine
 from pbcompress.errors import CompressionError
 from pbcompress.initialization import initialize_candidates_
+from pbcompress.layout import takes_channels_last
 from pbcompress.phase import Phase
 from pbcompress.phases import PhaseKind, longest
 from pbcompress.replay import Replay
@@ -39,6 +40,7 @@ class Training:
         seed: Names all that is random.
         stage: Name of the training in the history.
         factory: Makes the optimizers; None: as the configuration says.
+        images: Networks that train on images in channels-last memory, the teacher among them.
     """
 
     growth: Cycles
@@ -50,6 +52,7 @@ class Training:
     seed: int
     stage: str
     factory: OptimizerFactory | None
+    images: tuple[nn.Module, ...] = ()
 
 
 class PhaseTrainer:
@@ -83,6 +86,10 @@ class PhaseTrainer:
 
     def epoch(self) -> tuple[float, int]:
         """Train one epoch; return the mean loss and the number of optimizer steps."""
+        with takes_channels_last(*self._of.images):
+            return self._epoch()
+
+    def _epoch(self) -> tuple[float, int]:
         number = len(self._of.growth.log[self.index].scores)
         self._phase.train()
         seed = (self._of.seed, self._of.stage, self.index, number)
@@ -161,7 +168,8 @@ class PhaseTrainer:
             return None
         seed = self._of.seed + 1000 * self.index
         sample = Sample(self._of.data.train, self._of.task, count, seed)
-        return Replay.within(growth.model, sample, self._config.replay)
+        with takes_channels_last(*self._of.images):
+            return Replay.within(growth.model, sample, self._config.replay)
 
     def _steps(self, batches: int) -> int:
         """Return the optimizer steps of an epoch that passes through the network."""

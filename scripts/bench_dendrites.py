@@ -26,6 +26,7 @@ from torch.nn.functional import cross_entropy
 
 import pbcompress as pb
 from model_zoo import create_model
+from pbcompress.layout import takes_channels_last
 from pbcompress.phases import PhaseKind
 from pbcompress.replay import Replay
 from pbcompress.statistics import Sample
@@ -36,10 +37,16 @@ TRAINED = (
     ("resnet20", {}, 64),
     ("resnet20", {"width": 4.0}, 16),
     ("resnet56", {}, 32),
+    ("resnet56", {}, 64),
 )
 FORMS = ("full", "grouped", "lowrank", "shared", "tied")
 EPOCHS = pb.RecoveryConfig().dendrite_epochs
 INFERRED = (("resnet20", {}), ("resnet20", {"width": 4.0}))
+# Beside the peer: network, shape of an image, batch size, batches of an epoch, numbers of sets.
+PEERED = (
+    ("small_cnn", (1, 28, 28), 64, 16, (1, 2, 3)),
+    ("resnet20", (3, 32, 32), 32, 8, (1, 2)),
+)
 
 
 def images(batch: int, device: str) -> tuple[Tensor, Tensor]:
@@ -66,17 +73,17 @@ def phase_of(model: nn.Module, kind: PhaseKind, form: str, sets: int) -> pb.cycl
 
 
 def stepper(model: nn.Module, x: Tensor, y: Tensor, *, fast: bool) -> Step:
-    """Return one training step: forward, backward, SGD with momentum."""
+    """Return one training step as `recover_` takes it: forward, backward, SGD with momentum."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, 1e-6, momentum=0.9)
     run = torch.compile(model) if fast else model
-    if fast:
-        model.to(memory_format=torch.channels_last)
-        x = x.to(memory_format=torch.channels_last)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=fast):
+        with (
+            torch.autocast(x.device.type, torch.bfloat16, enabled=fast),
+            takes_channels_last(model),
+        ):
             loss = cross_entropy(run(x), y)
         loss.backward()
         optimizer.step()
@@ -192,8 +199,11 @@ def inference(rounds: int) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
-def small_cnn() -> nn.Sequential:
-    """Return a network that the peer takes as it is: no norm layers."""
+def peered(name: str) -> nn.Module:
+    """Return a network that the peer takes as it is: its own small CNN has no norm layers."""
+    torch.manual_seed(0)
+    if name != "small_cnn":
+        return create_model(name)
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1),
         nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 49, 64), nn.ReLU(),
@@ -206,39 +216,60 @@ def peer(rounds: int) -> Iterator[dict[str, Any]]:
 
     A growth of ours has dendrite phases too, as many epochs as neuron phases here; the peer, in its
     gradient mode, has none. So our two kinds of epoch are timed alone and as their mean. A dendrite
-    phase from memory is timed as a whole, the pass that draws its rows included.
+    phase from memory is timed as a whole, the pass that draws its rows included. Ours run as in
+    `recover_`, with images in channels-last memory; the peer runs as its examples do.
     """
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    batches = [
-        (torch.randn(64, 1, 28, 28, generator=generator), torch.randint(10, (64,)))
-        for _ in range(16)
-    ]
-    for sets in (1, 2, 3):
-        theirs = _peer_network(sets, batches)
-        ours = {
-            "neuron": phase_of(small_cnn(), PhaseKind.NEURON, "full", sets).model,
-            "dendrite": phase_of(small_cnn(), PhaseKind.DENDRITE, "full", sets).model,
-        }
-        epochs = {key: _epoch(model, batches) for key, model in {"peer": theirs, **ours}.items()}
-        epochs["plain"] = _epoch(small_cnn().train(), batches)
-        epochs["memory"] = _phase_from_memory(
-            phase_of(small_cnn(), PhaseKind.DENDRITE, "full", sets), batches
-        )
-        taken = seconds(epochs, rounds)
-        taken["memory"] = [whole / EPOCHS for whole in taken["memory"]]
-        means = {
-            key: [(a + b) / 2 for a, b in zip(taken["neuron"], taken[key], strict=True)]
-            for key in ("dendrite", "memory")
-        }
-        yield {
-            "job": "peer",
-            "sets": sets,
-            **{key: ratio(taken["peer"], taken[key]) for key in ("neuron", "dendrite", "memory")},
-            "memory to plain": ratio(taken["memory"], taken["plain"]),
-            "both": ratio(taken["peer"], means["dendrite"]),
-            "both, memory": ratio(taken["peer"], means["memory"]),
-        }
+    for name, shape, batch, count, numbers in PEERED:
+        generator = torch.Generator().manual_seed(0)
+        batches = [
+            (torch.randn(batch, *shape, generator=generator), torch.randint(10, (batch,)))
+            for _ in range(count)
+        ]
+        for sets in numbers:
+            grown = {
+                key: phase_of(peered(name), kind, "full", sets)
+                for key, kind in (
+                    ("neuron", PhaseKind.NEURON),
+                    ("dendrite", PhaseKind.DENDRITE),
+                    ("memory", PhaseKind.DENDRITE),
+                )
+            }
+            plain = peered(name).train()
+            steps = {
+                "peer": _epoch(_peer_network(name, sets, batches), batches),
+                "neuron": _epoch(grown["neuron"].model, batches),
+                "dendrite": _epoch(grown["dendrite"].model, batches),
+                "plain": _epoch(plain, batches),
+                "memory": _phase_from_memory(grown["memory"], batches),
+            }
+            own = {key: growth.model for key, growth in grown.items()} | {"plain": plain}
+            epochs = {k: _as_recovered(step, own.get(k)) for k, step in steps.items()}
+            yield {"job": "peer", "network": name, "sets": sets, **_ratios(epochs, rounds)}
+
+
+def _as_recovered(step: Step, network: nn.Module | None) -> Step:
+    """Return an epoch of ours with images in the layout that `recover_` gives them."""
+
+    def epoch() -> None:
+        with takes_channels_last(*[] if network is None else [network]):
+            step()
+
+    return epoch
+
+
+def _ratios(epochs: dict[str, Step], rounds: int) -> dict[str, float]:
+    taken = seconds(epochs, rounds)
+    taken["memory"] = [whole / EPOCHS for whole in taken["memory"]]
+    means = {
+        key: [(a + b) / 2 for a, b in zip(taken["neuron"], taken[key], strict=True)]
+        for key in ("dendrite", "memory")
+    }
+    return {
+        **{key: ratio(taken["peer"], taken[key]) for key in ("neuron", "dendrite", "memory")},
+        "memory to plain": ratio(taken["memory"], taken["plain"]),
+        "both": ratio(taken["peer"], means["dendrite"]),
+        "both, memory": ratio(taken["peer"], means["memory"]),
+    }
 
 
 def _phase_from_memory(growth: pb.cycles, batches: list[tuple[Tensor, Tensor]]) -> Step:
@@ -268,7 +299,7 @@ def _epoch(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Step:
     return epoch
 
 
-def _peer_network(sets: int, batches: list[tuple[Tensor, Tensor]]) -> nn.Module:
+def _peer_network(name: str, sets: int, batches: list[tuple[Tensor, Tensor]]) -> nn.Module:
     from perforatedai import globals_perforatedai as settings
     from perforatedai import utils_perforatedai as tools
 
@@ -280,7 +311,7 @@ def _peer_network(sets: int, batches: list[tuple[Tensor, Tensor]]) -> nn.Module:
     settings.pc.set_fixed_switch_num(1)
     settings.pc.set_first_fixed_switch_num(1)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        model = tools.perforate_model(small_cnn(), save_name="peer")
+        model = tools.perforate_model(peered(name), save_name="peer")
         score = 0.0
         while settings.pai_tracker.member_vars["num_dendrites_added"] < sets:
             optimizer = torch.optim.Adam(model.parameters(), 1e-6)
@@ -319,12 +350,12 @@ def table(lines: list[dict[str, Any]]) -> str:
         if t["job"] == "inference"
     ]
     out += ["", "## How many times faster than perforatedai 3.2.9 in gradient mode", ""]
-    out += ["| sets | neuron epoch | dendrite epoch | both | dendrite epoch from memory | both |"]
-    out[-1] += " its time, plain epochs being one |"
-    out += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    out += ["| network | sets | neuron epoch | dendrite epoch | both | from memory | both |"]
+    out[-1] += " time of a dendrite epoch from memory, plain epochs being one |"
+    out += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
     out += [
-        f"| {t['sets']} | {t['neuron']} | {t['dendrite']} | {t['both']} | {t['memory']} "
-        f"| {t['both, memory']} | {t['memory to plain']} |"
+        f"| {t['network']} | {t['sets']} | {t['neuron']} | {t['dendrite']} | {t['both']} "
+        f"| {t['memory']} | {t['both, memory']} | {t['memory to plain']} |"
         for t in lines
         if t["job"] == "peer"
     ]

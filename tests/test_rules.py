@@ -38,6 +38,7 @@ ROWS = [
     ["int8", "fakequant", "localization", "axes"],
     ["fuse"],
     ["trainer"],
+    ["layout"],
     ["cycles", "fused", "runtime", "training", "quantization"],
     ["phase", "folding"],
     ["selection", "scores", "initialization", "replay"],

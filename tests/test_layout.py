@@ -1,0 +1,166 @@
+"""Images in channels-last memory: the same numbers, and no trace in the network."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from model_zoo import create_model
+from pbcompress import CompressConfig, Data, DendriteConfig, RecoveryConfig, Task, recover_
+from pbcompress.layout import channels_last, is_same_in_channels_last, takes_channels_last
+
+NETWORKS = {
+    "lenet": ({"image_shape": (1, 8, 8), "widths": (4, 6), "hidden": 8}, 1),
+    "small_cnn": ({"widths": (4, 6), "pool": True}, 1),
+    "resnet20": ({"width": 0.25, "in_channels": 3}, 3),
+    "mobilenet_small": ({"width": 0.25, "in_channels": 3}, 3),
+}
+
+
+class Viewing(nn.Module):
+    """Asks for a view of what its convolution returned, as much code does."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 10)
+
+    def forward(self, x):
+        return self.head(self.conv(x).view(len(x), -1))
+
+
+def network(name):
+    torch.manual_seed(0)
+    return create_model(name, **NETWORKS[name][0])
+
+
+def batches(channels, dtype=torch.float32, number=2):
+    draw = torch.Generator().manual_seed(1)
+    return [
+        (
+            torch.randn(6, channels, 8, 8, generator=draw, dtype=torch.float64).to(dtype),
+            torch.randint(10, (6,), generator=draw),
+        )
+        for _ in range(number)
+    ]
+
+
+def trained(model, data, **choices):
+    dendrites = DendriteConfig(max_sets=1)
+    recovery = RecoveryConfig(epochs=2, dendrite_epochs=1, **choices)
+    config = CompressConfig(dendrites=dendrites, recovery=recovery)
+    return recover_(model, data, config=config)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.tuples(*[st.integers(1, 5)] * 4))
+def test_an_image_keeps_its_values_and_tells_its_layout(shape):
+    image = torch.randn(shape)
+    laid = channels_last(image)
+    assert torch.equal(laid, image)
+    _, c, h, w = shape
+    assert laid.stride() == (c * h * w, 1, w * c, c)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_convolutions_hand_it_on_whatever_the_channels(channels):
+    model = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3))
+    with takes_channels_last(model):
+        inside = model(torch.randn(2, channels, 8, 8))
+    assert inside.is_contiguous(memory_format=torch.channels_last)
+    assert model(torch.randn(2, channels, 8, 8)).is_contiguous()
+
+
+def test_arguments_by_name_and_in_containers_are_images_too():
+    class Named(nn.Module):
+        def forward(self, *, images, token):
+            assert images[0].stride() == (27, 1, 9, 3)
+            assert token.dtype is torch.long
+            return token
+
+    model = Named()
+    with takes_channels_last(model):
+        token = torch.zeros(1, 1, 2, 2, dtype=torch.long)
+        assert model(images=[torch.zeros(1, 3, 3, 3)], token=token) is not None
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_trains_to_the_same_weights(name):
+    channels = NETWORKS[name][1]
+    data = Data(train=batches(channels, torch.float64), val=batches(channels, torch.float64))
+    one, other = network(name).double(), network(name).double()
+    assert is_same_in_channels_last(one, data, Task())
+    losses = [
+        [record["loss"] for record in trained(model, data, channels_last=chosen)]
+        for model, chosen in ((one, True), (other, False))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # Adam divides by what is near zero
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_network_is_as_it_was_but_for_its_values():
+    model, data = network("resnet20"), Data(train=batches(3), val=batches(3))
+    trained(model, data)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert all(p.is_contiguous() for p in model.parameters())
+    assert model(batches(3)[0][0]).is_contiguous()
+
+
+def test_hooks_go_where_a_step_fails():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    with pytest.raises(RuntimeError, match="channels"), takes_channels_last(model):
+        model(torch.zeros(1, 2, 8, 8))
+    assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_network_can_be_copied_meanwhile(how):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    with takes_channels_last(model):
+        copied = how(model)
+    x = torch.randn(1, 3, 8, 8)
+    torch.testing.assert_close(copied(x), model(x))
+
+
+def test_a_network_that_wants_views_trains_as_it_is():
+    model, data = Viewing(), Data(train=batches(3), val=batches(3))
+    assert not is_same_in_channels_last(model, data, Task())
+    assert len(trained(model, data)) == 7
+
+
+def test_a_network_that_reads_memory_is_found_out():
+    class Reading(nn.Sequential):
+        def forward(self, x):
+            y = super().forward(x)
+            return y.as_strided((len(y), 10), (y.stride(0), 1))
+
+    model, data = Reading(nn.Conv2d(3, 4, 3)), Data(train=batches(3), val=batches(3))
+    assert not is_same_in_channels_last(model, data, Task())
+
+
+def test_no_network_without_convolutions_is_tried():
+    def forward(model, batch):
+        raise AssertionError("it was tried")
+
+    data = Data(train=batches(3), val=batches(3))
+    assert not is_same_in_channels_last(nn.Linear(2, 2), data, Task(forward=forward))
+
+
+def test_the_trial_leaves_no_gradient_and_no_statistics():
+    model, data = network("resnet20"), Data(train=batches(3), val=batches(3))
+    before = copy.deepcopy(model.state_dict())
+    state = torch.get_rng_state()
+    assert is_same_in_channels_last(model.train(), data, Task())
+    assert model.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_a_frozen_teacher_takes_them_too():
+    teacher, data = network("resnet20").requires_grad_(False), Data(batches(3), batches(3))
+    assert is_same_in_channels_last(teacher, data, Task())
