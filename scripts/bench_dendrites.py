@@ -40,6 +40,7 @@ TRAINED = (
     ("resnet56", {}, 64),
 )
 FORMS = ("full", "grouped", "lowrank", "shared", "tied")
+LAID = ", channels last"  # of the name of a step
 EPOCHS = pb.RecoveryConfig().dendrite_epochs
 INFERRED = (("resnet20", {}), ("resnet20", {"width": 4.0}))
 # Beside the peer: network, shape of an image, batch size, batches of an epoch, numbers of sets.
@@ -72,8 +73,17 @@ def phase_of(model: nn.Module, kind: PhaseKind, form: str, sets: int) -> pb.cycl
     raise AssertionError("the growth ended before that phase")
 
 
-def stepper(model: nn.Module, x: Tensor, y: Tensor, *, fast: bool) -> Step:
-    """Return one training step as `recover_` takes it: forward, backward, SGD with momentum."""
+def stepper(model: nn.Module, x: Tensor, y: Tensor, *, fast: bool, laid: bool) -> Step:
+    """Return one training step: forward, backward, SGD with momentum.
+
+    Args:
+        model: Trains.
+        x: Images.
+        y: Classes.
+        fast: In bfloat16, and compiled.
+        laid: On images in channels-last memory, as `recover_` has them.
+    """
+    images = [model] if laid else []
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, 1e-6, momentum=0.9)
     run = torch.compile(model) if fast else model
@@ -82,7 +92,7 @@ def stepper(model: nn.Module, x: Tensor, y: Tensor, *, fast: bool) -> Step:
         optimizer.zero_grad(set_to_none=True)
         with (
             torch.autocast(x.device.type, torch.bfloat16, enabled=fast),
-            takes_channels_last(model),
+            takes_channels_last(*images),
         ):
             loss = cross_entropy(run(x), y)
         loss.backward()
@@ -136,21 +146,28 @@ def train(rounds: int, device: str) -> Iterator[dict[str, Any]]:
         cases += [(PhaseKind.NEURON, form, 1) for form in FORMS[1:]]
         models = [copy.deepcopy(base) for _ in cases]
         growths = [phase_of(m, *case) for m, case in zip(models, cases, strict=True)]
-        steps = {"plain": stepper(copy.deepcopy(base).train(), x, y, fast=fast)}
-        for case, model in zip(cases, models, strict=True):
-            steps[" ".join(map(str, case))] = stepper(model, x, y, fast=fast)
-        kept = {} if fast else {key: saved_bytes(step) for key, step in steps.items()}
-        taken = seconds(steps, rounds, device)
         assert len(growths) == len(cases)
-        for key, times in taken.items():
-            line = {
-                "job": "train", "network": name, **arguments, "batch": len(x), "case": key,
-                "ratio": ratio(times, taken["plain"]),
-            }  # fmt: skip
+        networks = {"plain": copy.deepcopy(base).train()}
+        networks |= {" ".join(map(str, c)): m for c, m in zip(cases, models, strict=True)}
+        steps = {
+            f"{key}{LAID * laid}": stepper(model, x, y, fast=fast, laid=laid)
+            for key, model in networks.items()
+            for laid in (False, True)
+            if laid or not fast
+        }
+        kept = {} if fast else {key: saved_bytes(steps[key]) for key in networks}
+        taken = seconds(steps, rounds, device)
+        for key in networks:
+            laid = taken[key + LAID]
+            line = {"job": "train", "network": name, **arguments, "batch": len(x), "case": key}
+            beside = ratio(laid, taken["plain" + LAID])
             if fast:
-                line["device"] = torch.cuda.get_device_name()
-                line["images_per_second"] = round(len(x) / statistics.median(times))
+                line["ratio"], line["device"] = beside, torch.cuda.get_device_name()
+                line["images_per_second"] = round(len(x) / statistics.median(laid))
             else:
+                line["ratio"] = ratio(taken[key], taken["plain"])
+                line["ratio in channels last"] = beside
+                line["time in channels last"] = ratio(laid, taken[key])
                 line["memory"] = round(kept[key] / kept["plain"], 3)
             yield line
 
@@ -273,14 +290,22 @@ def _ratios(epochs: dict[str, Step], rounds: int) -> dict[str, float]:
 
 
 def _phase_from_memory(growth: pb.cycles, batches: list[tuple[Tensor, Tensor]]) -> Step:
-    """Return a dendrite phase of the default length: one pass, and all of its epochs."""
+    """Return a dendrite phase of the default length: one pass, and all of its epochs.
+
+    Where memory is too small, every epoch passes through the network, as in `recover_`.
+    """
     parameters = growth.phase.parameters()
     optimizer = torch.optim.Adam(parameters, 1e-6)
+
+    through = _epoch(growth.model, batches)
 
     def phase() -> None:
         sample = Sample(batches, pb.Task(), len(batches))
         replay = Replay.within(growth.model, sample, pb.RecoveryConfig().replay)
-        assert replay is not None
+        if replay is None:  # too few rows fit
+            for _ in range(EPOCHS):
+                through()
+            return
         for epoch in range(EPOCHS):
             replay.epoch(optimizer, lambda _: None, steps=len(batches), seed=(epoch,))
 
@@ -331,11 +356,13 @@ def table(lines: list[dict[str, Any]]) -> str:
         name, width, batch = group
         out += [f"## A training step: {name}, width {width:g}, batch {batch}", ""]
         out += [
-            "| phase, form, sets | ratio to plain | kept for backward, ratio |",
-            "| --- | --- | --- |",
+            "| phase, form, sets | ratio to plain | that in channels-last memory | time there, "
+            "torch's layout being one | kept for backward, ratio |",
+            "| --- | --- | --- | --- | --- |",
         ]
         out += [
-            f"| {t['case']} | {t['ratio']} | {t.get('memory', '')} |"
+            f"| {t['case']} | {t['ratio']} | {t.get('ratio in channels last', '')} "
+            f"| {t.get('time in channels last', '')} | {t.get('memory', '')} |"
             for t in trained
             if (t["network"], t.get("width", 1.0), t["batch"]) == group
         ]
