@@ -9,38 +9,44 @@ import accuracy_tables
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-FILES = ("accuracy", "equal_flops", "last_layer", "peers", "trials", "wide_first")
-WITH_PAGE = [name for name in FILES if name != "trials"]
-# rows of the README's table, by what they are of
+FILES = ("accuracy", "equal_flops", "last_layer", "peers", "trials", "wide_first", "allocation")
+# a page for each but the trials, and one more with another control: its lines, and the control
+PAGES = {name: (name, "width") for name in FILES if name != "trials"}
+PAGES["balanced"] = ("allocation", "width, balanced")
+# rows of the README's table: the pages that they are of, and the arms
+DENDRITES = ("accuracy", "equal_flops")
 ROWS = {
-    "the published method": ("correlation",),
-    "full dendrites by the task's gradient": ("gradient",),
-    "cheap shared dendrites": ("joint shared, cheap",),
+    "the published method": (DENDRITES, ("correlation",)),
+    "full dendrites by the task's gradient": (DENDRITES, ("gradient",)),
+    "cheap shared dendrites": (DENDRITES, ("joint shared, cheap",)),
     "cheap dendrites that take no more FLOPs": (
-        "joint shared, cheap, equal FLOPs",
-        "joint full, cheap, equal FLOPs",
+        DENDRITES,
+        ("joint shared, cheap, equal FLOPs", "joint full, cheap, equal FLOPs"),
     ),
-    "the default of": ("auto",),
-    "distillation": ("width, distilled",),
+    "a trial of cheap dendrites and width": (DENDRITES, ("auto",)),
+    "distillation": (DENDRITES, ("width, distilled",)),
+    "balanced widths": (("allocation",), ("width, balanced",)),
+    "balanced widths that take no more FLOPs": (("allocation",), ("width, balanced, equal FLOPs",)),
+    "the default of": (("allocation",), ("auto, balanced",)),
 }
 
 
 @pytest.fixture(scope="module")
 def cells():
     found = {}
-    for name in FILES:
+    for page, (name, control) in {**PAGES, "trials": ("trials", "width")}.items():
         text = (DOCS / "benchmarks" / f"{name}.jsonl").read_text()
-        found[name] = accuracy_tables.cells_of(map(json.loads, text.splitlines()))
+        found[page] = accuracy_tables.cells_of(map(json.loads, text.splitlines()), control)
     return found
 
 
-@pytest.mark.parametrize("name", WITH_PAGE)
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_made_from_its_lines(name, cells):
     folder = DOCS / "benchmarks"
     page = (folder / f"{name}.md").read_text()
     title = page.splitlines()[0].removeprefix("# ")
     intro = (folder / f"{name}_intro.md").read_text()
-    assert page == accuracy_tables.page(cells[name], intro, title)
+    assert page == accuracy_tables.page(cells[name], intro, title, PAGES[name][1])
 
 
 def test_differences_in_prose_are_those_of_cells(cells):
@@ -70,11 +76,11 @@ def _is(mean, true_mean, half, true_half):
 
 def test_the_table_of_the_readme_is_that_of_the_lines(cells):
     rows = (DOCS.parent / "README.md").read_text().splitlines()
-    for start, arms in ROWS.items():
+    for start, (names, arms) in ROWS.items():
         (row,) = [row for row in rows if row.startswith(f"| {start}")]
         own = [
             cell.against
-            for name in ("accuracy", "equal_flops")
+            for name in names
             for (_, _, arm), cell in cells[name].items()
             if arm in arms
         ]
