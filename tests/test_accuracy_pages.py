@@ -25,7 +25,7 @@ ROWS = {
     ),
     "a trial of cheap dendrites and width": (DENDRITES, ("auto",)),
     "distillation": (DENDRITES, ("width, distilled",)),
-    "balanced widths": (("allocation",), ("width, balanced",)),
+    "balanced widths against uniform": (("allocation",), ("width, balanced",)),
     "balanced widths that take no more FLOPs": (("allocation",), ("width, balanced, equal FLOPs",)),
     "the default of": (("allocation",), ("auto, balanced",)),
 }
