@@ -55,11 +55,11 @@ class WidthConfig(Choices):
     """How widths are chosen.
 
     Args:
-        allocation: "uniform" narrows every channel group alike; "balanced" narrows those less that
-            hold little of what is scarce: their ratios go by one over the square root of the
-            parameters (or multiply-adds) that a group's channels hold. "global" ranks the channels
-            of all groups in one list, each group's importance scaled to mean 1; "isomorphic" does
-            so among the groups of the same structure.
+        allocation: "uniform" narrows every channel group alike; "balanced" narrows those less whose
+            layers are small: the share that a group keeps goes by one over the root of the mean
+            size of the layers that write and read it, in parameters or what else is bounded.
+            "global" ranks the channels of all groups in one list, each group's importance scaled to
+            mean 1; "isomorphic" does so among the groups of the same structure.
         importance: What tells which channels go. "magnitude" is the squared weights; "bn_scale" the
             absolute scale of the norm layers, magnitude where a group has none. The others need
             data: "taylor" is the squared first-order change of a batch's loss, "fisher" the squared
@@ -272,9 +272,9 @@ class RecoveryConfig(Choices):
             Lightning Fabric.
         accumulate: Batches that one optimizer step takes, at least 1.
         compile: Run the network through ``torch.compile``, anew in each phase.
-        channels_last: Give images, tensors of four dimensions, in channels-last memory to a network
-            with 2-d convolutions, if it computes the same so: a step then takes .6 to .95 of its
-            time on a CPU.
+        channels_last: On a CPU, give images (arguments of four dimensions) in channels-last memory
+            to a network with 2-d convolutions, if one batch shows that it computes the same so.
+            Steps of the CNNs that were measured take .6 to .95 of their time.
         replay: Memory in GiB for a dendrite phase: while neurons rest, what candidates read and the
             errors of their neurons are drawn once, at random samples and positions, and all steps
             are taken on them. 0, or where so much holds too few for a layer: each step passes

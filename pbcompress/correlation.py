@@ -157,8 +157,8 @@ def centred(values: Tensor, axis: int) -> Centred:
     own = values - mean.reshape(shape)
     offset = _total(_sum(own, axis)) / n  # what rounding left in the first mean
     own.sub_(offset.reshape(shape))
-    size = _total(_sum(own.abs(), axis)) / n
-    dead = ~(size > (mean.abs() * 4 * info.eps).clamp_(min=info.tiny))  # NaN too
+    size = _total(_sum(own.abs().div_(n), axis))  # a sum of all might be too large
+    dead = ~(size > (mean.abs() * info.eps).clamp_(min=info.tiny))  # NaN too
     inverse = size.masked_fill(dead, torch.inf).reciprocal()
     own.mul_(inverse.reshape(shape))
     std = (_total(_sum(own * own, axis)) / n).masked_fill_(dead, 1).sqrt_()

@@ -1,26 +1,24 @@
 """Images in channels-last memory while a network trains: its convolutions then take less time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pbcompress.surgery import copy_model, device_of, seeded
+from pbcompress.surgery import copy_model, device_of, seeded, tensors_of
 from pbcompress.task import Data, Task, first_batch, moved
 
-__all__ = ["channels_last", "is_same_in_channels_last", "takes_channels_last"]
-
-_TOLERANCE = 1e-3  # of the largest output: another order of sums, in half precision too
+__all__ = ["channels_last", "suits_channels_last", "takes_channels_last", "that_take_channels_last"]
 
 
 @contextmanager
 def takes_channels_last(*networks: nn.Module) -> Iterator[None]:
-    """Give networks their images in channels-last memory meanwhile.
+    """Give networks the images that they are called with in channels-last memory meanwhile.
 
-    What they compute is the same. Convolutions hand the layout on, so the weights stay as they are.
+    They compute the same, up to rounding and to what they draw at random. Convolutions hand the
+    layout on, so the weights stay as they are.
     """
     handles = [n.register_forward_pre_hook(_convert, with_kwargs=True) for n in networks]
     try:
@@ -30,29 +28,47 @@ def takes_channels_last(*networks: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def is_same_in_channels_last(network: nn.Module, data: Data, task: Task) -> bool:
-    """Tell whether a network has 2-d convolutions and runs with such images as with others.
+def that_take_channels_last(
+    networks: Sequence[nn.Module], data: Data, task: Task
+) -> tuple[nn.Module, ...]:
+    """Return the networks that gain by such images: on a CPU, with 2-d convolutions, if they run.
 
-    Code that asks for a ``view`` of what a convolution returned does not. One batch of the train
-    split is tried, forward and backward, on a copy.
+    The first batch of the train split is tried, see `suits_channels_last`.
     """
-    if not any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in network.modules()):
-        return False
-    device = device_of(network)
-    batch = moved(first_batch(data.train, "train"), device)
-    copied = copy_model(network).to(device).eval()
-    with seeded("layout"), torch.no_grad():
-        output, _ = task.run(copied, batch)
+    able = [n for n in networks if device_of(n).type == "cpu" and _has_convolutions(n)]
+    if not able:
+        return ()
+    batch = first_batch(data.train, "train")
+    return tuple(n for n in able if suits_channels_last(n, batch, task))
+
+
+def suits_channels_last(network: nn.Module, batch: Any, task: Task) -> bool:
+    """Tell whether a network computes the same with such images, and trains on them.
+
+    Code that asks for a ``view`` of what a convolution returned does not. A copy runs forward and
+    backward, in both modes.
+    """
+    copied, batch = copy_model(network).eval(), moved(batch, device_of(network))
+    parameters = [p for p in copied.parameters() if p.requires_grad]
+
+    def computed() -> list[Tensor]:
+        with seeded("layout"):
+            found = tensors_of(task.run(copied, batch))
+        able = [t.sum() for t in found if t.requires_grad]
+        if able:  # a teacher may be frozen
+            torch.autograd.grad(sum(able), parameters, allow_unused=True)
+        return [t.detach().clone() for t in found]
+
     try:
-        with seeded("layout"), takes_channels_last(copied), torch.enable_grad():
-            other, target = task.run(copied, batch)
-            loss = task.loss(other, target)
-            if loss.requires_grad:  # that of a teacher need not
-                loss.backward()
+        with torch.enable_grad():
+            plain = computed()
+            with takes_channels_last(copied):
+                laid = computed()
+                copied.train()
+                computed()
     except Exception:
         return False
-    pairs = zip(tree_leaves(output), tree_leaves(other), strict=True)
-    return all(_is_near(a, b) for a, b in pairs if isinstance(a, Tensor))
+    return len(plain) == len(laid) and all(map(_is_near, plain, laid))
 
 
 def channels_last(image: Tensor) -> Tensor:
@@ -68,15 +84,23 @@ def channels_last(image: Tensor) -> Tensor:
 
 
 def _convert(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    def convert(tensor: Tensor) -> Tensor:
-        return channels_last(tensor) if tensor.dim() == 4 and tensor.is_floating_point() else tensor
+    """Convert the arguments themselves: what is in a container may be waited for by its owner."""
 
-    return tree_map_only(Tensor, convert, (args, kwargs))
+    def convert(value: Any) -> Any:
+        is_image = isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point()
+        return channels_last(value) if is_image else value
+
+    return tuple(map(convert, args)), {name: convert(value) for name, value in kwargs.items()}
+
+
+def _has_convolutions(network: nn.Module) -> bool:
+    return any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in network.modules())
 
 
 def _is_near(one: Tensor, other: Tensor) -> bool:
-    other = other.detach()
-    if not one.is_floating_point():
+    if one.shape != other.shape or not one.is_floating_point():
         return torch.equal(one, other)
-    largest = float(one.abs().max()) if one.numel() else 0.0
-    return bool(((one - other).abs() <= _TOLERANCE * largest).all())
+    finite = one[one.isfinite()].abs()
+    largest = float(finite.max()) if len(finite) else 0.0
+    tolerance = max(1e-3, 8 * torch.finfo(one.dtype).eps) * largest  # sums in another order
+    return torch.allclose(one, other, rtol=0.0, atol=tolerance, equal_nan=True)

@@ -186,6 +186,8 @@ class _Drawing:
         return tapped
 
     def _take(self, error: Tensor, read: Tensor, *heard: Tensor | None) -> None:
+        if self._is_open:  # a gradient that the forward pass takes is not that of the loss
+            return
         layer = self.layer
         is_batched = error.dim() > 1 + layer.dims
         samples = len(error) if is_batched else 1

@@ -124,6 +124,8 @@ class Window:
             span = (conv.kernel_size[axis] - 1) * conv.dilation[axis] + 1
             count = 1 + ((size + left + right - span) // stride - offset) // step
             start, stride = left - offset * stride, stride * step  # below zero it crops
+            if start < -size:  # it begins in the zeros behind the image
+                return self.take(conv(x))
             missing = (count - 1) * stride - start + span - size  # zeros behind the last position
             padding = start % stride
             padding += math.ceil(max(missing - padding, 0) / stride) * stride

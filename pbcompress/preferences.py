@@ -125,7 +125,8 @@ def balanced_ratios(
         cost = sum((a - b) / max(limit, 1) for a, b, limit in spent)
         sizes.append(cost * width / max(width - 1, 1) / max(count, 1))
     largest = max(sizes, default=0.0)
-    return [math.sqrt(largest / size) if size > 0 else 1.0 for size in sizes]
+    least = largest * 1e-12  # a group that costs nothing
+    return [math.sqrt(largest / max(size, least)) if largest else 1.0 for size in sizes]
 
 
 def count_weights(

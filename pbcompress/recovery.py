@@ -18,7 +18,7 @@ from pbcompress.distillation import make_objective
 from pbcompress.engine import make_engine
 from pbcompress.errors import DivergedError, StateMismatchError
 from pbcompress.history import History
-from pbcompress.layout import is_same_in_channels_last
+from pbcompress.layout import that_take_channels_last
 from pbcompress.phase import Phase
 from pbcompress.phases import PhaseKind, planned_epochs
 from pbcompress.surgery import device_of
@@ -137,8 +137,10 @@ def recover_(
     growth = Cycles(model, config, layers=layers, lengths=lengths, seed=seed)
     objective = make_objective(task, config.recovery, teacher, model)
     batches = engine.batches(data.train)
-    networks = [n for n in (model, teacher) if n is not None and config.recovery.channels_last]
-    images = tuple(n for n in networks if is_same_in_channels_last(n, data, task))
+    r, networks = config.recovery, [model]
+    if teacher is not None and (r.distillation or r.feature_distillation):
+        networks.append(teacher)
+    images = that_take_channels_last(networks, data, task) if r.channels_last else ()
     shared = Training(
         growth, engine, data, batches, task, objective, seed, stage, optimizer, images
     )

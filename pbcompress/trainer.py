@@ -86,8 +86,16 @@ class PhaseTrainer:
 
     def epoch(self) -> tuple[float, int]:
         """Train one epoch; return the mean loss and the number of optimizer steps."""
-        with takes_channels_last(*self._of.images):
-            return self._epoch()
+        try:
+            with takes_channels_last(*self._of.images):
+                return self._epoch()
+        except RuntimeError as err:
+            if self._of.images:
+                err.add_note(
+                    "Images were in channels-last memory, which one batch had been tried with. "
+                    "RecoveryConfig(channels_last=False) trains without."
+                )
+            raise
 
     def _epoch(self) -> tuple[float, int]:
         number = len(self._of.growth.log[self.index].scores)

@@ -145,7 +145,7 @@ def _text(difference: Difference | None) -> str:
     return f"{difference.mean:+.2f} ± {difference.half:.2f}{mark}"
 
 
-def plot(cells: Cells, path: Path) -> None:
+def plot(cells: Cells, path: Path, control: str = CONTROL) -> None:
     """Draw test accuracy against parameters, one panel for each task."""
     import matplotlib as mpl
 
@@ -166,7 +166,7 @@ def plot(cells: Cells, path: Path) -> None:
         base = [line["base"] for line in next(iter(own.values())).lines.values()]
         level = 100 * statistics.mean(b["test"] for b in base)
         axis.axhline(level, color="0.6", linestyle="--", label="original")
-        for number, arm in enumerate(PLOTTED):
+        for number, arm in enumerate(dict.fromkeys([control, *PLOTTED])):
             points = sorted(
                 (cell.mean("params"), 100 * cell.mean("test"))
                 for (_, a), cell in own.items()
@@ -178,7 +178,7 @@ def plot(cells: Cells, path: Path) -> None:
                     *zip(*points, strict=True), style, color=f"C{number}", markersize=4, label=arm
                 )
         axis.set(title=task, xscale="log", xlabel="parameters", ylabel="test accuracy, %")
-        ticks = sorted({round(cell.mean("params")) for (_, a), cell in own.items() if a == CONTROL})
+        ticks = sorted({round(cell.mean("params")) for (_, a), cell in own.items() if a == control})
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axis.set_xlim(ticks[0] / 1.2, ticks[-1] * 1.2)
         axis.xaxis.set_minor_locator(NullLocator())
@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         intro = options.intro.read_text() if options.intro else ""
         options.page.write_text(page(cells, intro, options.title, options.control))
     if options.plot:
-        plot(cells, options.plot)
+        plot(cells, options.plot, options.control)
     return 0
 
 

@@ -128,6 +128,18 @@ def test_half_of_the_parameters_go_and_the_named_layers_are_narrower(name):
 
 
 @every_net
+def test_balanced_widths_fill_the_same_target(name):
+    model = NETS[name].build()
+    inputs = NETS[name].inputs(1)
+    uniform = planned(name)[1]
+    plan = plan_widths(model, inputs, uniform.target_params)
+    small = shrink(model, plan)
+    assert count(small) == plan.cost_after.params <= plan.target_params
+    assert measure(small, inputs).flops == plan.cost_after.flops
+    assert plan.cost_after.params >= 0.95 * uniform.cost_after.params
+
+
+@every_net
 def test_the_small_network_computes_what_the_large_one_does_without_its_channels(name):
     if NETS[name].counts:
         pytest.skip("a mean over channels is another number without some of them")

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,7 +12,12 @@ from torch import nn
 
 from model_zoo import create_model
 from pbcompress import CompressConfig, Data, DendriteConfig, RecoveryConfig, Task, recover_
-from pbcompress.layout import channels_last, is_same_in_channels_last, takes_channels_last
+from pbcompress.layout import (
+    channels_last,
+    suits_channels_last,
+    takes_channels_last,
+    that_take_channels_last,
+)
 
 NETWORKS = {
     "lenet": ({"image_shape": (1, 8, 8), "widths": (4, 6), "hidden": 8}, 1),
@@ -48,6 +54,10 @@ def batches(channels, dtype=torch.float32, number=2):
     ]
 
 
+def suits(model, channels=3, dtype=torch.float32):
+    return suits_channels_last(model, batches(channels, dtype)[0], Task())
+
+
 def trained(model, data, **choices):
     dendrites = DendriteConfig(max_sets=1)
     recovery = RecoveryConfig(epochs=2, dendrite_epochs=1, **choices)
@@ -74,17 +84,17 @@ def test_convolutions_hand_it_on_whatever_the_channels(channels):
     assert model(torch.randn(2, channels, 8, 8)).is_contiguous()
 
 
-def test_arguments_by_name_and_in_containers_are_images_too():
+def test_arguments_are_images_by_name_too_and_what_is_in_containers_is_the_callers():
     class Named(nn.Module):
-        def forward(self, *, images, token):
-            assert images[0].stride() == (27, 1, 9, 3)
+        def forward(self, token, side, *, images):
+            assert images.stride() == (27, 1, 9, 3)
             assert token.dtype is torch.long
-            return token
+            side["seen"] = True
 
-    model = Named()
+    model, side = Named(), {}
     with takes_channels_last(model):
-        token = torch.zeros(1, 1, 2, 2, dtype=torch.long)
-        assert model(images=[torch.zeros(1, 3, 3, 3)], token=token) is not None
+        model(torch.zeros(1, 1, 2, 2, dtype=torch.long), side, images=torch.zeros(1, 3, 3, 3))
+    assert side == {"seen": True}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -92,7 +102,7 @@ def test_a_network_trains_to_the_same_weights(name):
     channels = NETWORKS[name][1]
     data = Data(train=batches(channels, torch.float64), val=batches(channels, torch.float64))
     one, other = network(name).double(), network(name).double()
-    assert is_same_in_channels_last(one, data, Task())
+    assert suits(one, channels, dtype=torch.float64)
     losses = [
         [record["loss"] for record in trained(model, data, channels_last=chosen)]
         for model, chosen in ((one, True), (other, False))
@@ -128,33 +138,99 @@ def test_a_network_can_be_copied_meanwhile(how):
 
 def test_a_network_that_wants_views_trains_as_it_is():
     model, data = Viewing(), Data(train=batches(3), val=batches(3))
-    assert not is_same_in_channels_last(model, data, Task())
+    assert not suits(model)
     assert len(trained(model, data)) == 7
 
 
-def test_a_network_that_reads_memory_is_found_out():
-    class Reading(nn.Sequential):
+class Reading(nn.Module):
+    """Reads memory in an order of its own."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.conv, self.wrap = nn.Conv2d(3, 4, 3), wrap
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.wrap(y.as_strided((len(y), 10), (y.stride(0), 1)))
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+
+
+@pytest.mark.parametrize("wrap", [lambda t: t, Output, lambda t: {"logits": t}])
+def test_a_network_that_reads_memory_is_found_out(wrap):
+    assert not suits(Reading(wrap))
+
+
+class Auxiliary(nn.Module):
+    """Asks for a view in training mode only."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.aux, self.head = nn.Conv2d(3, 4, 3), nn.Linear(144, 10), nn.Linear(4, 10)
+
+    def forward(self, x):
+        y = self.conv(x)
+        z = self.head(y.mean((2, 3)))
+        return z + self.aux(y.view(len(y), -1)) if self.training else z
+
+
+def test_the_training_mode_is_tried_too():
+    assert not suits(Auxiliary())
+
+
+def test_outputs_that_differ_in_number_or_shape_are_no_match():
+    class Ragged(nn.Conv2d):
         def forward(self, x):
             y = super().forward(x)
-            return y.as_strided((len(y), 10), (y.stride(0), 1))
+            return [y.flatten(1)] * (1 if y.is_contiguous() else 2)
 
-    model, data = Reading(nn.Conv2d(3, 4, 3)), Data(train=batches(3), val=batches(3))
-    assert not is_same_in_channels_last(model, data, Task())
+    class Shaped(nn.Conv2d):
+        def forward(self, x):
+            y = super().forward(x)
+            return y.flatten(1)[:, : 20 if y.is_contiguous() else 30]
+
+    assert not suits(Ragged(3, 4, 3))
+    assert not suits(Shaped(3, 4, 3))
 
 
-def test_no_network_without_convolutions_is_tried():
-    def forward(model, batch):
-        raise AssertionError("it was tried")
+def test_infinite_scores_are_equal_where_they_are_the_same():
+    class Masked(nn.Conv2d):
+        def forward(self, x):
+            scores = super().forward(x).mean((2, 3))
+            return torch.cat([scores, scores.new_full((len(x), 1), -torch.inf)], 1)
 
-    data = Data(train=batches(3), val=batches(3))
-    assert not is_same_in_channels_last(nn.Linear(2, 2), data, Task(forward=forward))
+    assert suits(Masked(3, 4, 3))
+
+
+def test_no_batch_is_drawn_for_networks_without_convolutions():
+    assert that_take_channels_last([nn.Linear(2, 2)], Data(train=None, val=None), Task()) == ()
+
+
+def test_a_step_that_fails_later_names_the_switch():
+    class Growing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 10, 8)
+
+        def forward(self, x):
+            return self.conv(x).view(len(x), -1)[:, :10]
+
+    small, large = batches(3)[0], (torch.randn(6, 3, 9, 9), torch.randint(10, (6,)))
+    data = Data(train=[small, large], val=[small])
+    with pytest.raises(RuntimeError, match="view") as caught:
+        trained(Growing(), data)
+    assert "channels_last=False" in caught.value.__notes__[0]
+    assert len(trained(Growing(), data, channels_last=False)) == 7
 
 
 def test_the_trial_leaves_no_gradient_and_no_statistics():
-    model, data = network("resnet20"), Data(train=batches(3), val=batches(3))
+    model = network("resnet20").train()
     before = copy.deepcopy(model.state_dict())
     state = torch.get_rng_state()
-    assert is_same_in_channels_last(model.train(), data, Task())
+    assert suits(model)
     assert model.training
     assert torch.equal(state, torch.get_rng_state())
     assert all(p.grad is None for p in model.parameters())
@@ -162,5 +238,4 @@ def test_the_trial_leaves_no_gradient_and_no_statistics():
 
 
 def test_a_frozen_teacher_takes_them_too():
-    teacher, data = network("resnet20").requires_grad_(False), Data(batches(3), batches(3))
-    assert is_same_in_channels_last(teacher, data, Task())
+    assert suits(network("resnet20").requires_grad_(False))
