@@ -56,7 +56,7 @@ def suits_channels_last(network: nn.Module, batch: Any, task: Task) -> bool:
             found = tensors_of(task.run(copied, batch))
         able = [t.sum() for t in found if t.requires_grad]
         if able:  # a teacher may be frozen
-            torch.autograd.grad(sum(able), parameters, allow_unused=True)
+            torch.autograd.grad(able, parameters, allow_unused=True)
         return [t.detach().clone() for t in found]
 
     try:

@@ -142,6 +142,19 @@ def test_r_does_not_depend_on_scale(of_activation: float, of_error: float) -> No
     assert gradient.isfinite().all()
 
 
+def test_a_sum_of_many_large_values_does_not_overflow() -> None:
+    a, e = torch.randn(4096, 3), torch.randn(4096, 3)
+    r, gradient = correlate(a, e * 1e35)
+    np.testing.assert_allclose(r, reference(a, e, True), atol=1e-5)
+    assert gradient.isfinite().all()
+
+
+def test_a_rare_deviation_from_a_constant_counts() -> None:
+    a, e = torch.ones(10**6, 1), torch.randn(10**6, 1)
+    a[7], e[7] = 1.1, 100.0
+    np.testing.assert_allclose(correlate(a, e)[0], reference(a, e, True), atol=1e-4)
+
+
 def test_a_large_offset_costs_no_precision() -> None:
     a, e = torch.randn(200, 3) + 1000, torch.randn(200, 3) - 1000
     np.testing.assert_allclose(correlate(a, e)[0], reference(a, e, True), atol=1e-5)

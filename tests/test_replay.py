@@ -298,6 +298,30 @@ def test_a_layer_that_reads_nothing_finite_is_left_alone(monkeypatch):
     assert all(bool(p.isfinite().all()) for p in net.parameters())
 
 
+def test_a_gradient_that_the_forward_pass_takes_is_not_that_of_the_loss(monkeypatch):
+    def forward(model, batch):
+        x, target = batch[0].clone().requires_grad_(), batch[1]
+        output = model(x)
+        (slope,) = torch.autograd.grad(output.logsumexp(1).sum(), x, create_graph=True)
+        return output, (target, slope)
+
+    def loss(output, target):
+        return nn.functional.cross_entropy(output, target[0]) + target[1].square().mean()
+
+    def metric(output, target):
+        return float((output.argmax(1) == target[0]).float().mean())
+
+    def validating(model, batch):
+        with torch.enable_grad():
+            return forward(model, batch)
+
+    replays, batches = Replays(monkeypatch), batches_of()
+    task = Task(loss=loss, metric=metric, forward=validating)
+    history = recover_(small_net(), Data(batches, batches), task, config=config(), seed=3)
+    assert replays.count == 1
+    assert max(r["correlation"] for r in history if r["kind"] == "dendrite") > 0
+
+
 def test_nan_in_the_data_is_said(monkeypatch):
     batches = batches_of()
     batches[1][0][3, 2] = float("nan")
