@@ -369,6 +369,11 @@ def table(lines: list[dict[str, Any]]) -> str:
         if t["job"] == "inference"
     ]
     out += ["", "## How many times faster than perforatedai 3.2.9 in gradient mode", ""]
+    out += [
+        "Ours as `recover_` runs them, with images in channels-last memory; the peer as its own"
+    ]
+    out[-1] += " examples do."
+    out += [""]
     out += ["| network | sets | neuron epoch | dendrite epoch | both | from memory | both |"]
     out[-1] += " time of a dendrite epoch from memory, plain epochs being one |"
     out += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
