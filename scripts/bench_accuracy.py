@@ -37,6 +37,7 @@ from pbcompress.statistics import reestimate_batchnorm_
 from pbcompress.surgery import seeded
 
 TARGETS = (0.5, 0.25, 0.125, 0.05)
+AS_BEFORE: dict[str, Any] = {"channels_last": False}  # so that lines that are there can be added to
 LEANER = [1 - 0.02 * step for step in range(40)]  # of a target, for arms of equal FLOPs
 
 
@@ -153,6 +154,7 @@ class Bench:
     def race(self, arm: Arm, target: float) -> dict[str, Any]:
         """Return what the one call came to."""
         recovery = pb.RecoveryConfig(
+            **AS_BEFORE,
             epochs=self.task.epochs,
             distillation=arm.distillation,
             trial=arm.trial,
@@ -209,7 +211,9 @@ def train(
 
     def config(**more: Any) -> pb.CompressConfig:
         # a set always stays: a network without the one it has room for is no arm of this size
-        recovery = pb.RecoveryConfig(max_failures=1, improvement=(-1.0,), **choices, **more)
+        recovery = pb.RecoveryConfig(
+            max_failures=1, improvement=(-1.0,), **AS_BEFORE, **choices, **more
+        )
         return pb.CompressConfig(dendrites=dendrites, recovery=recovery)
 
     if len(lengths) == 1:

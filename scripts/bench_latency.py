@@ -60,7 +60,7 @@ def networks() -> dict[str, tuple[Callable[[], nn.Module], Any]]:
 
 def rounding(model: nn.Module, inputs: Any, multiple: int) -> dict[str, Any]:
     """Shrink with one multiple, and time the result beside the original."""
-    config = pb.CompressConfig(width=pb.WidthConfig(round_to=multiple))
+    config = pb.CompressConfig(width=pb.WidthConfig(allocation="uniform", round_to=multiple))
     plan = pb.plan_widths(model, inputs, SHARE, config=config)
     with Workshop(model, as_call(inputs), ()) as bench:
         after = bench.measure(pb.shrink(model, plan))
@@ -75,7 +75,8 @@ def rounding(model: nn.Module, inputs: Any, multiple: int) -> dict[str, Any]:
 
 def bound(model: nn.Module, inputs: Any) -> dict[str, Any]:
     """Ask for a share of the original's latency."""
-    plan = pb.plan_widths(model, inputs, pb.Budget(latency_ms=SHARE))
+    config = pb.CompressConfig(width=pb.WidthConfig(allocation="uniform"))
+    plan = pb.plan_widths(model, inputs, pb.Budget(latency_ms=SHARE), config=config)
     shipped = plan.shipped
     assert shipped is not None
     assert shipped.latency_predicted is not None

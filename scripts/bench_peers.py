@@ -80,7 +80,7 @@ def _pruned(bench: Bench, ratio: float) -> nn.Module:
 def perforatedai(bench: Bench, target: float) -> dict[str, Any]:
     """Train the planner's network of half the target with one set of perforatedai."""
     bound = int(target * pb.measure(bench.model, bench.example).params)
-    config = pb.CompressConfig(dendrites=OFF)
+    config = pb.CompressConfig(width=pb.WidthConfig(allocation="uniform"), dendrites=OFF)
     plan = pb.plan_widths(bench.model, bench.example, bound // 2, config=config)
     network = shrink(bench.model, plan)
     reestimate_batchnorm_(network, bench.data, pb.Task(), seed=bench.seed)

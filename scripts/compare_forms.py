@@ -23,21 +23,24 @@ OFF = pb.DendriteConfig(max_sets=0)
 EARLY = ("features.0.conv", "features.1.conv")
 
 
+UNIFORM = pb.WidthConfig(allocation="uniform")
+
+
 def arms() -> Iterator[tuple[str, pb.DendriteConfig, pb.WidthConfig]]:
     """Yield the name and the choices of every arm."""
-    yield "width, uniform", OFF, pb.WidthConfig()
+    yield "width, uniform", OFF, UNIFORM
     yield "width, global", OFF, pb.WidthConfig(allocation="global")
     for rule in ("correlation", "hybrid", "gradient"):
-        yield f"full, {rule}", pb.DendriteConfig(rule=rule, share=1.0), pb.WidthConfig()
+        yield f"full, {rule}", pb.DendriteConfig(rule=rule, share=1.0), UNIFORM
     for rule in ("hybrid", "gradient"):
         grouped = pb.DendriteConfig(rule=rule, form="grouped", share=1.0)
-        yield f"grouped, {rule}", grouped, pb.WidthConfig()
+        yield f"grouped, {rule}", grouped, UNIFORM
         for nodes, share in ((8, 0.3), (16, 0.5)):
             shared = pb.DendriteConfig(rule=rule, form="shared", nodes=nodes, share=share)
-            yield f"shared {nodes}, {rule}", shared, pb.WidthConfig()
+            yield f"shared {nodes}, {rule}", shared, UNIFORM
     for rule in ("correlation", "gradient"):
         early = pb.DendriteConfig(rule=rule, form="shared", share=1.0, layers=EARLY)
-        yield f"shared 8 in early layers, {rule}", early, pb.WidthConfig()
+        yield f"shared 8 in early layers, {rule}", early, UNIFORM
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -58,7 +58,7 @@ def scored(
 ) -> dict[str, Any]:
     """Shrink, train and score one arm."""
     example = torch.zeros(1, 1, 28, 28)
-    config = pb.CompressConfig(dendrites=dendrites)
+    config = pb.CompressConfig(width=pb.WidthConfig(allocation="uniform"), dendrites=dendrites)
     small = pb.shrink(model, pb.plan_widths(model, example, 0.25, config=config))
     steps = train(small, data, arm, dendrites, seed)
     loss = pb.Task(metric=nn.functional.cross_entropy)
