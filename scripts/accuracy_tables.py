@@ -18,8 +18,14 @@ from typing import Any
 from paired import Difference, paired
 
 CONTROL = "width"
-PLOTTED = (CONTROL, "width, distilled", "correlation", "joint shared, cheap", "auto")
-STYLES = {"auto": "x--"}  # it lies on the control where that is what it chose
+PLOTTED = (
+    *(CONTROL, "width, distilled", "correlation", "joint shared, cheap", "auto"),
+    *("width, balanced", "auto, balanced", "correlation, balanced"),
+)
+STYLES = {
+    "auto": "x--",
+    "auto, balanced": "x--",
+}  # it lies on the control where that is what it chose
 
 
 @dataclass(frozen=True)
