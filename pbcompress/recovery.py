@@ -132,15 +132,15 @@ def recover_(
     task, config = task or Task(), config or CompressConfig()
     check_whole(model)
     check_data(data, task, model, device_of(model))
+    r, networks = config.recovery, [model]
+    if teacher is not None and (r.distillation or r.feature_distillation):
+        networks.append(teacher)
+    images = that_take_channels_last(networks, data, task) if r.channels_last else ()
     saved = None if checkpoint is None else checkpoint.read(device_of(model))
     engine = make_engine(model, config.recovery)
     growth = Cycles(model, config, layers=layers, lengths=lengths, seed=seed)
     objective = make_objective(task, config.recovery, teacher, model)
     batches = engine.batches(data.train)
-    r, networks = config.recovery, [model]
-    if teacher is not None and (r.distillation or r.feature_distillation):
-        networks.append(teacher)
-    images = that_take_channels_last(networks, data, task) if r.channels_last else ()
     shared = Training(
         growth, engine, data, batches, task, objective, seed, stage, optimizer, images
     )
