@@ -40,7 +40,6 @@ TRAINED = (
     ("resnet56", {}, 64),
 )
 FORMS = ("full", "grouped", "lowrank", "shared", "tied")
-LAID = ", channels last"  # of the name of a step
 EPOCHS = pb.RecoveryConfig().dendrite_epochs
 INFERRED = (("resnet20", {}), ("resnet20", {"width": 4.0}))
 # Beside the peer: network, shape of an image, batch size, batches of an epoch, numbers of sets.
@@ -149,25 +148,24 @@ def train(rounds: int, device: str) -> Iterator[dict[str, Any]]:
         assert len(growths) == len(cases)
         networks = {"plain": copy.deepcopy(base).train()}
         networks |= {" ".join(map(str, c)): m for c, m in zip(cases, models, strict=True)}
+        layouts = (True,) if fast else (False, True)
         steps = {
-            f"{key}{LAID * laid}": stepper(model, x, y, fast=fast, laid=laid)
-            for key, model in networks.items()
-            for laid in (False, True)
-            if laid or not fast
+            laid: {k: stepper(m, x, y, fast=fast, laid=laid) for k, m in networks.items()}
+            for laid in layouts
         }
-        kept = {} if fast else {key: saved_bytes(steps[key]) for key in networks}
-        taken = seconds(steps, rounds, device)
+        kept = {} if fast else {key: saved_bytes(step) for key, step in steps[False].items()}
+        taken = {laid: seconds(own, rounds, device) for laid, own in steps.items()}
         for key in networks:
-            laid = taken[key + LAID]
             line = {"job": "train", "network": name, **arguments, "batch": len(x), "case": key}
-            beside = ratio(laid, taken["plain" + LAID])
+            ratios = {laid: ratio(own[key], own["plain"]) for laid, own in taken.items()}
+            medians = {laid: statistics.median(own[key]) for laid, own in taken.items()}
+            line["ratio"] = ratios[layouts[0]]
             if fast:
-                line["ratio"], line["device"] = beside, torch.cuda.get_device_name()
-                line["images_per_second"] = round(len(x) / statistics.median(laid))
+                line["device"] = torch.cuda.get_device_name()
+                line["images_per_second"] = round(len(x) / medians[True])
             else:
-                line["ratio"] = ratio(taken[key], taken["plain"])
-                line["ratio in channels last"] = beside
-                line["time in channels last"] = ratio(laid, taken[key])
+                line["ratio in channels last"] = ratios[True]
+                line["time in channels last"] = round(medians[True] / medians[False], 3)
                 line["memory"] = round(kept[key] / kept["plain"], 3)
             yield line
 
