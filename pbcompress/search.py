@@ -65,6 +65,7 @@ class WidthSearch:
         self.model, self.config = model, config
         self.grouping = grouping = with_pins(model, grouping, config.width.pin)
         self.scores = [scores[group.name] for group in grouping.groups]
+        self._weights = count_weights(grouping.groups, grouping.shapes)
         dendrites = config.dendrites
         reserve = dendrites.max_sets > 0 and dendrites.share not in ("auto", 0)
         self.grow = growable_layers(model, dendrites) if reserve else {}
@@ -112,9 +113,8 @@ class WidthSearch:
             self.params = self._parameters()
 
     def _preference(self, bounds: Bounds) -> Preference:
-        groups, allocation = self.grouping.groups, self.config.width.allocation
-        weights = count_weights(groups, self.grouping.shapes)
-        return preference_of(allocation, groups, self.scores, bounds, weights)
+        allocation = self.config.width.allocation
+        return preference_of(allocation, self.grouping.groups, self.scores, bounds, self._weights)
 
     def _too_dear(self, widths: Widths) -> list[str]:
         """Return the layers in which a dendrite costs more than ``max_price`` of a neuron."""

@@ -249,27 +249,14 @@ def peer(rounds: int) -> Iterator[dict[str, Any]]:
                     ("memory", PhaseKind.DENDRITE),
                 )
             }
-            plain = peered(name).train()
-            steps = {
-                "peer": _epoch(_peer_network(name, sets, batches), batches),
+            epochs = {
+                "peer": _epoch(_peer_network(name, sets, batches), batches, laid=False),
                 "neuron": _epoch(grown["neuron"].model, batches),
                 "dendrite": _epoch(grown["dendrite"].model, batches),
-                "plain": _epoch(plain, batches),
+                "plain": _epoch(peered(name).train(), batches),
                 "memory": _phase_from_memory(grown["memory"], batches),
             }
-            own = {key: growth.model for key, growth in grown.items()} | {"plain": plain}
-            epochs = {k: _as_recovered(step, own.get(k)) for k, step in steps.items()}
             yield {"job": "peer", "network": name, "sets": sets, **_ratios(epochs, rounds)}
-
-
-def _as_recovered(step: Step, network: nn.Module | None) -> Step:
-    """Return an epoch of ours with images in the layout that `recover_` gives them."""
-
-    def epoch() -> None:
-        with takes_channels_last(*[] if network is None else [network]):
-            step()
-
-    return epoch
 
 
 def _ratios(epochs: dict[str, Step], rounds: int) -> dict[str, float]:
@@ -294,7 +281,8 @@ def _phase_from_memory(growth: pb.cycles, batches: list[tuple[Tensor, Tensor]]) 
 
     def phase() -> None:
         sample = Sample(batches, pb.Task(), len(batches))
-        replay = Replay.within(growth.model, sample, pb.RecoveryConfig().replay)
+        with takes_channels_last(growth.model):
+            replay = Replay.within(growth.model, sample, pb.RecoveryConfig().replay)
         assert replay is not None
         for epoch in range(EPOCHS):
             replay.epoch(optimizer, lambda _: None, steps=len(batches), seed=(epoch,))
@@ -302,14 +290,16 @@ def _phase_from_memory(growth: pb.cycles, batches: list[tuple[Tensor, Tensor]]) 
     return phase
 
 
-def _epoch(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Step:
+def _epoch(model: nn.Module, batches: list[tuple[Tensor, Tensor]], *, laid: bool = True) -> Step:
+    """Return an epoch, with images in the layout that `recover_` gives them or in torch's own."""
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-6)
 
     def epoch() -> None:
-        for x, y in batches:
-            optimizer.zero_grad()
-            cross_entropy(model(x), y).backward()
-            optimizer.step()
+        with takes_channels_last(*[model] if laid else []):
+            for x, y in batches:
+                optimizer.zero_grad()
+                cross_entropy(model(x), y).backward()
+                optimizer.step()
 
     return epoch
 
@@ -331,7 +321,7 @@ def _peer_network(name: str, sets: int, batches: list[tuple[Tensor, Tensor]]) ->
         while settings.pai_tracker.member_vars["num_dendrites_added"] < sets:
             optimizer = torch.optim.Adam(model.parameters(), 1e-6)
             settings.pai_tracker.set_optimizer_instance(optimizer)
-            _epoch(model.train(), batches)()  # it reads shapes from a backward pass
+            _epoch(model.train(), batches, laid=False)()  # it reads shapes from a backward pass
             score += 1
             model, *_ = settings.pai_tracker.add_validation_score(score, model)
     return model.train()

@@ -21,8 +21,6 @@ from model_zoo.datasets import load_loaders
 EPOCHS, DENDRITE_EPOCHS = 12, 4
 OFF = pb.DendriteConfig(max_sets=0)
 EARLY = ("features.0.conv", "features.1.conv")
-
-
 UNIFORM = pb.WidthConfig(allocation="uniform")
 
 

@@ -25,6 +25,7 @@ from pbcompress.preferences import preference_of
 from pbcompress.slicing import dimension_size
 from pbcompress.surgery import as_call, copy_model, single_sample
 
+ALLOCATIONS = ("uniform", "balanced", "global")
 LAYERS = [
     nn.Linear(6, 4),
     nn.Linear(6, 4, bias=False),
@@ -136,7 +137,7 @@ def test_a_change_is_the_difference_of_totals(name):
             assert cost.change(i, width, widths) == cost.total(other) - cost.total(widths)
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "balanced", "global"])
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize("share", [0.7, 0.5, 0.25])
 @pytest.mark.parametrize("name", CASES)
 def test_97_percent_are_filled_wherever_any_widths_allow_it(name, share, allocation):
@@ -152,7 +153,7 @@ def test_97_percent_are_filled_wherever_any_widths_allow_it(name, share, allocat
         assert best < FILL_GOAL * target
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "balanced", "global"])
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize("multiple", [4, 16])
 @pytest.mark.parametrize("name", CASES)
 def test_rounding_that_gives_way_misses_no_target_that_is_met_without(name, multiple, allocation):
@@ -229,7 +230,7 @@ CHAINS = st.lists(st.integers(8, 200), min_size=1, max_size=6)
 @given(
     CHAINS,
     st.floats(0.05, 0.99),
-    st.sampled_from(["uniform", "balanced", "global"]),
+    st.sampled_from(ALLOCATIONS),
     st.sampled_from([1, 2, 8]),
     st.sampled_from([1, 5]),
     st.floats(0.3, 0.99),
@@ -259,7 +260,7 @@ WIDTH = st.integers(8, 200)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(WIDTH, WIDTH, st.floats(0.05, 0.95), st.sampled_from(["uniform", "balanced", "global"]))
+@given(WIDTH, WIDTH, st.floats(0.05, 0.95), st.sampled_from(ALLOCATIONS))
 def test_two_groups_are_filled_wherever_any_two_widths_allow_it(first, second, share, allocation):
     groups, cost = chain_cost([first, second])
     scores = [torch.rand(w, dtype=torch.float64) for w in (first, second)]
@@ -343,7 +344,7 @@ def test_reserve_is_part_of_the_total():
     CHAINS,
     st.floats(0.2, 0.9),
     st.floats(0.2, 0.9),
-    st.sampled_from(["uniform", "balanced", "global"]),
+    st.sampled_from(ALLOCATIONS),
 )
 def test_two_bounds_hold_at_once(original, share, other_share, allocation):
     groups, cost = chain_cost(original)
