@@ -69,54 +69,44 @@ def correlate(
 
 
 class Centred(NamedTuple):
-    """Values minus their mean in units of the mean size of what is left, by channel.
+    """Values minus their mean, in units of the largest of all.
 
-    A constant gives zeros, a unit and an inverse of zero and a std of one. The samples of all
-    processes count.
+    The samples of all processes count. What is said of channels broadcasts with the values.
 
     Attributes:
         values: Of the shape that they had.
-        unit: Shape (channels,).
-        inverse: One over the unit.
-        std: Of ``values``, shape (channels,).
+        factor: What they were multiplied by.
+        variance: Of each channel, thus multiplied.
+        inverse: One over its root; 0 for a channel that is constant or not finite.
         n: Number of samples.
     """
 
     values: Tensor
-    unit: Tensor
+    factor: Tensor
+    variance: Tensor
     inverse: Tensor
-    std: Tensor
     n: Tensor | int
 
 
 def _correlate(
     activation: Tensor, error: Centred, axis: int, pairwise: bool, direction: Tensor | None
-) -> tuple[Tensor, Tensor, Centred]:
-    """Return r, the gradient and the activation, whose values are used up."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return r, the gradient, and one over n standard deviations of the activation."""
     own = centred(activation, axis)
-    a, e, by_channel = own.values, error.values, [-1, *[1] * (-1 - axis)]
-    own_std = own.n * own.std
+    a, e, of_error = own.values, error.values, error.inverse
+    scale = own.inverse * (own.factor / own.n)
     if pairwise:
-        r = _total(_sum(a * e, axis)) / (own_std * error.std)
-    else:
-        r = _total(_products(a, e, axis)) / (own_std[:, None] * error.std)
-    r = r.clamp_(-1, 1)
+        r = (_mean(a * e, axis, own.n) * (own.inverse * of_error)).clamp_(-1, 1)
+        pull = torch.sign(r if direction is None else direction.reshape(r.shape) + r) * scale
+        gradient = a.mul_(pull * r * own.inverse).addcmul_(e, pull * of_error, value=-1)
+        return r.flatten(), gradient, scale.flatten()
+    by_node, by_channel = own.inverse.reshape(-1, 1), of_error.flatten()
+    r = (_total(_products(a, e, axis)) * (by_node / own.n * by_channel)).clamp_(-1, 1)
     sign = torch.sign(r if direction is None else direction + r)
-    scale = own.inverse / own_std
-    if pairwise:
-        pull = sign * scale
-        gradient = a.mul_((pull * r / own.std).reshape(by_channel))
-        gradient.addcmul_(e, (pull / error.std).reshape(by_channel), value=-1)
-    else:
-        gradient = a.mul_(((sign * r).sum(1) * scale / own.std).reshape(by_channel))
-        wanted = (sign * scale[:, None] / error.std).T
-        gradient.sub_((e.movedim(axis, -1) @ wanted).movedim(-1, axis))
-    return r, gradient, own
-
-
-def _sum(values: Tensor, axis: int) -> Tensor:
-    others = [d for d in range(-values.dim(), 0) if d != axis]
-    return values.sum(others) if others else values
+    gradient = a.mul_((sign * r).sum(1).reshape(scale.shape) * scale * own.inverse)
+    scale = scale.reshape(-1, 1)
+    gradient.sub_((e.movedim(axis, -1) @ (sign * scale * by_channel).T).movedim(-1, axis))
+    return r, gradient, scale
 
 
 def process_count() -> int:
@@ -141,28 +131,44 @@ def _products(a: Tensor, e: Tensor, axis: int) -> Tensor:
 def centred(values: Tensor, axis: int) -> Centred:
     """Return what a channel's values are beside their mean, safe at any scale.
 
-    Sums and products only: they are several times faster than ``torch.std_mean`` on a CPU, and
-    than the largest value of a channel.
+    Few and plain operations: ``torch.std_mean`` and the largest value of each channel take many
+    times as long on a CPU.
     """
-    channels = values.shape[axis]
-    shape = [-1, *[1] * (-1 - axis)]
-    n: Tensor | int = values.numel() // max(channels, 1)
+    n: Tensor | int = values.numel() // max(values.shape[axis], 1)
     if process_count() > 1:
         n = _total(torch.tensor(float(n), dtype=values.dtype, device=values.device)).clamp(min=1)
     elif n < 2:  # no two samples
-        nothing = values.new_zeros(channels)
-        return Centred(torch.zeros_like(values), nothing, nothing, nothing + 1, 1)
+        shape = [1] * values.dim()
+        shape[axis] = values.shape[axis]
+        nothing = values.new_zeros(shape)
+        return Centred(torch.zeros_like(values), values.new_ones(()), nothing, nothing, 1)
     info = torch.finfo(values.dtype)
-    mean = _total(_sum(values, axis)) / n
-    own = values - mean.reshape(shape)
-    offset = _total(_sum(own, axis)) / n  # what rounding left in the first mean
-    own.sub_(offset.reshape(shape))
-    size = _total(_sum(own.abs().div_(n), axis))  # a sum of all might be too large
-    dead = ~(size > (mean.abs() * info.eps).clamp_(min=info.tiny))  # NaN too
-    inverse = size.masked_fill(dead, torch.inf).reciprocal()
-    own.mul_(inverse.reshape(shape))
-    std = (_total(_sum(own * own, axis)) / n).masked_fill_(dead, 1).sqrt_()
-    return Centred(own, size.masked_fill_(dead, 0), inverse, std, n)
+    mean = _mean(values, axis, n)
+    own = values - mean
+    factor = _largest(own).clamp_(min=info.tiny).reciprocal_()
+    own.mul_(factor)
+    variance = _mean(own * own, axis, n)
+    least = (mean * (factor * (16 * info.eps))).square_()  # rounding of the mean leaves as much
+    inverse = torch.where(variance > least, variance.rsqrt(), 0)
+    return Centred(own, factor, variance, inverse, n)
+
+
+def _mean(values: Tensor, axis: int, n: Tensor | int) -> Tensor:
+    """Return the mean of every channel over the n samples of all processes."""
+    others = [d for d in range(-values.dim(), 0) if d != axis]
+    if process_count() == 1 and values.numel():
+        return values.mean(others, keepdim=True)
+    return _total(values.sum(others, keepdim=True) if others else values.clone()) / n
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Return the largest size of any value in all processes."""
+    found = values.new_zeros(())  # some process may have none
+    if values.numel():
+        found = torch.maximum(values.amax(), -values.amin())
+    if process_count() > 1:
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return found
 
 
 def score_leaf(like: Tensor, *shape: int) -> Tensor:
@@ -238,11 +244,12 @@ class CorrelationProbe(torch.autograd.Function):
         axis, pairwise, loss_scale, window = ctx.how
         samples = len(error) if error.dim() > -axis else 1  # the loss is their mean
         working = torch.promote_types(activations[0].dtype, torch.float32)
-        own = centred(window.take(error).to(working), axis)
-        scores, gradients = listen(
-            activations, own, so_far,
-            axis=axis, pairwise=pairwise, samples=samples, loss_scale=loss_scale,
-        )  # fmt: skip
+        with torch.no_grad():  # also where the graph of the backward pass is kept
+            seen = window.take(error).to(working, copy=not window.is_whole)  # sums want no gaps
+            scores, gradients = listen(
+                activations, centred(seen, axis), so_far,
+                axis=axis, pairwise=pairwise, samples=samples, loss_scale=loss_scale,
+            )  # fmt: skip
         return error, scores, None, None, None, None, *gradients
 
 
@@ -267,23 +274,19 @@ def listen(
         samples: Samples whose mean the loss is, in this process.
         loss_scale: What the loss is multiplied by; the gradients are too.
     """
-    working = error.values.dtype
-    e_std = error.unit * error.std / loss_scale
+    e_std = error.variance.sqrt().flatten() / (error.factor * loss_scale)
     count: Tensor | float = samples
     if process_count() > 1:  # their batches may differ; the slope must not
         count = _total(e_std.new_tensor(float(samples))) / process_count()
     gradients, scores = [], []
     factor = loss_scale * process_count()  # several processes will take the mean
-    for directions, activation in zip(so_far[R].to(working), activations, strict=True):
-        r, gradient, own = _correlate(activation.to(working), error, axis, pairwise, directions)
-        gain, steep = r * e_std, own.inverse / own.std
-        slope = gain * (steep if pairwise else steep[:, None]) * -count
-        scores.append(_finite(torch.stack([r, gain, slope, torch.ones_like(r)])))
+    for directions, activation in zip(so_far[R].to(e_std.dtype), activations, strict=True):
+        own = activation.to(e_std.dtype)
+        r, gradient, scale = _correlate(own, error, axis, pairwise, directions)
+        gain = r * e_std
+        slope = gain * scale * (-count * error.n)
+        score = torch.stack([r, gain, slope, torch.ones_like(r)])
+        scores.append(score.masked_fill_(gain.isnan(), 0))  # an error overflowed: does not count
         gradient = gradient if factor == 1 else gradient.mul_(factor)
         gradients.append(gradient.to(activation.dtype))
     return torch.stack(scores, 1).to(so_far.dtype), gradients
-
-
-def _finite(scores: Tensor) -> Tensor:
-    """Return the scores of a batch, none where its error overflowed: it does not count."""
-    return torch.where(scores[R].isfinite(), scores, 0)

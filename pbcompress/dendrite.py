@@ -13,7 +13,7 @@ from pbcompress.errors import CompressionError
 from pbcompress.forms import growable_layers, make_branch, node_count, spatial_dims
 from pbcompress.nodes import Slots, narrowed
 from pbcompress.positions import Window, position_axes
-from pbcompress.signals import ACTIVATIONS, add_set, hear
+from pbcompress.signals import activate, add_set, hear
 from pbcompress.surgery import replace_module
 
 __all__ = [
@@ -250,7 +250,7 @@ class DendriteLayer(nn.Module):
     def _activation(
         self, z: Tensor, links: Tensor, heard: Sequence[Tensor | None], slots: Slots
     ) -> Tensor:
-        return ACTIVATIONS[self.config.activation](hear(z, links, heard, slots, self.dims))
+        return activate(hear(z, links, heard, slots, self.dims), self.config.activation)
 
     def _window(self, y: Tensor) -> Window:
         axes = position_axes(self.base_layer, y, self.dims)

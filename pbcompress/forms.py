@@ -272,6 +272,7 @@ class GroupedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        grouped = x.reshape(*x.shape[:-1], self.groups, 1, self.weight.shape[1])
-        y: torch.Tensor = (grouped @ self.weight).squeeze(-2).flatten(-2)
+        rows = x.reshape(math.prod(x.shape[:-1]), self.groups, self.weight.shape[1])
+        y = rows.transpose(0, 1) @ self.weight  # one product for each group, of all rows
+        y = y.transpose(0, 1).reshape(*x.shape[:-1], self.groups * self.weight.shape[2])
         return y if self.bias is None else y + self.bias

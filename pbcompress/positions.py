@@ -71,16 +71,15 @@ class Window:
             >>> Window.drawn((32, 16, 16), (-2, -1), least=4096).steps
             (2, 1)
         """
-        steps = wider = [1] * len(axes)
-        while least and math.prod(sizes) >= least * math.prod(wider):
-            steps, wider = wider, [*wider]
-            able = [axis for axis, k in enumerate(steps) if k < sizes[1 + axis]]
-            if not able:
-                break
-            wider[min(able, key=steps.__getitem__)] += 1
-        if max(steps, default=1) == 1 or torch.compiler.is_compiling():
-            return cls(axes, tuple(steps), tuple(k // 2 for k in steps))
-        return cls(axes, tuple(steps), tuple(int(torch.randint(k, ())) for k in steps))
+        steps = _widest(sizes[1:], math.prod(sizes) // least if least else 1)
+        number = math.prod(steps)
+        if number == 1 or torch.compiler.is_compiling():
+            return cls(axes, steps, tuple(k // 2 for k in steps))
+        place, offsets = int(torch.randint(number, ())), []
+        for k in steps:
+            place, offset = divmod(place, k)
+            offsets.append(offset)
+        return cls(axes, steps, tuple(offsets))
 
     @property
     def is_whole(self) -> bool:
@@ -104,7 +103,7 @@ class Window:
             for module in rest:
                 z = module(z)
             return z
-        if isinstance(branch, nn.modules.conv._ConvNd):
+        if isinstance(branch, nn.modules.conv._ConvNd) and not _is_pointwise(branch):
             return self._convolved(branch, x)
         return branch(self.take(x))  # type: ignore[no-any-return]
 
@@ -133,7 +132,8 @@ class Window:
                 first = (padding - start) // stride
                 pads[-2 - 2 * axis : len(pads) - 2 * axis] = [0, 0]
             else:
-                padding, first, pads[-2 - 2 * axis] = 0, 0, start
+                padding, first = 0, 0
+                pads[-2 - 2 * axis : len(pads) - 2 * axis] = [start, max(missing, 0)]
             paddings.append(padding)
             strides.append(stride)
             places.append(slice(first, first + count))
@@ -141,3 +141,25 @@ class Window:
         run = _CONV[len(strides)]
         z = run(x, conv.weight, conv.bias, strides, paddings, conv.dilation, conv.groups)
         return z[tuple(places)]
+
+
+def _is_pointwise(conv: Any) -> bool:
+    """Tell whether an output depends on the input at its own position alone."""
+    return set(conv.kernel_size + conv.stride) == {1} and not any(
+        conv._reversed_padding_repeated_twice
+    )
+
+
+def _widest(sizes: Sequence[int], most: int) -> tuple[int, ...]:
+    """Return k of each axis, much alike, whose product is ``most`` at most."""
+    steps = [1] * len(sizes)
+    product = 1
+    while True:
+        for axis in sorted(range(len(steps)), key=steps.__getitem__):
+            wider = product // steps[axis] * (steps[axis] + 1)
+            if steps[axis] < sizes[axis] and wider <= most:
+                steps[axis] += 1
+                product = wider
+                break
+        else:
+            return tuple(steps)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from pbcompress.nodes import Slots
 
-__all__ = ["ACTIVATIONS", "CONVOLUTIONS", "add_set", "hear"]
+__all__ = ["ACTIVATIONS", "CONVOLUTIONS", "activate", "add_set", "hear"]
 
 ACTIVATIONS = {
     "relu": torch.relu,
@@ -17,6 +17,7 @@ ACTIVATIONS = {
     "gelu": functional.gelu,
     "silu": functional.silu,
 }
+_IN_PLACE = {"relu": torch.relu_, "tanh": torch.tanh_, "sigmoid": torch.sigmoid_}
 CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
@@ -33,11 +34,18 @@ def add_set(y: Tensor, activation: Tensor, gain: Tensor, slots: Slots, dims: int
     a, gain = activation.to(y.dtype), gain.to(y.dtype)  # they differ under autocast
     if gain.dim() == 1:
         if slots.is_whole:
-            return torch.addcmul(y, a, gain.reshape(-1, *[1] * dims))
+            # not addcmul, whose gradient takes a product more
+            return (a * gain.reshape(-1, *[1] * dims)).add_(y)
         return y + slots.spread(a * gain.reshape(-1, *[1] * dims), -1 - dims)
     if dims == 0:
         return y + functional.linear(a, gain.T)
     return y + CONVOLUTIONS[dims](a, gain.T.reshape(*gain.T.shape, *[1] * dims))
+
+
+def activate(z: Tensor, name: str) -> Tensor:
+    """Return the activations of sums that nobody else holds: frozen ones are overwritten."""
+    function = None if z.requires_grad else _IN_PLACE.get(name)
+    return (function or ACTIVATIONS[name])(z)
 
 
 def hear(
@@ -46,7 +54,7 @@ def hear(
     """Return the sum of a dendrite with what it hears of the earlier ones of its neuron.
 
     Args:
-        z: Nodes on the channel axis.
+        z: Nodes on the channel axis; overwritten where it needs no gradient.
         links: V of the set, shape (earlier sets, nodes).
         earlier: Activations of the earlier sets in all slots; None: the set has no node.
         slots: Slots of the nodes.
@@ -55,5 +63,6 @@ def hear(
     for link, a in zip(links, earlier, strict=False):
         if a is not None:
             heard = slots.take(a, -1 - dims).to(z.dtype)
-            z = torch.addcmul(z, heard, link.to(z.dtype).reshape(-1, *[1] * dims))
+            link = link.to(z.dtype).reshape(-1, *[1] * dims)
+            z = torch.addcmul(z, heard, link) if z.requires_grad else z.addcmul_(heard, link)
     return z
