@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import KINDS, config_of, grown, inputs_of
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pbcompress import attach_dendrites_, cycles, fuse, load, measure
 from pbcompress.checkpoint import save
 from pbcompress.config import CompressConfig, DendriteConfig, Form, RecoveryConfig
 from pbcompress.correlation import COUNT, GAIN, SLOPE, R, node_scores
 from pbcompress.dendrite import DendriteLayer, dendrite_layers
-from pbcompress.forms import set_params
+from pbcompress.forms import GroupedLinear, set_params
 from pbcompress.geometry import LayerGeometry
 from pbcompress.nodes import Slots, adopt_nodes_, groups_of
 from pbcompress.selection import accept_, selected
@@ -31,6 +32,15 @@ CASES = [
 
 def test_the_lists_are_whole() -> None:
     assert (len(FORMS), len(KINDS), len(CASES)) == (5, 27, 255)
+
+
+@pytest.mark.parametrize("shape", [(6,), (0, 6), (4, 6), (2, 3, 6), (2, 0, 6)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_grouped_linear_is_a_linear_with_blocks(shape: tuple[int, ...], bias: bool) -> None:
+    grouped, x = GroupedLinear(6, 4, 2, bias=bias).double(), torch.randn(shape).double()
+    blocks = torch.block_diag(*grouped.weight)
+    expected = functional.linear(x, blocks.T, grouped.bias)
+    torch.testing.assert_close(grouped(x), expected)
 
 
 def some_nodes(layer: DendriteLayer, index: int, first: int = 0) -> Tensor:

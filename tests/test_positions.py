@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from reference import CASES, FORMS, KINDS, config_of, grown, inputs_of, loss_of, network_of
 from torch import Tensor, nn
@@ -52,6 +52,26 @@ def test_a_window_computes_what_the_whole_output_has_there(
             continue
         window = Window(axes, steps, offsets)
         torch.testing.assert_close(window.run(layer.dendrites[0], read), window.take(whole))
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), axes=st.integers(1, 2), mode=st.sampled_from(["zeros", "circular"]))
+def test_any_convolution_is_computed_at_any_window(data, axes: int, mode: str) -> None:
+    def numbers(least: int, most: int) -> tuple[int, ...]:
+        return data.draw(st.tuples(*[st.integers(least, most)] * axes))
+
+    sizes, kernel, padding = numbers(3, 12), numbers(1, 3), numbers(0, 3)
+    geometry = {"stride": numbers(1, 3), "padding": padding, "dilation": numbers(1, 2)}
+    conv = [nn.Conv1d, nn.Conv2d][axes - 1](2, 3, kernel, padding_mode=mode, **geometry).double()
+    x = torch.randn(2, 2, *sizes).double()
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel, geometry["dilation"], strict=True)]
+    assume(all(n + 2 * p >= span for n, p, span in zip(sizes, padding, spans, strict=True)))
+    assume(mode == "zeros" or all(p <= n for n, p in zip(sizes, padding, strict=True)))
+    whole = conv(x)
+    steps = data.draw(st.tuples(*(st.integers(1, n) for n in whole.shape[2:])))
+    offsets = data.draw(st.tuples(*(st.integers(0, k - 1) for k in steps)))
+    window = Window(tuple(range(-axes, 0)), steps, offsets)
+    torch.testing.assert_close(window.run(conv, x), window.take(whole))
 
 
 @given(
