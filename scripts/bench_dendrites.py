@@ -3,7 +3,7 @@
     python scripts/bench_dendrites.py train lines.jsonl       # a step against a plain step
     python scripts/bench_dendrites.py inference lines.jsonl   # against width of the same FLOPs
     python scripts/bench_dendrites.py peer lines.jsonl        # needs perforatedai beside it
-    python scripts/bench_dendrites.py table lines.jsonl > docs/benchmarks/dendrites.md
+    python scripts/dendrite_tables.py lines.jsonl > docs/benchmarks/dendrites.md
 
 ``train --device cuda`` also gives images per second, in bfloat16, channels last and compiled, with
 data that lie on the device.
@@ -38,6 +38,8 @@ TRAINED = (
     ("resnet20", {"width": 4.0}, 16),
     ("resnet56", {}, 32),
     ("resnet56", {}, 64),
+    ("text_transformer", {"width": 128}, 64),
+    ("mlp", {"in_features": 3072}, 128),
 )
 FORMS = ("full", "grouped", "lowrank", "shared", "tied")
 EPOCHS = pb.RecoveryConfig().dendrite_epochs
@@ -54,6 +56,15 @@ def images(batch: int, device: str) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, 3, 32, 32, generator=generator)
     return x.to(device), torch.randint(10, (batch,), generator=generator).to(device)
+
+
+def inputs_of(name: str, batch: int, device: str) -> tuple[Tensor, Tensor]:
+    """Return a random batch for a network of `TRAINED`."""
+    x, y = images(batch, device)
+    if name != "text_transformer":
+        return x, y
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (batch, 48), generator=generator).to(device), y % 8
 
 
 def phase_of(model: nn.Module, kind: PhaseKind, form: str, sets: int) -> pb.cycles:
@@ -139,7 +150,7 @@ def train(rounds: int, device: str) -> Iterator[dict[str, Any]]:
     for name, arguments, batch in TRAINED:
         torch.manual_seed(0)
         base = create_model(name, **arguments).to(device)
-        x, y = images(batch * (16 if fast else 1), device)
+        x, y = inputs_of(name, batch * (16 if fast else 1), device)
         cases = [(PhaseKind.DENDRITE, form, 1) for form in FORMS]
         cases += [(PhaseKind.NEURON, "full", sets) for sets in (1, 2, 3)]
         cases += [(PhaseKind.NEURON, form, 1) for form in FORMS[1:]]
@@ -148,7 +159,7 @@ def train(rounds: int, device: str) -> Iterator[dict[str, Any]]:
         assert len(growths) == len(cases)
         networks = {"plain": copy.deepcopy(base).train()}
         networks |= {" ".join(map(str, c)): m for c, m in zip(cases, models, strict=True)}
-        layouts = (True,) if fast else (False, True)
+        layouts = (True,) if fast else (False, True) if _has_images(base) else (False,)
         steps = {
             laid: {k: stepper(m, x, y, fast=fast, laid=laid) for k, m in networks.items()}
             for laid in layouts
@@ -163,11 +174,17 @@ def train(rounds: int, device: str) -> Iterator[dict[str, Any]]:
             if fast:
                 line["device"] = torch.cuda.get_device_name()
                 line["images_per_second"] = round(len(x) / medians[True])
-            else:
+                yield line
+                continue
+            line["memory"] = round(kept[key] / kept["plain"], 3)
+            if True in layouts:
                 line["ratio in channels last"] = ratios[True]
                 line["time in channels last"] = round(medians[True] / medians[False], 3)
-                line["memory"] = round(kept[key] / kept["plain"], 3)
             yield line
+
+
+def _has_images(network: nn.Module) -> bool:
+    return any(isinstance(module, nn.Conv2d) for module in network.modules())
 
 
 def inference(rounds: int) -> Iterator[dict[str, Any]]:
@@ -327,64 +344,14 @@ def _peer_network(name: str, sets: int, batches: list[tuple[Tensor, Tensor]]) ->
     return model.train()
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """Return the page."""
-    out = ["# What dendrites cost", "", __doc__.split("\n\n")[0], ""]
-    trained = [line for line in lines if line["job"] == "train"]
-    groups = dict.fromkeys((t["network"], t.get("width", 1.0), t["batch"]) for t in trained)
-    for group in groups:
-        name, width, batch = group
-        out += [f"## A training step: {name}, width {width:g}, batch {batch}", ""]
-        out += [
-            "| phase, form, sets | ratio to plain | that in channels-last memory | time there, "
-            "torch's layout being one | kept for backward, ratio |",
-            "| --- | --- | --- | --- | --- |",
-        ]
-        out += [
-            f"| {t['case']} | {t['ratio']} | {t.get('ratio in channels last', '')} "
-            f"| {t.get('time in channels last', '')} | {t.get('memory', '')} |"
-            for t in trained
-            if (t["network"], t.get("width", 1.0), t["batch"]) == group
-        ]
-        out.append("")
-    out += ["## Inference: full dendrites against width of the same FLOPs", ""]
-    out += ["| network | sets | FLOPs ratio | ONNX Runtime | torch, batch 1 | torch, batch 32 |"]
-    out += ["| --- | --- | --- | --- | --- | --- |"]
-    out += [
-        f"| {t['network']}, width {t.get('width', 1.0):g} | {t['sets']} | {t['flops']} "
-        f"| {t['onnx']} | {t['torch 1']} | {t['torch 32']} |"
-        for t in lines
-        if t["job"] == "inference"
-    ]
-    out += ["", "## How many times faster than perforatedai 3.2.9 in gradient mode", ""]
-    out += [
-        "Ours as `recover_` runs them, with images in channels-last memory; the peer as its own"
-    ]
-    out[-1] += " examples do."
-    out += [""]
-    out += ["| network | sets | neuron epoch | dendrite epoch | both | from memory | both |"]
-    out[-1] += " time of a dendrite epoch from memory, plain epochs being one |"
-    out += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
-    out += [
-        f"| {t['network']} | {t['sets']} | {t['neuron']} | {t['dendrite']} | {t['both']} "
-        f"| {t['memory']} | {t['both, memory']} | {t['memory to plain']} |"
-        for t in lines
-        if t["job"] == "peer"
-    ]
-    return "\n".join(out) + "\n"
-
-
 def main() -> None:
     """Run one job."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("job", choices=["train", "inference", "peer", "table"])
+    parser.add_argument("job", choices=["train", "inference", "peer"])
     parser.add_argument("lines", type=Path)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     chosen = parser.parse_args()
-    if chosen.job == "table":
-        print(table([json.loads(line) for line in chosen.lines.read_text().splitlines()]), end="")
-        return
     torch.set_num_threads(1)
     found = {
         "train": lambda: train(chosen.rounds, chosen.device),

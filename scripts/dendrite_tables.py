@@ -1,0 +1,77 @@
+"""The page of what dendrites cost, from the lines of bench_dendrites.py.
+
+python scripts/dendrite_tables.py lines.jsonl > docs/benchmarks/dendrites.md
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+INTRO = """# What dendrites cost
+
+What dendrites cost in time and memory, as ratios of one run: medians of interleaved steps.
+"""
+PEER_INTRO = """
+Ours as `recover_` runs them, with images in channels-last memory; the peer as its own examples do.
+"""
+
+
+def page(lines: Sequence[Line]) -> str:
+    """Return the page."""
+    out = [INTRO]
+    trained = [line for line in lines if line["job"] == "train"]
+    for group in dict.fromkeys(map(_setting, trained)):
+        name, width, batch = group
+        out += [f"## A training step: {name}, width {width:g}, batch {batch}", ""]
+        out += _table(
+            {
+                "phase, form, sets": "case",
+                "ratio to plain": "ratio",
+                "that in channels-last memory": "ratio in channels last",
+                "time there, torch's layout being one": "time in channels last",
+                "kept for backward, ratio": "memory",
+            },
+            [line for line in trained if _setting(line) == group],
+        )
+    out += ["## Inference: full dendrites against width of the same FLOPs", ""]
+    out += _table(
+        {
+            "network": "name", "sets": "sets", "FLOPs ratio": "flops", "ONNX Runtime": "onnx",
+            "torch, batch 1": "torch 1", "torch, batch 32": "torch 32",
+        },
+        [
+            line | {"name": f"{line['network']}, width {line.get('width', 1.0):g}"}
+            for line in lines
+            if line["job"] == "inference"
+        ],
+    )  # fmt: skip
+    out += ["## How many times faster than perforatedai 3.2.9 in gradient mode", PEER_INTRO]
+    out += _table(
+        {
+            "network": "network", "sets": "sets", "neuron epoch": "neuron",
+            "dendrite epoch": "dendrite", "both": "both", "dendrite epoch from memory": "memory",
+            "both, from memory": "both, memory",
+            "time of a dendrite epoch from memory, plain epochs being one": "memory to plain",
+        },
+        [line for line in lines if line["job"] == "peer"],
+    )  # fmt: skip
+    return "\n".join(out)
+
+
+def _setting(line: Line) -> tuple[str, float, int]:
+    return line["network"], line.get("width", 1.0), line["batch"]
+
+
+def _table(columns: dict[str, str], lines: Sequence[Line]) -> Iterator[str]:
+    yield f"| {' | '.join(columns)} |"
+    yield f"| {' | '.join('---' for _ in columns)} |"
+    for line in lines:
+        yield f"| {' | '.join(str(line.get(key, '')) for key in columns.values())} |"
+    yield ""
+
+
+if __name__ == "__main__":
+    print(page([json.loads(t) for t in Path(sys.argv[1]).read_text().splitlines()]), end="")
