@@ -53,7 +53,7 @@ def correlate(
     Returns:
         r of shape (nodes,), or (nodes, channels) if not pairwise, between -1 and 1, and the
         gradient, of the shape of ``activation``. A constant activation or error has r = 0 and no
-        gradient.
+        gradient, and so has one whose deviations are less than 16 times the rounding of its mean.
 
     Source:
         Fahlman and Lebiere, The Cascade-Correlation Learning Architecture, 1990, equation 1, per
@@ -69,7 +69,7 @@ def correlate(
 
 
 class Centred(NamedTuple):
-    """Values minus their mean, in units of the largest of all.
+    """Values minus their mean, in units of the mean size of what is left, by channel.
 
     The samples of all processes count. What is said of channels broadcasts with the values.
 
@@ -77,7 +77,7 @@ class Centred(NamedTuple):
         values: Of the shape that they had.
         factor: What they were multiplied by.
         variance: Of each channel, thus multiplied.
-        inverse: One over its root; 0 for a channel that is constant or not finite.
+        inverse: One over its root; 0 for a constant, up to rounding, and for what is not finite.
         n: Number of samples.
     """
 
@@ -91,22 +91,23 @@ class Centred(NamedTuple):
 def _correlate(
     activation: Tensor, error: Centred, axis: int, pairwise: bool, direction: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return r, the gradient, and one over n standard deviations of the activation."""
+    """Return r, the gradient, and one over the standard deviation of the activation."""
     own = centred(activation, axis)
     a, e, of_error = own.values, error.values, error.inverse
-    scale = own.inverse * (own.factor / own.n)
+    steep = own.inverse * own.factor
+    scale = steep / own.n
     if pairwise:
         r = (_mean(a * e, axis, own.n) * (own.inverse * of_error)).clamp_(-1, 1)
         pull = torch.sign(r if direction is None else direction.reshape(r.shape) + r) * scale
         gradient = a.mul_(pull * r * own.inverse).addcmul_(e, pull * of_error, value=-1)
-        return r.flatten(), gradient, scale.flatten()
+        return r.flatten(), gradient, steep.flatten()
     by_node, by_channel = own.inverse.reshape(-1, 1), of_error.flatten()
     r = (_total(_products(a, e, axis)) * (by_node / own.n * by_channel)).clamp_(-1, 1)
     sign = torch.sign(r if direction is None else direction + r)
     gradient = a.mul_((sign * r).sum(1).reshape(scale.shape) * scale * own.inverse)
-    scale = scale.reshape(-1, 1)
-    gradient.sub_((e.movedim(axis, -1) @ (sign * scale * by_channel).T).movedim(-1, axis))
-    return r, gradient, scale
+    wanted = (sign * scale.reshape(-1, 1) * by_channel).T
+    gradient.sub_((e.movedim(axis, -1) @ wanted).movedim(-1, axis))
+    return r, gradient, steep.reshape(-1, 1)
 
 
 def process_count() -> int:
@@ -141,34 +142,28 @@ def centred(values: Tensor, axis: int) -> Centred:
         shape = [1] * values.dim()
         shape[axis] = values.shape[axis]
         nothing = values.new_zeros(shape)
-        return Centred(torch.zeros_like(values), values.new_ones(()), nothing, nothing, 1)
+        return Centred(torch.zeros_like(values), nothing, nothing, nothing, 1)
     info = torch.finfo(values.dtype)
     mean = _mean(values, axis, n)
     own = values - mean
-    factor = _largest(own).clamp_(min=info.tiny).reciprocal_()
+    size = _sum(own.abs().div_(n), axis)  # a sum of all might be too large
+    factor = size.clamp_(min=info.tiny).reciprocal_()
     own.mul_(factor)
     variance = _mean(own * own, axis, n)
-    least = (mean * (factor * (16 * info.eps))).square_()  # rounding of the mean leaves as much
+    # As much as rounding of the mean leaves. In its own unit a channel has one, or is too small.
+    least = (mean * factor).mul_(16 * info.eps).square_().clamp_(min=0.5)
     inverse = torch.where(variance > least, variance.rsqrt(), 0)
     return Centred(own, factor, variance, inverse, n)
 
 
 def _mean(values: Tensor, axis: int, n: Tensor | int) -> Tensor:
     """Return the mean of every channel over the n samples of all processes."""
+    return _sum(values, axis) / n
+
+
+def _sum(values: Tensor, axis: int) -> Tensor:
     others = [d for d in range(-values.dim(), 0) if d != axis]
-    if process_count() == 1 and values.numel():
-        return values.mean(others, keepdim=True)
-    return _total(values.sum(others, keepdim=True) if others else values.clone()) / n
-
-
-def _largest(values: Tensor) -> Tensor:
-    """Return the largest size of any value in all processes."""
-    found = values.new_zeros(())  # some process may have none
-    if values.numel():
-        found = torch.maximum(values.amax(), -values.amin())
-    if process_count() > 1:
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    return found
+    return _total(values.sum(others, keepdim=True) if others else values.clone())
 
 
 def score_leaf(like: Tensor, *shape: int) -> Tensor:
@@ -274,7 +269,7 @@ def listen(
         samples: Samples whose mean the loss is, in this process.
         loss_scale: What the loss is multiplied by; the gradients are too.
     """
-    e_std = error.variance.sqrt().flatten() / (error.factor * loss_scale)
+    e_std = (error.variance.sqrt() / (error.factor * loss_scale)).flatten()
     count: Tensor | float = samples
     if process_count() > 1:  # their batches may differ; the slope must not
         count = _total(e_std.new_tensor(float(samples))) / process_count()
@@ -282,9 +277,9 @@ def listen(
     factor = loss_scale * process_count()  # several processes will take the mean
     for directions, activation in zip(so_far[R].to(e_std.dtype), activations, strict=True):
         own = activation.to(e_std.dtype)
-        r, gradient, scale = _correlate(own, error, axis, pairwise, directions)
+        r, gradient, steep = _correlate(own, error, axis, pairwise, directions)
         gain = r * e_std
-        slope = gain * scale * (-count * error.n)
+        slope = gain * steep * -count
         score = torch.stack([r, gain, slope, torch.ones_like(r)])
         scores.append(score.masked_fill_(gain.isnan(), 0))  # an error overflowed: does not count
         gradient = gradient if factor == 1 else gradient.mul_(factor)

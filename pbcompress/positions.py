@@ -152,8 +152,9 @@ def _is_pointwise(conv: Any) -> bool:
 
 def _widest(sizes: Sequence[int], most: int) -> tuple[int, ...]:
     """Return k of each axis, much alike, whose product is ``most`` at most."""
-    steps = [1] * len(sizes)
-    product = 1
+    even = int(most ** (1 / max(len(sizes), 1)) - 1e-6)
+    steps = [max(min(even, size), 1) for size in sizes]
+    product = math.prod(steps)
     while True:
         for axis in sorted(range(len(steps)), key=steps.__getitem__):
             wider = product // steps[axis] * (steps[axis] + 1)

@@ -43,7 +43,10 @@ def add_set(y: Tensor, activation: Tensor, gain: Tensor, slots: Slots, dims: int
 
 
 def activate(z: Tensor, name: str) -> Tensor:
-    """Return the activations of sums that nobody else holds: frozen ones are overwritten."""
+    """Return the activations of sums that nobody else holds.
+
+    They are overwritten where they need no gradient: in frozen sets, and where nothing trains.
+    """
     function = None if z.requires_grad else _IN_PLACE.get(name)
     return (function or ACTIVATIONS[name])(z)
 

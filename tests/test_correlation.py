@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pbcompress.correlation import COUNT, CorrelationProbe, R, correlate, score_leaf
+from pbcompress.correlation import (
+    COUNT,
+    GAIN,
+    SLOPE,
+    CorrelationProbe,
+    R,
+    centred,
+    correlate,
+    listen,
+    score_leaf,
+)
 from pbcompress.positions import Window
 
 SHAPES = [(2, 1), (3, 2), (7, 3), (50, 4)]
@@ -120,7 +130,35 @@ def test_one_dead_node_leaves_the_others_alone() -> None:
     a[:, 1] = 0.1
     r, gradient = correlate(a, e)
     alone = correlate(a[:, [0, 2]], e[:, [0, 2]])
-    torch.testing.assert_close((r[[0, 2]], gradient[:, [0, 2]]), alone, rtol=1e-14, atol=1e-16)
+    assert torch.equal(r[[0, 2]], alone[0])
+    assert torch.equal(gradient[:, [0, 2]], alone[1])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize("of_error", [False, True])
+def test_what_is_not_finite_spoils_its_own_channel_alone(value: float, of_error: bool) -> None:
+    a, e = torch.randn(20, 3), torch.randn(20, 3)
+    (e if of_error else a)[3, 1] = value
+    r, gradient = correlate(a, e)
+    alone = correlate(a[:, [0, 2]], e[:, [0, 2]])
+    torch.testing.assert_close((r[[0, 2]], gradient[:, [0, 2]]), alone)
+
+
+@pytest.mark.parametrize("ratio", [1e-10, 1e-19, 1e-30])
+def test_a_channel_may_be_far_smaller_than_another(ratio: float) -> None:
+    a, e = torch.randn(40, 2), torch.randn(40, 2)
+    expected = reference(a, e, True)
+    a[:, 1] *= ratio
+    e[:, 1] *= ratio
+    r, gradient = correlate(a, e)
+    np.testing.assert_allclose(r, expected, atol=1e-5)
+    assert gradient.isfinite().all()
+
+
+def test_subnormal_activations_have_no_gradient_that_overflows() -> None:
+    r, gradient = correlate(torch.randn(40, 3) * 1e-40, torch.randn(40, 3))
+    assert r.abs().max() <= 1
+    assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("pairwise", [True, False])
@@ -268,6 +306,29 @@ def test_score_sums_r_and_counts_batches() -> None:
         total += reference(a.detach(), delta, True)
     np.testing.assert_allclose(score.grad[R, 0], total, atol=1e-12)
     assert (score.grad[COUNT] == 3).all()
+
+
+@pytest.mark.parametrize("pairwise", [True, False])
+@pytest.mark.parametrize("loss_scale", [1.0, 1024.0])
+def test_scores_of_some_rows_are_those_that_numpy_finds_for_them(
+    pairwise: bool, loss_scale: float
+) -> None:
+    """The scale of the errors is that of all rows, as in a phase from memory."""
+    rows, channels = 40, 3 if pairwise else 5
+    errors, a = torch.randn(1000, channels).double(), torch.randn(rows, 3).double()
+    error = centred(errors * loss_scale, -1)
+    some = error.values[:rows]
+    so_far = score_leaf(a, 1, 3, *([] if pairwise else [channels])).detach()
+    scores, _ = listen(
+        [a], error._replace(values=some - some.mean(0)), so_far,
+        axis=-1, pairwise=pairwise, samples=7, loss_scale=loss_scale,
+    )  # fmt: skip
+    x, y = (t - t.mean(0) for t in (a.numpy(), errors[:rows].numpy()))
+    covariance = x.T @ y / rows
+    x_std, y_std = a.numpy().std(0)[:, None], errors.numpy().std(0)
+    wanted = [covariance / x_std / y_std, covariance / x_std, -7 * covariance / x_std**2]
+    for row, table in zip((R, GAIN, SLOPE), wanted, strict=True):
+        np.testing.assert_allclose(scores[row, 0], np.diag(table) if pairwise else table)
 
 
 def test_probe_pushes_along_the_sum_of_all_batches_so_far() -> None:
