@@ -24,8 +24,7 @@ def page(lines: Sequence[Line]) -> str:
     out = [INTRO]
     trained = [line for line in lines if line["job"] == "train"]
     for group in dict.fromkeys(map(_setting, trained)):
-        name, width, batch = group
-        out += [f"## A training step: {name}, width {width:g}, batch {batch}", ""]
+        out += [f"## A training step: {', '.join(group)}", ""]
         out += _table(
             {
                 "phase, form, sets": "case",
@@ -43,7 +42,7 @@ def page(lines: Sequence[Line]) -> str:
             "torch, batch 1": "torch 1", "torch, batch 32": "torch 32",
         },
         [
-            line | {"name": f"{line['network']}, width {line.get('width', 1.0):g}"}
+            line | {"name": ", ".join(_setting(line)[:2])}
             for line in lines
             if line["job"] == "inference"
         ],
@@ -61,8 +60,11 @@ def page(lines: Sequence[Line]) -> str:
     return "\n".join(out)
 
 
-def _setting(line: Line) -> tuple[str, float, int]:
-    return line["network"], line.get("width", 1.0), line["batch"]
+def _setting(line: Line) -> tuple[str, str, str]:
+    size = f"width {line.get('width', 1.0):g}"
+    if "in_features" in line:
+        size = f"{line['in_features']:,} inputs"
+    return line["network"], size, f"batch {line.get('batch')}"
 
 
 def _table(columns: dict[str, str], lines: Sequence[Line]) -> Iterator[str]:
