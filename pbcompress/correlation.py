@@ -158,12 +158,19 @@ def centred(values: Tensor, axis: int) -> Centred:
 
 def _mean(values: Tensor, axis: int, n: Tensor | int) -> Tensor:
     """Return the mean of every channel over the n samples of all processes."""
+    others = _others(values, axis)
+    if process_count() == 1 and others and values.numel():
+        return values.mean(others, keepdim=True)  # one operation
     return _sum(values, axis) / n
 
 
 def _sum(values: Tensor, axis: int) -> Tensor:
-    others = [d for d in range(-values.dim(), 0) if d != axis]
+    others = _others(values, axis)
     return _total(values.sum(others, keepdim=True) if others else values.clone())
+
+
+def _others(values: Tensor, axis: int) -> list[int]:
+    return [d for d in range(-values.dim(), 0) if d != axis]
 
 
 def score_leaf(like: Tensor, *shape: int) -> Tensor:
