@@ -142,7 +142,7 @@ def centred(values: Tensor, axis: int) -> Centred:
         shape = [1] * values.dim()
         shape[axis] = values.shape[axis]
         nothing = values.new_zeros(shape)
-        return Centred(torch.zeros_like(values), nothing, nothing, nothing, 1)
+        return Centred(torch.zeros_like(values), nothing + 1, nothing, nothing, 1)
     info = torch.finfo(values.dtype)
     mean = _mean(values, axis, n)
     own = values - mean

@@ -331,6 +331,14 @@ def test_scores_of_some_rows_are_those_that_numpy_finds_for_them(
         np.testing.assert_allclose(scores[row, 0], np.diag(table) if pairwise else table)
 
 
+def test_a_batch_of_one_counts_and_scores_nothing() -> None:
+    a, score = torch.randn(1, 3, requires_grad=True), score_leaf(torch.zeros(1), 1, 3)
+    probe(torch.zeros(1, 3), a, score, torch.randn(1, 3))
+    assert not score.grad[:COUNT].any()
+    assert (score.grad[COUNT] == 1).all()
+    assert not a.grad.any()
+
+
 def test_probe_pushes_along_the_sum_of_all_batches_so_far() -> None:
     score = score_leaf(torch.zeros(1).double(), 1, 3)
     delta = torch.randn(9, 3).double()
