@@ -139,10 +139,9 @@ def centred(values: Tensor, axis: int) -> Centred:
     if process_count() > 1:
         n = _total(torch.tensor(float(n), dtype=values.dtype, device=values.device)).clamp(min=1)
     elif n < 2:  # no two samples
-        shape = [1] * values.dim()
-        shape[axis] = values.shape[axis]
-        nothing = values.new_zeros(shape)
-        return Centred(torch.zeros_like(values), nothing + 1, nothing, nothing, 1)
+        zeros = torch.zeros_like(values)
+        nothing = _sum(zeros, axis)
+        return Centred(zeros, nothing + 1, nothing, nothing, 1)
     info = torch.finfo(values.dtype)
     mean = _mean(values, axis, n)
     own = values - mean

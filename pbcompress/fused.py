@@ -8,7 +8,6 @@ from torch import Tensor, fx, nn
 
 from pbcompress.dendrite import DendriteLayer
 from pbcompress.folding import folded
-from pbcompress.forms import GroupedLinear
 from pbcompress.nodes import node_weight, set_node_weight_
 from pbcompress.signals import ACTIVATIONS, CONVOLUTIONS
 from pbcompress.surgery import copy_model
@@ -78,7 +77,7 @@ class _Formula(nn.Module):
     def __init__(self, layer: DendriteLayer) -> None:
         super().__init__()
         self.axis = -1 - layer.dims
-        maps = [_map(module) for module in [layer.base_layer, *layer.dendrites]]
+        maps = [folded(module) for module in [layer.base_layer, *layer.dendrites]]
         slots: Any = layer.slots
         speaking = [index for index, own in enumerate(slots, 1) if own.count]
         self.is_tied = layer.config.form == "tied"
@@ -197,11 +196,6 @@ def _plus_product(y: Tensor, a: Tensor, gain: Tensor) -> Tensor:
     return torch.addmm(y, a, gain.T) if y.dim() == 2 else y + a @ gain.T
 
 
-def _map(module: nn.Module) -> nn.Module:
-    own = folded(module)
-    return _GroupedMap(own) if isinstance(own, GroupedLinear) else own
-
-
 def _tail(branch: nn.Module) -> nn.Module | None:
     return branch[1] if type(branch) is nn.Sequential else None
 
@@ -219,23 +213,6 @@ def _classes(heads: Mapping[int, nn.Module]) -> list[list[int]]:
         else:
             classes.append([index])
     return classes
-
-
-class _GroupedMap(nn.Module):
-    """A `GroupedLinear` as one product for each group, over all rows at once."""
-
-    def __init__(self, layer: GroupedLinear) -> None:
-        super().__init__()
-        self.groups = layer.groups
-        self.weight, self.bias = layer.weight, layer.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in_features) to (..., out_features)."""
-        if x.dim() == 1:
-            return self.forward(x[None])[0]
-        rows = x.unflatten(-1, (self.groups, -1)).transpose(-3, -2)
-        y: Tensor = (rows @ self.weight).transpose(-3, -2).flatten(-2)
-        return y if self.bias is None else y + self.bias
 
 
 def out_width(module: nn.Module) -> int:
