@@ -135,7 +135,8 @@ def centred(values: Tensor, axis: int) -> Centred:
     Few and plain operations: ``torch.std_mean`` and the largest value of each channel take many
     times as long on a CPU.
     """
-    n: Tensor | int = values.numel() // max(values.shape[axis], 1)
+    count = values.numel() // max(values.shape[axis], 1)
+    n: Tensor | int = count
     if process_count() > 1:
         n = _total(torch.tensor(float(n), dtype=values.dtype, device=values.device)).clamp(min=1)
     elif n < 2:  # no two samples
@@ -144,10 +145,12 @@ def centred(values: Tensor, axis: int) -> Centred:
         return Centred(zeros, nothing + 1, nothing, nothing, 1)
     info = torch.finfo(values.dtype)
     mean = _mean(values, axis, n)
-    own = values - mean
-    size = _sum(own.abs().div_(n), axis)  # a sum of all might be too large
+    share = 0.5 ** count.bit_length()  # a sum of all might be too large; exact, as a power of two
+    own = torch.add(mean * -share, values, alpha=share)
+    size = _sum(own.abs(), axis).div_(n)
     factor = size.clamp_(min=info.tiny).reciprocal_()
     own.mul_(factor)
+    factor.mul_(share)
     variance = _mean(own * own, axis, n)
     # As much as rounding of the mean leaves. In its own unit a channel has one, or is too small.
     least = (mean * factor).mul_(16 * info.eps).square_().clamp_(min=0.5)
@@ -235,7 +238,7 @@ class CorrelationProbe(torch.autograd.Function):
         so_far = torch.zeros_like(score) if score.grad is None else score.grad.clone()
         ctx.save_for_backward(so_far, *activations)
         ctx.how = (axis, pairwise, loss_scale, window)
-        return output.clone()  # a view could not be changed in place by what follows
+        return output.detach()  # the same memory, and no view, which nobody could change in place
 
     @staticmethod
     def backward(ctx: Any, *errors: Tensor) -> tuple[Tensor | None, ...]:

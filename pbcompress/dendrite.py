@@ -268,6 +268,7 @@ class DendriteLayer(nn.Module):
         pairwise = self.config.form != "shared"
         probe: Any = CorrelationProbe.apply
         how = (-1 - self.dims, pairwise, self.loss_scale, window)
+        y = y.clone() if self.config.form == "tied" else y  # its candidates need y as it is
         probed: Tensor = probe(y, self.candidate, *how, *activations)
         return probed
 

@@ -13,7 +13,7 @@ from pbcompress.dendrite import DendriteLayer, dendrite_layers
 from pbcompress.errors import DivergedError
 from pbcompress.observation import Observed, observe_together
 from pbcompress.patches import fan_in, is_observable, map_rows, row_size
-from pbcompress.signals import ACTIVATIONS, hear
+from pbcompress.signals import activate, hear
 from pbcompress.statistics import Sample
 from pbcompress.surgery import seeded
 from pbcompress.task import check_finite, check_loss
@@ -186,9 +186,9 @@ class _Held(NamedTuple):
 def _learn(held: _Held, index: slice) -> None:
     """Add gradients and scores of the candidates of a layer, for some of its rows."""
     layer, seen = held.layer, held.seen.rows(index)
-    activation, slots = ACTIVATIONS[layer.config.activation], layer.slots[-1]
+    name, slots = layer.config.activation, layer.slots[-1]
     activations = [
-        activation(hear(map_rows(branch, seen.inputs), links, seen.heard, slots, 0))  # type: ignore[arg-type]
+        activate(hear(map_rows(branch, seen.inputs), links, seen.heard, slots, 0), name)  # type: ignore[arg-type]
         for branch, links in layer.pool
     ]
     leaf: Any = layer.candidate

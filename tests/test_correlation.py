@@ -294,8 +294,19 @@ def test_probed_output_may_be_changed_in_place() -> None:
     before = y.detach().clone()
     out = CorrelationProbe.apply(y, score_leaf(y, 1, 3), -1, True, 1.0, ALL, a)
     out.relu_().sum().backward()
-    assert torch.equal(y, before)
+    assert torch.equal(out, before.relu())
     assert torch.equal(y.grad, (before > 0).float())
+
+
+def test_who_needs_an_output_that_was_changed_behind_a_probe_is_told() -> None:
+    """As without a probe: it shares memory and version with what it was given."""
+    w = torch.randn(3, 3, requires_grad=True)
+    y = torch.randn(5, 3) @ w
+    squared = y.square().sum()
+    out = CorrelationProbe.apply(y, score_leaf(y, 1, 3), -1, True, 1.0, ALL, torch.randn(5, 3))
+    out.relu_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        squared.backward()
 
 
 def test_score_sums_r_and_counts_batches() -> None:

@@ -264,19 +264,25 @@ def test_a_candidate_is_heard_by_nobody() -> None:
     assert torch.equal(network(x), before)
 
 
-def test_what_follows_a_candidate_may_work_in_place() -> None:
-    gradients = []
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("sets", [1, 2])
+def test_what_follows_a_candidate_may_work_in_place(form: str, sets: int, activation: str) -> None:
+    outcomes = []
     for inplace in (False, True):
         torch.manual_seed(5)
         network = three_layers(inplace)
-        attach_dendrites_(network, config_of("full"))
+        for number in range(sets):
+            attach_dendrites_(network, config_of(form, activation=activation), seed=number)
+        shake(network)
         for layer in dendrite_layers(network).values():
+            layer.freeze(sets - 1)
             layer.begin_candidacy()
-        network(torch.ones(5, 2, 6, 6).cumsum(0)).logsumexp(1).sum().backward()
-        gradients.append(
-            [d.weight.grad for m in dendrite_layers(network).values() for d in m.dendrites]
-        )
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+        network(torch.randn(5, 2, 6, 6)).logsumexp(1).sum().backward()
+        found = [p.grad for p in network.parameters() if p.grad is not None]
+        outcomes.append(found + [m.summed_scores() for m in dendrite_layers(network).values()])
+        assert len(found) >= 6 + 3
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
 
 
 @pytest.mark.parametrize("form", FORMS)
