@@ -96,13 +96,13 @@ class Replay:
         size = max(next(model.parameters()).element_size(), 4)
         sizes = {name: size * _numbers(layer) for name, layer in layers.items()}
         rows = share_rows(sizes, wanted, gibibytes * 2**30)
-        if any(
-            rows[name] < min(wanted[name], ROWS_PER_INPUT * fan_in(layer))
-            for name, layer in layers.items()
-        ):
+        if any(rows[name] < _enough(layer, wanted[name]) for name, layer in layers.items()):
             return None
         made = cls(model, sample, rows)  # the first batch may have been unlike the others
-        return made if all(held.is_enough(made.batches) for held in made._held) else None
+        for held in made._held:
+            if len(held.seen.errors) < _enough(held.layer, held.seen.outputs * made.batches):
+                return None
+        return made
 
     def epoch(
         self,
@@ -142,6 +142,11 @@ class Replay:
         return self._loss, steps
 
 
+def _enough(layer: DendriteLayer, outputs: float) -> float:
+    """Return with how many rows candidates do not learn them by heart: all, if there are fewer."""
+    return min(outputs, ROWS_PER_INPUT * fan_in(layer))
+
+
 def _check(loss: Any, batch: Any) -> None:
     if isinstance(loss, Tensor) and not bool(loss.isfinite().all()):
         check_finite(batch, "a batch of Data.train")
@@ -164,11 +169,6 @@ class _Held(NamedTuple):
     layer: DendriteLayer
     seen: Observed
     errors: Centred
-
-    def is_enough(self, batches: int) -> bool:
-        """Tell whether there are all rows, or so many that they are not learnt by heart."""
-        most = min(self.seen.outputs * batches, ROWS_PER_INPUT * fan_in(self.layer))
-        return len(self.seen.errors) >= most
 
     def slice(self, start: int, step: int, accumulate: int = 1) -> slice:
         """Return the rows of one step, as many as its batches would show: neighbours, no copy.
