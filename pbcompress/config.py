@@ -145,7 +145,9 @@ class DendriteConfig(Choices):
             the number of layers that grew.
         initialization: First weights of candidates: "random", or "spectral", in closed form from
             the inputs and errors of a few batches (`pbcompress.initialization`); of a pool the
-            first candidate.
+            first candidate. `recover_` sees to it, a loop over `cycles` calls
+            `initialize_candidates_` itself. None is the rule's own: "random" for "gradient", which
+            has no dendrite phase, otherwise "spectral".
         samples: In a dendrite phase, candidates look at every k-th position of a layer's output
             along each axis, from a random one on in each step, with the largest k that leaves so
             many samples (batch x positions). 0: all positions.
@@ -181,7 +183,7 @@ class DendriteConfig(Choices):
     candidates: int = 1
     node_share: float = 1.0
     initial_gain: Literal["zero", "least_squares"] = "zero"
-    initialization: Literal["random", "spectral"] = "random"
+    initialization: Literal["random", "spectral"] | None = None
     samples: int = 4096
     share: float | Literal["auto"] = "auto"
     groups: int = 4
@@ -226,7 +228,7 @@ class DendriteConfig(Choices):
             require(self.candidates == 1, self, "candidates", f"1, or more {wanted}")
             require(self.node_share == 1, self, "node_share", f"1, or less {wanted}")
             require(self.initial_gain == "zero", self, "initial_gain", f"'zero', or else {wanted}")
-            is_random = self.initialization == "random"
+            is_random = self.initialization != "spectral"
             require(is_random, self, "initialization", f"'random', or else {wanted}")
         for name in ("groups", "rank", "nodes"):
             require(getattr(self, name) >= 1, self, name, "at least 1")

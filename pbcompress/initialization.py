@@ -64,8 +64,9 @@ def initialize_candidates_(
         transposed convolutions, keep their weights and are missing.
 
     Raises:
-        CompressionError: There is no set, it speaks already, or there is no batch or no finite
-            loss; nothing has changed.
+        CompressionError: There is no set, it speaks already, or there is no batch; nothing has
+            changed.
+        DivergedError: The loss of a batch is not finite; nothing has changed.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -158,18 +159,21 @@ def _split(errors: Tensor, groups: int) -> Tensor:
 
 def _standardised(values: Tensor) -> Tensor:
     """Return values with mean zero and variance one along the rows; a constant becomes zero."""
-    centred = values - values.mean(-2, keepdim=True)
+    largest = values.abs().amax(-2, keepdim=True)
+    scaled = values / torch.where(largest > 0, largest, 1)  # a sum of these can be held
+    centred = scaled - scaled.mean(-2, keepdim=True)
     unit = centred.abs().amax(-2, keepdim=True)
-    centred = centred / torch.where(unit > 0, unit, 1)  # a square of it can be held
+    centred = centred / torch.where(unit > 0, unit, 1)  # and a square of these
     std = centred.square().mean(-2, keepdim=True).sqrt()
-    eps = torch.finfo(values.dtype).eps
-    is_alive = unit > 8 * eps * values.abs().amax(-2, keepdim=True)
+    is_alive = unit > 8 * torch.finfo(values.dtype).eps
     return torch.where(is_alive, centred / torch.where(std > 0, std, 1), 0)
 
 
 def _whitening(inputs: Tensor, directions: int) -> Tensor:
     """Return maps of shape (groups, fan-in, k) to k directions of variance one."""
     _, n, width = inputs.shape
+    unit = inputs.abs().amax().clamp(min=torch.finfo(inputs.dtype).tiny)
+    inputs = inputs / unit  # squares can be held
     count = max(min(directions, width, n // _ROWS_PER_DIRECTION), 1)
     if width <= _EXACT:
         values, vectors = torch.linalg.eigh((inputs.mT @ inputs).double() / n)
@@ -180,7 +184,7 @@ def _whitening(inputs: Tensor, directions: int) -> Tensor:
     values = values[:, None].clamp(min=0)
     keep = values > values.amax(-1, keepdim=True) * RIDGE
     scale = torch.where(keep, 1 / torch.where(keep, values, 1).sqrt(), 0)
-    basis: Tensor = (vectors * scale).to(inputs.dtype)
+    basis: Tensor = (vectors * (scale / unit)).to(inputs.dtype)
     return basis
 
 
@@ -266,11 +270,11 @@ def _random_sums(layer: DendriteLayer, seen: Observed, maker: Any, norm: Any) ->
     if layer.config.form == "tied":
         sums = seen.inputs
     elif layer.config.form == "lowrank":
-        down = node_weight(_leaves(layer.dendrites[-1])[0]).flatten(1)
-        sums = seen.inputs @ down.T @ node_weight(maker).flatten(1).T
+        down, up = (node_weight(m).flatten(1) for m in (_leaves(layer.dendrites[-1])[0], maker))
+        sums = seen.inputs @ down.T.to(seen.inputs) @ up.T.to(seen.inputs)
     else:
         weight = node_weight(maker).flatten(1).unflatten(0, (len(seen.inputs), -1))
-        sums = seen.inputs @ weight.mT
+        sums = seen.inputs @ weight.mT.to(seen.inputs)
     if norm is not None:
         sums = _standardised(sums)
     last = norm if norm is not None else maker

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.dendrite import DendriteLayer, Watcher, dendrite_layers
+from pbcompress.errors import DivergedError
 from pbcompress.patches import draw_places, outputs_at, read_at, row_size
 from pbcompress.statistics import Sample
 from pbcompress.surgery import preserved_mode
-from pbcompress.task import check_loss
+from pbcompress.task import check_finite, check_loss
 
 __all__ = ["Observed", "observe", "observe_together"]
 
@@ -81,7 +82,6 @@ def observe_together(
     layers: Mapping[str, DendriteLayer],
     sample: Sample,
     rows: Mapping[str, int],
-    check: Callable[[Any, Any], None] = lambda loss, batch: check_loss(loss),
 ) -> tuple[dict[str, Observed], list[float]]:
     """Return what `observe` yields, in one pass, and the loss of each batch.
 
@@ -94,7 +94,9 @@ def observe_together(
         layers: Layers of it, by name.
         sample: Batches, loss and forward.
         rows: Rows at most of the layers that are observed.
-        check: Raises where the loss of a batch is of no use.
+
+    Raises:
+        DivergedError: A loss is not finite.
     """
     drawings = {name: _Drawing(layers[name], count) for name, count in rows.items()}
     losses: list[float] = []
@@ -103,7 +105,7 @@ def observe_together(
         for drawing in drawings.values():
             drawing.open()
         loss = sample.task.loss(*sample.task.run(model, batch))
-        check(loss, batch)
+        _check(loss, batch)
         for drawing in drawings.values():
             drawing.close(sample.count)
         loss.backward()
@@ -119,6 +121,16 @@ def observe_together(
         sample.each(model, visit)
     joined = {name: drawings[name].joined(len(losses)) for name in rows if drawings[name].parts}
     return joined, losses
+
+
+def _check(loss: Any, batch: Any) -> None:
+    if isinstance(loss, Tensor) and not bool(loss.isfinite().all()):
+        check_finite(batch, "a batch of Data.train")
+        raise DivergedError(
+            f"The loss became {loss.tolist()} at the start of a dendrite phase. Lower "
+            "RecoveryConfig.lr, or set max_grad_norm."
+        )
+    check_loss(loss)
 
 
 @contextmanager

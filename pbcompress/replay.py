@@ -6,17 +6,15 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pbcompress.correlation import Centred, centred, listen, process_count
 from pbcompress.dendrite import DendriteLayer, dendrite_layers
-from pbcompress.errors import DivergedError
 from pbcompress.observation import Observed, observe_together
 from pbcompress.patches import fan_in, is_observable, map_rows, row_size
 from pbcompress.signals import activate, hear
 from pbcompress.statistics import Sample
 from pbcompress.surgery import seeded
-from pbcompress.task import check_finite, check_loss
 
 __all__ = ["Replay", "share_rows"]
 
@@ -66,7 +64,7 @@ class Replay:
 
     def __init__(self, model: nn.Module, sample: Sample, rows: Mapping[str, int]) -> None:
         layers = dendrite_layers(model)
-        found, losses = observe_together(model, layers, sample, rows, _check)
+        found, losses = observe_together(model, layers, sample, rows)
         self.batches, self._loss = len(losses), sum(losses) / len(losses)
         self._held: list[_Held] = []
         with seeded("rows", sample.seed):
@@ -90,7 +88,7 @@ class Replay:
             return None
         most = {name: max(ENOUGH_ROWS, ROWS_PER_INPUT * fan_in(m)) for name, m in layers.items()}
         first = replace(sample, count=1)
-        one, _ = observe_together(model, layers, first, dict.fromkeys(layers, 1), _check)
+        one, _ = observe_together(model, layers, first, dict.fromkeys(layers, 1))
         outputs = {name: math.ceil(seen.outputs * sample.count) for name, seen in one.items()}
         wanted = {name: min(outputs.get(name, most[name]), most[name]) for name in layers}
         size = max(next(model.parameters()).element_size(), 4)
@@ -145,16 +143,6 @@ class Replay:
 def _enough(layer: DendriteLayer, outputs: float) -> float:
     """Return with how many rows candidates do not learn them by heart: all, if there are fewer."""
     return min(outputs, ROWS_PER_INPUT * fan_in(layer))
-
-
-def _check(loss: Any, batch: Any) -> None:
-    if isinstance(loss, Tensor) and not bool(loss.isfinite().all()):
-        check_finite(batch, "a batch of Data.train")
-        raise DivergedError(
-            f"The loss became {loss.tolist()} at the start of a dendrite phase. Lower "
-            "RecoveryConfig.lr, or set max_grad_norm."
-        )
-    check_loss(loss)
 
 
 def _numbers(layer: DendriteLayer) -> int:

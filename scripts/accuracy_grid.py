@@ -132,7 +132,8 @@ class Arm:
 
 
 def _grow(rule: str, **choices: Any) -> pb.DendriteConfig:
-    return pb.DendriteConfig(rule=rule, max_sets=1, share=1.0, **choices)
+    own = {"max_sets": 1, "share": 1.0, "initialization": "random"}  # as in the published method
+    return pb.DendriteConfig(rule=rule, **(own | choices))
 
 
 def _balanced(dendrites: pb.DendriteConfig, parts: tuple[float, ...]) -> Arm:
@@ -147,6 +148,7 @@ def _joint(form: str, distillation: float = 0.0, **choices: Any) -> Arm:
 
 STAGED = (0.35, 0.2, 0.3, 0.15)
 AT_ONCE = (0.4, 0.2, 0.4)
+SPECTRAL: dict[str, Any] = {"initialization": "spectral"}
 ARMS = {
     "width": Arm(),
     "width, distilled": Arm(distillation=0.5),
@@ -159,8 +161,11 @@ ARMS = {
     "correlation, no dendrites": Arm(_grow("correlation")),  # the same widths, and room left free
     "correlation first": Arm(_grow("correlation", at_start=True), (0, 0.2, 0.65, 0.15)),
     "correlation, shared": Arm(_grow("correlation", form="shared"), STAGED),
+    "correlation, spectral": Arm(_grow("correlation", **SPECTRAL), STAGED),
+    "correlation, shared, spectral": Arm(_grow("correlation", form="shared", **SPECTRAL), STAGED),
     "gradient": Arm(_grow("gradient"), (0.5, 0.0, 0.5)),
     "hybrid": Arm(_grow("hybrid"), AT_ONCE),
+    "hybrid, spectral": Arm(_grow("hybrid", **SPECTRAL), AT_ONCE),
     "hybrid, distilled": Arm(_grow("hybrid"), AT_ONCE, 0.5),
     "joint full": _joint("full"),
     "joint grouped": _joint("grouped"),

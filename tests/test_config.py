@@ -166,7 +166,7 @@ BAD = [
     (DendriteConfig, "node_share", [0, 1.5, -0.1, True]),
     (DendriteConfig, "samples", [-1, 1.5, None, True]),
     (DendriteConfig, "initial_gain", ["one", 0.0]),
-    (DendriteConfig, "initialization", ["closed", None]),
+    (DendriteConfig, "initialization", ["closed", 1]),
     (DendriteConfig, "share", ["all", -0.1, 1.1, float("nan"), True, None]),
     (DendriteConfig, "groups", [0, 1.5]),
     (DendriteConfig, "rank", [0, "4"]),

@@ -11,7 +11,7 @@ from torch.nn import functional
 from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
 from pbcompress.cycles import cycles
 from pbcompress.dendrite import attach_dendrites_, dendrite_layers, detach_dendrites_
-from pbcompress.errors import CompressionError
+from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.initialization import initialize_candidates_
 from pbcompress.observation import observe
 from pbcompress.patches import patches
@@ -221,8 +221,10 @@ DEGENERATE = {
     "no errors": lambda x, e: (x, e * 0),
     "one sample": lambda x, e: (x[:1], e[:1]),
     "two samples": lambda x, e: (x[:2], e[:2]),
-    "tiny errors": lambda x, e: (x, e * 1e-30),
     "huge inputs": lambda x, e: (x * 1e12, e * 1e-12),
+    "enormous inputs": lambda x, e: (x * 1e30, e * 1e-30),
+    "enormous errors": lambda x, e: (x * 1e-20, e * 1e36),
+    "tiny errors": lambda x, e: (x, e * 1e-30),
     "dead inputs": lambda x, e: (x * (torch.arange(x.shape[1]) < 1).reshape(-1, 1, 1), e),
 }
 
@@ -230,7 +232,7 @@ DEGENERATE = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", sorted(DEGENERATE))
 def test_degenerate_samples_leave_finite_weights(case, form):
-    assert len(DEGENERATE) == 8
+    assert len(DEGENERATE) == 10
     make, shape = LAYERS["conv2d"]
     for normalized in (False, True):
         net = grown(make(), form, normalized)
@@ -259,14 +261,36 @@ def test_rows_that_are_not_finite_are_left_out():
     assert all(p.isfinite().all() for p in net.parameters())
 
 
-def test_a_loss_that_is_not_finite_changes_nothing():
+@pytest.mark.parametrize(
+    ("in_the_data", "error", "said"),
+    [
+        (True, CompressionError, "NaN or infinity in a batch"),
+        (False, DivergedError, "became (-?inf|nan)"),
+    ],
+)
+def test_a_loss_that_is_not_finite_changes_nothing(in_the_data, error, said):
     net = grown(nn.Linear(12, 8))
     batches = planted_batches(net, (12,))
-    batches[-1][0][0, 0] = float("nan")
+    if in_the_data:
+        batches[-1][0][0, 0] = float("nan")
+    else:
+        batches[-1] = (batches[-1][0] * 1e25, batches[-1][1] * 1e25)
     before = everything(net)
-    with pytest.raises(CompressionError, match="finite"):
+    with pytest.raises(error, match=said):
         initialize_candidates_(net, batches, PLANTED)
     assert changed(before, everything(net)) == set()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", sorted(LAYERS))
+def test_a_network_in_half_precision_gets_weights_of_its_own_type(kind, form):
+    make, shape = LAYERS[kind]
+    for normalized in (False, True):
+        net = grown(make(), form, normalized).bfloat16()
+        batches = [(x.bfloat16(), e.bfloat16()) for x, e in planted_batches(net.float(), shape)]
+        found = initialize_candidates_(net.bfloat16(), batches, PLANTED)
+        assert all(p.dtype == torch.bfloat16 and p.isfinite().all() for p in net.parameters())
+        assert all(after >= before for before, after in found.values())
 
 
 def test_transposed_layers_and_layers_without_error_keep_their_weights():
@@ -340,11 +364,11 @@ def test_recovery_begins_dendrite_phases_with_it_in_the_first_candidate(monkeypa
     monkeypatch.setattr("pbcompress.trainer.initialize_candidates_", spy)
     data = Data(*[[(torch.randn(64, 4), torch.randint(2, (64,)))] for _ in range(2)])
     recovery = RecoveryConfig(epochs=1, dendrite_epochs=2, max_failures=1)
-    for initialization in ("random", "spectral"):
+    for initialization in ("random", None):
         net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         dendrites = DendriteConfig(initialization=initialization, candidates=candidates)
         recover_(net, data, config=CompressConfig(dendrites=dendrites, recovery=recovery))
-        assert seen == [] or initialization == "spectral"
+        assert seen == [] or initialization is None
     assert seen == [[False, True][:candidates]] * 2
 
 
