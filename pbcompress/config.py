@@ -142,7 +142,7 @@ class DendriteConfig(Choices):
             (0, 1]; below 1 only the best-scoring nodes of the whole network stay.
         initial_gain: U of an accepted node: "zero", so that the function does not change, or
             "least_squares", the fit to the negative error of a sample in closed form, divided by
-            the number of layers that grew.
+            the number of layers that grew. Samples lie on the first axis of a layer's output.
         initialization: First weights of candidates: "random", or "spectral", in closed form from
             the inputs and errors of a few batches (`pbcompress.initialization`); of a pool the
             first candidate. `recover_` sees to it, a loop over `cycles` calls
@@ -219,6 +219,9 @@ class DendriteConfig(Choices):
             object.__setattr__(self, "backprop_through", not is_correlation)
         if self.freeze_after is None:
             object.__setattr__(self, "freeze_after", is_correlation)
+        if self.initialization is None:
+            own = "random" if self.rule == "gradient" else "spectral"
+            object.__setattr__(self, "initialization", own)
         require(self.max_sets >= 0, self, "max_sets", "at least 0")
         require(self.candidates >= 1, self, "candidates", "at least 1")
         require(self.samples >= 0, self, "samples", "at least 0")
@@ -228,7 +231,7 @@ class DendriteConfig(Choices):
             require(self.candidates == 1, self, "candidates", f"1, or more {wanted}")
             require(self.node_share == 1, self, "node_share", f"1, or less {wanted}")
             require(self.initial_gain == "zero", self, "initial_gain", f"'zero', or else {wanted}")
-            is_random = self.initialization != "spectral"
+            is_random = self.initialization == "random"
             require(is_random, self, "initialization", f"'random', or else {wanted}")
         for name in ("groups", "rank", "nodes"):
             require(getattr(self, name) >= 1, self, name, "at least 1")

@@ -135,8 +135,7 @@ def centred(values: Tensor, axis: int) -> Centred:
     Few and plain operations: ``torch.std_mean`` and the largest value of each channel take many
     times as long on a CPU.
     """
-    count = values.numel() // max(values.shape[axis], 1)
-    n: Tensor | int = count
+    n: Tensor | int = values.numel() // max(values.shape[axis], 1)
     if process_count() > 1:
         n = _total(torch.tensor(float(n), dtype=values.dtype, device=values.device)).clamp(min=1)
     elif n < 2:  # no two samples
@@ -145,12 +144,10 @@ def centred(values: Tensor, axis: int) -> Centred:
         return Centred(zeros, nothing + 1, nothing, nothing, 1)
     info = torch.finfo(values.dtype)
     mean = _mean(values, axis, n)
-    share = 0.5 ** count.bit_length()  # a sum of all might be too large; exact, as a power of two
-    own = torch.add(mean * -share, values, alpha=share)
-    size = _sum(own.abs(), axis).div_(n)
+    own = values - mean
+    size = _sum(own.abs().div_(n), axis)  # a sum of all might be too large
     factor = size.clamp_(min=info.tiny).reciprocal_()
     own.mul_(factor)
-    factor.mul_(share)
     variance = _mean(own * own, axis, n)
     # As much as rounding of the mean leaves. In its own unit a channel has one, or is too small.
     least = (mean * factor).mul_(16 * info.eps).square_().clamp_(min=0.5)

@@ -1,8 +1,9 @@
 """Cycles of growth as a generator of phases: it freezes, yields, and takes scores back."""
 
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +22,11 @@ from pbcompress.phase import Phase
 from pbcompress.phases import Action, PhaseKind, PhaseLog, best_epoch, next_action
 from pbcompress.scores import NodeScores
 from pbcompress.selection import accept_
+from pbcompress.weights import check_weights, put_weights_, weights_of
 
 __all__ = ["Cycles", "Phase", "cycles"]
+
+logger = logging.getLogger(__name__)
 
 Weights = dict[str, Tensor]
 
@@ -64,6 +68,7 @@ class Cycles(Iterator[Phase]):
 
     def _check(self) -> None:
         check_whole(self.model)
+        check_weights(self.model)
         if not self._trainable:
             raise CompressionError(
                 "Recovery was asked for and no parameter of the model requires grad, so nothing "
@@ -104,7 +109,9 @@ class Cycles(Iterator[Phase]):
 
     def _advance(self, action: Action) -> None:
         if action is Action.ACCEPT:
-            accept_(dendrite_layers(self.model), self.scores.latest)
+            layers = dendrite_layers(self.model)
+            _tell_of_silent(layers.keys() - self.scores.latest.keys())
+            accept_(layers, self.scores.latest)
             self._start(PhaseKind.NEURON)
             return
         self._load_best()
@@ -135,13 +142,13 @@ class Cycles(Iterator[Phase]):
             self._begin_candidacy()
             self.scores.begin()
         self._open_phase()
-        self._started = self._snapshot()
+        self._started = weights_of(self.model)
 
     def rewind(self) -> None:
         """Put back the best weights of the current phase, those of its start where it has none."""
         phase = self.log[-1]
         is_best_of_phase = best_epoch(self.log, self.recovery)[0] == len(self.log) - 1
-        self.model.load_state_dict(self.best if is_best_of_phase else self._started)
+        put_weights_(self.model, self.best if is_best_of_phase else self._started)
         if phase.kind is PhaseKind.DENDRITE:
             self.scores.begin()
             for layer in dendrite_layers(self.model).values():
@@ -257,11 +264,8 @@ class Cycles(Iterator[Phase]):
                 self._grow()
 
     def _keep_best(self) -> None:
-        self.best = self._snapshot()
+        self.best = weights_of(self.model)
         self._best_sets = self._num_sets
-
-    def _snapshot(self) -> Weights:
-        return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
     def _load_best(self) -> None:
         surplus = self._num_sets - self._best_sets
@@ -269,13 +273,13 @@ class Cycles(Iterator[Phase]):
             detach_dendrites_(self.model, surplus)
         for layer in dendrite_layers(self.model).values():
             layer.end_candidacy()
-        self.model.load_state_dict(self.best)
+        put_weights_(self.model, self.best)
 
     # --- save and restore ---------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all that a fresh `Cycles` over the original model needs to go on from here."""
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors = {f"model.{k}": v for k, v in weights_of(self.model).items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         tensors |= {f"started.{k}": v for k, v in self._started.items()}
         for name, layer in dendrite_layers(self.model).items():
@@ -308,7 +312,7 @@ class Cycles(Iterator[Phase]):
         self.minutes = state["minutes"]
         if self.log[-1].kind is PhaseKind.DENDRITE:
             self._begin_candidacy()
-        self.model.load_state_dict(parts["model"])
+        put_weights_(self.model, parts["model"])
         self.best, self._best_sets = parts["best"], state["best_sets"]
         self._started = parts["started"]
         self._open_phase()
@@ -319,6 +323,16 @@ class Cycles(Iterator[Phase]):
         self.scores.restore(parts.get("scores", {}), state["correlation"])
         assert self.phase is not None
         self.phase.done = bool(self.log[-1].scores) and self._action() is not Action.CONTINUE
+
+
+def _tell_of_silent(names: Set[str]) -> None:
+    if names:
+        logger.warning(
+            "No error reached the candidates of %s, which stay as they began. The loss does not "
+            "depend on these layers, their weight is read past them, or they lie in a re-entrant "
+            "checkpoint before which nothing trains (use_reentrant=False helps).",
+            ", ".join(sorted(names)),
+        )
 
 
 def _newest_prefixes(model: nn.Module) -> tuple[str, ...]:

@@ -285,14 +285,15 @@ def dendrite_layers(model: nn.Module) -> dict[str, DendriteLayer]:
 
 def neuron_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that are no dendrite's, by the name they have without dendrites."""
-    layers = dendrite_layers(model).values()
-    added = {id(p) for m in layers for p in m.parameters()}
-    added -= {id(p) for m in layers for p in m.base_layer.parameters()}
-    return {
-        name.replace(".base_layer.", "."): p
-        for name, p in model.named_parameters()
-        if id(p) not in added
-    }
+    layers = dendrite_layers(model)
+    added = {id(p) for m in layers.values() for p in m.parameters()}
+    added -= {id(p) for m in layers.values() for p in m.base_layer.parameters()}
+    found = {}
+    for name, parameter in model.named_parameters():
+        owner, _, own = name.rpartition(".base_layer.")  # a network may use this name itself
+        if id(parameter) not in added:
+            found[f"{owner}.{own}" if owner in layers else name] = parameter
+    return found
 
 
 def attach_dendrites_(

@@ -12,7 +12,7 @@ from pbcompress.dendrite import DendriteLayer, Watcher, dendrite_layers
 from pbcompress.errors import DivergedError
 from pbcompress.patches import draw_places, outputs_at, read_at, row_size
 from pbcompress.statistics import Sample
-from pbcompress.surgery import preserved_mode
+from pbcompress.surgery import preserved_mode, rest_
 from pbcompress.task import check_finite, check_loss
 
 __all__ = ["Observed", "observe", "observe_together"]
@@ -118,6 +118,7 @@ def observe_together(
         _fixed(model),
         _watched(model, watched),
     ):
+        rest_(model)
         sample.each(model, visit)
     joined = {name: drawings[name].joined(len(losses)) for name in rows if drawings[name].parts}
     return joined, losses

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from pbcompress.dendrite import dendrite_layers
 from pbcompress.phases import PhaseKind, PhaseLog
 from pbcompress.scores import NodeScores
+from pbcompress.surgery import rest_
 
 __all__ = ["Phase"]
 
@@ -47,11 +48,13 @@ class Phase:
         eval mode.
         """
         model = self._owner.model
-        model.train(self.kind is not PhaseKind.DENDRITE)
-        if self.kind is PhaseKind.DENDRITE:
-            for layer in dendrite_layers(model).values():
-                for branch, _ in layer.pool:
-                    branch.train()
+        if self.kind is not PhaseKind.DENDRITE:
+            model.train()
+            return
+        rest_(model)
+        for layer in dendrite_layers(model).values():
+            for branch, _ in layer.pool:
+                branch.train()
 
     def set_loss_scale(self, factor: float) -> None:
         """Say what the loss is multiplied by before its backward pass; 1 where nobody does.

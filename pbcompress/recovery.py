@@ -137,6 +137,7 @@ def recover_(
         networks.append(teacher)
     images = that_take_channels_last(networks, data, task) if r.channels_last else ()
     saved = None if checkpoint is None else checkpoint.read(device_of(model))
+    modes = {module: module.training for module in model.modules()}
     engine = make_engine(model, config.recovery)
     growth = Cycles(model, config, layers=layers, lengths=lengths, seed=seed)
     objective = make_objective(task, config.recovery, teacher, model)
@@ -151,6 +152,8 @@ def recover_(
         _train(run, callbacks)
     except BaseException:
         growth.abandon()
+        for module, mode in modes.items():
+            module.training = mode
         raise
     for callback in run.told(callbacks):
         callback.on_end()

@@ -45,10 +45,9 @@ def add_set(y: Tensor, activation: Tensor, gain: Tensor, slots: Slots, dims: int
 def activate(z: Tensor, name: str) -> Tensor:
     """Return the activations of sums that nobody else holds.
 
-    They are overwritten, except where autograd would go over more for it: in a view.
+    They are overwritten where they need no gradient: in frozen sets, and where nothing trains.
     """
-    is_part = z.requires_grad and (torch.compiler.is_compiling() or z._is_view())
-    function = None if is_part else _IN_PLACE.get(name)
+    function = None if z.requires_grad else _IN_PLACE.get(name)
     return (function or ACTIVATIONS[name])(z)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.errors import CompressionError
-from pbcompress.surgery import channel_axis, device_of, preserved_mode, seeded
+from pbcompress.surgery import channel_axis, device_of, preserved_mode, rest_, seeded
 from pbcompress.task import Batches, Data, Task, check_loss, check_split, moved, seeded_generators
 
 __all__ = ["Sample", "gradients", "input_variances", "reestimate_batchnorm_"]
@@ -56,12 +56,12 @@ def gradients(network: nn.Module, sample: Sample, read: Callable[[], Read]) -> l
         sample: Batches, loss and forward.
         read: Reads the gradients of ``network``.
     """
-    network.eval()
+    for module in network.modules():
+        if isinstance(module, nn.RNNBase):
+            module.dropout = 0.0
+    rest_(network)
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    for module in network.modules():
-        if isinstance(module, nn.RNNBase):  # cuDNN has a backward pass for the training mode only
-            module.train().dropout = 0.0
     found: list[Read] = []
 
     def visit(batch: Any) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "parameter_count",
     "preserved_mode",
     "replace_module",
+    "rest_",
     "seeded",
     "shared_parameter_names",
     "single_sample",
@@ -189,6 +190,18 @@ def preserved_mode(model: nn.Module, *, training: bool) -> Iterator[nn.Module]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def rest_(model: nn.Module) -> None:
+    """Put a network into eval mode, which gradients will pass through.
+
+    Recurrent layers without dropout go into training mode, where they compute the same: cuDNN has a
+    backward pass for no other.
+    """
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase) and module.dropout == 0:
+            module.train()
 
 
 @contextmanager

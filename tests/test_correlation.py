@@ -1,5 +1,10 @@
 """Pearson's r and its gradient, against numpy and finite differences."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Barrier
+
 import numpy as np
 import pytest
 import torch
@@ -195,6 +200,45 @@ def test_a_rare_deviation_from_a_constant_counts() -> None:
 def test_a_large_offset_costs_no_precision() -> None:
     a, e = torch.randn(200, 3) + 1000, torch.randn(200, 3) - 1000
     np.testing.assert_allclose(correlate(a, e)[0], reference(a, e, True), atol=1e-5)
+
+
+class Together:
+    """Two threads that stand for processes: what they share is summed over both."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._barrier, self._parts = Barrier(2), list[Tensor]()
+        monkeypatch.setattr("pbcompress.correlation.process_count", lambda: 2)
+        monkeypatch.setattr("pbcompress.correlation._total", self._total)
+
+    def _total(self, values: Tensor) -> Tensor:
+        self._parts.append(values)
+        self._barrier.wait(30)
+        total = self._parts[0] + self._parts[1]
+        if self._barrier.wait(30) == 0:
+            self._parts.clear()
+        self._barrier.wait(30)
+        return total
+
+    def run(self, calls: list[Callable[[], tuple[Tensor, Tensor]]]) -> list[tuple[Tensor, Tensor]]:
+        with ThreadPoolExecutor(2) as pool:
+            return [one.result() for one in [pool.submit(call) for call in calls]]
+
+
+@pytest.mark.parametrize("pairwise", [True, False])
+@pytest.mark.parametrize("sizes", [(32, 32), (63, 64), (100, 8), (1, 40), (0, 5)])
+def test_processes_with_batches_of_any_size_have_the_r_of_one_with_all(
+    sizes: tuple[int, int], pairwise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, e = pair(sum(sizes), 3, 3 if pairwise else 5)
+    a, e = (3 + a) * torch.tensor([1.0, 1e-9, 1e9]), e - 2
+    r, gradient = correlate(a, e, pairwise=pairwise)
+    parts = list(zip(a.split(list(sizes)), e.split(list(sizes)), strict=True))
+    found = Together(monkeypatch).run(
+        [partial(correlate, *part, pairwise=pairwise) for part in parts]
+    )
+    for own, _ in found:
+        torch.testing.assert_close(own, r, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(torch.cat([g for _, g in found]), gradient, rtol=1e-6, atol=0)
 
 
 scale = st.floats(-6, 6).map(lambda power: 10.0**power)

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
 from pbcompress.cycles import Cycles, Phase, cycles
-from pbcompress.dendrite import attach_dendrites_, dendrite_layers
+from pbcompress.dendrite import attach_dendrites_, dendrite_layers, neuron_parameters
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.phases import PhaseKind
+from pbcompress.signals import ACTIVATIONS
 
 RULES = ("correlation", "gradient", "hybrid")
 FORMS = ("full", "grouped", "lowrank", "shared")
@@ -741,3 +743,148 @@ def test_a_config_is_not_changed_by_a_growth() -> None:
     twin = replace(config)
     list(follow(cycles(network(), config=config), RISING))
     assert config == twin
+
+
+# --- networks that do something of their own ------------------------------------------------------
+
+
+def grow(model: nn.Module, x: Tensor, config: CompressConfig | None = None) -> list[PhaseKind]:
+    """Run all phases, one step each; every dendrite set is taken for an improvement."""
+    score, kinds = 0.0, []
+    for phase in cycles(model, config=config or config_of()):
+        optimizer = torch.optim.SGD(phase.parameters(), 0.01)
+        phase.train()
+        model(x).square().mean().backward()
+        optimizer.step()
+        score += 1
+        phase.report(score)
+        kinds.append(phase.kind)
+    assert set(kinds) >= {NEURON, DENDRITE}
+    return kinds
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("rule", ["correlation", "hybrid"])
+def test_a_penalty_on_what_hooks_keep_of_every_layer_trains(rule: str, activation: str) -> None:
+    model, kept = network(), []
+    config = config_of(rule, activation=activation, recovery={"dendrite_epochs": 1})
+
+    def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+        kept.append(output.square().mean())
+
+    score, steps_taken = 0.0, 0
+    for phase in cycles(model, config=config):
+        layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv1d)]
+        handles = [layer.register_forward_hook(keep) for layer in layers]
+        kept.clear()
+        phase.train()
+        (model(X).square().mean() + sum(kept)).backward()
+        for handle in handles:
+            handle.remove()
+        score, steps_taken = score + 1, steps_taken + 1
+        phase.report(score)
+    assert steps_taken >= 4
+
+
+class Named(nn.Module):
+    """Has a layer of the name that a layer with dendrites gives to the one in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base_layer, self.up = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.up(torch.relu(self.base_layer(x)))
+        return y
+
+
+def test_a_network_may_call_its_own_layers_base_layer() -> None:
+    model = nn.Sequential(Named(), nn.Tanh(), Named())
+    model[2].base_layer = nn.Linear(2, 8)
+    names = [name for name, _ in model.named_parameters()]
+    grow(model, torch.randn(16, 3))
+    assert list(neuron_parameters(model)) == names
+    assert all(p.requires_grad for p in neuron_parameters(model).values())
+
+
+class Reluctant(nn.Module):
+    """Leaves a part of itself out of its state, which has more than tensors."""
+
+    def __init__(self, is_frozen: bool) -> None:
+        super().__init__()
+        self.trunk, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.trunk.requires_grad_(not is_frozen)
+        self.seen = 0
+        self._register_state_dict_hook(self._leave_out)
+
+    @staticmethod
+    def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+        for key in list(state):
+            if key.startswith("trunk"):
+                del state[key]
+
+    def get_extra_state(self) -> Any:
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.seen = state["seen"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        y: Tensor = self.head(torch.tanh(self.trunk(x)))
+        return y
+
+
+def test_what_a_state_leaves_out_and_has_beside_tensors_stays_as_it_is() -> None:
+    model = Reluctant(is_frozen=True)
+    before = model.trunk.weight.clone()
+    kinds = grow(model, torch.randn(16, 3))
+    assert torch.equal(model.trunk.weight, before)
+    assert model.seen == len(kinds)
+
+
+def test_a_state_that_leaves_out_what_trains_is_refused() -> None:
+    with pytest.raises(CompressionError, match=r"leaves out trunk\.weight, trunk\.bias"):
+        cycles(Reluctant(is_frozen=False))
+
+
+class Checkpointed(nn.Module):
+    """A block behind an embedding, which cannot grow; and a layer that is never called."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.table, self.block, self.idle = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.head, self.reentrant = nn.Linear(4, 2), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = checkpoint(self.block, self.table(x), use_reentrant=self.reentrant)
+        y = self.head(torch.tanh(y))
+        return y
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize(("reentrant", "named"), [(False, "idle"), (True, "block, idle")])
+def test_candidates_that_no_error_reached_are_named(
+    reentrant: bool, named: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    grow(Checkpointed(reentrant), torch.randint(9, (16,)))
+    assert f"No error reached the candidates of {named}, which" in caplog.text
+
+
+def test_a_recurrent_layer_without_dropout_keeps_the_mode_that_gradients_can_pass() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.lstm = nn.Linear(3, 4), nn.LSTM(4, 4, batch_first=True)
+            self.gru = nn.GRU(4, 4, num_layers=2, dropout=0.5, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.gru(self.lstm(self.first(x))[0])[0]
+            return y
+
+    model = Recurrent()
+    for phase in cycles(model, config=config_of()):
+        phase.train()
+        is_dendrite = phase.kind is DENDRITE
+        assert (model.lstm.training, model.gru.training) == (True, not is_dendrite)
+        phase.report(0.5)

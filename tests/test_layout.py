@@ -59,7 +59,7 @@ def suits(model, channels=3, dtype=torch.float32):
 
 
 def trained(model, data, **choices):
-    dendrites = DendriteConfig(max_sets=1)
+    dendrites = DendriteConfig(initialization="random")  # eigenvectors repeat rounding many times
     recovery = RecoveryConfig(epochs=2, dendrite_epochs=1, **choices)
     config = CompressConfig(dendrites=dendrites, recovery=recovery)
     return recover_(model, data, config=config)

@@ -1,0 +1,46 @@
+"""The weights of a network as tensors, to be kept and put back while it trains."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from pbcompress.errors import CompressionError
+
+__all__ = ["check_weights", "put_weights_", "weights_of"]
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of what ``model.state_dict()`` has, except extra state that is no tensor.
+
+    Example:
+        >>> sorted(weights_of(nn.Linear(2, 1)))
+        ['bias', 'weight']
+    """
+    state = model.state_dict().items()
+    return {name: value.detach().clone() for name, value in state if isinstance(value, Tensor)}
+
+
+def put_weights_(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put back what `weights_of` returned; what it left out stays as it is.
+
+    Raises:
+        RuntimeError: The model has other tensors by now.
+    """
+    found = model.load_state_dict(weights, strict=False)
+    if found.unexpected_keys:
+        raise RuntimeError(f"The model has no {', '.join(found.unexpected_keys)} any more.")
+
+
+def check_weights(model: nn.Module) -> None:
+    """Check that everything that trains can be kept.
+
+    Raises:
+        CompressionError: The state of the model leaves out parameters that train.
+    """
+    kept = model.state_dict()
+    lost = [n for n, p in model.named_parameters() if p.requires_grad and n not in kept]
+    if lost:
+        raise CompressionError(
+            f"model.state_dict() leaves out {', '.join(lost)}, which trains, so its best values "
+            "could not be kept. Freeze it, or take the hook away that leaves it out."
+        )
