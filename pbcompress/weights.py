@@ -24,11 +24,13 @@ def put_weights_(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Put back what `weights_of` returned; what it left out stays as it is.
 
     Raises:
-        RuntimeError: The model has other tensors by now.
+        RuntimeError: The model has other tensors.
     """
-    found = model.load_state_dict(weights, strict=False)
-    if found.unexpected_keys:
-        raise RuntimeError(f"The model has no {', '.join(found.unexpected_keys)} any more.")
+    own = {name for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    if own != weights.keys():
+        odd = ", ".join(sorted(own ^ weights.keys()))
+        raise RuntimeError(f"the model and the weights do not both have {odd}")
+    model.load_state_dict(weights, strict=False)
 
 
 def check_weights(model: nn.Module) -> None:

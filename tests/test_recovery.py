@@ -525,6 +525,23 @@ def test_a_phase_that_diverges_once_goes_on_slower(
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("at", range(5))
+def test_a_run_that_fails_gives_every_module_its_former_mode(at: int) -> None:
+    class Failing(Callback):
+        def on_epoch(self, record: dict[str, Any]) -> None:
+            epochs.append(record)
+            if len(epochs) > at:
+                raise KeyError("of the caller")
+
+    model, epochs = network(), list[dict[str, Any]]()
+    model.train()
+    next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
+    modes = {module: module.training for module in model.modules()}
+    with pytest.raises(KeyError, match="of the caller"):
+        recover(model, callbacks=[Failing()])
+    assert {module: module.training for module in modes} == modes
+
+
 def test_a_metric_of_nan_is_divergence() -> None:
     task = Task(metric=lambda output, target: float("nan"))
     with pytest.raises(DivergedError, match="validation metric of an epoch is nan"):

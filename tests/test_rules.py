@@ -78,6 +78,7 @@ ROWS = [
         "blame",
         "counting",
         "intervals",
+        "weights",
         "aten",
     ],
     ["errors"],
