@@ -259,6 +259,8 @@ class DendriteLayer(nn.Module):
 
     def _probed(self, y: Tensor, x: Tensor, heard: Sequence[Tensor | None]) -> Tensor:
         """Return y, whose error will train the candidates: they listen, and do not speak."""
+        if self.normalized and y.numel() == self.channels and process_count() == 1:
+            return y  # one sample has no correlation, and a BatchNorm refuses it
         window, slots = self._window(y), self.slots[-1]
         quiet = [None if a is None else window.take(a.detach()) for a in heard]
         activations = [

@@ -888,3 +888,18 @@ def test_a_recurrent_layer_without_dropout_keeps_the_mode_that_gradients_can_pas
         is_dendrite = phase.kind is DENDRITE
         assert (model.lstm.training, model.gru.training) == (True, not is_dendrite)
         phase.report(0.5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_batch_of_one_passes_where_the_users_batchnorm_rests(form: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+    for phase in cycles(model, config=config_of(form=form)):
+        optimizer = torch.optim.SGD(phase.parameters(), 0.1)
+        for x in (torch.randn(8, 3), torch.randn(1, 3)):
+            phase.train()
+            model[1].eval()
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        phase.report(0.5)
+    assert all(p.isfinite().all() for p in model.parameters())
