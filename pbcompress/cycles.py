@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -110,7 +110,7 @@ class Cycles(Iterator[Phase]):
     def _advance(self, action: Action) -> None:
         if action is Action.ACCEPT:
             layers = dendrite_layers(self.model)
-            _tell_of_silent(layers.keys() - self.scores.latest.keys())
+            _tell_of_silent([name for name in layers if name not in self.scores.latest])
             accept_(layers, self.scores.latest)
             self._start(PhaseKind.NEURON)
             return
@@ -325,13 +325,14 @@ class Cycles(Iterator[Phase]):
         self.phase.done = bool(self.log[-1].scores) and self._action() is not Action.CONTINUE
 
 
-def _tell_of_silent(names: Set[str]) -> None:
+def _tell_of_silent(names: Sequence[str]) -> None:
     if names:
         logger.warning(
-            "No error reached the candidates of %s, which stay as they began. The loss does not "
+            "No error reached the candidates of %s%s, which stay as they began. The loss does not "
             "depend on these layers, their weight is read past them, or they lie in a re-entrant "
             "checkpoint before which nothing trains (use_reentrant=False helps).",
-            ", ".join(sorted(names)),
+            ", ".join(names[:4]),
+            f" and {len(names) - 4} more" if len(names) > 4 else "",
         )
 
 

@@ -871,6 +871,14 @@ def test_candidates_that_no_error_reached_are_named(
     assert f"No error reached the candidates of {named}, which" in caplog.text
 
 
+def test_of_many_layers_that_no_error_reached_a_few_are_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for phase in cycles(nn.Sequential(*[nn.Linear(2, 2) for _ in range(6)]), config=config_of()):
+        phase.report(0.5)  # a loop that takes no step
+    assert "No error reached the candidates of 0, 1, 2, 3 and 2 more, which" in caplog.text
+
+
 def test_a_recurrent_layer_without_dropout_keeps_the_mode_that_gradients_can_pass() -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:

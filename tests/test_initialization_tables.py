@@ -16,7 +16,7 @@ def test_the_page_has_the_tables_of_its_lines() -> None:
     assert len(tables) == 2
     for table in tables:
         assert table.count("\n") == 2 + 7 * 2
-        assert f"\n\n{table}\n\n" in page
+        assert f"\n\n{table}\n" in page
 
 
 def test_first_weights_are_all_that_the_arms_differ_in() -> None:
