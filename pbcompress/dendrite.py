@@ -226,7 +226,7 @@ class DendriteLayer(nn.Module):
                 f"A {type(self.base_layer).__name__} with dendrites was called with more than its "
                 "input. Give output_padding to the layer instead of output_size to its call."
             )
-        y: Tensor = self.base_layer(input)
+        y, input = self._based(input)
         own, read = y, input if self.config.backprop_through else input.detach()
         if self.config.form == "tied":
             read = own if self.config.backprop_through else own.detach()
@@ -246,6 +246,15 @@ class DendriteLayer(nn.Module):
         if self.candidate is None or not torch.is_grad_enabled():
             return y
         return self._probed(y, read.detach(), heard)
+
+    def _based(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the neurons' sums and what they read, which hooks of the user may change."""
+        if not self.base_layer._forward_pre_hooks:
+            return self.base_layer(input), input
+        read = [input]
+        note = self.base_layer.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+        with note:  # it is the last of them
+            return self.base_layer(input), read[-1]
 
     def _activation(
         self, z: Tensor, links: Tensor, heard: Sequence[Tensor | None], slots: Slots

@@ -17,7 +17,8 @@ def fuse(model: nn.Module) -> nn.Module:
 
     A BatchNorm that is the only reader of a Linear, a convolution or a layer with dendrites is
     folded into it, and each layer with dendrites becomes one wide operation followed by the
-    formula. Where the forward cannot be traced symbolically, BatchNorm stays as it is.
+    formula. Where the forward cannot be traced symbolically, BatchNorm stays as it is, and layers
+    with forward hooks, which may change what passes, stay as they are.
 
     Args:
         model: A network with or without dendrites.
@@ -39,7 +40,8 @@ def fuse(model: nn.Module) -> nn.Module:
             replace_module(frozen, name, fold(layer, norm))
         replace_module(frozen, norm_name, nn.Identity())
     for name, layer in dendrite_layers(frozen).items():
-        replace_module(frozen, name, FusedDendriteLayer(layer))
+        if not _is_hooked(layer):
+            replace_module(frozen, name, FusedDendriteLayer(layer))
     return frozen.eval().requires_grad_(False)
 
 
@@ -69,9 +71,16 @@ def _norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
             modules[names[0]], nn.Linear | nn.modules.conv._ConvNd | DendriteLayer
         )
         is_only_reader = len(source.users) == 1 and all(targets.count(n) == 1 for n in names)
-        if is_layer and is_only_reader and _can_fold(modules[names[0]], modules[names[1]]):
+        both = [modules[name] for name in names]
+        if is_layer and is_only_reader and not any(map(_is_hooked, both)) and _can_fold(*both):
             pairs.append(names)
     return pairs
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Tell whether hooks may change what passes through a layer, or through the one within."""
+    own = [module, module.base_layer] if isinstance(module, DendriteLayer) else [module]
+    return any(m._forward_hooks or m._forward_pre_hooks for m in own)
 
 
 def _can_fold(layer: nn.Module, norm: Any) -> bool:

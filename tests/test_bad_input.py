@@ -141,6 +141,38 @@ def test_hooks_of_the_user_stay_on_the_layer_and_see_its_own_output() -> None:
     assert len(layer._forward_hooks) == 1
 
 
+def test_a_dendrite_reads_what_hooks_make_of_its_neurons_input() -> None:
+    layer, x = nn.Linear(4, 3), torch.randn(6, 4)
+    model = nn.Sequential(layer)
+    layer.register_forward_pre_hook(lambda module, given: (given[0].abs(),))
+    attach_dendrites_(model, config().dendrites)
+    grown = model[0]
+    nn.init.normal_(grown.gains[0])
+    read = x.abs()
+    expected = nn.functional.linear(read, layer.weight, layer.bias)
+    expected = expected + grown.gains[0] * torch.relu(grown.dendrites[0](read))
+    torch.testing.assert_close(model(x), expected)
+    assert len(layer._forward_pre_hooks) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo's own, at a break
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_layer_with_a_hook_on_its_input_trains_compiled_too() -> None:
+    outcomes = []
+    for is_compiled in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+        model[0].register_forward_pre_hook(lambda module, given: (given[0].abs(),))
+        attach_dendrites_(model, config().dendrites)
+        model[0].begin_candidacy()
+        run = torch.compile(model, backend="aot_eager") if is_compiled else model
+        run(torch.randn(8, 4)).square().sum().backward()
+        outcomes.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(outcomes[0]) == len(outcomes[1]) >= 4  # of the neurons and of a candidate
+    for one, other in zip(*outcomes, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_wrapping_twice_adds_a_set_and_another_form_is_refused() -> None:
     model = Net()
     attach_dendrites_(model)

@@ -9,6 +9,7 @@ from torch import nn
 
 from pbcompress import DendriteConfig, attach_dendrites_, fuse
 from pbcompress.config import Form
+from pbcompress.dendrite import dendrite_layers
 from pbcompress.fused import FusedDendriteLayer
 
 FORMS = get_args(Form)
@@ -187,3 +188,39 @@ def test_a_norm_without_running_statistics_is_not_folded():
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
 
     torch.testing.assert_close(fuse(network)(x), network(x), rtol=1e-10, atol=1e-10)
+
+
+HOOKS = {
+    "before": lambda layer: layer.register_forward_pre_hook(lambda _, given: (given[0].abs(),)),
+    "after": lambda layer: layer.register_forward_hook(lambda _, given, out: out.clamp(-1.0, 0.2)),
+}
+
+
+@pytest.mark.parametrize("where", [0, 1])
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("is_grown", [False, True])
+def test_what_hooks_change_stays_changed(hook, where, is_grown):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 2))
+    net[1](torch.randn(9, 4, 3, 3) * 3 + 1)
+    HOOKS[hook](net[where])
+    x = torch.randn(5, 1, 6, 6)
+    if is_grown:
+        attach_dendrites_(net)
+        for layer in dendrite_layers(net).values():
+            nn.init.normal_(layer.gains[0])
+    expected = net.eval()(x)
+    torch.testing.assert_close(fuse(net)(x), expected)
+    for module in net.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    assert not torch.allclose(net(x), expected)
+
+
+def test_a_hook_on_a_layer_with_dendrites_keeps_it_as_it_is():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    attach_dendrites_(net)
+    net[0].register_forward_hook(lambda _, given, out: 2 * out)
+    x = torch.randn(5, 3)
+    fused = fuse(net)
+    assert [type(m).__name__ for m in fused] == ["DendriteLayer", "ReLU", "FusedDendriteLayer"]
+    torch.testing.assert_close(fused(x), net(x))
