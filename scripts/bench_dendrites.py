@@ -39,6 +39,7 @@ TRAINED = (
     ("resnet56", {}, 32),
     ("resnet56", {}, 64),
     ("text_transformer", {"width": 128}, 64),
+    ("text_transformer", {"width": 128}, 256),
     ("mlp", {"in_features": 3072}, 128),
 )
 FORMS = ("full", "grouped", "lowrank", "shared", "tied")
