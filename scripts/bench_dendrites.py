@@ -48,6 +48,7 @@ INFERRED = (("resnet20", {}), ("resnet20", {"width": 4.0}))
 # Beside the peer: network, shape of an image, batch size, batches of an epoch, numbers of sets.
 PEERED = (
     ("small_cnn", (1, 28, 28), 64, 16, (1, 2, 3)),
+    ("small_cnn", (1, 28, 28), 64, 64, (1,)),
     ("resnet20", (3, 32, 32), 32, 8, (1,)),  # with a second set too few rows fit
 )
 
@@ -249,7 +250,8 @@ def peer(rounds: int) -> Iterator[dict[str, Any]]:
 
     A growth of ours has dendrite phases too, as many epochs as neuron phases here; the peer, in its
     gradient mode, has none. So our two kinds of epoch are timed alone and as their mean. A dendrite
-    phase from memory is timed as a whole, the pass that draws its rows included. Ours run as in
+    phase from memory is timed as a whole, the pass that draws its rows included, and once more with
+    first weights in closed form, which are the default; an epoch is short here. Ours run as in
     `recover_`, with images in channels-last memory; the peer runs as its examples do.
     """
     for name, shape, batch, count, numbers in PEERED:
@@ -273,31 +275,39 @@ def peer(rounds: int) -> Iterator[dict[str, Any]]:
                 "dendrite": _epoch(grown["dendrite"].model, batches),
                 "plain": _epoch(peered(name).train(), batches),
                 "memory": _phase_from_memory(grown["memory"], batches),
+                "spectral": _phase_from_memory(grown["memory"], batches, is_spectral=True),
             }
-            yield {"job": "peer", "network": name, "sets": sets, **_ratios(epochs, rounds)}
+            line = {"job": "peer", "network": name, "batches": count, "sets": sets}
+            yield line | _ratios(epochs, rounds)
 
 
 def _ratios(epochs: dict[str, Step], rounds: int) -> dict[str, float]:
     taken = seconds(epochs, rounds)
-    taken["memory"] = [whole / EPOCHS for whole in taken["memory"]]
+    for key in ("memory", "spectral"):
+        taken[key] = [whole / EPOCHS for whole in taken[key]]
     means = {
         key: [(a + b) / 2 for a, b in zip(taken["neuron"], taken[key], strict=True)]
-        for key in ("dendrite", "memory")
+        for key in ("dendrite", "memory", "spectral")
     }
     return {
         **{key: ratio(taken["peer"], taken[key]) for key in ("neuron", "dendrite", "memory")},
         "memory to plain": ratio(taken["memory"], taken["plain"]),
         "both": ratio(taken["peer"], means["dendrite"]),
         "both, memory": ratio(taken["peer"], means["memory"]),
+        "both, spectral": ratio(taken["peer"], means["spectral"]),
     }
 
 
-def _phase_from_memory(growth: pb.cycles, batches: list[tuple[Tensor, Tensor]]) -> Step:
+def _phase_from_memory(
+    growth: pb.cycles, batches: list[tuple[Tensor, Tensor]], *, is_spectral: bool = False
+) -> Step:
     """Return a dendrite phase of the default length: one pass, and all of its epochs."""
     parameters = growth.phase.parameters()
     optimizer = torch.optim.Adam(parameters, 1e-6)
 
     def phase() -> None:
+        if is_spectral:
+            pb.initialize_candidates_(growth.model, batches)
         sample = Sample(batches, pb.Task(), len(batches))
         with takes_channels_last(growth.model):
             replay = Replay.within(growth.model, sample, pb.RecoveryConfig().replay)
