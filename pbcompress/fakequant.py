@@ -15,6 +15,7 @@ from pbcompress.errors import CompressionError, first_line
 from pbcompress.surgery import Call, copy_model, device_of, seeded, tensors_of
 from pbcompress.task import Batches, Data, Task, moved, seeded_generators
 from pbcompress.training import evaluate, lr_factor, make_optimizer, train_epoch
+from pbcompress.weights import weights_of
 
 __all__ = ["fake_quantized", "observe_", "train_quantized"]
 
@@ -217,7 +218,7 @@ def train_quantized(
         observe_(twin, data.train, task, samples)
         score = task.score(evaluate(twin, data.val, task)[0])
         if best is None or score > best[0]:
-            best = score, {name: t.detach().clone() for name, t in twin.state_dict().items()}
+            best = score, weights_of(twin)
     assert best is not None
     trained = copy_model(network)
     with torch.no_grad():

@@ -21,7 +21,7 @@ from pbcompress.history import History
 from pbcompress.layout import that_take_channels_last
 from pbcompress.phase import Phase
 from pbcompress.phases import PhaseKind, planned_epochs
-from pbcompress.surgery import device_of
+from pbcompress.surgery import device_of, kept_modes
 from pbcompress.task import Data, Task, check_data
 from pbcompress.tensorfile import read_tensors, write_tensors
 from pbcompress.trainer import OptimizerFactory, PhaseTrainer, Training
@@ -137,7 +137,6 @@ def recover_(
         networks.append(teacher)
     images = that_take_channels_last(networks, data, task) if r.channels_last else ()
     saved = None if checkpoint is None else checkpoint.read(device_of(model))
-    modes = {module: module.training for module in model.modules()}
     engine = make_engine(model, config.recovery)
     growth = Cycles(model, config, layers=layers, lengths=lengths, seed=seed)
     objective = make_objective(task, config.recovery, teacher, model)
@@ -146,17 +145,16 @@ def recover_(
         growth, engine, data, batches, task, objective, seed, stage, optimizer, images
     )
     run = _Run(shared, checkpoint)
-    try:
-        if saved is not None:
-            run.resume(*saved)
-        _train(run, callbacks)
-    except BaseException:
-        growth.abandon()
-        for module, mode in modes.items():
-            module.training = mode
-        raise
-    for callback in run.told(callbacks):
-        callback.on_end()
+    with kept_modes(model):
+        try:
+            if saved is not None:
+                run.resume(*saved)
+            _train(run, callbacks)
+        except BaseException:
+            growth.abandon()
+            raise
+        for callback in run.told(callbacks):
+            callback.on_end()
     model.eval()
     return run.history
 

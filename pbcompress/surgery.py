@@ -21,6 +21,7 @@ __all__ = [
     "copy_model",
     "copy_sharing",
     "device_of",
+    "kept_modes",
     "map_tensors",
     "matches",
     "parameter_count",
@@ -182,14 +183,21 @@ def channel_axis(layer: nn.Module) -> int:
 
 
 @contextmanager
-def preserved_mode(model: nn.Module, *, training: bool) -> Iterator[nn.Module]:
-    """Put ``model`` into a mode, and give every module its former mode back at the end."""
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """Give every module that ``model`` has now its mode back at the end."""
     modes = {module: module.training for module in model.modules()}
     try:
-        yield model.train(training)
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def preserved_mode(model: nn.Module, *, training: bool) -> Iterator[nn.Module]:
+    """Put ``model`` into a mode, and give every module its former mode back at the end."""
+    with kept_modes(model):
+        yield model.train(training)
 
 
 def rest_(model: nn.Module) -> None:

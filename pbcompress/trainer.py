@@ -159,7 +159,7 @@ class PhaseTrainer:
 
     def _initialize_candidates_(self) -> None:
         growth = self._of.growth
-        if growth.dendrites.initialization == "random" or growth.log[self.index].scores:
+        if growth.dendrites.initialization != "spectral" or growth.log[self.index].scores:
             return
         initialize_candidates_(
             growth.model,

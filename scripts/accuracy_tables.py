@@ -138,17 +138,10 @@ def _table(target: float, arms: dict[str, Cell], control: str) -> list[str]:
         row = [
             name, f"{cell.mean('params'):,.0f}", f"{cell.mean('flops'):,.0f}",
             f"{cell.mean('sets'):.2g}", f"{100 * cell.mean('test'):.2f}",
-            _text(cell.against), _text(cell.against_val),
+            str(cell.against or ""), str(cell.against_val or ""),
         ]  # fmt: skip
         out.append(f"| {' | '.join(row)} |")
     return out
-
-
-def _text(difference: Difference | None) -> str:
-    if difference is None:
-        return ""
-    mark = {1: " better", 0: "", -1: " worse"}[difference.verdict]
-    return f"{difference.mean:+.2f} ± {difference.half:.2f}{mark}"
 
 
 def plot(cells: Cells, path: Path, control: str = CONTROL) -> None:

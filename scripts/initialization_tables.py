@@ -34,7 +34,7 @@ def _table(lines: Sequence[Line], controls: Mapping[str, str]) -> str:
     rows = dict.fromkeys((line["task"], line["target"]) for line in lines)
     out = [f"| task | target | {' | '.join(found)} |", f"| --- | --- |{' --- |' * len(found)}"]
     for row in rows:
-        texts = " | ".join(_text(own.get(row)) for own in found.values())
+        texts = " | ".join(str(own.get(row, "")) for own in found.values())
         out.append(f"| {row[0]} | {row[1]:.3g} | {texts} |")
     counts = " | ".join(_counts(list(own.values())) for own in found.values())
     return "\n".join([*out, f"| better, no difference seen, worse; mean | | {counts} |"])
@@ -45,13 +45,6 @@ def _differences(
 ) -> dict[tuple[str, float], Difference]:
     cells = cells_of([line for line in lines if line["arm"] in (arm, control)], control)
     return {key[:2]: cell.against for key, cell in cells.items() if cell.against is not None}
-
-
-def _text(difference: Difference | None) -> str:
-    if difference is None:
-        return ""
-    mark = {1: " better", 0: "", -1: " worse"}[difference.verdict]
-    return f"{difference.mean:+.2f} ± {difference.half:.2f}{mark}"
 
 
 def _counts(differences: Sequence[Difference]) -> str:

@@ -30,6 +30,11 @@ class Difference:
         """1 or -1 where the interval lies above or below zero, otherwise 0."""
         return 0 if abs(self.mean) <= self.half else int(math.copysign(1, self.mean))
 
+    def __str__(self) -> str:
+        """Return mean, interval and verdict, as in a table."""
+        mark = {1: " better", 0: "", -1: " worse"}[self.verdict]
+        return f"{self.mean:+.2f} ± {self.half:.2f}{mark}"
+
 
 def paired(values: Mapping[int, float], control: Mapping[int, float]) -> Difference:
     """Return how far ``values`` lie above ``control``, over the seeds that both have.
