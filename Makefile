@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # torch is pinned here, not in the library: this version has a CPU wheel without CUDA packages.
 TORCH := torch==2.13.0
-# Two at a time; the tests of a file stay together, for they share what is slow to make.
+# Two at a time; the tests of a file stay together, because they share what is slow to make.
 PARALLEL := -n 2 --dist loadfile
 
 .PHONY: demo test test-all check format setup
@@ -22,10 +22,11 @@ test-all: $(VENV)/.dev check
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not gpu"
 
 check: $(VENV)/.dev
-	@echo "== Checking style, types and format"
+	@echo "== Checking style, types, format and imports"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/.dev
 	@$(BIN)/ruff format .

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from pbcompress.choices import Choices, require
+from pbcompress.core.config_values import Choices, require
 from pbcompress.errors import StateMismatchError
 
 __all__ = ["Budget", "CompressConfig", "DendriteConfig", "RecoveryConfig", "WidthConfig"]
@@ -144,7 +144,7 @@ class DendriteConfig(Choices):
             "least_squares", the fit to the negative error of a sample in closed form, divided by
             the number of layers that grew. Samples lie on the first axis of a layer's output.
         initialization: First weights of candidates: "random", or "spectral", in closed form from
-            the inputs and errors of a few batches (`pbcompress.initialization`); of a pool the
+            the inputs and errors of a few batches (`recovery.initialization`); of a pool the
             first candidate. `recover_` sees to it, a loop over `cycles` calls
             `initialize_candidates_` itself. None is the rule's own: "random" for "gradient", which
             has no dendrite phase, otherwise "spectral".

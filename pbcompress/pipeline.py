@@ -11,31 +11,31 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pbcompress.admission import check_model
-from pbcompress.checkpoint import STATE_FILE, read_state
+from pbcompress.comparison.intervals import Estimate
+from pbcompress.comparison.scoring import paired_change, split_of
 from pbcompress.config import Budget, CompressConfig
-from pbcompress.dendrite import dendrite_layers
-from pbcompress.deploy import deploy, file_notes
-from pbcompress.engine import choose_device, world_size
+from pbcompress.core.accepted_models import check_model
+from pbcompress.core.modules import as_call, copy_model, to_device
+from pbcompress.core.tensor_files import write_bytes
+from pbcompress.costs.measured import measure
+from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.errors import CompressionError, StateMismatchError
-from pbcompress.history import History
-from pbcompress.importance import sample_for
-from pbcompress.intervals import Estimate
-from pbcompress.measure import measure
-from pbcompress.phases import is_better
-from pbcompress.plan import WidthPlan, plan_widths
-from pbcompress.progress import ProgressBar
-from pbcompress.race import remainder_of, trial_of
-from pbcompress.recovery import Checkpoint, recover_
+from pbcompress.planning.importance import sample_for
+from pbcompress.planning.planner import resolve_target
+from pbcompress.planning.width_plan import WidthPlan, plan_widths
+from pbcompress.pruning.shrinking import shrink
+from pbcompress.recovery.policy import is_better
+from pbcompress.recovery.recover import Checkpoint, recover_
+from pbcompress.recovery.trial import remainder_of, trial_of
 from pbcompress.result import Arm, CompressionResult, Score
-from pbcompress.scoring import paired_change, split_of
-from pbcompress.shrinking import shrink
-from pbcompress.statistics import reestimate_batchnorm_
-from pbcompress.surgery import as_call, copy_model, to_device
-from pbcompress.task import Data, Task, check_data, inputs_of
-from pbcompress.tensorfile import write_bytes
-from pbcompress.training import Callback, evaluate
-from pbcompress.widths import resolve_target
+from pbcompress.runs.deployment import deploy, file_notes
+from pbcompress.runs.run_state import STATE_FILE, read_state
+from pbcompress.training.batch_statistics import reestimate_batchnorm_
+from pbcompress.training.engine import choose_device, world_size
+from pbcompress.training.history import History
+from pbcompress.training.loop import Callback, evaluate
+from pbcompress.training.progress import ProgressBar
+from pbcompress.training.task import Data, Task, check_data, inputs_of
 
 __all__ = ["compress"]
 

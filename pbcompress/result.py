@@ -9,26 +9,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from pbcompress.card import CardConfig
-from pbcompress.checkpoint import save
+from pbcompress.comparison.intervals import Estimate
 from pbcompress.config import CompressConfig
-from pbcompress.dendrite import dendrite_layers
-from pbcompress.deploy import Deployment, file_notes
-from pbcompress.export import ExportReport, export_onnx
-from pbcompress.fuse import fuse
-from pbcompress.history import History
-from pbcompress.intervals import Estimate
-from pbcompress.measure import ModelCost
-from pbcompress.packaging import MODEL_FILE, Contents, Package, pack
-from pbcompress.plan import WidthPlan
-from pbcompress.program import ProgramReport, export_pt2
-from pbcompress.report import REPORT_FILES, proof_sentence, write_report
-from pbcompress.sample import SAMPLE_FILE, Sample, sample_of, write_sample
-from pbcompress.spec import save_spec
-from pbcompress.tables import before_after, layer_widths, render_text
-from pbcompress.task import Data, Task
-from pbcompress.tensorfile import write_bytes
-from pbcompress.versions import version_of
+from pbcompress.core.tensor_files import write_bytes
+from pbcompress.core.versions import version_of
+from pbcompress.costs.measured import ModelCost
+from pbcompress.dendrites.layer import dendrite_layers
+from pbcompress.export.fusion import fuse
+from pbcompress.export.onnx_export import ExportReport, export_onnx
+from pbcompress.export.pt2 import ProgramReport, export_pt2
+from pbcompress.export.spec import save_spec
+from pbcompress.packaging.folder import MODEL_FILE, Contents, Package, pack
+from pbcompress.packaging.model_card import CardConfig
+from pbcompress.planning.width_plan import WidthPlan
+from pbcompress.report.tables import before_after, layer_widths, render_text
+from pbcompress.report.writing import REPORT_FILES, proof_sentence, write_report
+from pbcompress.runs.deployment import Deployment, file_notes
+from pbcompress.runs.run_state import save
+from pbcompress.runs.sample import SAMPLE_FILE, Sample, sample_of, write_sample
+from pbcompress.training.history import History
+from pbcompress.training.task import Data, Task
 
 __all__ = ["Arm", "CompressionResult", "Score"]
 

@@ -31,10 +31,10 @@ import pbcompress as pb
 from model_zoo import create_model
 from model_zoo.datasets import load_loaders
 from model_zoo.minilm import load_minilm_
-from pbcompress.dendrite import dendrite_layers
-from pbcompress.shrinking import shrink
-from pbcompress.statistics import reestimate_batchnorm_
-from pbcompress.surgery import seeded
+from pbcompress.core.modules import seeded
+from pbcompress.dendrites.layer import dendrite_layers
+from pbcompress.pruning.shrinking import shrink
+from pbcompress.training.batch_statistics import reestimate_batchnorm_
 
 TARGETS = (0.5, 0.25, 0.125, 0.05)
 AS_BEFORE: dict[str, Any] = {"channels_last": False}  # so that lines that are there can be added to

@@ -26,10 +26,10 @@ from torch.nn.functional import cross_entropy
 
 import pbcompress as pb
 from model_zoo import create_model
-from pbcompress.layout import takes_channels_last
-from pbcompress.phases import PhaseKind
-from pbcompress.replay import Replay
-from pbcompress.statistics import Sample
+from pbcompress.recovery.policy import PhaseKind
+from pbcompress.recovery.replay import Replay
+from pbcompress.training.batch_statistics import Sample
+from pbcompress.training.channels_last import takes_channels_last
 
 Step = Callable[[], None]
 # Trained: network, its arguments, batch size. The second has widths of 64 to 256.
@@ -191,7 +191,7 @@ def _has_images(network: nn.Module) -> bool:
 
 def inference(rounds: int) -> Iterator[dict[str, Any]]:
     """Yield the latency of full dendrites against width alone of the same FLOPs, both fused."""
-    from pbcompress.runtime import Session
+    from pbcompress.onnx_files.session import Session
 
     for name, arguments in INFERRED:
         for sets in (1, 2):

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 import pbcompress as pb
 from model_zoo import create_model
 from model_zoo.datasets import BatchLoader, make_loaders
-from pbcompress.recovery import Checkpoint
-from pbcompress.surgery import seeded
+from pbcompress.core.modules import seeded
+from pbcompress.recovery.recover import Checkpoint
 
 OFF = pb.DendriteConfig(max_sets=0)
 CHEAP = pb.DendriteConfig.cheap()

@@ -28,10 +28,15 @@ from torch import nn
 import pbcompress as pb
 from model_zoo import create_model
 from model_zoo.datasets import Loaders, load_loaders
-from pbcompress.fakequant import train_quantized
-from pbcompress.int8 import CALIBRATION_SAMPLES, OnnxNetwork, calibration_feeds, speedups
-from pbcompress.quantization import METHODS, Quantizer, weight_bits, write_fp16
-from pbcompress.surgery import as_call
+from pbcompress.core.modules import as_call
+from pbcompress.quantization.converter import METHODS, Quantizer, weight_bits, write_fp16
+from pbcompress.quantization.int8_search import (
+    CALIBRATION_SAMPLES,
+    OnnxNetwork,
+    calibration_feeds,
+    speedups,
+)
+from pbcompress.quantization.rounding_aware import train_quantized
 
 SEED = 0
 # Of the channels' ranges: the standard deviation of their logarithm.

@@ -28,8 +28,8 @@ from torch import nn
 
 import pbcompress as pb
 from model_zoo import create_model
-from pbcompress.shipping import Workshop
-from pbcompress.surgery import as_call
+from pbcompress.core.modules import as_call
+from pbcompress.planning.exported_candidates import Workshop
 
 MULTIPLES = (1, 8, 16)
 SHARE = 0.5

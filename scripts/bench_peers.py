@@ -32,9 +32,9 @@ from bench_accuracy import Bench, cell_of, parser_of, run_cells, train
 from torch import nn
 
 import pbcompress as pb
-from pbcompress.shrinking import shrink
-from pbcompress.statistics import reestimate_batchnorm_
-from pbcompress.surgery import seeded
+from pbcompress.core.modules import seeded
+from pbcompress.pruning.shrinking import shrink
+from pbcompress.training.batch_statistics import reestimate_batchnorm_
 
 TASKS = ("digits_mlp", "watch_cnn")
 OURS = ("width", "auto")

@@ -19,7 +19,7 @@ from torch import nn
 import pbcompress as pb
 from model_zoo import create_model
 from model_zoo.datasets import load_loaders
-from pbcompress.dendrite import dendrite_layers
+from pbcompress.dendrites.layer import dendrite_layers
 
 WINDOW, WINDOWS = 20, 12
 FORMS = ("full", "grouped", "lowrank", "shared", "tied")

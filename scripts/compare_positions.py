@@ -27,10 +27,10 @@ from torch.nn.functional import cross_entropy
 import pbcompress as pb
 from model_zoo import create_model
 from model_zoo.datasets import load_loaders
-from pbcompress.correlation import mean_scores, node_scores
-from pbcompress.dendrite import dendrite_layers
-from pbcompress.replay import Replay
-from pbcompress.statistics import Sample
+from pbcompress.dendrites.correlation import mean_scores, node_scores
+from pbcompress.dendrites.layer import dendrite_layers
+from pbcompress.recovery.replay import Replay
+from pbcompress.training.batch_statistics import Sample
 
 STEPS = 160
 FORMS = ("full", "shared")

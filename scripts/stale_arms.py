@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 import pbcompress as pb
-from pbcompress.correlation import R
-from pbcompress.dendrite import DendriteLayer, dendrite_layers, neuron_parameters
-from pbcompress.distillation import make_objective
-from pbcompress.engine import Engine
-from pbcompress.forms import growable_layers
-from pbcompress.nodes import BatchNorm
-from pbcompress.replay import Replay
-from pbcompress.scores import NodeScores
-from pbcompress.selection import accept_
-from pbcompress.statistics import Sample
-from pbcompress.surgery import replace_module
-from pbcompress.training import evaluate, lr_factor, make_optimizer, train_epoch
+from pbcompress.core.modules import replace_module
+from pbcompress.dendrites.correlation import R
+from pbcompress.dendrites.forms import growable_layers
+from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers, neuron_parameters
+from pbcompress.dendrites.nodes import BatchNorm
+from pbcompress.recovery.node_scores import NodeScores
+from pbcompress.recovery.node_selection import accept_
+from pbcompress.recovery.replay import Replay
+from pbcompress.training.batch_statistics import Sample
+from pbcompress.training.distillation import make_objective
+from pbcompress.training.engine import Engine
+from pbcompress.training.loop import evaluate, lr_factor, make_optimizer, train_epoch
 
 __all__ = ["ARMS", "Arm", "N", "train"]
 

@@ -58,7 +58,7 @@ def data_named(name: str | None) -> Any:
 
 
 def _made(name: str) -> Any:
-    from pbcompress.recipe import resolve
+    from pbcompress.recipes.recipe import resolve
 
     try:
         return resolve(name)()

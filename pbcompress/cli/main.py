@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pbcompress.cli_arguments import MODEL_HELP, add_inputs, inputs_of, network_named
-from pbcompress.cli_measures import add_measures
-from pbcompress.cli_package import add_package
+from pbcompress.cli.arguments import MODEL_HELP, add_inputs, inputs_of, network_named
+from pbcompress.cli.measuring import add_measures
+from pbcompress.cli.packaging import add_package
 from pbcompress.errors import CompressionError
 
 if TYPE_CHECKING:
-    from pbcompress.recipe import Recipe
+    from pbcompress.recipes.recipe import Recipe
     from pbcompress.result import CompressionResult
 
 __all__ = ["main"]
@@ -200,7 +200,7 @@ def _add_outputs(commands: Any) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from pbcompress.demo import run_demo
+    from pbcompress.recipes.demo import run_demo
 
     torch.set_num_threads(1)  # faster than two for so small a network
     folder = Path(arguments.out)
@@ -212,13 +212,13 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _compress(arguments: argparse.Namespace) -> None:
-    from pbcompress.recipe import Recipe
+    from pbcompress.recipes.recipe import Recipe
 
     _run(Recipe.read(arguments.recipe), arguments.run_dir)
 
 
 def _run(recipe: "Recipe", run_dir: str | None) -> "CompressionResult":
-    from pbcompress.recipe import export_result, run_recipe
+    from pbcompress.recipes.recipe import export_result, run_recipe
 
     if run_dir:
         recipe = replace(recipe, run_dir=run_dir)
@@ -231,7 +231,7 @@ def _run(recipe: "Recipe", run_dir: str | None) -> "CompressionResult":
 
 
 def _zoo(arguments: argparse.Namespace) -> None:
-    from pbcompress.zoo import entries, find_entry
+    from pbcompress.recipes.zoo import entries, find_entry
 
     if arguments.job == "list":
         print("\n".join(entry.line() for entry in entries(arguments.folder)))
@@ -252,8 +252,8 @@ def _zoo(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from pbcompress.config import CompressConfig, WidthConfig
-    from pbcompress.plan import plan_widths
-    from pbcompress.tensorfile import write_bytes
+    from pbcompress.core.tensor_files import write_bytes
+    from pbcompress.planning.width_plan import plan_widths
 
     model = network_named(arguments.model)
     if isinstance(model, Path):
@@ -268,14 +268,14 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from pbcompress.axes import Dynamic
-    from pbcompress.checkpoint import load
-    from pbcompress.export import export_onnx
-    from pbcompress.fuse import fuse
-    from pbcompress.onnxfile import metadata_of
-    from pbcompress.onnxstore import AXES
-    from pbcompress.recipe import load_data, load_task, resolve
-    from pbcompress.report import read_run
+    from pbcompress.export.free_axes import Dynamic
+    from pbcompress.export.fusion import fuse
+    from pbcompress.export.onnx_export import export_onnx
+    from pbcompress.onnx_files.contents import metadata_of
+    from pbcompress.onnx_files.store import AXES
+    from pbcompress.recipes.recipe import load_data, load_task, resolve
+    from pbcompress.report.writing import read_run
+    from pbcompress.runs.run_state import load
 
     facts, _ = read_run(arguments.run_dir)
     model = load(arguments.run_dir, resolve(arguments.model))
@@ -304,7 +304,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from pbcompress.benchmarking import bench
+    from pbcompress.onnx_files.benchmark import bench
 
     found = bench(
         arguments.files,
@@ -315,7 +315,3 @@ def _bench(arguments: argparse.Namespace) -> None:
         provider=arguments.provider,
     )
     print(json.dumps(found.to_dict(), indent=1) if arguments.json else found)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

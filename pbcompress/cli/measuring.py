@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pbcompress.cli_arguments import (
+from pbcompress.cli.arguments import (
     DATA_HELP,
     MODEL_HELP,
     add_inputs,
@@ -64,8 +64,8 @@ def add_measures(commands: Any) -> None:
 
 
 def _measure(arguments: argparse.Namespace) -> None:
-    from pbcompress.measure import measure
-    from pbcompress.onnxfile import measure_onnx
+    from pbcompress.costs.measured import measure
+    from pbcompress.onnx_files.contents import measure_onnx
 
     model = network_named(arguments.model)
     if isinstance(model, Path):
@@ -83,7 +83,7 @@ def _measure(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from pbcompress.comparing import compare
+    from pbcompress.comparison.side_by_side import compare
 
     before, after = network_named(arguments.before), network_named(arguments.after)
     found = compare(
@@ -104,8 +104,8 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from pbcompress.evidence import with_evidence
-    from pbcompress.report import read_run, write_report
+    from pbcompress.report.writing import read_run, write_report
+    from pbcompress.runs.file_evidence import with_evidence
 
     output = Path(arguments.out or Path(arguments.run_dir) / "report.html")
     facts, history = read_run(arguments.run_dir)

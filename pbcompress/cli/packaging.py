@@ -33,8 +33,8 @@ def add_package(commands: Any) -> None:
 
 
 def _package(arguments: argparse.Namespace) -> None:
-    from pbcompress.card import CardConfig
-    from pbcompress.packaging import package
+    from pbcompress.packaging.folder import package
+    from pbcompress.packaging.model_card import CardConfig
 
     card = CardConfig(
         license=arguments.license,

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pbcompress.canvas import COLOURS, PRINTED, page_chart, write_picture
-from pbcompress.counting import LayerCost
+from pbcompress.comparison.intervals import Estimate
+from pbcompress.core.drawing import COLOURS, PRINTED, page_chart, write_picture
+from pbcompress.costs.flop_counters import LayerCost
 from pbcompress.errors import CompressionError
-from pbcompress.intervals import Estimate
-from pbcompress.tables import compact
+from pbcompress.report.tables import compact
 
 if TYPE_CHECKING:
-    from pbcompress.canvas import Axes, Figure
+    from pbcompress.core.drawing import Axes, Figure
 
 __all__ = ["Point", "accuracy_chart", "accuracy_picture", "layer_picture", "width_picture"]
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pbcompress.comparison.intervals import Estimate, bootstrap, change_of_hits, share_of_hits
+from pbcompress.core.modules import tensors_of
 from pbcompress.errors import CompressionError, first_line
-from pbcompress.int8 import OnnxNetwork
-from pbcompress.intervals import Estimate, bootstrap, change_of_hits, share_of_hits
-from pbcompress.runtime import Session
-from pbcompress.surgery import tensors_of
-from pbcompress.task import Batches, Task, accuracy, check_split, to_number
-from pbcompress.training import predict
+from pbcompress.onnx_files.session import Session
+from pbcompress.quantization.int8_search import OnnxNetwork
+from pbcompress.training.loop import predict
+from pbcompress.training.task import Batches, Task, accuracy, check_split, to_number
 
 __all__ = [
     "Parity",

@@ -9,16 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pbcompress.comparison import GRAPH, Comparison, Side
-from pbcompress.errors import CompressionError, ExportMismatchError, first_line
-from pbcompress.export import export_onnx
-from pbcompress.fuse import fuse
-from pbcompress.intervals import Estimate
-from pbcompress.measure import ModelCost, measure
-from pbcompress.onnxfile import measure_onnx, peak_activation_bytes
-from pbcompress.runtime import Latency, Session, interleaved_latency, peak_memory
-from pbcompress.scoring import estimates, file_network, parity, predictions, split_of
-from pbcompress.surgery import (
+from pbcompress.comparison.intervals import Estimate
+from pbcompress.comparison.scoring import estimates, file_network, parity, predictions, split_of
+from pbcompress.comparison.table import GRAPH, Comparison, Side
+from pbcompress.core.modules import (
     Call,
     as_call,
     copy_model,
@@ -27,7 +21,13 @@ from pbcompress.surgery import (
     tensors_of,
     to_device,
 )
-from pbcompress.task import Batches, Task
+from pbcompress.costs.measured import ModelCost, measure
+from pbcompress.errors import CompressionError, ExportMismatchError, first_line
+from pbcompress.export.fusion import fuse
+from pbcompress.export.onnx_export import export_onnx
+from pbcompress.onnx_files.contents import measure_onnx, peak_activation_bytes
+from pbcompress.onnx_files.session import Latency, Session, interleaved_latency, peak_memory
+from pbcompress.training.task import Batches, Task
 
 __all__ = ["compare"]
 

@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pbcompress.counting import LayerCost, side_by_side
-from pbcompress.intervals import Estimate
-from pbcompress.pictures import Point, accuracy_picture, layer_picture
-from pbcompress.runtime import Latency
-from pbcompress.tables import render_markdown, render_text, speed_up
+from pbcompress.comparison.intervals import Estimate
+from pbcompress.comparison.pictures import Point, accuracy_picture, layer_picture
+from pbcompress.costs.flop_counters import LayerCost, side_by_side
+from pbcompress.onnx_files.session import Latency
+from pbcompress.report.tables import render_markdown, render_text, speed_up
 
 __all__ = ["Comparison", "Side"]
 

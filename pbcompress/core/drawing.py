@@ -11,8 +11,8 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pbcompress.core.tensor_files import write_bytes
 from pbcompress.errors import CompressionError
-from pbcompress.tensorfile import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Axes

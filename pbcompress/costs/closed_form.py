@@ -7,8 +7,8 @@ from functools import cached_property
 
 from torch import nn
 
-from pbcompress.grouping import Axis, ChannelGroup, Grouping
-from pbcompress.measure import LayerCost, ModelCost
+from pbcompress.costs.measured import LayerCost, ModelCost
+from pbcompress.structure.channel_groups import Axis, ChannelGroup, Grouping
 
 __all__ = ["CostModel", "Widths", "model_cost", "parameter_costs", "work_costs"]
 

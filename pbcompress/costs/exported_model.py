@@ -6,9 +6,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from pbcompress.costs import CostModel, Widths, parameter_costs
-from pbcompress.grouping import Grouping
-from pbcompress.latency import (
+from pbcompress.costs.closed_form import CostModel, Widths, parameter_costs
+from pbcompress.costs.latency_model import (
     NANOSECONDS,
     LatencyModel,
     LayerKind,
@@ -20,6 +19,7 @@ from pbcompress.latency import (
     kind_of,
     layer_works,
 )
+from pbcompress.structure.channel_groups import Grouping
 
 __all__ = ["Calibration", "layer_kinds"]
 

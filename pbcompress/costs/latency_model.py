@@ -19,9 +19,9 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
-from pbcompress.costs import CostModel, Widths
-from pbcompress.geometry import is_depthwise
-from pbcompress.grouping import Axis, ChannelGroup, Grouping, Work
+from pbcompress.costs.closed_form import CostModel, Widths
+from pbcompress.structure.channel_groups import Axis, ChannelGroup, Grouping, Work
+from pbcompress.structure.layer_geometry import is_depthwise
 
 __all__ = [
     "PROBE_WIDTHS",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pbcompress.costs import Widths
+from pbcompress.costs.closed_form import Widths
 
 __all__ = ["Bounds", "Cost"]
 

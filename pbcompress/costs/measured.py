@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pbcompress.counting import LayerCost, by_kind, explain
-from pbcompress.errors import CompressionError
-from pbcompress.surgery import (
+from pbcompress.core.modules import (
     Call,
     as_call,
     copy_model,
@@ -24,7 +22,9 @@ from pbcompress.surgery import (
     single_sample,
     to_device,
 )
-from pbcompress.tracing import plain_kernels
+from pbcompress.costs.flop_counters import LayerCost, by_kind, explain
+from pbcompress.errors import CompressionError
+from pbcompress.structure.tracing import plain_kernels
 
 __all__ = ["LayerCost", "ModelCost", "input_shapes", "measure"]
 

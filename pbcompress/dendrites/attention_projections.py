@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pbcompress.core.modules import replace_module
 from pbcompress.errors import CompressionError, UnsupportedLayerError
-from pbcompress.surgery import replace_module
 
 __all__ = ["OpenAttention", "close_attention_", "open_attention_"]
 

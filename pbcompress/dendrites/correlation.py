@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pbcompress.positions import Window
+from pbcompress.dendrites.positions import Window
 
 __all__ = [
     "COUNT",

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from pbcompress.config import DendriteConfig
+from pbcompress.core.modules import matches, seeded
+from pbcompress.dendrites.attention_projections import OpenAttention
 from pbcompress.errors import CompressionError, UnsupportedLayerError
-from pbcompress.geometry import LayerGeometry
-from pbcompress.projections import OpenAttention
-from pbcompress.surgery import matches, seeded
+from pbcompress.structure.layer_geometry import LayerGeometry
 
 __all__ = [
     "ChannelAffine",

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbcompress.admission import check_whole
 from pbcompress.config import DendriteConfig
-from pbcompress.correlation import CorrelationProbe, process_count, score_leaf
+from pbcompress.core.accepted_models import check_whole
+from pbcompress.core.modules import replace_module
+from pbcompress.dendrites.correlation import CorrelationProbe, process_count, score_leaf
+from pbcompress.dendrites.forms import growable_layers, make_branch, node_count, spatial_dims
+from pbcompress.dendrites.nodes import Slots, narrowed
+from pbcompress.dendrites.positions import Window, position_axes
+from pbcompress.dendrites.signals import activate, add_set, hear
 from pbcompress.errors import CompressionError
-from pbcompress.forms import growable_layers, make_branch, node_count, spatial_dims
-from pbcompress.nodes import Slots, narrowed
-from pbcompress.positions import Window, position_axes
-from pbcompress.signals import activate, add_set, hear
-from pbcompress.surgery import replace_module
 
 __all__ = [
     "DendriteLayer",
@@ -144,7 +144,7 @@ class DendriteLayer(nn.Module):
 
         Args:
             index: Number of the set.
-            kept: Nodes that stay, ascending; none is allowed. See `pbcompress.nodes.narrowed` for
+            kept: Nodes that stay, ascending; none is allowed. See `nodes.narrowed` for
                 maps in groups.
         """
         kept = kept.to(self._weight.device)

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbcompress.forms import ChannelAffine, GroupedLinear
-from pbcompress.surgery import copy_model
+from pbcompress.core.modules import copy_model
+from pbcompress.dendrites.forms import ChannelAffine, GroupedLinear
 
 __all__ = [
     "Picked",
@@ -139,7 +139,7 @@ def narrowed(branch: nn.Module, kept: Tensor, axis: int) -> nn.Module:
     """Return the map that makes only some of the nodes of ``branch``.
 
     Args:
-        branch: What `pbcompress.forms.make_branch` returned.
+        branch: What `forms.make_branch` returned.
         kept: Nodes that stay, ascending. A map in groups of several nodes keeps as many of each
             group; where every node has a group of its own, the inputs of the others go as well.
         axis: Channel axis of the layer.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pbcompress.nodes import Slots
+from pbcompress.dendrites.nodes import Slots
 
 __all__ = ["ACTIVATIONS", "CONVOLUTIONS", "activate", "add_set", "hear"]
 

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbcompress.dendrite import DendriteLayer
-from pbcompress.forms import ChannelAffine
-from pbcompress.nodes import Picked, node_weight, set_node_weight_
+from pbcompress.dendrites.forms import ChannelAffine
+from pbcompress.dendrites.layer import DendriteLayer
+from pbcompress.dendrites.nodes import Picked, node_weight, set_node_weight_
 
 __all__ = ["BatchNorm", "fold", "fold_into_dendrites_", "folded"]
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pbcompress.onnxfile import write_with_outputs
-from pbcompress.runtime import Session
-from pbcompress.surgery import Call, tensors_of
+from pbcompress.core.modules import Call, tensors_of
+from pbcompress.onnx_files.contents import write_with_outputs
+from pbcompress.onnx_files.session import Session
 
 __all__ = ["first_difference"]
 

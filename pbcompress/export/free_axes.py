@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 
+from pbcompress.core.modules import Call, map_tensors, tensors_of
 from pbcompress.errors import CompressionError
-from pbcompress.surgery import Call, map_tensors, tensors_of
 
 __all__ = [
     "Dynamic",

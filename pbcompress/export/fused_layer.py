@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pbcompress.dendrite import DendriteLayer
-from pbcompress.folding import folded
-from pbcompress.nodes import node_weight, set_node_weight_
-from pbcompress.signals import ACTIVATIONS, CONVOLUTIONS
-from pbcompress.surgery import copy_model
+from pbcompress.core.modules import copy_model
+from pbcompress.dendrites.layer import DendriteLayer
+from pbcompress.dendrites.nodes import node_weight, set_node_weight_
+from pbcompress.dendrites.signals import ACTIVATIONS, CONVOLUTIONS
+from pbcompress.export.batchnorm_folding import folded
 
 __all__ = ["FusedDendriteLayer"]
 

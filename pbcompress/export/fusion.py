@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from pbcompress.dendrite import DendriteLayer, dendrite_layers
-from pbcompress.folding import BatchNorm, fold, fold_into_dendrites_
-from pbcompress.fused import FusedDendriteLayer
-from pbcompress.surgery import copy_model, replace_module
+from pbcompress.core.modules import copy_model, replace_module
+from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
+from pbcompress.export.batchnorm_folding import BatchNorm, fold, fold_into_dendrites_
+from pbcompress.export.fused_layer import FusedDendriteLayer
 
 __all__ = ["fuse"]
 

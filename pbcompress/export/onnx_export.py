@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pbcompress.axes import (
+from pbcompress.core.modules import Call, as_call, copy_model, device_of, to_device
+from pbcompress.core.source_lines import line_of
+from pbcompress.core.versions import version_of
+from pbcompress.errors import CompressionError, first_line
+from pbcompress.export.free_axes import (
     Dynamic,
     FreeAxis,
     Inputs,
@@ -18,19 +22,15 @@ from pbcompress.axes import (
     name_arguments_,
     other_sizes,
 )
-from pbcompress.blame import line_of
-from pbcompress.errors import CompressionError, first_line
-from pbcompress.int8 import OnnxNetwork
-from pbcompress.onnxfile import FileFacts, facts_of, write_metadata
-from pbcompress.onnxstore import AXES, drafting, install, size_of
-from pbcompress.parity import Parity, prove
-from pbcompress.precision import Precision, Quantization, quantize_file, requested
-from pbcompress.runtime import CPU, check_providers
-from pbcompress.surgery import Call, as_call, copy_model, device_of, to_device
-from pbcompress.task import Data, Task, inputs_of
-from pbcompress.training import evaluate
-from pbcompress.translation import fixed_line, output_of, translate
-from pbcompress.versions import version_of
+from pbcompress.export.parity import Parity, prove
+from pbcompress.export.translation import fixed_line, output_of, translate
+from pbcompress.onnx_files.contents import FileFacts, facts_of, write_metadata
+from pbcompress.onnx_files.session import CPU, check_providers
+from pbcompress.onnx_files.store import AXES, drafting, install, size_of
+from pbcompress.quantization.acceptance import Precision, Quantization, quantize_file, requested
+from pbcompress.quantization.int8_search import OnnxNetwork
+from pbcompress.training.loop import evaluate
+from pbcompress.training.task import Data, Task, inputs_of
 
 __all__ = ["ExportReport", "export_onnx", "write_onnx"]
 
@@ -128,7 +128,7 @@ def export_onnx(
         output_names: The same; None: the keys of a dict, "output" or "output_0" and so on.
         samples: Further inputs to compare on, e.g. real batches.
         metadata: Texts that the file carries, beside the version of pbcompress; read them with
-            `pbcompress.onnxfile.metadata_of`.
+            `onnx_files.contents.metadata_of`.
         providers: Execution providers of ONNX Runtime for the proof.
 
     Returns:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pbcompress.axes import FreeAxis, Inputs, other_sizes, resized
-from pbcompress.blame import line_of
+from pbcompress.core.modules import Call, copy_model, map_tensors, seeded, tensors_of
+from pbcompress.core.source_lines import line_of
 from pbcompress.errors import CompressionError, ExportMismatchError, first_line
-from pbcompress.localization import first_difference
-from pbcompress.runtime import CPU, Session
-from pbcompress.surgery import Call, copy_model, map_tensors, seeded, tensors_of
+from pbcompress.export.first_difference import first_difference
+from pbcompress.export.free_axes import FreeAxis, Inputs, other_sizes, resized
+from pbcompress.onnx_files.session import CPU, Session
 
 __all__ = ["Parity", "prove"]
 

@@ -14,10 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from pbcompress.aten import name_of
-from pbcompress.axes import FreeAxis, Inputs, resized
-from pbcompress.errors import CompressionError, ExportMismatchError, first_line
-from pbcompress.surgery import (
+from pbcompress.core.modules import (
     Call,
     as_call,
     copy_model,
@@ -26,7 +23,10 @@ from pbcompress.surgery import (
     tensors_of,
     to_device,
 )
-from pbcompress.tensorfile import write_bytes
+from pbcompress.core.tensor_files import write_bytes
+from pbcompress.errors import CompressionError, ExportMismatchError, first_line
+from pbcompress.export.free_axes import FreeAxis, Inputs, resized
+from pbcompress.export.spec_operations import name_of
 
 __all__ = ["ProgramReport", "export_program", "export_pt2", "ship"]
 

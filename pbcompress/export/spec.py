@@ -14,12 +14,12 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils._pytree import tree_unflatten
 
-from pbcompress.aten import name_of, operation
+from pbcompress.core.modules import Call, shared_parameter_names, tensors_of
+from pbcompress.core.tensor_files import tensor_bytes, write_bytes
 from pbcompress.errors import CompressionError, UnsupportedLayerError
-from pbcompress.graphnet import KIND, VERSION, WORDS, described, load_spec
-from pbcompress.program import ProgramReport, ship
-from pbcompress.surgery import Call, shared_parameter_names, tensors_of
-from pbcompress.tensorfile import tensor_bytes, write_bytes
+from pbcompress.export.pt2 import ProgramReport, ship
+from pbcompress.export.spec_network import KIND, VERSION, WORDS, described, load_spec
+from pbcompress.export.spec_operations import name_of, operation
 
 __all__ = ["save_spec"]
 

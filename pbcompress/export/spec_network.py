@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbcompress.aten import operation
+from pbcompress.core.json_documents import parse
+from pbcompress.core.modules import tensors_of
+from pbcompress.core.tensor_files import read_tensors
 from pbcompress.errors import CompressionError, StateMismatchError, first_line
-from pbcompress.jsonfile import parse
-from pbcompress.surgery import tensors_of
-from pbcompress.tensorfile import read_tensors
+from pbcompress.export.spec_operations import operation
 
 __all__ = ["KIND", "VERSION", "GraphNetwork", "described", "laid_out", "load_spec"]
 
@@ -173,7 +173,7 @@ def load_spec(path: str | Path, *, device: str = "cpu") -> nn.Module:
     """Build the network of a file of `save_spec`, without the source code that made it.
 
     The file may come from anyone: it is data, read without unpickling, and may call the operations
-    of `pbcompress.aten` alone. It is run on shapes before it is returned. What a hostile
+    of `spec_operations` alone. It is run on shapes before it is returned. What a hostile
     file can still do is to ask for more memory or time than you have.
 
     Args:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pbcompress.axes import FreeAxis, Inputs, leaf_names, resized
-from pbcompress.blame import line_of, watched
+from pbcompress.core.modules import Call, seeded, tensors_of
+from pbcompress.core.source_lines import line_of, watched
 from pbcompress.errors import CompressionError, first_line
-from pbcompress.onnxstore import ONE_FILE, load, relabel, save
-from pbcompress.surgery import Call, seeded, tensors_of
+from pbcompress.export.free_axes import FreeAxis, Inputs, leaf_names, resized
+from pbcompress.onnx_files.store import ONE_FILE, load, relabel, save
 
 __all__ = ["fixed_line", "output_of", "translate"]
 

@@ -6,10 +6,10 @@ import lightning.pytorch as pl
 from torch import nn
 
 from pbcompress.config import CompressConfig
-from pbcompress.cycles import Cycles, cycles
 from pbcompress.errors import CompressionError
-from pbcompress.phase import Phase
-from pbcompress.phases import PhaseLog
+from pbcompress.recovery.phase import Phase
+from pbcompress.recovery.phase_cycles import Cycles, cycles
+from pbcompress.recovery.policy import PhaseLog
 
 __all__ = ["GrowthCallback"]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from pbcompress.training import Callback
+from pbcompress.training.loop import Callback
 
 __all__ = ["TensorBoard"]
 

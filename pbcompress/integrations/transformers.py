@@ -5,10 +5,10 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 
 from pbcompress.config import CompressConfig
-from pbcompress.cycles import cycles
 from pbcompress.errors import CompressionError
-from pbcompress.phase import Phase
-from pbcompress.phases import longest
+from pbcompress.recovery.phase import Phase
+from pbcompress.recovery.phase_cycles import cycles
+from pbcompress.recovery.policy import longest
 
 __all__ = ["grow_with_trainer"]
 

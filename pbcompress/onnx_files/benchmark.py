@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pbcompress.errors import CompressionError
-from pbcompress.onnxfile import measure_onnx, peak_activation_bytes
-from pbcompress.runtime import (
+from pbcompress.onnx_files.contents import measure_onnx, peak_activation_bytes
+from pbcompress.onnx_files.session import (
     CPU,
     Latency,
     Session,
@@ -15,7 +15,7 @@ from pbcompress.runtime import (
     kernel_times,
     peak_memory,
 )
-from pbcompress.tables import render_text
+from pbcompress.report.tables import render_text
 
 __all__ = ["Benchmark", "FileBenchmark", "bench"]
 

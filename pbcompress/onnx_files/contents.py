@@ -14,10 +14,10 @@ import onnx
 import onnx.inliner
 from onnx import helper, numpy_helper
 
-from pbcompress.counting import LayerCost
+from pbcompress.costs.flop_counters import LayerCost
 from pbcompress.errors import StateMismatchError, first_line
-from pbcompress.graphcost import layer_costs, node_flops
-from pbcompress.onnxstore import example_sizes, load, relabel, save, size_of
+from pbcompress.onnx_files.graph_costs import layer_costs, node_flops
+from pbcompress.onnx_files.store import example_sizes, load, relabel, save, size_of
 
 __all__ = [
     "FileCost",

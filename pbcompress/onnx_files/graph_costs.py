@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pbcompress.counting import LayerCost
+from pbcompress.costs.flop_counters import LayerCost
 
 __all__ = ["layer_costs", "node_flops"]
 

@@ -17,7 +17,7 @@ import onnxruntime
 from torch import Tensor
 
 from pbcompress.errors import CompressionError, StateMismatchError, first_line
-from pbcompress.onnxstore import example_sizes, load
+from pbcompress.onnx_files.store import example_sizes, load
 
 __all__ = [
     "CPU",

@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from pbcompress.card import CardConfig, model_card
 from pbcompress.errors import (
     CompressionError,
     ExportMismatchError,
     StateMismatchError,
     first_line,
 )
-from pbcompress.report import proof_sentence, read_run
-from pbcompress.runtime import Session
-from pbcompress.sample import SAMPLE_FILE, Sample, read_sample
+from pbcompress.onnx_files.session import Session
+from pbcompress.packaging.model_card import CardConfig, model_card
+from pbcompress.report.writing import proof_sentence, read_run
+from pbcompress.runs.sample import SAMPLE_FILE, Sample, read_sample
 
 __all__ = ["MODEL_FILE", "Contents", "Package", "pack", "package"]
 

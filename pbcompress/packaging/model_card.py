@@ -11,9 +11,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from pbcompress.comparison.intervals import wilson
 from pbcompress.errors import CompressionError
-from pbcompress.intervals import wilson
-from pbcompress.tables import (
+from pbcompress.report.tables import (
     before_after,
     dendrite_account,
     layer_widths,

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from pbcompress.bounds import Bounds
 from pbcompress.config import WidthConfig
-from pbcompress.costs import Widths
-from pbcompress.grouping import ChannelGroup
-from pbcompress.preferences import Preference
+from pbcompress.costs.closed_form import Widths
+from pbcompress.costs.loads import Bounds
+from pbcompress.planning.proportions import Preference
+from pbcompress.structure.channel_groups import ChannelGroup
 
 __all__ = ["allocate", "narrowest"]
 

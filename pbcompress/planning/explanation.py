@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pbcompress.core.modules import matches
 from pbcompress.errors import StateMismatchError, a_few
-from pbcompress.surgery import matches
-from pbcompress.tables import render_text
+from pbcompress.report.tables import render_text
 
 __all__ = ["PlanDiff", "plan_text", "reasons_text", "widths_of"]
 

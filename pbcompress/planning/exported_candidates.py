@@ -9,12 +9,12 @@ from typing import Self
 import torch
 from torch import nn
 
-from pbcompress.export import write_onnx
-from pbcompress.fuse import fuse
-from pbcompress.latency import PROBE_WIDTHS, LayerKind, Measured, Rounding
-from pbcompress.onnxfile import node_owners, write_probe
-from pbcompress.runtime import Session, interleaved_latency, kernel_times
-from pbcompress.surgery import Call, tensors_of
+from pbcompress.core.modules import Call, tensors_of
+from pbcompress.costs.latency_model import PROBE_WIDTHS, LayerKind, Measured, Rounding
+from pbcompress.export.fusion import fuse
+from pbcompress.export.onnx_export import write_onnx
+from pbcompress.onnx_files.contents import node_owners, write_probe
+from pbcompress.onnx_files.session import Session, interleaved_latency, kernel_times
 
 __all__ = ["Workshop"]
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from torch import nn
 
+from pbcompress.core.modules import matches
 from pbcompress.errors import CompressionError, UnsupportedLayerError, a_few
-from pbcompress.grouping import Axis, Grouping, output_axes, reasons
-from pbcompress.surgery import matches
+from pbcompress.structure.channel_groups import Axis, Grouping, output_axes, reasons
 
 __all__ = ["with_pins"]
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.config import Importance, WidthConfig
+from pbcompress.core.modules import copy_model
 from pbcompress.errors import CompressionError
-from pbcompress.geometry import is_depthwise
-from pbcompress.grouping import ChannelGroup, Member
-from pbcompress.statistics import Sample, gradients, input_variances
-from pbcompress.surgery import copy_model
-from pbcompress.task import Data, Task
+from pbcompress.structure.channel_groups import ChannelGroup, Member
+from pbcompress.structure.layer_geometry import is_depthwise
+from pbcompress.training.batch_statistics import Sample, gradients, input_variances
+from pbcompress.training.task import Data, Task
 
 __all__ = ["sample_for", "unit_scores"]
 

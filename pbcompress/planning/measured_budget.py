@@ -9,14 +9,14 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import nn
 
-from pbcompress.bounds import Cost
-from pbcompress.calibration import Calibration, layer_kinds
-from pbcompress.costs import Widths
+from pbcompress.costs.closed_form import Widths
+from pbcompress.costs.exported_model import Calibration, layer_kinds
+from pbcompress.costs.latency_model import NANOSECONDS, LayerKind, Measured, Rounding, Shipped
+from pbcompress.costs.loads import Cost
+from pbcompress.costs.measured import ModelCost
 from pbcompress.errors import TargetUnreachableError
-from pbcompress.grouping import Grouping
-from pbcompress.latency import NANOSECONDS, LayerKind, Measured, Rounding, Shipped
-from pbcompress.measure import ModelCost
-from pbcompress.search import Request
+from pbcompress.planning.width_search import Request
+from pbcompress.structure.channel_groups import Grouping
 
 __all__ = ["Bench", "MeasuredBudget", "Plan", "Planner", "confirmed", "fastest"]
 

@@ -8,27 +8,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from pbcompress.budgets import MeasuredBudget, confirmed, fastest
 from pbcompress.config import Budget, CompressConfig
-from pbcompress.costs import Widths, model_cost
-from pbcompress.cuts import LayerCut
-from pbcompress.deadline import Deadline
-from pbcompress.dendrite import attach_dendrites_
-from pbcompress.errors import TargetUnreachableError
-from pbcompress.explain import reasons_text
-from pbcompress.grouping import find_groups, reasons
-from pbcompress.importance import unit_scores
-from pbcompress.latency import Shipped
-from pbcompress.measure import ModelCost, input_shapes, measure
-from pbcompress.proof import proof_failure
-from pbcompress.search import Removed, Request, WidthSearch, cuts_of, without_kept
-from pbcompress.shrinking import shrink
-from pbcompress.statistics import Sample
-from pbcompress.surgery import (
+from pbcompress.core.deadline import Deadline
+from pbcompress.core.modules import (
     Call,
     copy_model,
     map_tensors,
 )
+from pbcompress.costs.closed_form import Widths, model_cost
+from pbcompress.costs.latency_model import Shipped
+from pbcompress.costs.measured import ModelCost, input_shapes, measure
+from pbcompress.dendrites.layer import attach_dendrites_
+from pbcompress.errors import TargetUnreachableError
+from pbcompress.planning.explanation import reasons_text
+from pbcompress.planning.importance import unit_scores
+from pbcompress.planning.measured_budget import MeasuredBudget, confirmed, fastest
+from pbcompress.planning.width_search import Removed, Request, WidthSearch, cuts_of, without_kept
+from pbcompress.pruning.cuts import LayerCut
+from pbcompress.pruning.proof import proof_failure
+from pbcompress.pruning.shrinking import shrink
+from pbcompress.structure.channel_groups import find_groups, reasons
+from pbcompress.training.batch_statistics import Sample
 
 __all__ = ["Solution", "find_widths", "resolve_target"]
 
@@ -136,7 +136,9 @@ def find_widths(
 
 def _measured(planner: "_Planner", request: Request, asked: Budget) -> Solution:
     """Return a plan that was chosen by measuring exported networks."""
-    from pbcompress.shipping import Workshop  # onnx and its runtime, only where they are needed
+    from pbcompress.planning.exported_candidates import (
+        Workshop,  # onnx and its runtime, only where they are needed
+    )
 
     layers = {work.module for work in planner.grouping.works}
     with Workshop(planner.model, planner.call, layers) as bench:

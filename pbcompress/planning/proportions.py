@@ -8,8 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pbcompress.bounds import Bounds
-from pbcompress.grouping import Axis, ChannelGroup
+from pbcompress.costs.loads import Bounds
+from pbcompress.structure.channel_groups import Axis, ChannelGroup
 
 __all__ = ["Preference", "balanced_ratios", "count_weights", "preference_of"]
 

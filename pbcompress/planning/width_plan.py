@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from pbcompress.admission import check_model
+from pbcompress.comparison.pictures import width_picture
 from pbcompress.config import Budget, CompressConfig
-from pbcompress.cuts import LayerCut, check_cuts
+from pbcompress.core.accepted_models import check_model
+from pbcompress.core.json_documents import parse
+from pbcompress.core.modules import as_call, device_of, single_sample, to_device
+from pbcompress.costs.latency_model import Shipped
+from pbcompress.costs.measured import ModelCost
 from pbcompress.errors import StateMismatchError
-from pbcompress.explain import PlanDiff, plan_text, widths_of
-from pbcompress.importance import sample_for
-from pbcompress.jsonfile import parse
-from pbcompress.latency import Shipped
-from pbcompress.measure import ModelCost
-from pbcompress.pictures import width_picture
-from pbcompress.surgery import as_call, device_of, single_sample, to_device
-from pbcompress.task import Data, Task
-from pbcompress.widths import Solution, find_widths
+from pbcompress.planning.explanation import PlanDiff, plan_text, widths_of
+from pbcompress.planning.importance import sample_for
+from pbcompress.planning.planner import Solution, find_widths
+from pbcompress.pruning.cuts import LayerCut, check_cuts
+from pbcompress.training.task import Data, Task
 
 __all__ = ["WidthPlan", "plan_widths"]
 

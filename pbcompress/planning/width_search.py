@@ -9,19 +9,19 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pbcompress.allocation import allocate, narrowest
-from pbcompress.bounds import Bounds, Cost
 from pbcompress.config import CompressConfig, WidthConfig
-from pbcompress.costs import CostModel, Widths, parameter_costs, work_costs
-from pbcompress.cuts import LayerCut
+from pbcompress.core.modules import matches
+from pbcompress.costs.closed_form import CostModel, Widths, parameter_costs, work_costs
+from pbcompress.costs.loads import Bounds, Cost
+from pbcompress.dendrites.forms import growable_layers, set_params
 from pbcompress.errors import CompressionError, a_few
-from pbcompress.forms import growable_layers, set_params
-from pbcompress.geometry import LayerGeometry
-from pbcompress.grouping import Axis, Grouping, layer_axes, output_axes
-from pbcompress.pins import with_pins
-from pbcompress.preferences import Preference, count_weights, preference_of
-from pbcompress.slicing import dimension_size
-from pbcompress.surgery import matches
+from pbcompress.planning.allocation import allocate, narrowest
+from pbcompress.planning.given_widths import with_pins
+from pbcompress.planning.proportions import Preference, count_weights, preference_of
+from pbcompress.pruning.cuts import LayerCut
+from pbcompress.pruning.slicing import dimension_size
+from pbcompress.structure.channel_groups import Axis, Grouping, layer_axes, output_axes
+from pbcompress.structure.layer_geometry import LayerGeometry
 
 __all__ = ["Removed", "Request", "WidthSearch", "cuts_of", "without_kept"]
 

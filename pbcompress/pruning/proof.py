@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from pbcompress.cuts import LayerCut, cut_all_
-from pbcompress.errors import first_line
-from pbcompress.surgery import (
+from pbcompress.core.modules import (
     Call,
     channel_axis,
     copy_sharing,
@@ -20,8 +18,10 @@ from pbcompress.surgery import (
     seeded,
     tensors_of,
 )
-from pbcompress.tracer import Event, Trace
-from pbcompress.tracing import plain_kernels
+from pbcompress.errors import first_line
+from pbcompress.pruning.cuts import LayerCut, cut_all_
+from pbcompress.structure.tracer import Event, Trace
+from pbcompress.structure.tracing import plain_kernels
 
 __all__ = ["proof_failure"]
 

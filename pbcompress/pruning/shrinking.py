@@ -6,9 +6,9 @@ from typing import Any, Protocol
 from torch import nn
 from torch.optim import Optimizer
 
-from pbcompress.cuts import LayerCut, check_cuts, cut_all_, kept_of
-from pbcompress.optimizers import check_optimizers, move_optimizers_
-from pbcompress.surgery import copy_model
+from pbcompress.core.modules import copy_model
+from pbcompress.pruning.cuts import LayerCut, check_cuts, cut_all_, kept_of
+from pbcompress.pruning.optimizer_state import check_optimizers, move_optimizers_
 
 __all__ = ["Steps", "shrink", "shrink_"]
 

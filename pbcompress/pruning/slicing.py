@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch_pruning import ops
 from torch_pruning.pruner.function import PrunerBox
 
-from pbcompress.geometry import LayerGeometry, is_depthwise
+from pbcompress.structure.layer_geometry import LayerGeometry, is_depthwise
 
 __all__ = [
     "Kept",

@@ -9,20 +9,20 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from pbcompress.core.modules import Call, copy_model, to_device
 from pbcompress.errors import CompressionError
-from pbcompress.fakequant import train_quantized
-from pbcompress.int8 import (
+from pbcompress.onnx_files.session import version
+from pbcompress.quantization.converter import Method, Scope, weight_bits, write_fp16
+from pbcompress.quantization.int8_search import (
     CALIBRATION_SAMPLES,
     Int8Search,
     OnnxNetwork,
     calibration_feeds,
     speedups,
 )
-from pbcompress.quantization import Method, Scope, weight_bits, write_fp16
-from pbcompress.runtime import version
-from pbcompress.surgery import Call, copy_model, to_device
-from pbcompress.task import Data, Task
-from pbcompress.training import evaluate
+from pbcompress.quantization.rounding_aware import train_quantized
+from pbcompress.training.loop import evaluate
+from pbcompress.training.task import Data, Task
 
 __all__ = ["Precision", "Quantization", "Request", "quantize_file", "requested"]
 

@@ -21,7 +21,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from pbcompress.errors import CompressionError, first_line
-from pbcompress.onnxfile import node_names
+from pbcompress.onnx_files.contents import node_names
 
 __all__ = ["METHODS", "Method", "Quantizer", "Scope", "weight_bits", "write_fp16"]
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from pbcompress.core.modules import seeded, tensors_of
 from pbcompress.errors import CompressionError, first_line
-from pbcompress.quantization import METHODS, Method, Quantizer, Scope
-from pbcompress.runtime import Session, interleaved_latency
-from pbcompress.surgery import seeded, tensors_of
-from pbcompress.task import Data, Task, seeded_generators
-from pbcompress.training import evaluate
+from pbcompress.onnx_files.session import Session, interleaved_latency
+from pbcompress.quantization.converter import METHODS, Method, Quantizer, Scope
+from pbcompress.training.loop import evaluate
+from pbcompress.training.task import Data, Task, seeded_generators
 
 __all__ = [
     "CALIBRATION_SAMPLES",

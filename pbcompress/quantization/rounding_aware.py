@@ -9,13 +9,13 @@ from torch.export import Dim
 from torch.utils._pytree import tree_map
 
 from pbcompress.config import RecoveryConfig
-from pbcompress.distillation import make_objective
-from pbcompress.engine import Engine
+from pbcompress.core.modules import Call, copy_model, device_of, seeded, tensors_of
 from pbcompress.errors import CompressionError, first_line
-from pbcompress.surgery import Call, copy_model, device_of, seeded, tensors_of
-from pbcompress.task import Batches, Data, Task, moved, seeded_generators
-from pbcompress.training import evaluate, lr_factor, make_optimizer, train_epoch
-from pbcompress.weights import weights_of
+from pbcompress.training.distillation import make_objective
+from pbcompress.training.engine import Engine
+from pbcompress.training.loop import evaluate, lr_factor, make_optimizer, train_epoch
+from pbcompress.training.snapshots import weights_of
+from pbcompress.training.task import Batches, Data, Task, moved, seeded_generators
 
 __all__ = ["fake_quantized", "observe_", "train_quantized"]
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
+from pbcompress.core.modules import seeded
 from pbcompress.errors import CompressionError
 from pbcompress.pipeline import compress
-from pbcompress.progress import ProgressBar
-from pbcompress.recovery import recover_
+from pbcompress.recovery.recover import recover_
 from pbcompress.result import CompressionResult
-from pbcompress.surgery import seeded
-from pbcompress.task import Data
+from pbcompress.training.progress import ProgressBar
+from pbcompress.training.task import Data
 
 __all__ = ["digits", "make_network", "run_demo"]
 

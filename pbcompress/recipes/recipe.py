@@ -11,15 +11,15 @@ from typing import Any
 from torch import nn
 
 from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
+from pbcompress.core.modules import seeded
+from pbcompress.core.tensor_files import read_tensors
 from pbcompress.errors import CompressionError, StateMismatchError
-from pbcompress.export import ExportReport
+from pbcompress.export.onnx_export import ExportReport
 from pbcompress.pipeline import compress
-from pbcompress.progress import ProgressBar
-from pbcompress.recovery import Checkpoint, recover_
+from pbcompress.recovery.recover import Checkpoint, recover_
 from pbcompress.result import CompressionResult
-from pbcompress.surgery import seeded
-from pbcompress.task import Data, Task
-from pbcompress.tensorfile import read_tensors
+from pbcompress.training.progress import ProgressBar
+from pbcompress.training.task import Data, Task
 
 __all__ = ["Recipe", "export_result", "load_data", "load_task", "resolve", "run_recipe"]
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pbcompress.card import result_sections
+from pbcompress.core.tensor_files import write_bytes
 from pbcompress.errors import CompressionError
-from pbcompress.onnxfile import metadata_of
-from pbcompress.recipe import Recipe
+from pbcompress.onnx_files.contents import metadata_of
+from pbcompress.packaging.model_card import result_sections
+from pbcompress.recipes.recipe import Recipe
 from pbcompress.result import CompressionResult
-from pbcompress.tensorfile import write_bytes
 
 __all__ = ["Entry", "entries", "find_entry"]
 

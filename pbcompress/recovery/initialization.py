@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.config import DendriteConfig
-from pbcompress.dendrite import DendriteLayer, dendrite_layers
+from pbcompress.core.modules import seeded
+from pbcompress.dendrites.forms import ChannelAffine, GroupedLinear
+from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
+from pbcompress.dendrites.nodes import BatchNorm, node_weight
+from pbcompress.dendrites.signals import ACTIVATIONS
 from pbcompress.errors import CompressionError
-from pbcompress.forms import ChannelAffine, GroupedLinear
-from pbcompress.nodes import BatchNorm, node_weight
-from pbcompress.observation import Observed, observe
-from pbcompress.patches import is_observable
-from pbcompress.signals import ACTIVATIONS
-from pbcompress.statistics import Sample
-from pbcompress.surgery import seeded
-from pbcompress.task import Batches, Task, batch_count
+from pbcompress.recovery.layer_reading import is_observable
+from pbcompress.recovery.observation import Observed, observe
+from pbcompress.training.batch_statistics import Sample
+from pbcompress.training.task import Batches, Task, batch_count
 
 __all__ = ["initialize_candidates_"]
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pbcompress.dendrite import DendriteLayer
-from pbcompress.forms import ChannelAffine, FeatureNorm, GroupedLinear
-from pbcompress.nodes import BatchNorm, groups_of
+from pbcompress.dendrites.forms import ChannelAffine, FeatureNorm, GroupedLinear
+from pbcompress.dendrites.layer import DendriteLayer
+from pbcompress.dendrites.nodes import BatchNorm, groups_of
 
 __all__ = [
     "draw_places",

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pbcompress.correlation import mean_scores, node_scores
-from pbcompress.dendrite import DendriteLayer
+from pbcompress.dendrites.correlation import mean_scores, node_scores
+from pbcompress.dendrites.layer import DendriteLayer
 
 __all__ = ["NodeScores"]
 
@@ -22,7 +22,7 @@ class NodeScores:
         improvement: Relative gain of a node's |r| that counts.
 
     Attributes:
-        latest: By layer, the sums of the last epoch; see `pbcompress.correlation.score_leaf`.
+        latest: By layer, the sums of the last epoch; see `correlation.score_leaf`.
         mean: Mean |r| over layers in the last epoch; None before the first one.
     """
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pbcompress.correlation import GAIN, SLOPE, mean_scores, node_scores
-from pbcompress.dendrite import DendriteLayer
-from pbcompress.nodes import adopt_nodes_, groups_of
+from pbcompress.dendrites.correlation import GAIN, SLOPE, mean_scores, node_scores
+from pbcompress.dendrites.layer import DendriteLayer
+from pbcompress.dendrites.nodes import adopt_nodes_, groups_of
 
 __all__ = ["accept_", "selected"]
 
@@ -72,7 +72,7 @@ def accept_(layers: Mapping[str, DendriteLayer], sums: Mapping[str, Tensor]) -> 
 
     Args:
         layers: Layers whose newest set is a candidate.
-        sums: By layer, sums of `pbcompress.correlation.score_leaf` over the last epoch; layers
+        sums: By layer, sums of `correlation.score_leaf` over the last epoch; layers
             that are missing saw no error.
     """
     means: dict[str, Tensor] = {}

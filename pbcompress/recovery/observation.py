@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbcompress.dendrite import DendriteLayer, Watcher, dendrite_layers
+from pbcompress.core.modules import preserved_mode, rest_
+from pbcompress.dendrites.layer import DendriteLayer, Watcher, dendrite_layers
 from pbcompress.errors import DivergedError
-from pbcompress.patches import draw_places, outputs_at, read_at, row_size
-from pbcompress.statistics import Sample
-from pbcompress.surgery import preserved_mode, rest_
-from pbcompress.task import check_finite, check_loss
+from pbcompress.recovery.layer_reading import draw_places, outputs_at, read_at, row_size
+from pbcompress.training.batch_statistics import Sample
+from pbcompress.training.task import check_finite, check_loss
 
 __all__ = ["Observed", "observe", "observe_together"]
 
@@ -62,7 +62,7 @@ def observe(
 
     Args:
         model: Network with dendrites.
-        layers: Layers of it for which `pbcompress.patches.is_observable` is true.
+        layers: Layers of it for which `layer_reading.is_observable` is true.
         sample: Batches, loss and forward.
         rows: Rows of a layer at most.
     """

@@ -4,10 +4,10 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from pbcompress.dendrite import dendrite_layers
-from pbcompress.phases import PhaseKind, PhaseLog
-from pbcompress.scores import NodeScores
-from pbcompress.surgery import rest_
+from pbcompress.core.modules import rest_
+from pbcompress.dendrites.layer import dendrite_layers
+from pbcompress.recovery.node_scores import NodeScores
+from pbcompress.recovery.policy import PhaseKind, PhaseLog
 
 __all__ = ["Phase"]
 

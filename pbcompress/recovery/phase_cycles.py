@@ -9,20 +9,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pbcompress.admission import check_whole
 from pbcompress.config import CompressConfig, DendriteConfig
-from pbcompress.dendrite import (
+from pbcompress.core.accepted_models import check_whole
+from pbcompress.dendrites.layer import (
     attach_dendrites_,
     dendrite_layers,
     detach_dendrites_,
     neuron_parameters,
 )
 from pbcompress.errors import CompressionError, DivergedError
-from pbcompress.phase import Phase
-from pbcompress.phases import Action, PhaseKind, PhaseLog, best_epoch, next_action
-from pbcompress.scores import NodeScores
-from pbcompress.selection import accept_
-from pbcompress.weights import check_weights, put_weights_, weights_of
+from pbcompress.recovery.node_scores import NodeScores
+from pbcompress.recovery.node_selection import accept_
+from pbcompress.recovery.phase import Phase
+from pbcompress.recovery.policy import Action, PhaseKind, PhaseLog, best_epoch, next_action
+from pbcompress.training.snapshots import check_weights, put_weights_, weights_of
 
 __all__ = ["Cycles", "Phase", "cycles"]
 

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbcompress.cycles import Cycles
-from pbcompress.distillation import Objective, make_objective
-from pbcompress.engine import Engine
 from pbcompress.errors import CompressionError
-from pbcompress.initialization import initialize_candidates_
-from pbcompress.layout import takes_channels_last
-from pbcompress.phase import Phase
-from pbcompress.phases import PhaseKind, longest
-from pbcompress.replay import Replay
-from pbcompress.statistics import Sample
-from pbcompress.task import Batches, Data, Task, batch_count
-from pbcompress.training import lr_factor, make_optimizer, train_epoch
+from pbcompress.recovery.initialization import initialize_candidates_
+from pbcompress.recovery.phase import Phase
+from pbcompress.recovery.phase_cycles import Cycles
+from pbcompress.recovery.policy import PhaseKind, longest
+from pbcompress.recovery.replay import Replay
+from pbcompress.training.batch_statistics import Sample
+from pbcompress.training.channels_last import takes_channels_last
+from pbcompress.training.distillation import Objective, make_objective
+from pbcompress.training.engine import Engine
+from pbcompress.training.loop import lr_factor, make_optimizer, train_epoch
+from pbcompress.training.task import Batches, Data, Task, batch_count
 
 __all__ = ["OptimizerFactory", "PhaseTrainer", "Training"]
 

@@ -11,21 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbcompress.admission import check_whole
 from pbcompress.config import CompressConfig
-from pbcompress.cycles import Cycles
-from pbcompress.distillation import make_objective
-from pbcompress.engine import make_engine
+from pbcompress.core.accepted_models import check_whole
+from pbcompress.core.modules import device_of, kept_modes
+from pbcompress.core.tensor_files import read_tensors, write_tensors
 from pbcompress.errors import DivergedError, StateMismatchError
-from pbcompress.history import History
-from pbcompress.layout import that_take_channels_last
-from pbcompress.phase import Phase
-from pbcompress.phases import PhaseKind, planned_epochs
-from pbcompress.surgery import device_of, kept_modes
-from pbcompress.task import Data, Task, check_data
-from pbcompress.tensorfile import read_tensors, write_tensors
-from pbcompress.trainer import OptimizerFactory, PhaseTrainer, Training
-from pbcompress.training import Callback, evaluate
+from pbcompress.recovery.phase import Phase
+from pbcompress.recovery.phase_cycles import Cycles
+from pbcompress.recovery.phase_trainer import OptimizerFactory, PhaseTrainer, Training
+from pbcompress.recovery.policy import PhaseKind, planned_epochs
+from pbcompress.training.channels_last import that_take_channels_last
+from pbcompress.training.distillation import make_objective
+from pbcompress.training.engine import make_engine
+from pbcompress.training.history import History
+from pbcompress.training.loop import Callback, evaluate
+from pbcompress.training.task import Data, Task, check_data
 
 __all__ = ["Checkpoint", "recover_"]
 

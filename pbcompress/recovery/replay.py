@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import nn
 
-from pbcompress.correlation import Centred, centred, listen, process_count
-from pbcompress.dendrite import DendriteLayer, dendrite_layers
-from pbcompress.observation import Observed, observe_together
-from pbcompress.patches import fan_in, is_observable, map_rows, row_size
-from pbcompress.signals import activate, hear
-from pbcompress.statistics import Sample
-from pbcompress.surgery import seeded
+from pbcompress.core.modules import seeded
+from pbcompress.dendrites.correlation import Centred, centred, listen, process_count
+from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
+from pbcompress.dendrites.signals import activate, hear
+from pbcompress.recovery.layer_reading import fan_in, is_observable, map_rows, row_size
+from pbcompress.recovery.observation import Observed, observe_together
+from pbcompress.training.batch_statistics import Sample
 
 __all__ = ["Replay", "share_rows"]
 
@@ -49,7 +49,7 @@ def share_rows(
 class Replay:
     """What candidates read and the errors of their neurons, drawn once, and steps on them.
 
-    A step descends on the objective of `pbcompress.correlation.CorrelationProbe`, for rows drawn
+    A step descends on the objective of `correlation.CorrelationProbe`, for rows drawn
     from all samples and positions in place of those of one batch. A layer that is called several
     times has the rows of all calls.
 

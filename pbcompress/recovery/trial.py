@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from pbcompress.config import CompressConfig
-from pbcompress.phases import planned_epochs, thaw_length
+from pbcompress.recovery.policy import planned_epochs, thaw_length
 
 __all__ = ["remainder_of", "trial_of"]
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pbcompress.canvas import COLOURS, page_chart
+from pbcompress.core.drawing import COLOURS, page_chart
 
 if TYPE_CHECKING:
-    from pbcompress.canvas import Axes
+    from pbcompress.core.drawing import Axes
 
 __all__ = ["Curve", "correlation_chart", "learning_chart", "metric_range", "score_chart"]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from pbcompress.history import History
+from pbcompress.training.history import History
 
 __all__ = ["candidates"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pbcompress.tables import compact
+from pbcompress.report.tables import compact
 
 __all__ = ["layer_rows"]
 

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from pbcompress.charts import Curve, metric_range
-from pbcompress.counting import explain
-from pbcompress.history import History
-from pbcompress.layerrows import layer_rows
-from pbcompress.scorecard import candidates
-from pbcompress.standing import (
+from pbcompress.costs.flop_counters import explain
+from pbcompress.report.charts import Curve, metric_range
+from pbcompress.report.dendrite_phases import candidates
+from pbcompress.report.layer_table import layer_rows
+from pbcompress.report.scores import (
     NAMES,
     estimate_of,
     may_be_chance,
@@ -19,7 +18,8 @@ from pbcompress.standing import (
     points,
     split_shown,
 )
-from pbcompress.tables import compact, is_trial_only
+from pbcompress.report.tables import compact, is_trial_only
+from pbcompress.training.history import History
 
 __all__ = ["page_content"]
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pbcompress.intervals import Estimate, wilson
-from pbcompress.pictures import Point
-from pbcompress.tables import is_trial_only
+from pbcompress.comparison.intervals import Estimate, wilson
+from pbcompress.comparison.pictures import Point
+from pbcompress.report.tables import is_trial_only
 
 __all__ = ["NAMES", "estimate_of", "may_be_chance", "paired_sentence", "points", "split_shown"]
 

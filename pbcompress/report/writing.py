@@ -6,21 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pbcompress.charts import correlation_chart, learning_chart, score_chart
-from pbcompress.checkpoint import read_state
+from pbcompress.comparison.pictures import accuracy_chart
+from pbcompress.core.tensor_files import write_bytes
 from pbcompress.errors import CompressionError, StateMismatchError
-from pbcompress.history import History
-from pbcompress.page import page_content
-from pbcompress.pictures import accuracy_chart
-from pbcompress.standing import paired_sentence
-from pbcompress.tables import (
+from pbcompress.report.charts import correlation_chart, learning_chart, score_chart
+from pbcompress.report.page import page_content
+from pbcompress.report.scores import paired_sentence
+from pbcompress.report.tables import (
     before_after,
     dendrite_account,
     layer_widths,
     render_markdown,
     shipped_files,
 )
-from pbcompress.tensorfile import write_bytes
+from pbcompress.runs.run_state import read_state
+from pbcompress.training.history import History
 
 __all__ = [
     "REPORT_FILES",
@@ -32,7 +32,7 @@ __all__ = [
     "write_report",
 ]
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
 REPORT_FILES = ("report.json", "report.md", "report.html")
 
 logger = logging.getLogger(__name__)

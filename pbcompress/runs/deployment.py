@@ -10,20 +10,20 @@ from typing import Any
 
 from torch import nn
 
-from pbcompress.errors import CompressionError, ExportMismatchError
-from pbcompress.export import ExportReport, export_onnx
-from pbcompress.fuse import fuse
-from pbcompress.inspection import Inspection, inspect_file
-from pbcompress.measure import ModelCost
-from pbcompress.onnxstore import size_of
-from pbcompress.plan import WidthPlan
-from pbcompress.runtime import Latency, Session, interleaved_latency
-from pbcompress.surgery import (
+from pbcompress.core.modules import (
     as_call,
     single_sample,
     tensors_of,
 )
-from pbcompress.task import Data, Task
+from pbcompress.costs.measured import ModelCost
+from pbcompress.errors import CompressionError, ExportMismatchError
+from pbcompress.export.fusion import fuse
+from pbcompress.export.onnx_export import ExportReport, export_onnx
+from pbcompress.onnx_files.session import Latency, Session, interleaved_latency
+from pbcompress.onnx_files.store import size_of
+from pbcompress.planning.width_plan import WidthPlan
+from pbcompress.runs.file_inspection import Inspection, inspect_file
+from pbcompress.training.task import Data, Task
 
 __all__ = ["Deployment", "deploy", "file_notes"]
 

@@ -5,11 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pbcompress.benchmarking import bench
+from pbcompress.comparison.scoring import estimates, file_network, predictions, split_of
 from pbcompress.errors import CompressionError, first_line
-from pbcompress.inspection import inspect_file, misfits
-from pbcompress.scoring import estimates, file_network, predictions, split_of
-from pbcompress.task import Task
+from pbcompress.onnx_files.benchmark import bench
+from pbcompress.runs.file_inspection import inspect_file, misfits
+from pbcompress.training.task import Task
 
 __all__ = ["with_evidence"]
 

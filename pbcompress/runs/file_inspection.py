@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pbcompress.onnxfile import facts_of, measure_onnx, metadata_of, peak_activation_bytes
+from pbcompress.onnx_files.contents import (
+    facts_of,
+    measure_onnx,
+    metadata_of,
+    peak_activation_bytes,
+)
 
 __all__ = ["Inspection", "inspect_file", "misfits"]
 

@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from pbcompress.config import DendriteConfig
-from pbcompress.cuts import LayerCut
-from pbcompress.dendrite import attach_dendrites_, dendrite_layers
+from pbcompress.core.json_documents import parse
+from pbcompress.core.modules import shared_parameter_names
+from pbcompress.core.tensor_files import read_tensors, write_bytes, write_tensors
+from pbcompress.dendrites.layer import attach_dendrites_, dendrite_layers
 from pbcompress.errors import CompressionError, StateMismatchError
-from pbcompress.jsonfile import parse
-from pbcompress.shrinking import shrink_
-from pbcompress.surgery import shared_parameter_names
-from pbcompress.tensorfile import read_tensors, write_bytes, write_tensors
+from pbcompress.pruning.cuts import LayerCut
+from pbcompress.pruning.shrinking import shrink_
 
 __all__ = ["load", "read_state", "save"]
 

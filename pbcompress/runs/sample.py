@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pbcompress.core.modules import as_call, map_tensors, tensors_of, to_device
+from pbcompress.core.tensor_files import read_tensors, write_tensors
 from pbcompress.errors import StateMismatchError
-from pbcompress.surgery import as_call, map_tensors, tensors_of, to_device
-from pbcompress.tensorfile import read_tensors, write_tensors
 
 __all__ = ["SAMPLE_FILE", "Sample", "read_sample", "sample_of", "write_sample"]
 

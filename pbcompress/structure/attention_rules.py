@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pbcompress.coupling import Labels
-from pbcompress.operators import Axes, broadcast, rule
-from pbcompress.sizes import Attribute
-from pbcompress.tracer import Tracer
+from pbcompress.structure.compute_rules import Axes, broadcast, rule
+from pbcompress.structure.labels import Labels
+from pbcompress.structure.sizes import Attribute
+from pbcompress.structure.tracer import Tracer
 
 __all__ = ["attention_layer"]
 

@@ -7,13 +7,13 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from pbcompress.deadline import Deadline
-from pbcompress.families import Families, settle
-from pbcompress.geometry import LayerGeometry
-from pbcompress.slicing import is_plain, named_dimension
-from pbcompress.surgery import Call, shared_parameter_names
-from pbcompress.tracer import Trace
-from pbcompress.tracing import trace
+from pbcompress.core.deadline import Deadline
+from pbcompress.core.modules import Call, shared_parameter_names
+from pbcompress.pruning.slicing import is_plain, named_dimension
+from pbcompress.structure.label_families import Families, settle
+from pbcompress.structure.layer_geometry import LayerGeometry
+from pbcompress.structure.tracer import Trace
+from pbcompress.structure.tracing import trace
 
 __all__ = [
     "Axis",

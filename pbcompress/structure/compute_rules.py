@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from pbcompress.coupling import Labels
-from pbcompress.tracer import Tracer
+from pbcompress.structure.labels import Labels
+from pbcompress.structure.tracer import Tracer
 
 __all__ = ["RULES", "Axes", "broadcast", "rule", "unknown"]
 

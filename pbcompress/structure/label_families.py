@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from pbcompress.sizes import Attribute, Leaf, Size, evaluate, leaves_of
-from pbcompress.tracer import Check, Trace
+from pbcompress.structure.sizes import Attribute, Leaf, Size, evaluate, leaves_of
+from pbcompress.structure.tracer import Check, Trace
 
 __all__ = ["Families", "settle"]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pbcompress.coupling import Labels
-from pbcompress.operators import RULES, Axes, broadcast, rule, unknown
-from pbcompress.tracer import Tracer
+from pbcompress.structure.compute_rules import RULES, Axes, broadcast, rule, unknown
+from pbcompress.structure.labels import Labels
+from pbcompress.structure.tracer import Tracer
 
 __all__ = ["RULES"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pbcompress.coupling import Coupling, Labels
-from pbcompress.sizes import Attribute, Size, leaves_of
+from pbcompress.structure.labels import Coupling, Labels
+from pbcompress.structure.sizes import Attribute, Size, leaves_of
 
 __all__ = ["Check", "Event", "Trace", "Tracer", "UserCall", "Work"]
 

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pbcompress.attention import attention_layer
-from pbcompress.deadline import Deadline
+from pbcompress.core.deadline import Deadline
+from pbcompress.core.modules import Call, seeded, tensors_of
 from pbcompress.errors import CompressionError
-from pbcompress.movement import RULES
-from pbcompress.operators import unknown
-from pbcompress.sizes import Attribute, Reader, Size
-from pbcompress.surgery import Call, seeded, tensors_of
-from pbcompress.tracer import Trace, Tracer, UserCall
+from pbcompress.structure.attention_rules import attention_layer
+from pbcompress.structure.compute_rules import unknown
+from pbcompress.structure.shape_rules import RULES
+from pbcompress.structure.sizes import Attribute, Reader, Size
+from pbcompress.structure.tracer import Trace, Tracer, UserCall
 
 __all__ = ["plain_kernels", "trace"]
 

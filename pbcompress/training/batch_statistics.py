@@ -9,9 +9,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pbcompress.core.modules import channel_axis, device_of, preserved_mode, rest_, seeded
 from pbcompress.errors import CompressionError
-from pbcompress.surgery import channel_axis, device_of, preserved_mode, rest_, seeded
-from pbcompress.task import Batches, Data, Task, check_loss, check_split, moved, seeded_generators
+from pbcompress.training.task import (
+    Batches,
+    Data,
+    Task,
+    check_loss,
+    check_split,
+    moved,
+    seeded_generators,
+)
 
 __all__ = ["Sample", "gradients", "input_variances", "reestimate_batchnorm_"]
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pbcompress.config import RecoveryConfig
+from pbcompress.core.modules import preserved_mode
 from pbcompress.errors import CompressionError
-from pbcompress.surgery import preserved_mode
-from pbcompress.task import Task
+from pbcompress.training.task import Task
 
 __all__ = ["Objective", "distillation_loss", "feature_loss", "make_objective"]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pbcompress.config import RecoveryConfig
+from pbcompress.core.modules import device_of
 from pbcompress.errors import CompressionError, first_line
-from pbcompress.surgery import device_of
 
 __all__ = ["Engine", "choose_device", "make_engine", "world_size"]
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pbcompress.config import RecoveryConfig
-from pbcompress.distillation import Objective
-from pbcompress.engine import Engine
+from pbcompress.core.modules import device_of, preserved_mode, seeded
 from pbcompress.errors import CompressionError, DivergedError
-from pbcompress.surgery import device_of, preserved_mode, seeded
-from pbcompress.task import (
+from pbcompress.training.distillation import Objective
+from pbcompress.training.engine import Engine
+from pbcompress.training.task import (
     Batches,
     Task,
     batch_count,

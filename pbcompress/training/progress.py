@@ -5,7 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pbcompress.training import Callback
+from pbcompress.training.loop import Callback
 
 __all__ = ["ProgressBar"]
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from pbcompress.core.modules import Call, copy_model, map_tensors, seeded
 from pbcompress.errors import CompressionError
-from pbcompress.surgery import Call, copy_model, map_tensors, seeded
 
 __all__ = [
     "Batches",

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from pbcompress import Task, WidthPlan, load
-from pbcompress.cli import main
-from pbcompress.onnxfile import metadata_of
-from pbcompress.tensorfile import write_tensors
+from pbcompress.cli.main import main
+from pbcompress.core.tensor_files import write_tensors
+from pbcompress.onnx_files.contents import metadata_of
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "demo",
     "compress",
@@ -271,7 +271,14 @@ def test_a_wrong_recipe_says_what_is_wrong(change, sentence, tmp_path, capsys):
 def test_demo_runs_in_its_own_process_and_repeats_its_numbers(tmp_path):
     outputs = []
     for name in ("a", "b"):
-        command = [sys.executable, "-m", "pbcompress.cli", "demo", "--out", str(tmp_path / name)]
+        command = [
+            sys.executable,
+            "-m",
+            "pbcompress.cli.main",
+            "demo",
+            "--out",
+            str(tmp_path / name),
+        ]
         subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=280)
         outputs.append((tmp_path / name / "weights.safetensors").read_bytes())
         assert (tmp_path / name / "model.onnx").is_file()
@@ -282,7 +289,13 @@ def test_demo_runs_in_its_own_process_and_repeats_its_numbers(tmp_path):
 @pytest.mark.slow
 def test_a_process_killed_at_any_moment_goes_on_to_the_same_weights(tmp_path):
     (tmp_path / "recipe.toml").write_text(RECIPE.replace("epochs = 2", "epochs = 12"))
-    command = [sys.executable, "-m", "pbcompress.cli", "compress", str(tmp_path / "recipe.toml")]
+    command = [
+        sys.executable,
+        "-m",
+        "pbcompress.cli.main",
+        "compress",
+        str(tmp_path / "recipe.toml"),
+    ]
 
     def attempt(folder, seconds):
         process = subprocess.Popen(

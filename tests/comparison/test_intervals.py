@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pbcompress.intervals import Estimate, bootstrap, change_of_hits, mcnemar, share_of_hits, wilson
+from pbcompress.comparison.intervals import (
+    Estimate,
+    bootstrap,
+    change_of_hits,
+    mcnemar,
+    share_of_hits,
+    wilson,
+)
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -98,7 +105,7 @@ def test_a_metric_without_a_value_on_some_draws_has_no_interval_and_says_why():
 
 
 def test_a_slow_metric_has_no_interval(monkeypatch):
-    monkeypatch.setattr("pbcompress.intervals.MAX_SECONDS", 0.0)
+    monkeypatch.setattr("pbcompress.comparison.intervals.MAX_SECONDS", 0.0)
     values, _ = bootstrap(lambda network, index: 1.0, 1, 10)
     assert values[0].low is None
     assert "took too long" in values[0].method

@@ -6,7 +6,6 @@ import math
 import tempfile
 from dataclasses import replace
 
-import hostile
 import numpy as np
 import onnxruntime
 import pytest
@@ -25,11 +24,12 @@ from pbcompress import (
     fuse,
     measure,
 )
-from pbcompress.cli import main
-from pbcompress.intervals import wilson
-from pbcompress.onnxfile import measure_onnx, peak_activation_bytes
-from pbcompress.scoring import Parity, paired_change, parity
-from pbcompress.training import evaluate
+from pbcompress.cli.main import main
+from pbcompress.comparison.intervals import wilson
+from pbcompress.comparison.scoring import Parity, paired_change, parity
+from pbcompress.onnx_files.contents import measure_onnx, peak_activation_bytes
+from pbcompress.training.loop import evaluate
+from tests.support import hostile_files as hostile
 
 
 def network(width: int) -> nn.Module:
@@ -69,7 +69,7 @@ def files(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _no_processes(monkeypatch):
     """Leave out the process that measures memory; `whole` and `bare` are made with it."""
-    monkeypatch.setattr("pbcompress.comparing.peak_memory", lambda *_: None)
+    monkeypatch.setattr("pbcompress.comparison.side_by_side.peak_memory", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import pbcompress as pb
-from pbcompress.deadline import Deadline
+from pbcompress.core.deadline import Deadline
 
 
 def test_a_deadline_raises_only_when_its_time_is_over():

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pbcompress.errors import CompressionError
-from pbcompress.surgery import (
+from pbcompress.core.modules import (
     as_call,
     channel_axis,
     copy_model,
@@ -23,6 +22,7 @@ from pbcompress.surgery import (
     single_sample,
     to_device,
 )
+from pbcompress.errors import CompressionError
 
 
 def states():

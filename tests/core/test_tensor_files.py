@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pbcompress.core.tensor_files import read_tensors, write_bytes, write_tensors
 from pbcompress.errors import CompressionError, StateMismatchError
-from pbcompress.tensorfile import read_tensors, write_bytes, write_tensors
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
 DTYPES += [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]

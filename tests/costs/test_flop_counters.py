@@ -3,20 +3,20 @@
 import math
 import sys
 
-import hard_nets
 import numpy as np
 import onnx
 import pytest
 import torch
-from nets import CASES, vectors
 from onnx import TensorProto, helper, numpy_helper
-from test_measure import LAYERS
 from torch import nn
 from torch.nn import functional
 
 from pbcompress import ModelCost, export_onnx, fuse, measure
-from pbcompress.counting import LayerCost, by_kind, explain, gaps, side_by_side
-from pbcompress.onnxfile import measure_onnx
+from pbcompress.costs.flop_counters import LayerCost, by_kind, explain, gaps, side_by_side
+from pbcompress.onnx_files.contents import measure_onnx
+from tests.costs.test_measured import LAYERS
+from tests.support import hard_nets
+from tests.support.nets import CASES, vectors
 
 FLOAT, INT8, UINT8 = TensorProto.FLOAT, TensorProto.INT8, TensorProto.UINT8
 
@@ -157,7 +157,7 @@ def test_a_network_that_the_second_counter_cannot_run_has_no_second_count(monkey
     def refuse(*_, **__):
         raise RuntimeError("no counter")
 
-    monkeypatch.setattr(sys.modules["pbcompress.measure"], "FlopCounterMode", refuse)
+    monkeypatch.setattr(sys.modules["pbcompress.costs.measured"], "FlopCounterMode", refuse)
     cost = measure(nn.Linear(10, 4), vectors(1))
     assert (cost.flops, cost.dispatched, cost.explanation) == (40, None, "")
 

@@ -6,12 +6,11 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import CASES
 
-from pbcompress.calibration import Calibration, layer_kinds
-from pbcompress.costs import CostModel
-from pbcompress.grouping import find_groups
-from pbcompress.latency import (
+from pbcompress.core.modules import as_call, copy_model, single_sample
+from pbcompress.costs.closed_form import CostModel
+from pbcompress.costs.exported_model import Calibration, layer_kinds
+from pbcompress.costs.latency_model import (
     PROBE_WIDTHS,
     LatencyModel,
     LayerFit,
@@ -22,7 +21,8 @@ from pbcompress.latency import (
     fit_layer,
     layer_works,
 )
-from pbcompress.surgery import as_call, copy_model, single_sample
+from pbcompress.structure.channel_groups import find_groups
+from tests.support.nets import CASES
 
 POSITIVE = st.floats(0.01, 10)
 

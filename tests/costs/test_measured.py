@@ -7,11 +7,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from nets import CASES, images, vectors
 from torch import nn
 
+from pbcompress.costs.measured import measure
 from pbcompress.errors import CompressionError
-from pbcompress.measure import measure
+from tests.support.nets import CASES, images, vectors
 
 # layer, input shape without batch, parameters, FLOPs; each by hand
 LAYERS = {

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import pbcompress as pb
-from pbcompress.dendrite import dendrite_layers
+from pbcompress.dendrites.attention_projections import OpenAttention
+from pbcompress.dendrites.forms import growable_layers
+from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.errors import CompressionError, UnsupportedLayerError
-from pbcompress.forms import growable_layers
-from pbcompress.projections import OpenAttention
-from pbcompress.runtime import Session
+from pbcompress.onnx_files.session import Session
 
 L, S, N, E, HEADS = 5, 4, 3, 8, 2
 BOOLS = (False, True)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pbcompress.correlation import (
+from pbcompress.dendrites.correlation import (
     COUNT,
     GAIN,
     SLOPE,
@@ -23,7 +23,7 @@ from pbcompress.correlation import (
     listen,
     score_leaf,
 )
-from pbcompress.positions import Window
+from pbcompress.dendrites.positions import Window
 
 SHAPES = [(2, 1), (3, 2), (7, 3), (50, 4)]
 EXTREMES = [1e-30, 1e-12, 1e-6, 1.0, 1e6, 1e30]
@@ -207,8 +207,8 @@ class Together:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._barrier, self._parts = Barrier(2), list[Tensor]()
-        monkeypatch.setattr("pbcompress.correlation.process_count", lambda: 2)
-        monkeypatch.setattr("pbcompress.correlation._total", self._total)
+        monkeypatch.setattr("pbcompress.dendrites.correlation.process_count", lambda: 2)
+        monkeypatch.setattr("pbcompress.dendrites.correlation._total", self._total)
 
     def _total(self, values: Tensor) -> Tensor:
         self._parts.append(values)

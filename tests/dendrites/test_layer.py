@@ -6,22 +6,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference import CASES, FORMS, KINDS, config_of, inputs_of, loss_of, network_of, numbers, shake
 from torch import Tensor, nn
 
 from pbcompress import fuse, load
-from pbcompress.checkpoint import save
 from pbcompress.config import DendriteConfig
-from pbcompress.correlation import COUNT, R
-from pbcompress.dendrite import (
+from pbcompress.core.modules import parameter_count
+from pbcompress.dendrites.correlation import COUNT, R
+from pbcompress.dendrites.forms import growable_layers, set_params
+from pbcompress.dendrites.layer import (
     attach_dendrites_,
     dendrite_layers,
     detach_dendrites_,
 )
 from pbcompress.errors import CompressionError, UnsupportedLayerError
-from pbcompress.forms import growable_layers, set_params
-from pbcompress.geometry import LayerGeometry
-from pbcompress.surgery import parameter_count
+from pbcompress.runs.run_state import save
+from pbcompress.structure.layer_geometry import LayerGeometry
+from tests.support.reference import (
+    CASES,
+    FORMS,
+    KINDS,
+    config_of,
+    inputs_of,
+    loss_of,
+    network_of,
+    numbers,
+    shake,
+)
 
 
 def test_detaching_more_than_there_is_detaches_all() -> None:

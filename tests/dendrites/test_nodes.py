@@ -8,19 +8,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import KINDS, config_of, grown, inputs_of
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pbcompress import attach_dendrites_, cycles, fuse, load, measure
-from pbcompress.checkpoint import save
 from pbcompress.config import CompressConfig, DendriteConfig, Form, RecoveryConfig
-from pbcompress.correlation import COUNT, GAIN, SLOPE, R, node_scores
-from pbcompress.dendrite import DendriteLayer, dendrite_layers
-from pbcompress.forms import GroupedLinear, set_params
-from pbcompress.geometry import LayerGeometry
-from pbcompress.nodes import Slots, adopt_nodes_, groups_of
-from pbcompress.selection import accept_, selected
+from pbcompress.dendrites.correlation import COUNT, GAIN, SLOPE, R, node_scores
+from pbcompress.dendrites.forms import GroupedLinear, set_params
+from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
+from pbcompress.dendrites.nodes import Slots, adopt_nodes_, groups_of
+from pbcompress.recovery.node_selection import accept_, selected
+from pbcompress.runs.run_state import save
+from pbcompress.structure.layer_geometry import LayerGeometry
+from tests.support.reference import KINDS, config_of, grown, inputs_of
 
 FORMS = get_args(Form)
 CASES = [

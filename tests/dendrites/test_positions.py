@@ -8,14 +8,23 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from reference import CASES, FORMS, KINDS, config_of, grown, inputs_of, loss_of, network_of
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import pbcompress as pb
-from pbcompress.correlation import R, correlate
-from pbcompress.dendrite import DendriteLayer, attach_dendrites_, dendrite_layers
-from pbcompress.positions import Window, position_axes
+from pbcompress.dendrites.correlation import R, correlate
+from pbcompress.dendrites.layer import DendriteLayer, attach_dendrites_, dendrite_layers
+from pbcompress.dendrites.positions import Window, position_axes
+from tests.support.reference import (
+    CASES,
+    FORMS,
+    KINDS,
+    config_of,
+    grown,
+    inputs_of,
+    loss_of,
+    network_of,
+)
 
 POSITIONED = [
     kind

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import pbcompress as pb
-from pbcompress import export as export_module
 from pbcompress.errors import ExportMismatchError
+from pbcompress.export import onnx_export as export_module
 
 
 class Residual(nn.Module):

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pbcompress import CompressionError, export_onnx
-from pbcompress.axes import FreeAxis, Inputs, leaf_names, other_sizes, resized
-from pbcompress.onnxfile import measure_onnx
-from pbcompress.onnxstore import example_sizes
-from pbcompress.runtime import Session
-from pbcompress.translation import translate
+from pbcompress.export.free_axes import FreeAxis, Inputs, leaf_names, other_sizes, resized
+from pbcompress.export.translation import translate
+from pbcompress.onnx_files.contents import measure_onnx
+from pbcompress.onnx_files.session import Session
+from pbcompress.onnx_files.store import example_sizes
 
 
 class Pooled(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 
 from pbcompress import DendriteConfig, attach_dendrites_, fuse
 from pbcompress.config import Form
-from pbcompress.export import write_onnx
+from pbcompress.export.onnx_export import write_onnx
 
 FORMS = get_args(Form)
 SETS = (1, 2)

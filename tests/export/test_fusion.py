@@ -9,8 +9,8 @@ from torch import nn
 
 from pbcompress import DendriteConfig, attach_dendrites_, fuse
 from pbcompress.config import Form
-from pbcompress.dendrite import dendrite_layers
-from pbcompress.fused import FusedDendriteLayer
+from pbcompress.dendrites.layer import dendrite_layers
+from pbcompress.export.fused_layer import FusedDendriteLayer
 
 FORMS = get_args(Form)
 LAYERS = {

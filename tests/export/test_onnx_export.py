@@ -19,10 +19,10 @@ from pbcompress import (
     fuse,
     measure,
 )
-from pbcompress import runtime as runtime_module
-from pbcompress.onnxfile import measure_onnx, metadata_of
-from pbcompress.runtime import Session, interleaved_latency
-from pbcompress.versions import version_of
+from pbcompress.core.versions import version_of
+from pbcompress.onnx_files import session as runtime_module
+from pbcompress.onnx_files.contents import measure_onnx, metadata_of
+from pbcompress.onnx_files.session import Session, interleaved_latency
 
 INPUTS = {
     "cnn1d": (1, 6, 40),

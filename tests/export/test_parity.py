@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress import Data, ExportMismatchError, Task, export_onnx
-from pbcompress import export as export_module
-from pbcompress import parity as parity_module
-from pbcompress.axes import Inputs
 from pbcompress.errors import CompressionError
-from pbcompress.parity import _gap
-from pbcompress.runtime import Session
+from pbcompress.export import onnx_export as export_module
+from pbcompress.export import parity as parity_module
+from pbcompress.export.free_axes import Inputs
+from pbcompress.export.parity import _gap
+from pbcompress.onnx_files.session import Session
 
 
 class Cancelling(nn.Module):

@@ -6,7 +6,6 @@ import zipfile
 
 import pytest
 import torch
-from test_export import INPUTS, Fickle, Named, grown, zoo_inputs
 from torch import nn
 
 import model_zoo
@@ -17,7 +16,8 @@ from pbcompress import (
     fuse,
     save_spec,
 )
-from pbcompress.tensorfile import write_tensors
+from pbcompress.core.tensor_files import write_tensors
+from tests.export.test_onnx_export import INPUTS, Fickle, Named, grown, zoo_inputs
 
 FORMS = ("full", "grouped", "lowrank", "shared", "tied")
 WRITERS = {".pt2": export_pt2, ".safetensors": save_spec}

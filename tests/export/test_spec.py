@@ -6,14 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hard_nets
-import nets
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_export import INPUTS
-from test_program import FORMS, keep_outputs, networks
 from torch import nn
 
 from pbcompress import (
@@ -25,15 +21,18 @@ from pbcompress import (
     load_spec,
     save_spec,
 )
-from pbcompress.aten import ATEN, PYTHON, operation
-from pbcompress.graphnet import VERSION
-from pbcompress.tensorfile import read_tensors, write_tensors
+from pbcompress.core.tensor_files import read_tensors, write_tensors
+from pbcompress.export.spec_network import VERSION
+from pbcompress.export.spec_operations import ATEN, PYTHON, operation
+from tests.export.test_onnx_export import INPUTS
+from tests.export.test_pt2 import FORMS, keep_outputs, networks
+from tests.support import hard_nets, nets
 
 # Loads every file in a process that knows no network of this project, and tells what it does.
 STRANGER = """
 import sys, torch
 from pathlib import Path
-import pbcompress, pbcompress.graphnet
+import pbcompress, pbcompress.export.spec_network
 from safetensors.torch import load_file
 torch.set_num_threads(1)
 unsafe = []

@@ -16,13 +16,13 @@ from transformers import Trainer, TrainingArguments
 
 from pbcompress import CompressConfig, CompressionError, Data, DivergedError, cycles, recover_
 from pbcompress.config import DendriteConfig, RecoveryConfig
-from pbcompress.dendrite import dendrite_layers
+from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.integrations.lightning import GrowthCallback
 from pbcompress.integrations.tensorboard import TensorBoard
 from pbcompress.integrations.transformers import grow_with_trainer
-from pbcompress.phases import PhaseKind
+from pbcompress.recovery.policy import PhaseKind
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EXAMPLES = {
     "loop_plain.py": "neuron phase 2",
     "loop_accelerate.py": "sets, loss",

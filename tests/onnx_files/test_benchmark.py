@@ -10,13 +10,13 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import pbcompress as pb
-from pbcompress import onnxfile
-from pbcompress.cli import main
+from pbcompress.cli.main import main
 from pbcompress.config import Form
 from pbcompress.errors import CompressionError, StateMismatchError
-from pbcompress.onnxfile import measure_onnx, node_owners, peak_activation_bytes
-from pbcompress.quantization import Quantizer
-from pbcompress.runtime import Session, peak_memory
+from pbcompress.onnx_files import contents as onnxfile
+from pbcompress.onnx_files.contents import measure_onnx, node_owners, peak_activation_bytes
+from pbcompress.onnx_files.session import Session, peak_memory
+from pbcompress.quantization.converter import Quantizer
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,18 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from pbcompress import CompressionError, StateMismatchError, export_onnx
-from pbcompress import export as export_module
-from pbcompress.axes import Inputs
-from pbcompress.benchmarking import bench
-from pbcompress.onnxfile import facts_of, measure_onnx, metadata_of, peak_activation_bytes
-from pbcompress.onnxstore import files_of, install, load, relabel, save, size_of
-from pbcompress.runtime import Session
-from pbcompress.translation import translate
+from pbcompress.export import onnx_export as export_module
+from pbcompress.export.free_axes import Inputs
+from pbcompress.export.translation import translate
+from pbcompress.onnx_files.benchmark import bench
+from pbcompress.onnx_files.contents import (
+    facts_of,
+    measure_onnx,
+    metadata_of,
+    peak_activation_bytes,
+)
+from pbcompress.onnx_files.session import Session
+from pbcompress.onnx_files.store import files_of, install, load, relabel, save, size_of
 
 
 def graph_file(path: Path, *weights: TensorProto) -> Path:

@@ -28,12 +28,12 @@ from pbcompress import (
     compress,
     export_onnx,
     package,
-    packaging,
 )
-from pbcompress.cli import main
-from pbcompress.sample import read_sample
+from pbcompress.cli.main import main
+from pbcompress.packaging import folder as packaging
+from pbcompress.runs.sample import read_sample
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILES = ["README.md", "SHA256SUMS", "config.json", "model.onnx", "run.mjs", "run.py", "sample.npz"]
 CARD = CardConfig(
     license="apache-2.0",
@@ -211,7 +211,7 @@ def test_what_is_not_known_is_said_and_left_out_of_the_head(tmp_path):
 
 @pytest.mark.parametrize("value", [0.5, 1e-7, 1e22, 3.0, -2.5e-9])
 def test_numbers_of_the_head_are_numbers_of_yaml(value):
-    from pbcompress.card import _yaml
+    from pbcompress.packaging.model_card import _yaml
 
     assert yaml.safe_load("\n".join(_yaml({"a": [{"b": value}]}))) == {"a": [{"b": value}]}
 

@@ -9,21 +9,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import CASES
 from torch import nn
 
 from pbcompress import WidthConfig, plan_widths
-from pbcompress.allocation import FILL_GOAL, allocate, narrowest
-from pbcompress.bounds import Bounds
-from pbcompress.costs import CostModel, parameter_costs, work_costs
-from pbcompress.cuts import LayerCut, cut_all_
-from pbcompress.geometry import LayerGeometry, is_depthwise
-from pbcompress.grouping import Axis, ChannelGroup, Member, find_groups
-from pbcompress.importance import unit_scores
-from pbcompress.measure import measure
-from pbcompress.preferences import preference_of
-from pbcompress.slicing import dimension_size
-from pbcompress.surgery import as_call, copy_model, single_sample
+from pbcompress.core.modules import as_call, copy_model, single_sample
+from pbcompress.costs.closed_form import CostModel, parameter_costs, work_costs
+from pbcompress.costs.loads import Bounds
+from pbcompress.costs.measured import measure
+from pbcompress.planning.allocation import FILL_GOAL, allocate, narrowest
+from pbcompress.planning.importance import unit_scores
+from pbcompress.planning.proportions import preference_of
+from pbcompress.pruning.cuts import LayerCut, cut_all_
+from pbcompress.pruning.slicing import dimension_size
+from pbcompress.structure.channel_groups import Axis, ChannelGroup, Member, find_groups
+from pbcompress.structure.layer_geometry import LayerGeometry, is_depthwise
+from tests.support.nets import CASES
 
 ALLOCATIONS = ("uniform", "balanced", "global")
 LAYERS = [

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import CASES
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,11 +22,12 @@ from pbcompress import (
     compress,
     plan_widths,
 )
-from pbcompress.geometry import is_depthwise
-from pbcompress.grouping import find_groups
-from pbcompress.importance import unit_scores
-from pbcompress.statistics import Sample
-from pbcompress.surgery import as_call, copy_model
+from pbcompress.core.modules import as_call, copy_model
+from pbcompress.planning.importance import unit_scores
+from pbcompress.structure.channel_groups import find_groups
+from pbcompress.structure.layer_geometry import is_depthwise
+from pbcompress.training.batch_statistics import Sample
+from tests.support.nets import CASES
 
 WITH_DATA = ("taylor", "variance", "fisher")
 CRITERIA = ("magnitude", "bn_scale", *WITH_DATA)

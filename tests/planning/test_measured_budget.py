@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from nets import CASES
 from torch import nn
 
 from pbcompress import (
@@ -20,13 +19,14 @@ from pbcompress import (
     plan_widths,
     shrink,
 )
-from pbcompress.budgets import MeasuredBudget, confirmed, fastest
-from pbcompress.export import write_onnx
-from pbcompress.latency import Measured, Rounding
-from pbcompress.search import Request
-from pbcompress.shipping import Workshop
-from pbcompress.surgery import as_call, copy_model, single_sample
-from pbcompress.widths import _Planner
+from pbcompress.core.modules import as_call, copy_model, single_sample
+from pbcompress.costs.latency_model import Measured, Rounding
+from pbcompress.export.onnx_export import write_onnx
+from pbcompress.planning.exported_candidates import Workshop
+from pbcompress.planning.measured_budget import MeasuredBudget, confirmed, fastest
+from pbcompress.planning.planner import _Planner
+from pbcompress.planning.width_search import Request
+from tests.support.nets import CASES
 
 BLOCK = 4
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nets import CASES, images, vectors
 from torch import nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
@@ -31,8 +30,9 @@ from pbcompress import (
     shrink_,
 )
 from pbcompress.config import Form
-from pbcompress.dendrite import attach_dendrites_
+from pbcompress.dendrites.layer import attach_dendrites_
 from pbcompress.errors import CompressionError, StateMismatchError, TargetUnreachableError
+from tests.support.nets import CASES, images, vectors
 
 SHARES, ALLOCATIONS, ROUNDS = (0.7, 0.5, 0.25), ("uniform", "balanced", "global"), (1, 4)
 UNREACHABLE = {("concat of three", 0.25, 4), ("reused norm", 0.25, 4)}  # 12 of 30, 4 of 16 stay

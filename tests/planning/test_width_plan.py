@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import CASES, images, vectors
 from torch import nn
 
 from pbcompress import (
@@ -26,7 +25,8 @@ from pbcompress import (
     plan_widths,
     shrink,
 )
-from pbcompress.explain import reasons_text
+from pbcompress.planning.explanation import reasons_text
+from tests.support.nets import CASES, images, vectors
 
 every_net = pytest.mark.parametrize("name", CASES)
 CONFIG = CompressConfig(

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pbcompress import CompressConfig, CompressionError, Data, Task, cycles, recover_
 from pbcompress.config import DendriteConfig, RecoveryConfig
-from pbcompress.dendrite import attach_dendrites_, dendrite_layers, detach_dendrites_
-from pbcompress.phases import PhaseKind
+from pbcompress.dendrites.layer import attach_dendrites_, dendrite_layers, detach_dendrites_
+from pbcompress.recovery.policy import PhaseKind
 
 
 class Net(nn.Module):

@@ -5,11 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import distributed_run
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+from tests.support import distributed_run
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

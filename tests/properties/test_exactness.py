@@ -10,7 +10,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from reference import (
+from torch import Tensor, nn
+
+from pbcompress.dendrites.correlation import COUNT, R
+from pbcompress.dendrites.layer import (
+    DendriteLayer,
+    attach_dendrites_,
+    dendrite_layers,
+    detach_dendrites_,
+)
+from pbcompress.dendrites.signals import ACTIVATIONS
+from tests.support.reference import (
     ALL,
     CASES,
     FORMS,
@@ -28,16 +38,6 @@ from reference import (
     output,
     shake,
 )
-from torch import Tensor, nn
-
-from pbcompress.correlation import COUNT, R
-from pbcompress.dendrite import (
-    DendriteLayer,
-    attach_dendrites_,
-    dendrite_layers,
-    detach_dendrites_,
-)
-from pbcompress.signals import ACTIVATIONS
 
 
 def test_the_lists_of_cases_are_whole() -> None:

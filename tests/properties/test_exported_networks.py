@@ -6,18 +6,18 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from hard_nets import NETS
-from nets import CASES
-from test_export import INPUTS, TEXTS
 from torch import nn
 
 import model_zoo
 from pbcompress import DendriteConfig, attach_dendrites_, export_onnx, fuse, plan_widths, shrink
-from pbcompress.axes import Inputs
 from pbcompress.config import Form, Rule
+from pbcompress.core.modules import as_call
 from pbcompress.errors import CompressionError
-from pbcompress.runtime import Session
-from pbcompress.surgery import as_call
+from pbcompress.export.free_axes import Inputs
+from pbcompress.onnx_files.session import Session
+from tests.export.test_onnx_export import INPUTS, TEXTS
+from tests.support.hard_nets import NETS
+from tests.support.nets import CASES
 
 FORMS, RULES = get_args(Form), get_args(Rule)
 ZOO = {name: (2, *shape[1:]) for name, shape in INPUTS.items()}

@@ -6,7 +6,6 @@ from functools import cache
 
 import pytest
 import torch
-from hard_nets import NETS
 from torch import nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
@@ -21,7 +20,8 @@ from pbcompress import (
     shrink_,
 )
 from pbcompress.errors import TargetUnreachableError
-from pbcompress.tracing import plain_kernels
+from pbcompress.structure.tracing import plain_kernels
+from tests.support.hard_nets import NETS
 
 every_net = pytest.mark.parametrize("name", NETS)
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from nets import images, vectors
-from test_hard_nets import count, double, reference, run, smallest_or
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pbcompress import measure, plan_widths, shrink
+from pbcompress.core.modules import tensors_of
 from pbcompress.errors import TargetUnreachableError
-from pbcompress.surgery import tensors_of
+from tests.properties.test_hard_networks import count, double, reference, run, smallest_or
+from tests.support.nets import images, vectors
 
 
 class Net(nn.Module):

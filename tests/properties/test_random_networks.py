@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_hard_nets import count, double, reference, run
 from torch import nn
 from torch.nn import functional
 
 from pbcompress import CompressConfig, WidthConfig, measure, plan_widths, shrink
 from pbcompress.errors import TargetUnreachableError
+from tests.properties.test_hard_networks import count, double, reference, run
 
 
 class Attention(nn.Module):

@@ -11,13 +11,13 @@ import re
 
 import pytest
 import torch
-from nets import CASES, Net, images, vectors
 from safetensors.torch import load_file, save_file
-from test_hard_nets import count, double, reference, run, smallest_or
 from torch import nn
 from torch.nn import functional
 
 from pbcompress import CompressConfig, LayerCut, WidthConfig, measure, plan_widths, shrink, shrink_
+from tests.properties.test_hard_networks import count, double, reference, run, smallest_or
+from tests.support.nets import CASES, Net, images, vectors
 
 
 def conv(inputs, outputs):

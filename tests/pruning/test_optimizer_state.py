@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from nets import CASES, vectors
 from torch import nn
 from torch.optim import Optimizer
 
 from pbcompress import CompressionError, StateMismatchError, plan_widths, shrink_
+from tests.support.nets import CASES, vectors
 
 # every choice that adds a kind of state, by class
 BY_ELEMENT = {

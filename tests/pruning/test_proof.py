@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nets import CASES
 from torch import nn
 from torch.nn import functional
 
-from pbcompress.cuts import cut_all_
-from pbcompress.grouping import find_groups
-from pbcompress.proof import proof_failure
-from pbcompress.search import cuts_of
-from pbcompress.surgery import as_call, copy_model, map_tensors, parameter_count, single_sample
+from pbcompress.core.modules import as_call, copy_model, map_tensors, parameter_count, single_sample
+from pbcompress.planning.width_search import cuts_of
+from pbcompress.pruning.cuts import cut_all_
+from pbcompress.pruning.proof import proof_failure
+from pbcompress.structure.channel_groups import find_groups
+from tests.support.nets import CASES
 
 
 class Heads(nn.Module):

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from pbcompress.cuts import LayerCut, cut_all_
-from pbcompress.slicing import cut_, dimension_size, is_plain, named_dimension
+from pbcompress.pruning.cuts import LayerCut, cut_all_
+from pbcompress.pruning.slicing import cut_, dimension_size, is_plain, named_dimension
 
 PLAIN = {
     "linear": (nn.Linear(6, 4), ("out", "in")),

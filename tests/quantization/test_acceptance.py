@@ -8,18 +8,20 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from test_int8 import network
 from torch import nn
 
 import pbcompress as pb
-from pbcompress import int8, precision, quantization
+from pbcompress.core.modules import as_call
 from pbcompress.errors import CompressionError
-from pbcompress.fakequant import train_quantized
-from pbcompress.int8 import Int8Search, OnnxNetwork, calibration_feeds
-from pbcompress.onnxfile import metadata_of
-from pbcompress.quantization import METHODS, Quantizer, weight_bits
-from pbcompress.runtime import Latency
-from pbcompress.surgery import as_call
+from pbcompress.onnx_files.contents import metadata_of
+from pbcompress.onnx_files.session import Latency
+from pbcompress.quantization import acceptance as precision
+from pbcompress.quantization import converter as quantization
+from pbcompress.quantization import int8_search as int8
+from pbcompress.quantization.converter import METHODS, Quantizer, weight_bits
+from pbcompress.quantization.int8_search import Int8Search, OnnxNetwork, calibration_feeds
+from pbcompress.quantization.rounding_aware import train_quantized
+from tests.quantization.test_int8_search import network
 
 
 def data_of(model: nn.Module) -> pb.Data:

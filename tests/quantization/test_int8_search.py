@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pbcompress as pb
-from pbcompress import int8
 from pbcompress.errors import CompressionError
-from pbcompress.int8 import OnnxNetwork, _by_harm
-from pbcompress.onnxfile import metadata_of
-from pbcompress.quantization import Quantizer
-from pbcompress.runtime import Latency
+from pbcompress.onnx_files.contents import metadata_of
+from pbcompress.onnx_files.session import Latency
+from pbcompress.quantization import int8_search as int8
+from pbcompress.quantization.converter import Quantizer
+from pbcompress.quantization.int8_search import OnnxNetwork, _by_harm
 
 
 def network() -> nn.Sequential:

@@ -8,11 +8,11 @@ from onnx import numpy_helper
 from torch import nn
 
 import pbcompress as pb
+from pbcompress.core.modules import as_call
 from pbcompress.errors import CompressionError
-from pbcompress.fakequant import fake_quantized, observe_, train_quantized
-from pbcompress.quantization import Quantizer, weight_bits
-from pbcompress.runtime import Session
-from pbcompress.surgery import as_call
+from pbcompress.onnx_files.session import Session
+from pbcompress.quantization.converter import Quantizer, weight_bits
+from pbcompress.quantization.rounding_aware import fake_quantized, observe_, train_quantized
 
 LAYERS = {
     "linear": (nn.Linear(6, 5), (8, 6)),

@@ -10,14 +10,14 @@ import onnx
 import pytest
 
 from model_zoo.datasets import load_loaders
-from pbcompress.cli import main
+from pbcompress.cli.main import main
 from pbcompress.config import CompressConfig
-from pbcompress.onnxfile import measure_onnx, metadata_of
-from pbcompress.recipe import Recipe
-from pbcompress.runtime import Session
-from pbcompress.zoo import Entry, entries
+from pbcompress.onnx_files.contents import measure_onnx, metadata_of
+from pbcompress.onnx_files.session import Session
+from pbcompress.recipes.recipe import Recipe
+from pbcompress.recipes.zoo import Entry, entries
 
-FOLDER = Path(__file__).parent.parent / "model_zoo" / "recipes"
+FOLDER = Path(__file__).parents[2] / "model_zoo" / "recipes"
 ENTRIES = {entry.name: entry for entry in entries(FOLDER)}
 FINISHED = {name: entry for name, entry in ENTRIES.items() if entry.result()}
 BUNDLED = [

@@ -9,17 +9,17 @@ from torch import nn
 from torch.nn import functional
 
 from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
-from pbcompress.cycles import cycles
-from pbcompress.dendrite import attach_dendrites_, dendrite_layers, detach_dendrites_
+from pbcompress.dendrites.layer import attach_dendrites_, dendrite_layers, detach_dendrites_
 from pbcompress.errors import CompressionError, DivergedError
-from pbcompress.initialization import initialize_candidates_
-from pbcompress.observation import observe
-from pbcompress.patches import patches
-from pbcompress.phases import PhaseKind
-from pbcompress.recovery import Checkpoint, recover_
-from pbcompress.statistics import Sample
-from pbcompress.task import Data, Task
-from pbcompress.training import Callback
+from pbcompress.recovery.initialization import initialize_candidates_
+from pbcompress.recovery.layer_reading import patches
+from pbcompress.recovery.observation import observe
+from pbcompress.recovery.phase_cycles import cycles
+from pbcompress.recovery.policy import PhaseKind
+from pbcompress.recovery.recover import Checkpoint, recover_
+from pbcompress.training.batch_statistics import Sample
+from pbcompress.training.loop import Callback
+from pbcompress.training.task import Data, Task
 
 PLANTED = Task(loss=lambda y, error: (y * error).sum(), metric=lambda y, error: y.mean())
 """A task whose dLoss/dOutput is the target: the error is planted."""
@@ -318,7 +318,7 @@ def test_transposed_layers_and_layers_without_error_keep_their_weights():
 
 
 def test_many_wide_layers_are_observed_in_several_passes(monkeypatch):
-    monkeypatch.setattr("pbcompress.observation._ELEMENTS", 400)
+    monkeypatch.setattr("pbcompress.recovery.observation._ELEMENTS", 400)
     net = nn.Sequential(*[nn.Linear(4, 4) for _ in range(9)])
     attach_dendrites_(net)
     runs = []
@@ -361,7 +361,7 @@ def test_recovery_begins_dendrite_phases_with_it_in_the_first_candidate(monkeypa
             now = [b.state_dict() for b, _ in layer.pool]
             seen.append([all(torch.equal(a[k], b[k]) for k in a) for a, b in zip(former, now)])  # noqa: B905
 
-    monkeypatch.setattr("pbcompress.trainer.initialize_candidates_", spy)
+    monkeypatch.setattr("pbcompress.recovery.phase_trainer.initialize_candidates_", spy)
     data = Data(*[[(torch.randn(64, 4), torch.randint(2, (64,)))] for _ in range(2)])
     recovery = RecoveryConfig(epochs=1, dendrite_epochs=2, max_failures=1)
     for initialization in ("random", None):

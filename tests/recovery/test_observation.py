@@ -5,16 +5,16 @@ import itertools
 
 import pytest
 import torch
-from test_initialization import FORMS, LAYERS, PLANTED, grown
 from torch import nn
 
-from pbcompress.dendrite import attach_dendrites_, dendrite_layers
-from pbcompress.initialization import initialize_candidates_
-from pbcompress.observation import observe_together
-from pbcompress.patches import fan_in, map_rows, row_size
-from pbcompress.replay import Replay
-from pbcompress.statistics import Sample
-from pbcompress.task import Task
+from pbcompress.dendrites.layer import attach_dendrites_, dendrite_layers
+from pbcompress.recovery.initialization import initialize_candidates_
+from pbcompress.recovery.layer_reading import fan_in, map_rows, row_size
+from pbcompress.recovery.observation import observe_together
+from pbcompress.recovery.replay import Replay
+from pbcompress.training.batch_statistics import Sample
+from pbcompress.training.task import Task
+from tests.recovery.test_initialization import FORMS, LAYERS, PLANTED, grown
 
 # torch says that it pads an even kernel by a copy
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")

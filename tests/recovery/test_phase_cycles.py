@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
-from pbcompress.cycles import Cycles, Phase, cycles
-from pbcompress.dendrite import attach_dendrites_, dendrite_layers, neuron_parameters
+from pbcompress.dendrites.layer import attach_dendrites_, dendrite_layers, neuron_parameters
+from pbcompress.dendrites.signals import ACTIVATIONS
 from pbcompress.errors import CompressionError, DivergedError
-from pbcompress.phases import PhaseKind
-from pbcompress.signals import ACTIVATIONS
+from pbcompress.recovery.phase_cycles import Cycles, Phase, cycles
+from pbcompress.recovery.policy import PhaseKind
 
 RULES = ("correlation", "gradient", "hybrid")
 FORMS = ("full", "grouped", "lowrank", "shared")

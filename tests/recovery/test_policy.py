@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
-from pbcompress.phases import (
+from pbcompress.recovery.policy import (
     Action,
     PhaseKind,
     PhaseLog,
@@ -15,7 +15,7 @@ from pbcompress.phases import (
     sets_kept,
     thaw_length,
 )
-from pbcompress.race import remainder_of, trial_of
+from pbcompress.recovery.trial import remainder_of, trial_of
 
 Log = list[PhaseLog]
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
-from pbcompress.dendrite import attach_dendrites_, dendrite_layers
+from pbcompress.core.tensor_files import read_tensors, write_bytes, write_tensors
+from pbcompress.dendrites.layer import attach_dendrites_, dendrite_layers
 from pbcompress.errors import CompressionError, DivergedError, StateMismatchError
-from pbcompress.history import History
-from pbcompress.recovery import Checkpoint, recover_
-from pbcompress.task import Data, Task
-from pbcompress.tensorfile import read_tensors, write_bytes, write_tensors
-from pbcompress.training import Callback, evaluate
+from pbcompress.recovery.recover import Checkpoint, recover_
+from pbcompress.training.history import History
+from pbcompress.training.loop import Callback, evaluate
+from pbcompress.training.task import Data, Task
 
 GENERATOR = torch.Generator().manual_seed(3)
 X = torch.randn(40, 2, 4, 4, generator=GENERATOR)

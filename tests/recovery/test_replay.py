@@ -9,22 +9,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_initialization import FORMS, LAYERS, PLANTED, everything, grown
-from test_observation import ALL_ROWS, EVERY, batches_of, planted, small_net
 from torch import nn
 
 from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
-from pbcompress.correlation import COUNT, centred, listen, score_leaf
-from pbcompress.cycles import cycles
-from pbcompress.dendrite import attach_dendrites_, dendrite_layers
+from pbcompress.dendrites.correlation import COUNT, centred, listen, score_leaf
+from pbcompress.dendrites.layer import attach_dendrites_, dendrite_layers
 from pbcompress.errors import CompressionError
-from pbcompress.observation import Observed
-from pbcompress.phases import PhaseKind
-from pbcompress.recovery import Checkpoint, recover_
-from pbcompress.replay import ROWS_PER_INPUT, Replay, _Held, share_rows
-from pbcompress.statistics import Sample
-from pbcompress.task import Data, Task
-from pbcompress.training import Callback
+from pbcompress.recovery.observation import Observed
+from pbcompress.recovery.phase_cycles import cycles
+from pbcompress.recovery.policy import PhaseKind
+from pbcompress.recovery.recover import Checkpoint, recover_
+from pbcompress.recovery.replay import ROWS_PER_INPUT, Replay, _Held, share_rows
+from pbcompress.training.batch_statistics import Sample
+from pbcompress.training.loop import Callback
+from pbcompress.training.task import Data, Task
+from tests.recovery.test_initialization import FORMS, LAYERS, PLANTED, everything, grown
+from tests.recovery.test_observation import ALL_ROWS, EVERY, batches_of, planted, small_net
 
 # torch says that it pads an even kernel by a copy
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -92,7 +92,7 @@ def test_a_step_looks_at_as_many_rows_as_a_batch_has(samples, wanted, monkeypatc
         counts.append(len(error.values))
         return listen(activations, error, *args, **choices)
 
-    monkeypatch.setattr("pbcompress.replay.listen", noted)
+    monkeypatch.setattr("pbcompress.recovery.replay.listen", noted)
     replay = Replay(net, Sample(batches, PLANTED, 3), ALL_ROWS)
     optimizer = torch.optim.SGD(pool_of(net[0]), 0.1)
     replay.epoch(optimizer, lambda done: None, steps=7, seed=(0,))
@@ -117,7 +117,9 @@ class Replays:
             self.count += made is not None
             return made
 
-        monkeypatch.setattr("pbcompress.trainer.Replay", SimpleNamespace(within=counted))
+        monkeypatch.setattr(
+            "pbcompress.recovery.phase_trainer.Replay", SimpleNamespace(within=counted)
+        )
 
 
 def run(net, batches, **choices):
@@ -354,7 +356,7 @@ def test_accumulated_batches_are_looked_at_together(monkeypatch):
         looked.append(len(error.values))
         return listen(activations, error, *args, **choices)
 
-    monkeypatch.setattr("pbcompress.replay.listen", noted)
+    monkeypatch.setattr("pbcompress.recovery.replay.listen", noted)
     recovery = RecoveryConfig(
         epochs=1, dendrite_epochs=2, thaw_epochs=0, max_failures=1, accumulate=3
     )
@@ -378,7 +380,7 @@ def test_no_row_outlives_its_phase(monkeypatch):
             if kept and record["kind"] == "neuron":
                 assert all(reference() is None for reference in kept)
 
-    monkeypatch.setattr("pbcompress.trainer.Replay", SimpleNamespace(within=within))
+    monkeypatch.setattr("pbcompress.recovery.phase_trainer.Replay", SimpleNamespace(within=within))
     gc.disable()
     try:
         batches = batches_of()

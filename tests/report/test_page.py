@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from pbcompress import page, tables
-from pbcompress.charts import metric_range
 from pbcompress.errors import CompressionError, StateMismatchError
-from pbcompress.history import History
-from pbcompress.page import MINUS, TIMES
-from pbcompress.report import (
+from pbcompress.report import page, tables
+from pbcompress.report.charts import metric_range
+from pbcompress.report.dendrite_phases import candidates
+from pbcompress.report.page import MINUS, TIMES
+from pbcompress.report.scores import paired_sentence
+from pbcompress.report.writing import (
     proof_sentence,
     read_run,
     to_html,
@@ -27,8 +28,7 @@ from pbcompress.report import (
     to_markdown,
     write_report,
 )
-from pbcompress.scorecard import candidates
-from pbcompress.standing import paired_sentence
+from pbcompress.training.history import History
 
 Facts = dict[str, Any]
 NASTY = 'body.<b>&"bold"\'</title></svg>'
@@ -720,7 +720,7 @@ def test_network_saved_without_facts_has_no_report(tmp_path: Path) -> None:
 
 # --- in a browser ---------------------------------------------------------------------------------
 
-BUILD = Path(__file__).parent.parent / "build" / "report"
+BUILD = Path(__file__).parents[2] / "build" / "report"
 FLAGS = [
     "--headless",
     "--no-sandbox",

@@ -8,15 +8,15 @@ from html.parser import HTMLParser
 import pytest
 
 from pbcompress.errors import CompressionError
-from pbcompress.history import History
-from pbcompress.report import to_html, to_json, to_markdown, write_report
-from pbcompress.tables import (
+from pbcompress.report.tables import (
     before_after,
     dendrite_account,
     layer_widths,
     render_markdown,
     render_text,
 )
+from pbcompress.report.writing import to_html, to_json, to_markdown, write_report
+from pbcompress.training.history import History
 
 
 def layers(widths):

@@ -7,7 +7,6 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-import hostile
 import numpy as np
 import onnx
 import onnxruntime
@@ -18,11 +17,12 @@ from scipy import stats
 from torch import nn
 
 import pbcompress as pb
-from pbcompress.cli import main
+from pbcompress.cli.main import main
 from pbcompress.errors import CompressionError, StateMismatchError
-from pbcompress.evidence import with_evidence
-from pbcompress.inspection import inspect_file, misfits
-from pbcompress.report import read_run, to_html, to_json, to_markdown
+from pbcompress.report.writing import read_run, to_html, to_json, to_markdown
+from pbcompress.runs.file_evidence import with_evidence
+from pbcompress.runs.file_inspection import inspect_file, misfits
+from tests.support import hostile_files as hostile
 
 SIDE = 6  # of the images
 
@@ -84,7 +84,7 @@ def evidence(finished):
 @pytest.fixture
 def run_dir(finished, tmp_path, monkeypatch) -> Path:
     """A copy of the run that a test may spoil; the files are not timed."""
-    monkeypatch.setattr("pbcompress.evidence._timed", lambda paths: None)
+    monkeypatch.setattr("pbcompress.runs.file_evidence._timed", lambda paths: None)
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 

@@ -18,7 +18,7 @@ from pbcompress import (
     plan_widths,
     shrink,
 )
-from pbcompress.checkpoint import STATE_FILE, WEIGHTS_FILE, save
+from pbcompress.runs.run_state import STATE_FILE, WEIGHTS_FILE, save
 
 
 def make_network() -> nn.Module:
@@ -64,7 +64,7 @@ def test_outputs_are_bit_identical_in_a_new_process(tmp_path):
         "print(y.detach().double().tolist())"
     )
 
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     command = [sys.executable, "-c", script]
     output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import accuracy_tables
 import pytest
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 FILES = ("accuracy", "equal_flops", "last_layer", "peers", "trials", "wide_first", "allocation")
 # a page for each but the trials, and one more with another control: its lines, and the control
 PAGES = {name: (name, "width") for name in FILES if name != "trials"}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import dendrite_tables
 
-FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 
 
 def test_the_page_is_that_of_its_lines() -> None:

@@ -7,17 +7,17 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch_pruning as tp
-from nets import CASES, Net, images, vectors
-from test_widths import assert_equals_masked, count
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from pbcompress import CompressConfig, WidthConfig, plan_widths, shrink
+from pbcompress.core.modules import as_call, copy_model, single_sample
 from pbcompress.errors import TargetUnreachableError
-from pbcompress.grouping import find_groups
-from pbcompress.slicing import cut_, is_plain
-from pbcompress.surgery import as_call, copy_model, single_sample
+from pbcompress.pruning.slicing import cut_, is_plain
+from pbcompress.structure.channel_groups import find_groups
+from tests.planning.test_planner import assert_equals_masked, count
+from tests.support.nets import CASES, Net, images, vectors
 
 
 def as_data(groups):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pbcompress.sizes import Attribute, Size, evaluate, leaves_of
+from pbcompress.structure.sizes import Attribute, Size, evaluate, leaves_of
 
 OPERATIONS = [operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod]
 A, B = Attribute("block", "heads"), Attribute("block", "sizes", 1)

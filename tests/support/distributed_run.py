@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pbcompress import CompressConfig, Data, Task, recover_
 from pbcompress.config import DendriteConfig, RecoveryConfig
-from pbcompress.engine import make_engine
-from pbcompress.recovery import Checkpoint
-from pbcompress.task import accuracy
-from pbcompress.training import evaluate
+from pbcompress.recovery.recover import Checkpoint
+from pbcompress.training.engine import make_engine
+from pbcompress.training.loop import evaluate
+from pbcompress.training.task import accuracy
 
 CASES = {
     "correlation": DendriteConfig(max_sets=2),

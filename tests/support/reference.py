@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.config import DendriteConfig, Form
-from pbcompress.dendrite import (
+from pbcompress.dendrites.forms import ChannelAffine, GroupedLinear
+from pbcompress.dendrites.layer import (
     DendriteLayer,
     attach_dendrites_,
 )
-from pbcompress.forms import ChannelAffine, GroupedLinear
-from pbcompress.geometry import LayerGeometry
+from pbcompress.structure.layer_geometry import LayerGeometry
 
 Array = np.ndarray
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from model_zoo import create_model
 from pbcompress import CompressConfig, Data, DendriteConfig, RecoveryConfig, Task, recover_
-from pbcompress.layout import (
+from pbcompress.training.channels_last import (
     channels_last,
     suits_channels_last,
     takes_channels_last,

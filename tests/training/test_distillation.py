@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pbcompress import CompressConfig, CompressionError, Data, Task, compress, recover_
 from pbcompress.config import DendriteConfig, RecoveryConfig
-from pbcompress.distillation import distillation_loss, feature_loss, make_objective
-from pbcompress.surgery import preserved_mode
+from pbcompress.core.modules import preserved_mode
+from pbcompress.training.distillation import distillation_loss, feature_loss, make_objective
 
 
 def network(width: int = 6) -> nn.Sequential:

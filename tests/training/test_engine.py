@@ -11,12 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 from pbcompress import CompressConfig, CompressionError, Data, Task, compress, cycles, recover_
 from pbcompress.config import DendriteConfig, RecoveryConfig
-from pbcompress.correlation import COUNT, R
-from pbcompress.dendrite import attach_dendrites_, dendrite_layers
-from pbcompress.distillation import make_objective
-from pbcompress.engine import Engine, make_engine
-from pbcompress.phases import PhaseKind
-from pbcompress.training import train_epoch
+from pbcompress.dendrites.correlation import COUNT, R
+from pbcompress.dendrites.layer import attach_dendrites_, dendrite_layers
+from pbcompress.recovery.policy import PhaseKind
+from pbcompress.training.distillation import make_objective
+from pbcompress.training.engine import Engine, make_engine
+from pbcompress.training.loop import train_epoch
 
 RULES = ("correlation", "hybrid", "gradient")
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pbcompress.config import RecoveryConfig
-from pbcompress.distillation import make_objective
-from pbcompress.engine import Engine
 from pbcompress.errors import CompressionError, DivergedError
-from pbcompress.task import Data, Task, accuracy, check_data, inputs_of
-from pbcompress.training import evaluate, lr_factor, make_optimizer, train_epoch
+from pbcompress.training.distillation import make_objective
+from pbcompress.training.engine import Engine
+from pbcompress.training.loop import evaluate, lr_factor, make_optimizer, train_epoch
+from pbcompress.training.task import Data, Task, accuracy, check_data, inputs_of
 
 CPU = torch.device("cpu")
 MSE = nn.functional.mse_loss

@@ -1,0 +1,5 @@
+"""The report of a run: page, charts, tables, made from its facts and history alone.
+
+Nothing here touches a network.
+Start at `writing`; `page` finds the words.
+"""
