@@ -17,9 +17,9 @@ from pbcompress.costs.measured import ModelCost as ModelCost
 from pbcompress.costs.measured import measure as measure
 from pbcompress.dendrites.attention_projections import close_attention_ as close_attention_
 from pbcompress.dendrites.attention_projections import open_attention_ as open_attention_
+from pbcompress.dendrites.growth import attach_dendrites_ as attach_dendrites_
+from pbcompress.dendrites.growth import detach_dendrites_ as detach_dendrites_
 from pbcompress.dendrites.layer import DendriteLayer as DendriteLayer
-from pbcompress.dendrites.layer import attach_dendrites_ as attach_dendrites_
-from pbcompress.dendrites.layer import detach_dendrites_ as detach_dendrites_
 from pbcompress.errors import CompressionError as CompressionError
 from pbcompress.errors import DivergedError as DivergedError
 from pbcompress.errors import ExportMismatchError as ExportMismatchError
@@ -42,8 +42,8 @@ from pbcompress.recovery.policy import PhaseKind as PhaseKind
 from pbcompress.recovery.recover import recover_ as recover_
 from pbcompress.runs.run_state import load as load
 from pbcompress.training.batch_statistics import reestimate_batchnorm_ as reestimate_batchnorm_
+from pbcompress.training.callbacks import Callback as Callback
 from pbcompress.training.history import History as History
-from pbcompress.training.loop import Callback as Callback
 from pbcompress.training.loop import evaluate as evaluate
 from pbcompress.training.task import Data as Data
 from pbcompress.training.task import Task as Task

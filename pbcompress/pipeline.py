@@ -15,7 +15,8 @@ from pbcompress.comparison.intervals import Estimate
 from pbcompress.comparison.scoring import paired_change, split_of
 from pbcompress.config import Budget, CompressConfig
 from pbcompress.core.accepted_models import check_model
-from pbcompress.core.modules import as_call, copy_model, to_device
+from pbcompress.core.inputs import as_call, to_device
+from pbcompress.core.modules import copy_model
 from pbcompress.core.tensor_files import write_bytes
 from pbcompress.costs.measured import measure
 from pbcompress.dendrites.layer import dendrite_layers
@@ -24,16 +25,19 @@ from pbcompress.planning.importance import sample_for
 from pbcompress.planning.planner import resolve_target
 from pbcompress.planning.width_plan import WidthPlan, plan_widths
 from pbcompress.pruning.shrinking import shrink
+from pbcompress.recovery.checkpoint import Checkpoint
 from pbcompress.recovery.policy import is_better
-from pbcompress.recovery.recover import Checkpoint, recover_
+from pbcompress.recovery.recover import recover_
 from pbcompress.recovery.trial import remainder_of, trial_of
-from pbcompress.result import Arm, CompressionResult, Score
+from pbcompress.result import CompressionResult
+from pbcompress.runs.contenders import Arm, Score
 from pbcompress.runs.deployment import deploy, file_notes
 from pbcompress.runs.run_state import STATE_FILE, read_state
 from pbcompress.training.batch_statistics import reestimate_batchnorm_
+from pbcompress.training.callbacks import Callback
 from pbcompress.training.engine import choose_device, world_size
 from pbcompress.training.history import History
-from pbcompress.training.loop import Callback, evaluate
+from pbcompress.training.loop import evaluate
 from pbcompress.training.progress import ProgressBar
 from pbcompress.training.task import Data, Task, check_data, inputs_of
 

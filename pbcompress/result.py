@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ from torch import nn
 from pbcompress.comparison.intervals import Estimate
 from pbcompress.config import CompressConfig
 from pbcompress.core.tensor_files import write_bytes
+from pbcompress.core.text_tables import render_text
 from pbcompress.core.versions import version_of
 from pbcompress.costs.measured import ModelCost
-from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.export.fusion import fuse
 from pbcompress.export.onnx_export import ExportReport, export_onnx
 from pbcompress.export.pt2 import ProgramReport, export_pt2
@@ -22,87 +21,18 @@ from pbcompress.export.spec import save_spec
 from pbcompress.packaging.folder import MODEL_FILE, Contents, Package, pack
 from pbcompress.packaging.model_card import CardConfig
 from pbcompress.planning.width_plan import WidthPlan
-from pbcompress.report.tables import before_after, layer_widths, render_text
+from pbcompress.report.tables import before_after, layer_widths
 from pbcompress.report.writing import REPORT_FILES, proof_sentence, write_report
+from pbcompress.runs.contenders import Arm, Score
 from pbcompress.runs.deployment import Deployment, file_notes
 from pbcompress.runs.run_state import save
 from pbcompress.runs.sample import SAMPLE_FILE, Sample, sample_of, write_sample
 from pbcompress.training.history import History
 from pbcompress.training.task import Data, Task
 
-__all__ = ["Arm", "CompressionResult", "Score"]
+__all__ = ["CompressionResult"]
 
 HISTORY_FILE = "history.jsonl"
-
-
-@dataclass(frozen=True)
-class Score:
-    """Metric of a network on the splits that decide (val) and that report (test)."""
-
-    val: float
-    val_samples: int
-    test: float | None = None
-    test_samples: int = 0
-
-    @property
-    def shown(self) -> float:
-        """What a network is judged by in the end: test, or val where there is no test."""
-        return self.val if self.test is None else self.test
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON data."""
-        return dict(vars(self))
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One network that was made from the original for the same target.
-
-    Attributes:
-        name: "dendrites" or "width".
-        network: The trained network.
-        plan: Its widths.
-        cost: Parameters and FLOPs, dendrites included.
-        score: Its metric; None if it was not trained.
-        history: Its training; None if it was not trained.
-        sets: Dendrite sets that it kept.
-        trial: Its metric on validation after the trial; None where there was none.
-    """
-
-    name: str
-    network: nn.Module
-    plan: WidthPlan
-    cost: ModelCost
-    score: Score | None
-    history: History | None
-    sets: int
-    trial: float | None = None
-
-    @property
-    def dendrite_params(self) -> int:
-        """Parameters of dendrites, U and V included."""
-        layers = dendrite_layers(self.network).values()
-        base = sum(p.numel() for layer in layers for p in layer.base_layer.parameters())
-        return sum(p.numel() for layer in layers for p in layer.parameters()) - base
-
-    @property
-    def phase_lengths(self) -> list[int]:
-        """Epochs of every phase."""
-        phases = groupby(self.history or (), key=lambda record: record["phase"])
-        return [len(list(group)) for _, group in phases]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON data for the report."""
-        return {
-            "name": self.name,
-            "sets": self.sets,
-            "trial": self.trial,
-            "dendrite_params": self.dendrite_params,
-            "steps": self.history.steps if self.history else 0,
-            "epochs": len(self.history) if self.history else 0,
-            **self.cost.to_dict(),
-            "score": self.score.to_dict() if self.score else None,
-        }
 
 
 @dataclass(frozen=True)

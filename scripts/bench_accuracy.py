@@ -31,7 +31,7 @@ import pbcompress as pb
 from model_zoo import create_model
 from model_zoo.datasets import load_loaders
 from model_zoo.minilm import load_minilm_
-from pbcompress.core.modules import seeded
+from pbcompress.core.randomness import seeded
 from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.pruning.shrinking import shrink
 from pbcompress.training.batch_statistics import reestimate_batchnorm_

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 import pbcompress as pb
 from model_zoo import create_model
 from model_zoo.datasets import BatchLoader, make_loaders
-from pbcompress.core.modules import seeded
-from pbcompress.recovery.recover import Checkpoint
+from pbcompress.core.randomness import seeded
+from pbcompress.recovery.checkpoint import Checkpoint
 
 OFF = pb.DendriteConfig(max_sets=0)
 CHEAP = pb.DendriteConfig.cheap()

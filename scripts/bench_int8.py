@@ -28,14 +28,10 @@ from torch import nn
 import pbcompress as pb
 from model_zoo import create_model
 from model_zoo.datasets import Loaders, load_loaders
-from pbcompress.core.modules import as_call
+from pbcompress.core.inputs import as_call
+from pbcompress.onnx_files.network import OnnxNetwork
 from pbcompress.quantization.converter import METHODS, Quantizer, weight_bits, write_fp16
-from pbcompress.quantization.int8_search import (
-    CALIBRATION_SAMPLES,
-    OnnxNetwork,
-    calibration_feeds,
-    speedups,
-)
+from pbcompress.quantization.int8_search import CALIBRATION_SAMPLES, calibration_feeds, speedups
 from pbcompress.quantization.rounding_aware import train_quantized
 
 SEED = 0

@@ -28,7 +28,7 @@ from torch import nn
 
 import pbcompress as pb
 from model_zoo import create_model
-from pbcompress.core.modules import as_call
+from pbcompress.core.inputs import as_call
 from pbcompress.planning.exported_candidates import Workshop
 
 MULTIPLES = (1, 8, 16)

@@ -32,7 +32,7 @@ from bench_accuracy import Bench, cell_of, parser_of, run_cells, train
 from torch import nn
 
 import pbcompress as pb
-from pbcompress.core.modules import seeded
+from pbcompress.core.randomness import seeded
 from pbcompress.pruning.shrinking import shrink
 from pbcompress.training.batch_statistics import reestimate_batchnorm_
 

@@ -13,9 +13,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pbcompress as pb
+from pbcompress.core.text_tables import render_markdown
 from pbcompress.onnx_files.contents import metadata_of
 from pbcompress.recovery.policy import planned_epochs
-from pbcompress.report.tables import dendrite_account, render_markdown
+from pbcompress.report.tables import dendrite_account
 
 FAST = pb.RecoveryConfig(epochs=3, dendrite_epochs=2, max_failures=1)
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pbcompress.comparison.intervals import Estimate, bootstrap, change_of_hits, share_of_hits
-from pbcompress.core.modules import tensors_of
+from pbcompress.core.inputs import tensors_of
 from pbcompress.errors import CompressionError, first_line
+from pbcompress.onnx_files.network import OnnxNetwork
 from pbcompress.onnx_files.session import Session
-from pbcompress.quantization.int8_search import OnnxNetwork
 from pbcompress.training.loop import predict
 from pbcompress.training.task import Batches, Task, accuracy, check_split, to_number
 

@@ -12,15 +12,8 @@ from torch import Tensor, nn
 from pbcompress.comparison.intervals import Estimate
 from pbcompress.comparison.scoring import estimates, file_network, parity, predictions, split_of
 from pbcompress.comparison.table import GRAPH, Comparison, Side
-from pbcompress.core.modules import (
-    Call,
-    as_call,
-    copy_model,
-    device_of,
-    single_sample,
-    tensors_of,
-    to_device,
-)
+from pbcompress.core.inputs import Call, as_call, single_sample, tensors_of, to_device
+from pbcompress.core.modules import copy_model, device_of
 from pbcompress.costs.measured import ModelCost, measure
 from pbcompress.errors import CompressionError, ExportMismatchError, first_line
 from pbcompress.export.fusion import fuse

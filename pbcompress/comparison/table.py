@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pbcompress.comparison.intervals import Estimate
 from pbcompress.comparison.pictures import Point, accuracy_picture, layer_picture
+from pbcompress.core.text_tables import render_markdown, render_text, speed_up
 from pbcompress.costs.flop_counters import LayerCost, side_by_side
 from pbcompress.onnx_files.session import Latency
-from pbcompress.report.tables import render_markdown, render_text, speed_up
 
 __all__ = ["Comparison", "Side"]
 

@@ -1,117 +1,35 @@
 """Find, replace and keep: the few operations on a model that everything else is made of."""
 
 import copy
-import dataclasses
-import random
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from pbcompress.errors import CompressionError
 
 __all__ = [
-    "as_call",
     "channel_axis",
     "copy_model",
     "copy_sharing",
     "device_of",
     "kept_modes",
-    "map_tensors",
     "matches",
     "parameter_count",
+    "plain_kernels",
     "preserved_mode",
     "replace_module",
     "rest_",
-    "seeded",
     "shared_parameter_names",
-    "single_sample",
-    "tensors_of",
-    "to_device",
 ]
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-_CACHES = ("transformers.cache_utils",)
-
-
-def as_call(example_inputs: object) -> Call:
-    """Return ``(args, kwargs)`` of one forward pass from a tensor, a tuple or list, or a dict.
-
-    Example:
-        >>> as_call({"x": 1})
-        ((), {'x': 1})
-    """
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,), {}
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, tuple | list):
-        return tuple(example_inputs), {}
-    raise CompressionError(
-        "example_inputs must be the inputs of one forward pass: a tensor, a tuple of positional "
-        f"or a dict of named inputs. Found {type(example_inputs).__name__}."
-    )
-
-
-def map_tensors(call: Call, change: Callable[[Tensor], Tensor]) -> Call:
-    """Return ``call`` with every tensor at any depth replaced by ``change(tensor)``."""
-
-    def changed(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            return change(leaf)
-        if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
-            return leaf
-        other = copy.copy(leaf)
-        for name, value in vars(leaf).items():
-            object.__setattr__(other, name, tree_map(changed, value))  # it may be frozen
-        return other
-
-    args, kwargs = tree_map(changed, call)
-    return args, kwargs
-
-
-def tensors_of(values: object) -> list[Tensor]:
-    """Return the tensors at any depth of ``values``, in order, attributes of objects included.
-
-    A cache of keys and values is passed over: it goes back into the network, whose widths it has.
-    """
-    return list(_tensors_within(values, set()))
-
-
-def _tensors_within(values: object, seen: set[int]) -> Iterator[Tensor]:
-    for leaf in tree_leaves(values):
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif type(leaf).__module__.startswith(_CACHES):
-            continue
-        elif id(leaf) not in seen and not isinstance(leaf, nn.Module) and not callable(leaf):
-            seen.add(id(leaf))
-            slots = [n for kind in type(leaf).__mro__ for n in getattr(kind, "__slots__", ())]
-            held = {name: getattr(leaf, name, None) for name in slots}
-            held.update(getattr(leaf, "__dict__", {}))
-            if held:
-                yield from _tensors_within(held, seen)
 
 
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of a model's first parameter, the CPU where it has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def single_sample(call: Call) -> Call:
-    """Return ``call`` with the first axis of every tensor cut to one: batch size 1."""
-    return map_tensors(call, lambda t: t[:1].clone() if t.dim() else t)
-
-
-def to_device(call: Call, device: torch.device | str) -> Call:
-    """Return ``call`` with every tensor on ``device``."""
-    return map_tensors(call, lambda t: t.detach().to(device))
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -213,31 +131,15 @@ def rest_(model: nn.Module) -> None:
 
 
 @contextmanager
-def seeded(*seed: int | str) -> Iterator[None]:
-    """Seed Python, NumPy and torch (CPU and CUDA), and give their former states back at the end.
-
-    Args:
-        seed: Values that together name the random stream, e.g. ``(0, "neuron", 3)``.
-
-    Example:
-        >>> with seeded(1, "a"):
-        ...     first = torch.rand(2)
-        >>> with seeded(1, "a"):
-        ...     bool(torch.equal(first, torch.rand(2)))
-        True
-    """
-    numpy = sys.modules.get("numpy")
-    python_state = random.getstate()
-    numpy_state = numpy.random.get_state() if numpy else None
-    value = random.Random(repr(seed)).getrandbits(32)
+def plain_kernels(network: nn.Module) -> Iterator[None]:
+    """Run attention and recurrent layers as the operations that they consist of."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    one_dnn = torch._C._get_mkldnn_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    if any(isinstance(module, nn.RNNBase) for module in network.modules()):
+        torch._C._set_mkldnn_enabled(False)
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(value)
-            random.seed(value)
-            if numpy:
-                numpy.random.seed(value)
-            yield
+        yield
     finally:
-        random.setstate(python_state)
-        if numpy:
-            numpy.random.set_state(numpy_state)
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch._C._set_mkldnn_enabled(one_dnn)

@@ -11,20 +11,17 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pbcompress.core.inputs import Call, as_call, single_sample, to_device
 from pbcompress.core.modules import (
-    Call,
-    as_call,
     copy_model,
     copy_sharing,
     device_of,
     parameter_count,
-    seeded,
-    single_sample,
-    to_device,
+    plain_kernels,
 )
+from pbcompress.core.randomness import seeded
 from pbcompress.costs.flop_counters import LayerCost, by_kind, explain
 from pbcompress.errors import CompressionError
-from pbcompress.structure.tracing import plain_kernels
 
 __all__ = ["LayerCost", "ModelCost", "input_shapes", "measure"]
 

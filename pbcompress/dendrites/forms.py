@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from pbcompress.config import DendriteConfig
-from pbcompress.core.modules import matches, seeded
+from pbcompress.core.modules import matches
+from pbcompress.core.randomness import seeded
 from pbcompress.dendrites.attention_projections import OpenAttention
 from pbcompress.errors import CompressionError, UnsupportedLayerError
 from pbcompress.structure.layer_geometry import LayerGeometry

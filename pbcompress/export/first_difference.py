@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pbcompress.core.modules import Call, tensors_of
+from pbcompress.core.inputs import Call, tensors_of
 from pbcompress.onnx_files.contents import write_with_outputs
 from pbcompress.onnx_files.session import Session
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 
-from pbcompress.core.modules import Call, map_tensors, tensors_of
+from pbcompress.core.inputs import Call, map_tensors, tensors_of
 from pbcompress.errors import CompressionError
 
 __all__ = [

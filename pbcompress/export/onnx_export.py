@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pbcompress.core.modules import Call, as_call, copy_model, device_of, to_device
+from pbcompress.core.inputs import Call, as_call, to_device
+from pbcompress.core.modules import copy_model, device_of
 from pbcompress.core.source_lines import line_of
 from pbcompress.core.versions import version_of
 from pbcompress.errors import CompressionError, first_line
@@ -25,10 +26,10 @@ from pbcompress.export.free_axes import (
 from pbcompress.export.parity import Parity, prove
 from pbcompress.export.translation import fixed_line, output_of, translate
 from pbcompress.onnx_files.contents import FileFacts, facts_of, write_metadata
+from pbcompress.onnx_files.network import OnnxNetwork
 from pbcompress.onnx_files.session import CPU, check_providers
 from pbcompress.onnx_files.store import AXES, drafting, install, size_of
 from pbcompress.quantization.acceptance import Precision, Quantization, quantize_file, requested
-from pbcompress.quantization.int8_search import OnnxNetwork
 from pbcompress.training.loop import evaluate
 from pbcompress.training.task import Data, Task, inputs_of
 

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pbcompress.core.modules import Call, copy_model, map_tensors, seeded, tensors_of
+from pbcompress.core.inputs import Call, map_tensors, tensors_of
+from pbcompress.core.modules import copy_model
+from pbcompress.core.randomness import seeded
 from pbcompress.core.source_lines import line_of
 from pbcompress.errors import CompressionError, ExportMismatchError, first_line
 from pbcompress.export.first_difference import first_difference

@@ -14,15 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from pbcompress.core.modules import (
-    Call,
-    as_call,
-    copy_model,
-    map_tensors,
-    seeded,
-    tensors_of,
-    to_device,
-)
+from pbcompress.core.inputs import Call, as_call, map_tensors, tensors_of, to_device
+from pbcompress.core.modules import copy_model
+from pbcompress.core.randomness import seeded
 from pbcompress.core.tensor_files import write_bytes
 from pbcompress.errors import CompressionError, ExportMismatchError, first_line
 from pbcompress.export.free_axes import FreeAxis, Inputs, resized

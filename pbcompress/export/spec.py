@@ -14,7 +14,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils._pytree import tree_unflatten
 
-from pbcompress.core.modules import Call, shared_parameter_names, tensors_of
+from pbcompress.core.inputs import Call, tensors_of
+from pbcompress.core.modules import shared_parameter_names
 from pbcompress.core.tensor_files import tensor_bytes, write_bytes
 from pbcompress.errors import CompressionError, UnsupportedLayerError
 from pbcompress.export.pt2 import ProgramReport, ship

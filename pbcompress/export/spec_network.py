@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pbcompress.core.inputs import tensors_of
 from pbcompress.core.json_documents import parse
-from pbcompress.core.modules import tensors_of
 from pbcompress.core.tensor_files import read_tensors
 from pbcompress.errors import CompressionError, StateMismatchError, first_line
 from pbcompress.export.spec_operations import operation
@@ -189,7 +189,7 @@ def load_spec(path: str | Path, *, device: str = "cpu") -> nn.Module:
 
     Example:
         >>> import tempfile
-        >>> from pbcompress.spec import save_spec
+        >>> from pbcompress import save_spec
         >>> net, x = nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.ones(1, 3)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = save_spec(net, f"{folder}/small.safetensors", x)

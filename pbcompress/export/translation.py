@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pbcompress.core.modules import Call, seeded, tensors_of
+from pbcompress.core.inputs import Call, tensors_of
+from pbcompress.core.randomness import seeded
 from pbcompress.core.source_lines import line_of, watched
 from pbcompress.errors import CompressionError, first_line
 from pbcompress.export.free_axes import FreeAxis, Inputs, leaf_names, resized

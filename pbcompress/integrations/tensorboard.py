@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from pbcompress.training.loop import Callback
+from pbcompress.training.callbacks import Callback
 
 __all__ = ["TensorBoard"]
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pbcompress.core.text_tables import render_text
 from pbcompress.errors import CompressionError
 from pbcompress.onnx_files.contents import measure_onnx, peak_activation_bytes
 from pbcompress.onnx_files.session import (
@@ -15,7 +16,6 @@ from pbcompress.onnx_files.session import (
     kernel_times,
     peak_memory,
 )
-from pbcompress.report.tables import render_text
 
 __all__ = ["Benchmark", "FileBenchmark", "bench"]
 

@@ -12,13 +12,9 @@ from string import Template
 from typing import Any
 
 from pbcompress.comparison.intervals import wilson
+from pbcompress.core.text_tables import render_markdown
 from pbcompress.errors import CompressionError
-from pbcompress.report.tables import (
-    before_after,
-    dendrite_account,
-    layer_widths,
-    render_markdown,
-)
+from pbcompress.report.tables import before_after, dendrite_account, layer_widths
 
 __all__ = ["CardConfig", "model_card", "result_sections"]
 

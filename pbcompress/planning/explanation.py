@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pbcompress.core.modules import matches
+from pbcompress.core.text_tables import render_text
 from pbcompress.errors import StateMismatchError, a_few
-from pbcompress.report.tables import render_text
 
 __all__ = ["PlanDiff", "plan_text", "reasons_text", "widths_of"]
 

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import nn
 
-from pbcompress.core.modules import Call, tensors_of
+from pbcompress.core.inputs import Call, tensors_of
 from pbcompress.costs.latency_model import PROBE_WIDTHS, LayerKind, Measured, Rounding
 from pbcompress.export.fusion import fuse
 from pbcompress.export.onnx_export import write_onnx

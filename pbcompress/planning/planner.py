@@ -10,15 +10,12 @@ from torch import nn
 
 from pbcompress.config import Budget, CompressConfig
 from pbcompress.core.deadline import Deadline
-from pbcompress.core.modules import (
-    Call,
-    copy_model,
-    map_tensors,
-)
+from pbcompress.core.inputs import Call, map_tensors
+from pbcompress.core.modules import copy_model
 from pbcompress.costs.closed_form import Widths, model_cost
 from pbcompress.costs.latency_model import Shipped
 from pbcompress.costs.measured import ModelCost, input_shapes, measure
-from pbcompress.dendrites.layer import attach_dendrites_
+from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.errors import TargetUnreachableError
 from pbcompress.planning.explanation import reasons_text
 from pbcompress.planning.importance import unit_scores

@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from pbcompress.comparison.pictures import width_picture
 from pbcompress.config import Budget, CompressConfig
 from pbcompress.core.accepted_models import check_model
+from pbcompress.core.inputs import as_call, single_sample, to_device
 from pbcompress.core.json_documents import parse
-from pbcompress.core.modules import as_call, device_of, single_sample, to_device
+from pbcompress.core.modules import device_of
 from pbcompress.costs.latency_model import Shipped
 from pbcompress.costs.measured import ModelCost
 from pbcompress.errors import StateMismatchError
 from pbcompress.planning.explanation import PlanDiff, plan_text, widths_of
 from pbcompress.planning.importance import sample_for
+from pbcompress.planning.picture import width_picture
 from pbcompress.planning.planner import Solution, find_widths
 from pbcompress.pruning.cuts import LayerCut, check_cuts
 from pbcompress.training.task import Data, Task

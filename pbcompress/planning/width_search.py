@@ -19,8 +19,8 @@ from pbcompress.planning.allocation import allocate, narrowest
 from pbcompress.planning.given_widths import with_pins
 from pbcompress.planning.proportions import Preference, count_weights, preference_of
 from pbcompress.pruning.cuts import LayerCut
-from pbcompress.pruning.slicing import dimension_size
 from pbcompress.structure.channel_groups import Axis, Grouping, layer_axes, output_axes
+from pbcompress.structure.dimensions import dimension_size
 from pbcompress.structure.layer_geometry import LayerGeometry
 
 __all__ = ["Removed", "Request", "WidthSearch", "cuts_of", "without_kept"]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.errors import StateMismatchError
-from pbcompress.pruning.slicing import Kept, cut_, dimension_size, keep_in_step, parameter_axes
+from pbcompress.pruning.slicing import cut_, keep_in_step
+from pbcompress.structure.dimensions import Kept, dimension_size, parameter_axes
 
 __all__ = ["LayerCut", "check_cuts", "cut_all_", "kept_of"]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pbcompress.errors import CompressionError
-from pbcompress.pruning.slicing import Kept, keep
+from pbcompress.structure.dimensions import Kept, keep
 
 __all__ = ["check_optimizers", "move_optimizers_"]
 

@@ -9,19 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from pbcompress.core.modules import (
-    Call,
-    channel_axis,
-    copy_sharing,
-    map_tensors,
-    parameter_count,
-    seeded,
-    tensors_of,
-)
+from pbcompress.core.inputs import Call, map_tensors, tensors_of
+from pbcompress.core.modules import channel_axis, copy_sharing, parameter_count, plain_kernels
+from pbcompress.core.randomness import seeded
 from pbcompress.errors import first_line
 from pbcompress.pruning.cuts import LayerCut, cut_all_
 from pbcompress.structure.tracer import Event, Trace
-from pbcompress.structure.tracing import plain_kernels
 
 __all__ = ["proof_failure"]
 

@@ -5,9 +5,7 @@ buffer is sliced as a tensor, under each name that it has, and an integer attrib
 what was cut is lowered.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,116 +13,10 @@ from torch import Tensor, nn
 from torch_pruning import ops
 from torch_pruning.pruner.function import PrunerBox
 
-from pbcompress.structure.layer_geometry import LayerGeometry, is_depthwise
+from pbcompress.structure.dimensions import ATTRIBUTE
+from pbcompress.structure.layer_geometry import is_depthwise
 
-__all__ = [
-    "Kept",
-    "cut_",
-    "dimension_size",
-    "is_plain",
-    "keep",
-    "keep_in_step",
-    "named_dimension",
-    "parameter_axes",
-]
-
-_MIXING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_BY_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.PReLU)
-_ATTRIBUTE = re.compile(r"@(\w+)(?:\[(\d+)\])?")
-
-Spread = Callable[[Tensor], Tensor]
-Kept = Mapping[int, Tensor]  # by axis, the indices that stay
-
-
-def is_plain(layer: nn.Module) -> bool:
-    """Tell whether "out" and "in" name dimensions of a layer: a known kind, a plain weight."""
-    if type(layer) not in _MIXING + _BY_CHANNEL or "weight" not in layer._parameters:
-        return False
-    if not isinstance(layer, nn.modules.conv._ConvNd) or is_depthwise(layer):
-        return True
-    return layer.groups == 1 or layer.groups < layer.in_channels
-
-
-def named_dimension(
-    model: nn.Module, name: str, axis: int, shared: AbstractSet[str]
-) -> tuple[str, str, Spread]:
-    """Return how a cut names one axis of a parameter or buffer.
-
-    Args:
-        model: The network.
-        name: Dotted name of the parameter or buffer.
-        axis: The axis.
-        shared: Every name of a parameter or buffer that has several.
-
-    Returns:
-        The module, the dimension, and what indices along the axis, shape (units, indices), are
-        along that dimension: the input axis of a grouped convolution's weight has an index for one
-        channel of every group.
-    """
-    layer, _, own = name.rpartition(".")
-    module = model.get_submodule(layer)
-    names = {f"{layer}.{n}".lstrip(".") for n in [*module._parameters, *module._buffers]}
-    if not is_plain(module) or names & shared:
-        return layer, f"{own}:{axis}", lambda indices: indices
-    if axis == 0 or type(module) not in _MIXING:
-        return layer, "out", lambda indices: indices
-    weight: Tensor = getattr(module, "weight")  # noqa: B009
-    groups, size = int(getattr(module, "groups", 1)), weight.shape[1]
-    starts = torch.arange(groups) * size
-    return layer, "in", lambda indices: (indices[..., None] + starts).flatten(-2)
-
-
-def dimension_size(model: nn.Module, layer: str, dim: str) -> int | None:
-    """Return the size of a named dimension, None if the model has no such one."""
-    try:
-        module = model.get_submodule(layer)
-    except AttributeError:
-        return None
-    if dim in ("out", "in"):
-        if not is_plain(module):
-            return None
-        geometry = LayerGeometry.of(module)
-        return geometry.out_width if dim == "out" else geometry.in_width
-    match = _ATTRIBUTE.fullmatch(dim)
-    if match:
-        value: Any = getattr(module, match[1], None)
-        if match[2] is not None:
-            is_long = isinstance(value, tuple | list) and int(match[2]) < len(value)
-            value = value[int(match[2])] if is_long else None
-        return value if isinstance(value, int) else None
-    name, _, axis = dim.partition(":")
-    tensor = module._parameters.get(name, module._buffers.get(name))
-    is_there = tensor is not None and axis.isdigit() and int(axis) < tensor.dim()
-    return tensor.shape[int(axis)] if tensor is not None and is_there else None
-
-
-def parameter_axes(
-    model: nn.Module, layer: str, dim: str
-) -> Iterator[tuple[nn.Parameter, int, int]]:
-    """Yield what a cut of a named dimension takes from parameters, the inverse of its name.
-
-    Yields:
-        The parameter, the axis, and its size: an index along the dimension is that along the axis
-        modulo the size (every group of a grouped convolution loses the same inputs).
-    """
-    module = model.get_submodule(layer)
-    name, _, axis = dim.partition(":")
-    if dim == "in":
-        name, axis = "weight", "1"
-    if dim == "out":
-        for parameter in module.parameters(recurse=False):
-            yield parameter, 0, parameter.shape[0]
-    elif axis:
-        found = module._parameters.get(name)
-        if found is not None:
-            yield found, int(axis), found.shape[int(axis)]
-
-
-def keep(tensor: Tensor, kept: Kept) -> Tensor:
-    """Return the part of a tensor that stays."""
-    for axis, indices in kept.items():
-        tensor = tensor.index_select(axis, indices.to(tensor.device))
-    return tensor
+__all__ = ["cut_", "keep_in_step"]
 
 
 def cut_(model: nn.Module, layer: str, dim: str, removed: Sequence[int]) -> None:
@@ -140,7 +32,7 @@ def cut_(model: nn.Module, layer: str, dim: str, removed: Sequence[int]) -> None
     module = model.get_submodule(layer)
     if dim in ("out", "in"):
         return _cut_plain(module, dim, removed)
-    match = _ATTRIBUTE.fullmatch(dim)
+    match = ATTRIBUTE.fullmatch(dim)
     if match:
         return _lower(module, match[1], match[2], len(removed))
     name, _, axis = dim.partition(":")

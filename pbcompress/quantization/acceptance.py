@@ -9,14 +9,15 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from pbcompress.core.modules import Call, copy_model, to_device
+from pbcompress.core.inputs import Call, to_device
+from pbcompress.core.modules import copy_model
 from pbcompress.errors import CompressionError
+from pbcompress.onnx_files.network import OnnxNetwork
 from pbcompress.onnx_files.session import version
 from pbcompress.quantization.converter import Method, Scope, weight_bits, write_fp16
 from pbcompress.quantization.int8_search import (
     CALIBRATION_SAMPLES,
     Int8Search,
-    OnnxNetwork,
     calibration_feeds,
     speedups,
 )

@@ -7,84 +7,18 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pbcompress.core.modules import seeded, tensors_of
-from pbcompress.errors import CompressionError, first_line
+from pbcompress.core.randomness import seeded
+from pbcompress.errors import CompressionError
+from pbcompress.onnx_files.network import Feeds, OnnxNetwork
 from pbcompress.onnx_files.session import Session, interleaved_latency
 from pbcompress.quantization.converter import METHODS, Method, Quantizer, Scope
 from pbcompress.training.loop import evaluate
 from pbcompress.training.task import Data, Task, seeded_generators
 
-__all__ = [
-    "CALIBRATION_SAMPLES",
-    "Int8File",
-    "Int8Search",
-    "OnnxNetwork",
-    "calibration_feeds",
-    "speedups",
-]
+__all__ = ["CALIBRATION_SAMPLES", "Int8File", "Int8Search", "calibration_feeds", "speedups"]
 
 CALIBRATION_SAMPLES = 256
-
-Feeds = dict[str, np.ndarray[Any, Any]]
-
-
-class OnnxNetwork(nn.Module):
-    """An ONNX file as a network, so that the metric of a task is that of the file.
-
-    Args:
-        path: The file.
-        like: An output of the network that was exported; gives the structure.
-
-    Attributes:
-        like: That output.
-        seen: The inputs of every call, where they are wanted.
-
-    Example:
-        >>> import tempfile
-        >>> from pbcompress.export import export_onnx
-        >>> net, x = nn.Linear(3, 2), torch.ones(4, 3)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = export_onnx(net, f"{folder}/a.onnx", x)
-        ...     torch.allclose(OnnxNetwork(f"{folder}/a.onnx", net(x))(x), net(x), atol=1e-6)
-        True
-    """
-
-    def __init__(self, path: str | Path, like: object) -> None:
-        super().__init__()
-        self.session, self.like = Session(path), like
-        leaves, self._structure = tree_flatten(like)
-        self._is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
-        self._others = leaves
-        if sum(self._is_tensor) != len(self.session.output_names):
-            raise CompressionError(
-                f"The network returns a {type(like).__name__} in which {sum(self._is_tensor)} "
-                f"tensors were found, and its file has {len(self.session.output_names)} outputs. "
-                "Return tensors, tuples or dicts from forward."
-            )
-        self.seen: list[Feeds] | None = None
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the file."""
-        feeds = self.session.feeds(tensors_of((args, kwargs)))
-        self.session.check(feeds)
-        if self.seen is not None:
-            self.seen.append(feeds)
-        try:
-            outputs = self.session.run(feeds)
-        except Exception as err:
-            raise CompressionError(
-                f"ONNX Runtime could not run the file on a batch: {first_line(err)}. Give batches "
-                "of the shapes and types that it was exported for."
-            ) from err
-        found = iter(map(torch.from_numpy, outputs))
-        leaves = [
-            next(found) if is_tensor else other
-            for is_tensor, other in zip(self._is_tensor, self._others, strict=True)
-        ]
-        return tree_unflatten(leaves, self._structure)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from torch.export import Dim
 from torch.utils._pytree import tree_map
 
 from pbcompress.config import RecoveryConfig
-from pbcompress.core.modules import Call, copy_model, device_of, seeded, tensors_of
+from pbcompress.core.inputs import Call, tensors_of
+from pbcompress.core.modules import copy_model, device_of
+from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError, first_line
 from pbcompress.training.distillation import make_objective
 from pbcompress.training.engine import Engine

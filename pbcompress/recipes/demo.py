@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
-from pbcompress.core.modules import seeded
+from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError
 from pbcompress.pipeline import compress
 from pbcompress.recovery.recover import recover_

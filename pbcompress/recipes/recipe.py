@@ -11,12 +11,13 @@ from typing import Any
 from torch import nn
 
 from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
-from pbcompress.core.modules import seeded
+from pbcompress.core.randomness import seeded
 from pbcompress.core.tensor_files import read_tensors
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.export.onnx_export import ExportReport
 from pbcompress.pipeline import compress
-from pbcompress.recovery.recover import Checkpoint, recover_
+from pbcompress.recovery.checkpoint import Checkpoint
+from pbcompress.recovery.recover import recover_
 from pbcompress.result import CompressionResult
 from pbcompress.training.progress import ProgressBar
 from pbcompress.training.task import Data, Task

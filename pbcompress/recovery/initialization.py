@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.config import DendriteConfig
-from pbcompress.core.modules import seeded
+from pbcompress.core.randomness import seeded
 from pbcompress.dendrites.forms import ChannelAffine, GroupedLinear
 from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
 from pbcompress.dendrites.nodes import BatchNorm, node_weight
@@ -71,7 +71,7 @@ def initialize_candidates_(
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> data = [(torch.randn(64, 4), torch.randint(2, (64,))) for _ in range(4)]
-        >>> from pbcompress.dendrite import attach_dendrites_
+        >>> from pbcompress import attach_dendrites_
         >>> names = attach_dendrites_(net)
         >>> found = initialize_candidates_(net, data)
         >>> all(after >= before for before, after in found.values())

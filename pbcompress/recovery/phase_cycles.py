@@ -11,12 +11,8 @@ from torch import Tensor, nn
 
 from pbcompress.config import CompressConfig, DendriteConfig
 from pbcompress.core.accepted_models import check_whole
-from pbcompress.dendrites.layer import (
-    attach_dendrites_,
-    dendrite_layers,
-    detach_dendrites_,
-    neuron_parameters,
-)
+from pbcompress.dendrites.growth import attach_dendrites_, detach_dendrites_
+from pbcompress.dendrites.layer import dendrite_layers, neuron_parameters
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.recovery.node_scores import NodeScores
 from pbcompress.recovery.node_selection import accept_
@@ -373,7 +369,7 @@ def cycles(
         >>> import torch
         >>> net, x, y = nn.Linear(2, 1), torch.randn(8, 2), torch.randn(8, 1)
         >>> net = nn.Sequential(net)
-        >>> from pbcompress.config import RecoveryConfig
+        >>> from pbcompress import RecoveryConfig
         >>> recovery = RecoveryConfig(epochs=2, dendrite_epochs=1)
         >>> config = CompressConfig(dendrites=DendriteConfig(), recovery=recovery)
         >>> kinds = []

@@ -4,8 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,64 +13,25 @@ from torch import Tensor, nn
 from pbcompress.config import CompressConfig
 from pbcompress.core.accepted_models import check_whole
 from pbcompress.core.modules import device_of, kept_modes
-from pbcompress.core.tensor_files import read_tensors, write_tensors
+from pbcompress.core.tensor_files import write_tensors
 from pbcompress.errors import DivergedError, StateMismatchError
+from pbcompress.recovery.checkpoint import CHECKPOINT_FORMAT, Checkpoint
 from pbcompress.recovery.phase import Phase
 from pbcompress.recovery.phase_cycles import Cycles
 from pbcompress.recovery.phase_trainer import OptimizerFactory, PhaseTrainer, Training
 from pbcompress.recovery.policy import PhaseKind, planned_epochs
+from pbcompress.training.callbacks import Callback
 from pbcompress.training.channels_last import that_take_channels_last
 from pbcompress.training.distillation import make_objective
 from pbcompress.training.engine import make_engine
 from pbcompress.training.history import History
-from pbcompress.training.loop import Callback, evaluate
+from pbcompress.training.loop import evaluate
 from pbcompress.training.task import Data, Task, check_data
 
-__all__ = ["Checkpoint", "recover_"]
+__all__ = ["recover_"]
 
-CHECKPOINT_FORMAT = 2
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where a recovery keeps its state, and which run that state must be of.
-
-    Attributes:
-        path: The file, replaced after every epoch.
-        fingerprint: Identifies the call; a file with another one is refused.
-    """
-
-    path: Path
-    fingerprint: str
-
-    def read(self, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the tensors and the state of a former run of this call; None without a file.
-
-        Raises:
-            StateMismatchError: The file is not whole, of another kind, version or call.
-        """
-        path = self.path
-        if not path.is_file():
-            return None
-        tensors, state = read_tensors(path, str(device))
-        if "growth" not in state:
-            raise StateMismatchError(
-                f"{path} was to be a checkpoint and is another file of pbcompress. Choose another "
-                "run_dir, or move the file away."
-            )
-        if state.get("format") != CHECKPOINT_FORMAT:
-            raise StateMismatchError(
-                f"{path} is a checkpoint of version {state.get('format')}; this pbcompress reads "
-                f"{CHECKPOINT_FORMAT}. Finish the run with the version that began it."
-            )
-        if state.get("fingerprint") != self.fingerprint:
-            raise StateMismatchError(
-                f"{path} belongs to another model, target, configuration or seed than this call. "
-                "Choose another run_dir, or delete this one to start anew."
-            )
-        return tensors, state
 
 
 def recover_(
@@ -119,7 +79,7 @@ def recover_(
             model has its best weights.
 
     Example:
-        >>> from pbcompress.config import DendriteConfig, RecoveryConfig
+        >>> from pbcompress import DendriteConfig, RecoveryConfig
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> batches = [(torch.randn(16, 4), torch.randint(2, (16,)))]
         >>> recovery = RecoveryConfig(epochs=2, dendrite_epochs=1, max_failures=1)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import nn
 
-from pbcompress.core.modules import seeded
+from pbcompress.core.randomness import seeded
 from pbcompress.dendrites.correlation import Centred, centred, listen, process_count
 from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
 from pbcompress.dendrites.signals import activate, hear

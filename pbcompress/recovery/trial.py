@@ -12,7 +12,7 @@ def trial_of(config: CompressConfig) -> CompressConfig:
     """Return a recovery in small: every phase shorter by ``RecoveryConfig.trial``, sets stay.
 
     Example:
-        >>> from pbcompress.config import RecoveryConfig
+        >>> from pbcompress import RecoveryConfig
         >>> config = CompressConfig(recovery=RecoveryConfig(epochs=40, trial=0.1))
         >>> trial_of(config).recovery.epochs
         4

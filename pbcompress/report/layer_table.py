@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pbcompress.report.tables import compact
+from pbcompress.core.text_tables import compact
 
 __all__ = ["layer_rows"]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from pbcompress.core.text_tables import compact
 from pbcompress.costs.flop_counters import explain
 from pbcompress.report.charts import Curve, metric_range
 from pbcompress.report.dendrite_phases import candidates
@@ -18,7 +19,7 @@ from pbcompress.report.scores import (
     points,
     split_shown,
 )
-from pbcompress.report.tables import compact, is_trial_only
+from pbcompress.report.tables import is_trial_only
 from pbcompress.training.history import History
 
 __all__ = ["page_content"]

@@ -8,17 +8,12 @@ from typing import Any
 
 from pbcompress.comparison.pictures import accuracy_chart
 from pbcompress.core.tensor_files import write_bytes
+from pbcompress.core.text_tables import render_markdown
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.report.charts import correlation_chart, learning_chart, score_chart
 from pbcompress.report.page import page_content
 from pbcompress.report.scores import paired_sentence
-from pbcompress.report.tables import (
-    before_after,
-    dendrite_account,
-    layer_widths,
-    render_markdown,
-    shipped_files,
-)
+from pbcompress.report.tables import before_after, dendrite_account, layer_widths, shipped_files
 from pbcompress.runs.run_state import read_state
 from pbcompress.training.history import History
 

@@ -10,11 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from pbcompress.core.modules import (
-    as_call,
-    single_sample,
-    tensors_of,
-)
+from pbcompress.core.inputs import as_call, single_sample, tensors_of
 from pbcompress.costs.measured import ModelCost
 from pbcompress.errors import CompressionError, ExportMismatchError
 from pbcompress.export.fusion import fuse

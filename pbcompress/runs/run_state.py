@@ -11,7 +11,8 @@ from pbcompress.config import DendriteConfig
 from pbcompress.core.json_documents import parse
 from pbcompress.core.modules import shared_parameter_names
 from pbcompress.core.tensor_files import read_tensors, write_bytes, write_tensors
-from pbcompress.dendrites.layer import attach_dendrites_, dendrite_layers
+from pbcompress.dendrites.growth import attach_dendrites_
+from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.pruning.cuts import LayerCut
 from pbcompress.pruning.shrinking import shrink_

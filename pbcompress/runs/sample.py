@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pbcompress.core.modules import as_call, map_tensors, tensors_of, to_device
+from pbcompress.core.inputs import as_call, map_tensors, tensors_of, to_device
 from pbcompress.core.tensor_files import read_tensors, write_tensors
 from pbcompress.errors import StateMismatchError
 

@@ -8,8 +8,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from pbcompress.core.deadline import Deadline
-from pbcompress.core.modules import Call, shared_parameter_names
-from pbcompress.pruning.slicing import is_plain, named_dimension
+from pbcompress.core.inputs import Call
+from pbcompress.core.modules import shared_parameter_names
+from pbcompress.structure.dimensions import is_plain, named_dimension
 from pbcompress.structure.label_families import Families, settle
 from pbcompress.structure.layer_geometry import LayerGeometry
 from pbcompress.structure.tracer import Trace

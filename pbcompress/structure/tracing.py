@@ -19,7 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pbcompress.core.deadline import Deadline
-from pbcompress.core.modules import Call, seeded, tensors_of
+from pbcompress.core.inputs import Call, tensors_of
+from pbcompress.core.modules import plain_kernels
+from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError
 from pbcompress.structure.attention_rules import attention_layer
 from pbcompress.structure.compute_rules import unknown
@@ -27,7 +29,7 @@ from pbcompress.structure.shape_rules import RULES
 from pbcompress.structure.sizes import Attribute, Reader, Size
 from pbcompress.structure.tracer import Trace, Tracer, UserCall
 
-__all__ = ["plain_kernels", "trace"]
+__all__ = ["trace"]
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 # Layers of torch whose forward reads their sizes
@@ -180,21 +182,6 @@ class _Operations(TorchDispatchMode):
                 if isinstance(tensor, Tensor):
                     tracer.set_labels(tensor, own)
         return result
-
-
-@contextmanager
-def plain_kernels(network: nn.Module) -> Iterator[None]:
-    """Run attention and recurrent layers as the operations that they consist of."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    one_dnn = torch._C._get_mkldnn_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    if any(isinstance(module, nn.RNNBase) for module in network.modules()):
-        torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        torch._C._set_mkldnn_enabled(one_dnn)
 
 
 @contextmanager

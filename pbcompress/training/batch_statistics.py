@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pbcompress.core.modules import channel_axis, device_of, preserved_mode, rest_, seeded
+from pbcompress.core.modules import channel_axis, device_of, preserved_mode, rest_
+from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError
 from pbcompress.training.task import (
     Batches,

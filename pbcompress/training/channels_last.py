@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbcompress.core.modules import copy_model, device_of, seeded, tensors_of
+from pbcompress.core.inputs import tensors_of
+from pbcompress.core.modules import copy_model, device_of
+from pbcompress.core.randomness import seeded
 from pbcompress.training.task import Data, Task, first_batch, moved
 
 __all__ = ["channels_last", "suits_channels_last", "takes_channels_last", "that_take_channels_last"]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pbcompress.config import RecoveryConfig
-from pbcompress.core.modules import device_of, preserved_mode, seeded
+from pbcompress.core.modules import device_of, preserved_mode
+from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.training.distillation import Objective
 from pbcompress.training.engine import Engine
@@ -23,20 +24,7 @@ from pbcompress.training.task import (
     to_number,
 )
 
-__all__ = ["Callback", "evaluate", "lr_factor", "make_optimizer", "predict", "train_epoch"]
-
-
-class Callback:
-    """Hooks into `compress` and `recover_`: override what you need, and draw no random numbers."""
-
-    def on_stage(self, stage: str, total_epochs: int) -> None:
-        """Run when a stage of training begins, with the most epochs that it can take."""
-
-    def on_epoch(self, record: dict[str, Any]) -> None:
-        """Run after every epoch, with its line of the history."""
-
-    def on_end(self) -> None:
-        """Run when training is over."""
+__all__ = ["evaluate", "lr_factor", "make_optimizer", "predict", "train_epoch"]
 
 
 def lr_factor(config: RecoveryConfig, progress: float) -> float:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pbcompress.core.modules import Call, copy_model, map_tensors, seeded
+from pbcompress.core.inputs import Call, map_tensors
+from pbcompress.core.modules import copy_model
+from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError
 
 __all__ = [

@@ -8,20 +8,17 @@ import pytest
 import torch
 from torch import nn
 
+from pbcompress.core.inputs import as_call, map_tensors, single_sample, to_device
 from pbcompress.core.modules import (
-    as_call,
     channel_axis,
     copy_model,
-    map_tensors,
     matches,
     parameter_count,
     preserved_mode,
     replace_module,
-    seeded,
     shared_parameter_names,
-    single_sample,
-    to_device,
 )
+from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pbcompress.core.modules import as_call, copy_model, single_sample
+from pbcompress.core.inputs import as_call, single_sample
+from pbcompress.core.modules import copy_model
 from pbcompress.costs.closed_form import CostModel
 from pbcompress.costs.exported_model import Calibration, layer_kinds
 from pbcompress.costs.latency_model import (

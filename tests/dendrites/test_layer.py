@@ -13,11 +13,8 @@ from pbcompress.config import DendriteConfig
 from pbcompress.core.modules import parameter_count
 from pbcompress.dendrites.correlation import COUNT, R
 from pbcompress.dendrites.forms import growable_layers, set_params
-from pbcompress.dendrites.layer import (
-    attach_dendrites_,
-    dendrite_layers,
-    detach_dendrites_,
-)
+from pbcompress.dendrites.growth import attach_dendrites_, detach_dendrites_
+from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.errors import CompressionError, UnsupportedLayerError
 from pbcompress.runs.run_state import save
 from pbcompress.structure.layer_geometry import LayerGeometry

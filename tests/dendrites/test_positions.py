@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 import pbcompress as pb
 from pbcompress.dendrites.correlation import R, correlate
-from pbcompress.dendrites.layer import DendriteLayer, attach_dendrites_, dendrite_layers
+from pbcompress.dendrites.growth import attach_dendrites_
+from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
 from pbcompress.dendrites.positions import Window, position_axes
 from tests.support.reference import (
     CASES,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pbcompress import WidthConfig, plan_widths
-from pbcompress.core.modules import as_call, copy_model, single_sample
+from pbcompress.core.inputs import as_call, single_sample
+from pbcompress.core.modules import copy_model
 from pbcompress.costs.closed_form import CostModel, parameter_costs, work_costs
 from pbcompress.costs.loads import Bounds
 from pbcompress.costs.measured import measure
@@ -20,8 +21,8 @@ from pbcompress.planning.allocation import FILL_GOAL, allocate, narrowest
 from pbcompress.planning.importance import unit_scores
 from pbcompress.planning.proportions import preference_of
 from pbcompress.pruning.cuts import LayerCut, cut_all_
-from pbcompress.pruning.slicing import dimension_size
 from pbcompress.structure.channel_groups import Axis, ChannelGroup, Member, find_groups
+from pbcompress.structure.dimensions import dimension_size
 from pbcompress.structure.layer_geometry import LayerGeometry, is_depthwise
 from tests.support.nets import CASES
 

@@ -22,7 +22,8 @@ from pbcompress import (
     compress,
     plan_widths,
 )
-from pbcompress.core.modules import as_call, copy_model
+from pbcompress.core.inputs import as_call
+from pbcompress.core.modules import copy_model
 from pbcompress.planning.importance import unit_scores
 from pbcompress.structure.channel_groups import find_groups
 from pbcompress.structure.layer_geometry import is_depthwise

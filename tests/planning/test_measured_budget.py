@@ -19,7 +19,8 @@ from pbcompress import (
     plan_widths,
     shrink,
 )
-from pbcompress.core.modules import as_call, copy_model, single_sample
+from pbcompress.core.inputs import as_call, single_sample
+from pbcompress.core.modules import copy_model
 from pbcompress.costs.latency_model import Measured, Rounding
 from pbcompress.export.onnx_export import write_onnx
 from pbcompress.planning.exported_candidates import Workshop

@@ -30,7 +30,7 @@ from pbcompress import (
     shrink_,
 )
 from pbcompress.config import Form
-from pbcompress.dendrites.layer import attach_dendrites_
+from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.errors import CompressionError, StateMismatchError, TargetUnreachableError
 from tests.support.nets import CASES, images, vectors
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pbcompress import CompressConfig, CompressionError, Data, Task, cycles, recover_
 from pbcompress.config import DendriteConfig, RecoveryConfig
-from pbcompress.dendrites.layer import attach_dendrites_, dendrite_layers, detach_dendrites_
+from pbcompress.dendrites.growth import attach_dendrites_, detach_dendrites_
+from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.recovery.policy import PhaseKind
 
 

@@ -13,12 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.dendrites.correlation import COUNT, R
-from pbcompress.dendrites.layer import (
-    DendriteLayer,
-    attach_dendrites_,
-    dendrite_layers,
-    detach_dendrites_,
-)
+from pbcompress.dendrites.growth import attach_dendrites_, detach_dendrites_
+from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
 from pbcompress.dendrites.signals import ACTIVATIONS
 from tests.support.reference import (
     ALL,

@@ -11,7 +11,7 @@ from torch import nn
 import model_zoo
 from pbcompress import DendriteConfig, attach_dendrites_, export_onnx, fuse, plan_widths, shrink
 from pbcompress.config import Form, Rule
-from pbcompress.core.modules import as_call
+from pbcompress.core.inputs import as_call
 from pbcompress.errors import CompressionError
 from pbcompress.export.free_axes import Inputs
 from pbcompress.onnx_files.session import Session

@@ -19,8 +19,8 @@ from pbcompress import (
     shrink,
     shrink_,
 )
+from pbcompress.core.modules import plain_kernels
 from pbcompress.errors import TargetUnreachableError
-from pbcompress.structure.tracing import plain_kernels
 from tests.support.hard_nets import NETS
 
 every_net = pytest.mark.parametrize("name", NETS)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pbcompress import measure, plan_widths, shrink
-from pbcompress.core.modules import tensors_of
+from pbcompress.core.inputs import tensors_of
 from pbcompress.errors import TargetUnreachableError
 from tests.properties.test_hard_networks import count, double, reference, run, smallest_or
 from tests.support.nets import images, vectors

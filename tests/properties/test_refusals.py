@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from pbcompress import CompressionError, UnsupportedLayerError, plan_widths, shrink
-from pbcompress.core.modules import tensors_of
+from pbcompress.core.inputs import tensors_of
 
 quiet = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 

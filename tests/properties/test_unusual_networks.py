@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from pbcompress import CompressConfig, CompressionError, cycles, export_onnx, fuse
 from pbcompress.config import DendriteConfig, RecoveryConfig
-from pbcompress.dendrites.layer import dendrite_layers, detach_dendrites_
+from pbcompress.dendrites.growth import detach_dendrites_
+from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.recovery.policy import PhaseKind
 
 X = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))

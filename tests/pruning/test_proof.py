@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pbcompress.core.modules import as_call, copy_model, map_tensors, parameter_count, single_sample
+from pbcompress.core.inputs import as_call, map_tensors, single_sample
+from pbcompress.core.modules import copy_model, parameter_count
 from pbcompress.planning.width_search import cuts_of
 from pbcompress.pruning.cuts import cut_all_
 from pbcompress.pruning.proof import proof_failure

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from pbcompress.pruning.cuts import LayerCut, cut_all_
-from pbcompress.pruning.slicing import cut_, dimension_size, is_plain, named_dimension
+from pbcompress.pruning.slicing import cut_
+from pbcompress.structure.dimensions import dimension_size, is_plain, named_dimension
 
 PLAIN = {
     "linear": (nn.Linear(6, 4), ("out", "in")),

@@ -11,15 +11,16 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import pbcompress as pb
-from pbcompress.core.modules import as_call
+from pbcompress.core.inputs import as_call
 from pbcompress.errors import CompressionError
 from pbcompress.onnx_files.contents import metadata_of
+from pbcompress.onnx_files.network import OnnxNetwork
 from pbcompress.onnx_files.session import Latency
 from pbcompress.quantization import acceptance as precision
 from pbcompress.quantization import converter as quantization
 from pbcompress.quantization import int8_search as int8
 from pbcompress.quantization.converter import METHODS, Quantizer, weight_bits
-from pbcompress.quantization.int8_search import Int8Search, OnnxNetwork, calibration_feeds
+from pbcompress.quantization.int8_search import Int8Search, calibration_feeds
 from pbcompress.quantization.rounding_aware import train_quantized
 from tests.quantization.test_int8_search import network
 

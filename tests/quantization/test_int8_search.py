@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader, TensorDataset
 import pbcompress as pb
 from pbcompress.errors import CompressionError
 from pbcompress.onnx_files.contents import metadata_of
+from pbcompress.onnx_files.network import OnnxNetwork
 from pbcompress.onnx_files.session import Latency
 from pbcompress.quantization import int8_search as int8
 from pbcompress.quantization.converter import Quantizer
-from pbcompress.quantization.int8_search import OnnxNetwork, _by_harm
+from pbcompress.quantization.int8_search import _by_harm
 
 
 def network() -> nn.Sequential:

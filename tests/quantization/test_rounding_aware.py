@@ -8,7 +8,7 @@ from onnx import numpy_helper
 from torch import nn
 
 import pbcompress as pb
-from pbcompress.core.modules import as_call
+from pbcompress.core.inputs import as_call
 from pbcompress.errors import CompressionError
 from pbcompress.onnx_files.session import Session
 from pbcompress.quantization.converter import Quantizer, weight_bits

@@ -9,16 +9,18 @@ from torch import nn
 from torch.nn import functional
 
 from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
-from pbcompress.dendrites.layer import attach_dendrites_, dendrite_layers, detach_dendrites_
+from pbcompress.dendrites.growth import attach_dendrites_, detach_dendrites_
+from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.errors import CompressionError, DivergedError
+from pbcompress.recovery.checkpoint import Checkpoint
 from pbcompress.recovery.initialization import initialize_candidates_
 from pbcompress.recovery.layer_reading import patches
 from pbcompress.recovery.observation import observe
 from pbcompress.recovery.phase_cycles import cycles
 from pbcompress.recovery.policy import PhaseKind
-from pbcompress.recovery.recover import Checkpoint, recover_
+from pbcompress.recovery.recover import recover_
 from pbcompress.training.batch_statistics import Sample
-from pbcompress.training.loop import Callback
+from pbcompress.training.callbacks import Callback
 from pbcompress.training.task import Data, Task
 
 PLANTED = Task(loss=lambda y, error: (y * error).sum(), metric=lambda y, error: y.mean())

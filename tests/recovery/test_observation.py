@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from pbcompress.dendrites.layer import attach_dendrites_, dendrite_layers
+from pbcompress.dendrites.growth import attach_dendrites_
+from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.recovery.initialization import initialize_candidates_
 from pbcompress.recovery.layer_reading import fan_in, map_rows, row_size
 from pbcompress.recovery.observation import observe_together

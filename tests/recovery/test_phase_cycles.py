@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
-from pbcompress.dendrites.layer import attach_dendrites_, dendrite_layers, neuron_parameters
+from pbcompress.dendrites.growth import attach_dendrites_
+from pbcompress.dendrites.layer import dendrite_layers, neuron_parameters
 from pbcompress.dendrites.signals import ACTIVATIONS
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.recovery.phase_cycles import Cycles, Phase, cycles

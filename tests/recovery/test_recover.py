@@ -16,11 +16,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
 from pbcompress.core.tensor_files import read_tensors, write_bytes, write_tensors
-from pbcompress.dendrites.layer import attach_dendrites_, dendrite_layers
+from pbcompress.dendrites.growth import attach_dendrites_
+from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.errors import CompressionError, DivergedError, StateMismatchError
-from pbcompress.recovery.recover import Checkpoint, recover_
+from pbcompress.recovery.checkpoint import Checkpoint
+from pbcompress.recovery.recover import recover_
+from pbcompress.training.callbacks import Callback
 from pbcompress.training.history import History
-from pbcompress.training.loop import Callback, evaluate
+from pbcompress.training.loop import evaluate
 from pbcompress.training.task import Data, Task
 
 GENERATOR = torch.Generator().manual_seed(3)

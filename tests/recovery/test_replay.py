@@ -13,15 +13,17 @@ from torch import nn
 
 from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
 from pbcompress.dendrites.correlation import COUNT, centred, listen, score_leaf
-from pbcompress.dendrites.layer import attach_dendrites_, dendrite_layers
+from pbcompress.dendrites.growth import attach_dendrites_
+from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.errors import CompressionError
+from pbcompress.recovery.checkpoint import Checkpoint
 from pbcompress.recovery.observation import Observed
 from pbcompress.recovery.phase_cycles import cycles
 from pbcompress.recovery.policy import PhaseKind
-from pbcompress.recovery.recover import Checkpoint, recover_
+from pbcompress.recovery.recover import recover_
 from pbcompress.recovery.replay import ROWS_PER_INPUT, Replay, _Held, share_rows
 from pbcompress.training.batch_statistics import Sample
-from pbcompress.training.loop import Callback
+from pbcompress.training.callbacks import Callback
 from pbcompress.training.task import Data, Task
 from tests.recovery.test_initialization import FORMS, LAYERS, PLANTED, everything, grown
 from tests.recovery.test_observation import ALL_ROWS, EVERY, batches_of, planted, small_net

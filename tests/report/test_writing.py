@@ -7,14 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from pbcompress.core.text_tables import render_markdown, render_text
 from pbcompress.errors import CompressionError
-from pbcompress.report.tables import (
-    before_after,
-    dendrite_account,
-    layer_widths,
-    render_markdown,
-    render_text,
-)
+from pbcompress.report.tables import before_after, dendrite_account, layer_widths
 from pbcompress.report.writing import to_html, to_json, to_markdown, write_report
 from pbcompress.training.history import History
 

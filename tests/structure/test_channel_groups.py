@@ -12,10 +12,12 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from pbcompress import CompressConfig, WidthConfig, plan_widths, shrink
-from pbcompress.core.modules import as_call, copy_model, single_sample
+from pbcompress.core.inputs import as_call, single_sample
+from pbcompress.core.modules import copy_model
 from pbcompress.errors import TargetUnreachableError
-from pbcompress.pruning.slicing import cut_, is_plain
+from pbcompress.pruning.slicing import cut_
 from pbcompress.structure.channel_groups import find_groups
+from pbcompress.structure.dimensions import is_plain
 from tests.planning.test_planner import assert_equals_masked, count
 from tests.support.nets import CASES, Net, images, vectors
 

@@ -16,8 +16,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pbcompress.core.modules import plain_kernels
 from pbcompress.structure.shape_rules import RULES
-from pbcompress.structure.tracing import plain_kernels, trace
+from pbcompress.structure.tracing import trace
 
 aten = torch.ops.aten
 

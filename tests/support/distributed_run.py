@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pbcompress import CompressConfig, Data, Task, recover_
 from pbcompress.config import DendriteConfig, RecoveryConfig
-from pbcompress.recovery.recover import Checkpoint
+from pbcompress.recovery.checkpoint import Checkpoint
 from pbcompress.training.engine import make_engine
 from pbcompress.training.loop import evaluate
 from pbcompress.training.task import accuracy

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from pbcompress.config import DendriteConfig, Form
 from pbcompress.dendrites.forms import ChannelAffine, GroupedLinear
-from pbcompress.dendrites.layer import (
-    DendriteLayer,
-    attach_dendrites_,
-)
+from pbcompress.dendrites.growth import attach_dendrites_
+from pbcompress.dendrites.layer import DendriteLayer
 from pbcompress.structure.layer_geometry import LayerGeometry
 
 Array = np.ndarray

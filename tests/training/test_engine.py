@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from pbcompress import CompressConfig, CompressionError, Data, Task, compress, cycles, recover_
 from pbcompress.config import DendriteConfig, RecoveryConfig
 from pbcompress.dendrites.correlation import COUNT, R
-from pbcompress.dendrites.layer import attach_dendrites_, dendrite_layers
+from pbcompress.dendrites.growth import attach_dendrites_
+from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.recovery.policy import PhaseKind
 from pbcompress.training.distillation import make_objective
 from pbcompress.training.engine import Engine, make_engine

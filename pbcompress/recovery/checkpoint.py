@@ -1,0 +1,55 @@
+"""The file in which a recovery keeps its state between two epochs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pbcompress.core.tensor_files import read_tensors
+from pbcompress.errors import StateMismatchError
+
+__all__ = ["CHECKPOINT_FORMAT", "Checkpoint"]
+
+CHECKPOINT_FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a recovery keeps its state, and which run that state must be of.
+
+    Attributes:
+        path: The file, replaced after every epoch.
+        fingerprint: Identifies the call; a file with another one is refused.
+    """
+
+    path: Path
+    fingerprint: str
+
+    def read(self, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the tensors and the state of a former run of this call; None without a file.
+
+        Raises:
+            StateMismatchError: The file is not whole, of another kind, version or call.
+        """
+        path = self.path
+        if not path.is_file():
+            return None
+        tensors, state = read_tensors(path, str(device))
+        if "growth" not in state:
+            raise StateMismatchError(
+                f"{path} was to be a checkpoint and is another file of pbcompress. Choose another "
+                "run_dir, or move the file away."
+            )
+        if state.get("format") != CHECKPOINT_FORMAT:
+            raise StateMismatchError(
+                f"{path} is a checkpoint of version {state.get('format')}; this pbcompress reads "
+                f"{CHECKPOINT_FORMAT}. Finish the run with the version that began it."
+            )
+        if state.get("fingerprint") != self.fingerprint:
+            raise StateMismatchError(
+                f"{path} belongs to another model, target, configuration or seed than this call. "
+                "Choose another run_dir, or delete this one to start anew."
+            )
+        return tensors, state

@@ -1,0 +1,84 @@
+"""The networks that a run trains for one target, and what each scores."""
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from torch import nn
+
+from pbcompress.costs.measured import ModelCost
+from pbcompress.dendrites.layer import dendrite_layers
+from pbcompress.planning.width_plan import WidthPlan
+from pbcompress.training.history import History
+
+__all__ = ["Arm", "Score"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Metric of a network on the splits that decide (val) and that report (test)."""
+
+    val: float
+    val_samples: int
+    test: float | None = None
+    test_samples: int = 0
+
+    @property
+    def shown(self) -> float:
+        """What a network is judged by in the end: test, or val where there is no test."""
+        return self.val if self.test is None else self.test
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One network that was made from the original for the same target.
+
+    Attributes:
+        name: "dendrites" or "width".
+        network: The trained network.
+        plan: Its widths.
+        cost: Parameters and FLOPs, dendrites included.
+        score: Its metric; None if it was not trained.
+        history: Its training; None if it was not trained.
+        sets: Dendrite sets that it kept.
+        trial: Its metric on validation after the trial; None where there was none.
+    """
+
+    name: str
+    network: nn.Module
+    plan: WidthPlan
+    cost: ModelCost
+    score: Score | None
+    history: History | None
+    sets: int
+    trial: float | None = None
+
+    @property
+    def dendrite_params(self) -> int:
+        """Parameters of dendrites, U and V included."""
+        layers = dendrite_layers(self.network).values()
+        base = sum(p.numel() for layer in layers for p in layer.base_layer.parameters())
+        return sum(p.numel() for layer in layers for p in layer.parameters()) - base
+
+    @property
+    def phase_lengths(self) -> list[int]:
+        """Epochs of every phase."""
+        phases = groupby(self.history or (), key=lambda record: record["phase"])
+        return [len(list(group)) for _, group in phases]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data for the report."""
+        return {
+            "name": self.name,
+            "sets": self.sets,
+            "trial": self.trial,
+            "dendrite_params": self.dendrite_params,
+            "steps": self.history.steps if self.history else 0,
+            "epochs": len(self.history) if self.history else 0,
+            **self.cost.to_dict(),
+            "score": self.score.to_dict() if self.score else None,
+        }
