@@ -21,6 +21,7 @@ FOLDERS = {name.removesuffix(".__init__") for name in MODULES if name.endswith("
 THIRD_PARTY = {
     "torch_pruning": {"pruning.slicing"},
     "fvcore": {"costs.measured"},
+    "pydantic": {"core.records"},
     "safetensors": {"core.tensor_files"},
     "onnx": {"onnx_files.contents", "onnx_files.store"},  # what is in a file, and the file
     "onnxruntime": {"onnx_files.session", "quantization.converter"},  # sessions, and the tool

@@ -1,0 +1,62 @@
+"""Frozen dataclasses as JSON data and back. The only module that imports pydantic."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from pbcompress.errors import StateMismatchError
+
+__all__ = ["from_data", "to_data"]
+
+T = TypeVar("T")
+
+
+def to_data(record: object) -> dict[str, Any]:
+    """Return a dataclass as JSON data, from which `from_data` makes an equal one.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Size:
+        ...     widths: tuple[int, ...]
+        >>> to_data(Size((3, 4)))
+        {'widths': [3, 4]}
+    """
+    data: dict[str, Any] = TypeAdapter(type(record)).dump_python(record, mode="json")
+    return data
+
+
+def from_data(cls: type[T], data: Mapping[str, Any], where: str) -> T:
+    """Rebuild a dataclass from what `to_data` returned, each value checked by its annotation.
+
+    Args:
+        cls: A dataclass whose fields are plain values, tuples, mappings or further dataclasses.
+        data: JSON data.
+        where: What the data are, for messages.
+
+    Raises:
+        StateMismatchError: A field is missing, is unknown or is of another type.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Size:
+        ...     widths: tuple[int, ...]
+        >>> from_data(Size, {"widths": [3, 4]}, "The text")
+        Size(widths=(3, 4))
+        >>> from_data(Size, {"widths": ["a"]}, "The text")
+        Traceback (most recent call last):
+        pbcompress.errors.StateMismatchError: The text does not fit: widths.0 is 'a' ...
+    """
+    try:
+        record: T = TypeAdapter(cls).validate_json(json.dumps(data), strict=True, extra="forbid")
+    except ValidationError as err:
+        first = err.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "it"
+        found = "missing" if first["type"] == "missing" else f"{first['input']!r} ({first['msg']})"
+        raise StateMismatchError(
+            f"{where} does not fit: {place} is {found}. Write it anew with this pbcompress."
+        ) from None
+    return record
