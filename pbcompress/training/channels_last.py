@@ -105,7 +105,8 @@ def _overflows(layer: nn.Module) -> bool:
     """Tell whether torch writes past its memory in the backward pass of a convolution.
 
     Seen in torch 2.13 on a CPU without AVX-512: a strided 1x1 convolution of 2 to 7 input channels,
-    with images in channels-last memory. The process dies, or goes on with damaged memory.
+    with images in channels-last memory. The process dies, or goes on with damaged memory or wrong
+    gradients (oneDNN issue 6035).
     """
     if not isinstance(layer, nn.Conv2d) or layer.in_channels >= 8:
         return False
