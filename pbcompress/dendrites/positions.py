@@ -1,4 +1,9 @@
-"""Which positions of a layer's output its candidates look at in one step of a dendrite phase."""
+"""Which positions of a layer's output its candidates look at in one step of a dendrite phase.
+
+A candidate is computed by a convolution of longer strides. Copies of its input cost more than its
+products: so the input is cropped where the window begins inside the image, zeros are those of the
+convolution itself where they can be, and a 1x1 convolution reads the positions of the window alone.
+"""
 
 import math
 from collections.abc import Sequence

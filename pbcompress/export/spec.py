@@ -192,7 +192,7 @@ def _check_allowed(name: str, layer: str) -> None:
 
 
 def _encoded(value: Any, values: Mapping[Any, Any]) -> Any:
-    """Return an argument as plain data; see `graphnet`."""
+    """Return an argument as plain data; see `spec_network`."""
     if isinstance(value, fx.Node | Tensor):
         return values[value]
     if isinstance(value, float) and not math.isfinite(value):

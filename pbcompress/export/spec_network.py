@@ -9,7 +9,8 @@ The file is safetensors. Its header holds the spec, plain data::
     example     types and shapes of inputs and outputs of one forward pass
 
 Within them {"input": i}, {"weight": name} and {"step": i} stand for values, {"dtype": name} and the
-like for words of torch. Nothing is unpickled or evaluated; `aten` lists what may be called.
+like for words of torch. Nothing is unpickled or evaluated; `spec_operations` lists what may be
+called.
 """
 
 import json

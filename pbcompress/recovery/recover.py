@@ -1,4 +1,9 @@
-"""Train the cycles of a growth to their end, and go on where a killed run stopped."""
+"""Train the cycles of a growth to their end, and go on where a killed run stopped.
+
+Every epoch starts from random states derived from seed, phase and epoch, so no random state is
+stored and a resumed run equals an uninterrupted one. An error in the middle leaves the best weights
+so far.
+"""
 
 import logging
 import math
