@@ -62,8 +62,8 @@ class Window:
         """Return the widest window that leaves about ``least`` samples, at a random offset.
 
         The offset is drawn from torch's random state, as dropout draws its mask, so it is the same
-        where a checkpointed forward pass is repeated. A compiled one always takes the middle, for
-        each offset would be compiled anew.
+        where a checkpointed forward pass is repeated. A compiled one always takes the middle,
+        because each offset would be compiled anew.
 
         Args:
             sizes: Of the batch and of the axes of positions.

@@ -176,7 +176,7 @@ def export_program(network: nn.Module, inputs: Inputs, batch: FreeAxis | None) -
     Args:
         network: In eval mode.
         inputs: Of one forward pass.
-        batch: The batch, where it shall be free.
+        batch: The batch, if its size should be free.
 
     Raises:
         CompressionError: torch.export does not take the network.

@@ -179,7 +179,7 @@ def load_spec(path: str | Path, *, device: str = "cpu") -> nn.Module:
 
     Args:
         path: The file.
-        device: Where the network shall live.
+        device: Where to put the network.
 
     Returns:
         The network in its inference form; its outputs are bit-identical on the same machine.

@@ -58,7 +58,7 @@ def translate(
         network: In eval mode on the CPU.
         inputs: Of one forward pass.
         path: The file; weights of more than ``one_file`` bytes go into a second one beside it.
-        free: Axes that shall be free, the batch, if so, first.
+        free: Axes that should be free; the batch first if it is one of them.
         opset: ONNX operator set.
         input_names: None: those of `Inputs`.
         output_names: None: by the keys and indices of what the network returns.

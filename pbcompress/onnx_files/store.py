@@ -93,7 +93,7 @@ def _problem(tensor: Any, folder: Path) -> str | None:
     except ValueError:
         return "has no numbers for its place"
     if length != wanted or not 0 <= start <= file.stat().st_size - length:
-        return f"takes {wanted} bytes, and {location!r} has not as many at its place"
+        return f"takes {wanted} bytes, and {location!r} has fewer at its place"
     return None
 
 
