@@ -1,9 +1,4 @@
-"""Train the cycles of a growth to their end, and go on where a killed run stopped.
-
-Every epoch starts from random states derived from seed, phase and epoch, so no random state is
-stored and a resumed run equals an uninterrupted one. An error in the middle leaves the best weights
-so far.
-"""
+"""Train the cycles of a growth to their end, and go on where a killed run stopped."""
 
 import logging
 import math

@@ -1,9 +1,4 @@
-"""One epoch, and one score: a plain loop that knows nothing of compression.
-
-A step takes the learning rate of its middle, so the first step of a warm-up is not lost, and the
-sum of the rates is the schedule's area whatever the batch size. Processes share a validation split
-and join the outputs in the order of the batches, because a metric need not be a mean.
-"""
+"""One epoch, and one score: a plain loop that knows nothing of compression."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
