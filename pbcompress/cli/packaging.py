@@ -1,4 +1,4 @@
-"""The command that packages a run for whoever shall use the network."""
+"""The command that packages a run for the network's users."""
 
 import argparse
 from pathlib import Path

@@ -72,7 +72,7 @@ def split_of(data: Any) -> Batches:
     """Return what a metric is reported on: the test split, else validation, else ``data`` itself.
 
     Raises:
-        CompressionError: It cannot be gone through again and again.
+        CompressionError: It cannot be read more than once.
     """
     test = getattr(data, "test", None)
     split: Batches = getattr(data, "val", data) if test is None else test
@@ -159,7 +159,7 @@ def paired_change(
 
     Args:
         networks: The two.
-        names: Of them, for what went wrong.
+        names: Of them, for messages.
         batches: The split.
         task: The metric.
         scores: What each had on this split before.

@@ -30,7 +30,7 @@ class Deadline:
         """Raise if the time is over.
 
         Raises:
-            CompressionError: It is, and was when ``doing`` went on.
+            CompressionError: It is over; the message names ``doing``.
         """
         if self.seconds is not None and self._clock() - self._start > self.seconds:
             raise CompressionError(

@@ -83,7 +83,7 @@ def page_chart(
     wide: tuple[int, int],
     label: str = "epoch",
 ) -> str:
-    """Return a drawing for a desk or paper, and one for a phone; the page shows one of them.
+    """Return a drawing for a wide screen or paper, and one for a phone; the page shows one.
 
     Args:
         name: Of the drawing; its ids begin with it.

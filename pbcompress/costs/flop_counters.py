@@ -111,7 +111,7 @@ def explain(
 def side_by_side(
     before: Mapping[str, LayerCost], after: Mapping[str, LayerCost]
 ) -> dict[str, tuple[LayerCost | None, LayerCost | None]]:
-    """Return the layers of two networks by name; None where one of them has no such layer.
+    """Return the layers of two networks by name; None where one of them lacks it.
 
     A layer of the second that lies under one of the first (its dendrites, its parts in a file)
     counts there, so every layer counts once.

@@ -50,7 +50,7 @@ Point = tuple[float, float, float]  # padded multiply-adds and output channels, 
 
 @dataclass(frozen=True)
 class Rounding:
-    """What the runtime makes of widths that are no multiple, for one kind of layer.
+    """How the runtime slows down at widths that are no multiple, for one kind of layer.
 
     Attributes:
         multiple: The width of its blocks.

@@ -1,4 +1,10 @@
-"""The objective of a dendrite phase: correlate a node's activation with its neuron's error."""
+"""The objective of a dendrite phase: correlate a node's activation with its neuron's error.
+
+What a dendrite step costs beyond its products is the number of small operations. So means are taken
+once, sums are plain sums of products, and values are in units of their mean size, which holds
+squares at any scale. Errors at the positions of a window are copied first, because sums over a
+tensor with gaps take two to three times as long.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

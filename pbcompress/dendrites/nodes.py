@@ -1,4 +1,9 @@
-"""The nodes of a dendrite set: which of them stay, and the input map that is left of it."""
+"""The nodes of a dendrite set: which of them stay, and the input map that is left of it.
+
+A unit of selection is a node, or in grouped maps one node of each group, because a grouped
+convolution has groups of one size. What is left is a smaller map, not a masked one, so inference
+pays for the nodes that stay.
+"""
 
 from typing import Any
 

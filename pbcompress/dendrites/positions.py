@@ -1,4 +1,9 @@
-"""Which positions of a layer's output its candidates look at in one step of a dendrite phase."""
+"""Which positions of a layer's output its candidates look at in one step of a dendrite phase.
+
+A candidate is computed by a convolution of longer strides. Copies of its input cost more than its
+products: so the input is cropped where the window begins inside the image, zeros are those of the
+convolution itself where they can be, and a 1x1 convolution reads the positions of the window alone.
+"""
 
 import math
 from collections.abc import Sequence
@@ -57,8 +62,8 @@ class Window:
         """Return the widest window that leaves about ``least`` samples, at a random offset.
 
         The offset is drawn from torch's random state, as dropout draws its mask, so it is the same
-        where a checkpointed forward pass is repeated. A compiled one always takes the middle, for
-        each offset would be compiled anew.
+        where a checkpointed forward pass is repeated. A compiled one always takes the middle,
+        because each offset would be compiled anew.
 
         Args:
             sizes: Of the batch and of the axes of positions.

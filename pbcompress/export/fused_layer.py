@@ -1,4 +1,10 @@
-"""A layer with dendrites in its inference form: one wide operation, then the formula."""
+"""A layer with dendrites in its inference form: one wide operation, then the formula.
+
+At batch 1 a layer costs its Python and its number of nodes. So torch.fx traces the formula once and
+keeps it as generated code, maps of the same geometry are stacked, grouped layers keep their groups
+as an axis until the sum is whole, and a set with few nodes adds through one Gather, or one Gemm
+where U is a matrix. `tests/export/test_fused_graph.py` counts the nodes.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,9 @@
-"""A network as a program of torch.export: the graph, its proof, and the .pt2 file."""
+"""A network as a program of torch.export: the graph, its proof, and the .pt2 file.
+
+torch.export writes the example inputs, and paths and lines of the source, into its file: both are
+taken out. The proof is of the program that was read again, so a file that torch cannot read back is
+not kept.
+"""
 
 import io
 import math
@@ -171,7 +176,7 @@ def export_program(network: nn.Module, inputs: Inputs, batch: FreeAxis | None) -
     Args:
         network: In eval mode.
         inputs: Of one forward pass.
-        batch: The batch, where it shall be free.
+        batch: The batch, if its size should be free.
 
     Raises:
         CompressionError: torch.export does not take the network.

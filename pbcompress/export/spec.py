@@ -48,7 +48,7 @@ def save_spec(
         model: Usually from `fuse`; written as a copy in eval mode on the CPU.
         path: The file to write; its name ends in .safetensors.
         example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
-        dynamic_batch: Whether the network shall take any batch size.
+        dynamic_batch: Whether the network should take any batch size.
         samples: Further inputs to compare on, e.g. real batches.
 
     Returns:
@@ -192,7 +192,7 @@ def _check_allowed(name: str, layer: str) -> None:
 
 
 def _encoded(value: Any, values: Mapping[Any, Any]) -> Any:
-    """Return an argument as plain data; see `graphnet`."""
+    """Return an argument as plain data; see `spec_network`."""
     if isinstance(value, fx.Node | Tensor):
         return values[value]
     if isinstance(value, float) and not math.isfinite(value):

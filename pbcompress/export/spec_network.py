@@ -9,7 +9,8 @@ The file is safetensors. Its header holds the spec, plain data::
     example     types and shapes of inputs and outputs of one forward pass
 
 Within them {"input": i}, {"weight": name} and {"step": i} stand for values, {"dtype": name} and the
-like for words of torch. Nothing is unpickled or evaluated; `aten` lists what may be called.
+like for words of torch. Nothing is unpickled or evaluated; `spec_operations` lists what may be
+called.
 """
 
 import json
@@ -178,7 +179,7 @@ def load_spec(path: str | Path, *, device: str = "cpu") -> nn.Module:
 
     Args:
         path: The file.
-        device: Where the network shall live.
+        device: Where to put the network.
 
     Returns:
         The network in its inference form; its outputs are bit-identical on the same machine.

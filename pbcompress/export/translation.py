@@ -1,4 +1,9 @@
-"""A network as an ONNX graph, by torch's exporter: its names, its free axes, and its refusals."""
+"""A network as an ONNX graph, by torch's exporter: its names, its free axes, and its refusals.
+
+torch.export is asked for nothing that it may refuse: every free axis is left to it to fix, the
+ranges that it found say which it did, and runs at other sizes decide. So a refusal can name the
+line of the user's code that fixes an axis.
+"""
 
 import io
 import logging
@@ -53,7 +58,7 @@ def translate(
         network: In eval mode on the CPU.
         inputs: Of one forward pass.
         path: The file; weights of more than ``one_file`` bytes go into a second one beside it.
-        free: Axes that shall be free, the batch, if so, first.
+        free: Axes that should be free; the batch first if it is one of them.
         opset: ONNX operator set.
         input_names: None: those of `Inputs`.
         output_names: None: by the keys and indices of what the network returns.

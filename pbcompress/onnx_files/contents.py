@@ -58,13 +58,13 @@ def facts_of(path: Path) -> FileFacts:
     """Return the outside of a file, after a check of the whole of it.
 
     Raises:
-        StateMismatchError: The file is missing, or is no valid ONNX file.
+        StateMismatchError: The file is missing, or is not a valid ONNX file.
     """
     proto = load(path)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as err:
-        raise StateMismatchError(f"{path} is no valid ONNX file: {first_line(err)}.") from err
+        raise StateMismatchError(f"{path} is not a valid ONNX file: {first_line(err)}.") from err
     return FileFacts(
         opset=max(
             (e.version for e in proto.opset_import if e.domain in ("", "ai.onnx")), default=0

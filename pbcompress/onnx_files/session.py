@@ -254,7 +254,7 @@ class Latency:
 def interleaved_latency(
     sessions: Sequence[Session], feeds: Sequence[Mapping[str, Array]], rounds: int = 200
 ) -> list[Latency]:
-    """Time several files in turn (a b a b ...), so that a drifting machine hits all alike.
+    """Time several files in turn (a b a b ...), so that a drifting machine affects all equally.
 
     Args:
         sessions: The files; ratios are against the first.

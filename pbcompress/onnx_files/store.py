@@ -1,6 +1,10 @@
 """An ONNX file on disk: read with suspicion, written whole or not at all.
 
 Below the bound of its format a network is one file; above, its weights are in a second one.
+
+A graph and weights in a second file cannot be replaced in one rename. So new weights take a name
+that is free, the graph that names them is renamed over the former one, and only then do the former
+weights go: a process that is killed anywhere leaves a whole file.
 """
 
 import json
@@ -89,7 +93,7 @@ def _problem(tensor: Any, folder: Path) -> str | None:
     except ValueError:
         return "has no numbers for its place"
     if length != wanted or not 0 <= start <= file.stat().st_size - length:
-        return f"takes {wanted} bytes, and {location!r} has not as many at its place"
+        return f"takes {wanted} bytes, and {location!r} has fewer at its place"
     return None
 
 

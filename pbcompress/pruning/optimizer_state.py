@@ -1,4 +1,9 @@
-"""The state of optimizers, cut along with the parameters that it belongs to."""
+"""The state of optimizers, cut along with the parameters that it belongs to.
+
+State of its parameter's shape belongs to single weights and is cut with them; one element or a
+plain value belongs to the whole tensor and stays. Anything else is refused before the first change,
+so this holds for optimizers that nobody here knows.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

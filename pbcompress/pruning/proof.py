@@ -21,8 +21,8 @@ __all__ = ["proof_failure"]
 BATCHES = (2, 1)  # the first that the original takes
 OTHER_PATH = "the forward pass takes another path when it is run again"
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-7}
-LARGE = 128  # images from so many pixels a side
-SMALL = (32, 64)  # are tried with so few first
+LARGE = 128  # pixels a side from which an image is large
+SMALL = (32, 64)  # pixels a side of the crops that are tried first
 NOISE = 65_537  # numbers of the disturbance; prime, so that no two rows of a weight get the same
 
 
@@ -75,7 +75,7 @@ def proof_failure(
 
 
 def _small_samples(call: Call) -> Iterator[Call]:
-    """Yield samples with a corner of every large image, if there is such a one."""
+    """Yield cropped samples, if any image is large."""
 
     def is_large(tensor: Tensor) -> bool:
         return tensor.is_floating_point() and tensor.dim() == 4 and min(tensor.shape[2:]) >= LARGE

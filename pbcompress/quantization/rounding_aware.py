@@ -1,4 +1,9 @@
-"""Training in the arithmetic of an int8 file, so that the weights suit their rounding."""
+"""Training in the arithmetic of an int8 file, so that the weights suit their rounding.
+
+The graph rounds where the file has QuantizeLinear: weights by channel, values by observed ranges.
+What was trained is exported in float32 and calibrated anew, so its file has no scales of a kind of
+its own.
+"""
 
 import inspect
 from typing import Any

@@ -171,7 +171,7 @@ def next_action(
         <Action.GROW: 'grow'>
 
     Source:
-        Brenner and Itti, 2025, section 3, in the version that docs/decisions.md states.
+        Brenner and Itti, 2025, section 3, with the changes in docs/decisions, subsystem recovery.
     """
     phase = log[-1]
     epochs = sum(len(p.scores) for p in log)

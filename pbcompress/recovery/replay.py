@@ -1,4 +1,8 @@
-"""A dendrite phase from memory: neurons rest, so what candidates see need be computed only once."""
+"""A dendrite phase from memory: neurons rest, so what candidates see need be computed only once.
+
+Rows are drawn as errors pass back, which also works under activation checkpointing. Candidates
+would learn too few rows by heart; if memory holds no more, the phase passes through the network.
+"""
 
 import math
 from collections.abc import Callable, Mapping

@@ -269,7 +269,7 @@ _OF_WHAT_IS_LEFT = ("mean", "sum", "amax", "amin", "var", "var_mean", "linalg_ve
     *("prod", "any", "all", "logsumexp", "argmax", "argmin", "nansum", "max", "min"),
 )
 def reduction(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
-    """A reduction; where channels are reduced, what is left of them is."""
+    """Reduce axes; if a channel axis is reduced, the proof reduces the surviving channels only."""
     if len([a for a in args if isinstance(a, Tensor)]) > 1:
         return elementwise(t, name, args, kwargs, out)  # torch.max(a, b)
     image: Tensor = args[0]

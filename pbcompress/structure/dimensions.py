@@ -67,7 +67,7 @@ def named_dimension(
 
 
 def dimension_size(model: nn.Module, layer: str, dim: str) -> int | None:
-    """Return the size of a named dimension, None if the model has no such one."""
+    """Return the size of a named dimension, None if the model does not have it."""
     try:
         module = model.get_submodule(layer)
     except AttributeError:

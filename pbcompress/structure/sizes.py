@@ -34,7 +34,7 @@ Count = Callable[[Leaf, int], int]  # what a leaf is after a cut, given what it 
 
 
 class Reader(Protocol):
-    """Who is told what the code does with sizes beside shaping tensors."""
+    """Learns what the code does with sizes, apart from shaping tensors."""
 
     def number_matters(self, size: "Size") -> None:
         """The number itself is used, not only the shape that it describes."""

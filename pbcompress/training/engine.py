@@ -1,6 +1,10 @@
 """Who runs the steps: one process in plain torch, or Lightning Fabric for all else.
 
 The only module that imports Lightning, and only where it is needed.
+
+Fabric keeps no state outside its object, so two trainings of a process may differ in precision, and
+it sets a network up anew for each phase, as growth needs: DistributedDataParallel fixes the list of
+parameters when it wraps. Processes agree in everything that decides: clock, statistics, scores.
 """
 
 import os

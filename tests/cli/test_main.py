@@ -114,7 +114,7 @@ def test_wrong_usage_exits_with_2(arguments):
     [
         (["compress", "missing.toml"], "cannot be read"),
         (["measure", "missing.onnx"], "is not there"),
-        (["measure", "tests.test_cli:make_network"], "Add --input"),
+        (["measure", "tests.cli.test_main:make_network"], "Add --input"),
         (["measure", "nowhere:net", "--input", "1,3"], "could not be"),
         (["report", "nowhere"], "is not there"),
         (["plan", "x.onnx", "--input", "1,3", "--target", "0.5"], "is an ONNX file"),
@@ -130,7 +130,7 @@ def test_a_failed_job_exits_with_1_and_says_why_in_one_line(arguments, sentence,
 
 def test_a_plan_is_printed_and_written(tmp_path, capsys):
     text = tmp_path / "plan.json"
-    command = ["plan", "tests.test_cli:make_network", "--input", "1,64", "--target", "0.5"]
+    command = ["plan", "tests.cli.test_main:make_network", "--input", "1,64", "--target", "0.5"]
     assert main([*command, "--json", str(text)]) == 0
     plan = WidthPlan.from_json(text.read_text())
     assert capsys.readouterr().out == f"{plan}\n"
@@ -168,7 +168,13 @@ def test_export_writes_a_proven_file(finished_run, tmp_path, capsys):
     import model_zoo.mlp  # noqa: F401 - the constructor is named below
 
     target = tmp_path / "out.onnx"
-    command = ["export", str(finished_run), str(target), "--model", "tests.test_cli:make_network"]
+    command = [
+        "export",
+        str(finished_run),
+        str(target),
+        "--model",
+        "tests.cli.test_main:make_network",
+    ]
     assert main(command) == 0
     assert metadata_of(target) == metadata_of(finished_run / "model.onnx")
     assert "differ by at most" in capsys.readouterr().out
@@ -176,7 +182,7 @@ def test_export_writes_a_proven_file(finished_run, tmp_path, capsys):
 
 @pytest.mark.parametrize("bits", ["int8", "fp16"])
 def test_export_in_fewer_bits_says_which_guard_failed(bits, finished_run, tmp_path, capsys):
-    here = "tests.test_cli"
+    here = "tests.cli.test_main"
     command = ["export", str(finished_run), str(tmp_path / "a.onnx"), "--model"]
     command += [f"{here}:make_network", "--quantize", bits, "--data", f"{here}:make_data"]
     assert main([*command, "--task", f"{here}:WORST", "--max-drop", "-1"]) == 1
@@ -191,13 +197,16 @@ def test_export_in_fewer_bits_says_which_guard_failed(bits, finished_run, tmp_pa
     ("data", "sentence"),
     [
         ([], "needs data=Data"),
-        (["--data", "tests.test_cli:make_network"], "has no val"),
-        (["--data", "tests.test_cli:make_data", "--task", "tests.test_cli:ROOT"], "to be a Task"),
+        (["--data", "tests.cli.test_main:make_network"], "has no val"),
+        (
+            ["--data", "tests.cli.test_main:make_data", "--task", "tests.cli.test_main:ROOT"],
+            "to be a Task",
+        ),
     ],
 )
 def test_export_in_fewer_bits_needs_data(data, sentence, finished_run, tmp_path, capsys):
     command = ["export", str(finished_run), str(tmp_path / "a.onnx"), "--quantize", "int8"]
-    assert main([*command, "--model", "tests.test_cli:make_network", *data]) == 1
+    assert main([*command, "--model", "tests.cli.test_main:make_network", *data]) == 1
     assert sentence in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -226,7 +235,7 @@ def test_measure_a_file_and_a_network(finished_run, capsys):
     from_file = json.loads(capsys.readouterr().out)
     state = json.loads((finished_run / "state.json").read_text())
     assert from_file["params"] == state["facts"]["after"]["params"]
-    assert main(["measure", "tests.test_cli:make_network", "--input", "1,1,8,8"]) == 0
+    assert main(["measure", "tests.cli.test_main:make_network", "--input", "1,1,8,8"]) == 0
     assert "1,210 parameters" in capsys.readouterr().out
 
 

@@ -494,8 +494,8 @@ def test_data_that_change_between_passes_are_refused(files):
 def test_the_command_prints_all_forms_and_writes_pictures(files, tmp_path, capsys):
     command = ["compare", str(files / "big.onnx"), str(files / "small.onnx"), "--input", "4,6"]
     digests = [hashlib.sha256(p.read_bytes()).digest() for p in sorted(files.iterdir())]
-    more = ["--data", "tests.test_comparison:make_data", "--json"]
-    more += ["--control", "tests.test_comparison:make_network"]
+    more = ["--data", "tests.comparison.test_side_by_side:make_data", "--json"]
+    more += ["--control", "tests.comparison.test_side_by_side:make_network"]
     more += ["--plot", str(tmp_path / "a.svg"), "--plot-metric", str(tmp_path / "b.png")]
     assert main([*command, *more]) == 0
     found = Comparison.from_dict(json.loads(capsys.readouterr().out))
@@ -509,8 +509,11 @@ def test_the_command_prints_all_forms_and_writes_pictures(files, tmp_path, capsy
 def test_a_failing_command_says_why_in_one_line(files, tmp_path, capsys):
     big = str(files / "big.onnx")
     for more, words in (
-        (["--data", "tests.test_comparison:make_trouble"], "RuntimeError: no data today"),
-        (["--data", "tests.test_comparison:nothing"], "could not be"),
+        (
+            ["--data", "tests.comparison.test_side_by_side:make_trouble"],
+            "RuntimeError: no data today",
+        ),
+        (["--data", "tests.comparison.test_side_by_side:nothing"], "could not be"),
         (["--plot-metric", str(tmp_path / "a.svg")], "Give data to compare"),
         (["--plot", str(tmp_path / "a.pdf")], ".svg or a .png"),
     ):
