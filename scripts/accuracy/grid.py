@@ -1,4 +1,4 @@
-"""What `bench_accuracy.py` compares: tasks, and the arms in which a network becomes smaller."""
+"""What `run.py` compares: tasks, and the arms in which a network becomes smaller."""
 
 from dataclasses import dataclass, replace
 from typing import Any

@@ -2,10 +2,10 @@
 
 A cell is a task, a target, an arm and a seed, and one line of JSON. Cells that the file has are
 passed over, so that a run that was stopped goes on; several processes may share a file, each with
-its part of the seeds. `accuracy_tables.py` makes tables and plots from the lines alone.
+its part of the seeds. `tables.py` makes pages and pictures from the lines alone.
 
-    python scripts/fetch_data.py all
-    python scripts/bench_accuracy.py lines.jsonl --tasks 'fashion*' --targets 0.25 --seeds 0 1 2
+    python -m model_zoo.datasets.fetch all
+    python -m scripts.accuracy.run lines.jsonl --tasks 'fashion*' --targets 0.25 --seeds 0 1 2
 
 Every arm trains `epochs` epochs of its task from the same trained network. Arms that grow share
 them between neurons and dendrites, and sets stay whatever they do, or the arm would be of another
@@ -13,7 +13,6 @@ size. Weights are chosen on the validation split; the test split is scored once.
 """
 
 import argparse
-import json
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_grid import ARMS, OFF, TASKS, Arm, Task
 from torch import nn
 
 import pbcompress as pb
@@ -35,6 +33,8 @@ from pbcompress.core.randomness import seeded
 from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.pruning.shrinking import shrink
 from pbcompress.training.batch_statistics import reestimate_batchnorm_
+from scripts.accuracy.grid import ARMS, OFF, TASKS, Arm, Task
+from scripts.lines import append_line, read_lines
 
 TARGETS = (0.5, 0.25, 0.125, 0.05)
 AS_BEFORE: dict[str, Any] = {"channels_last": False}  # so that lines that are there can be added to
@@ -258,7 +258,7 @@ def parser_of(
     """Return a parser of what `run_cells` needs, with its defaults."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("lines", type=Path, help="file of lines, made or added to")
-    parser.add_argument("--folder", default="data", help="where fetch_data.py put the data sets")
+    parser.add_argument("--folder", default="data", help="where the data sets are")
     parser.add_argument("--tasks", nargs="+", default=tasks, help="names or patterns")
     parser.add_argument("--arms", nargs="+", default=["*"], help="names or patterns")
     parser.add_argument("--targets", nargs="+", type=float, default=targets)
@@ -274,8 +274,7 @@ def run_cells(
 ) -> None:
     """Append the lines of all cells that are asked for and not yet there."""
     torch.set_num_threads(1)
-    known = options.lines.read_text().splitlines() if options.lines.is_file() else []
-    done = {key_of(json.loads(line)) for line in known}
+    done = {key_of(line) for line in read_lines(options.lines)}
     arms = [arm for arm in arms if any(fnmatch(arm, pattern) for pattern in options.arms)]
     for seed in options.seeds:
         for name in tasks:
@@ -287,9 +286,7 @@ def run_cells(
                 continue
             bench = Bench(name, seed, options.folder)
             for _, target, arm, _ in cells:
-                line = cell(bench, arm, target)
-                with options.lines.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                append_line(options.lines, cell(bench, arm, target))
 
 
 def key_of(line: dict[str, Any]) -> tuple[str, float, str, int]:

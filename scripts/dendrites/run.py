@@ -1,9 +1,8 @@
 """What dendrites cost in time and memory, as ratios of one run: medians of interleaved steps.
 
-    python scripts/bench_dendrites.py train lines.jsonl       # a step against a plain step
-    python scripts/bench_dendrites.py inference lines.jsonl   # against width of the same FLOPs
-    python scripts/bench_dendrites.py peer lines.jsonl        # needs perforatedai beside it
-    python scripts/dendrite_tables.py lines.jsonl > docs/benchmarks/dendrites.md
+    python -m scripts.dendrites.run train lines.jsonl       # a step against a plain step
+    python -m scripts.dendrites.run inference lines.jsonl   # against width of the same FLOPs
+    python -m scripts.dendrites.run peer lines.jsonl        # needs perforatedai beside it
 
 ``train --device cuda`` also gives images per second, in bfloat16, channels last and compiled, with
 data that lie on the device.
@@ -12,7 +11,6 @@ data that lie on the device.
 import argparse
 import contextlib
 import copy
-import json
 import statistics
 import tempfile
 import time
@@ -30,6 +28,7 @@ from pbcompress.recovery.policy import PhaseKind
 from pbcompress.recovery.replay import Replay
 from pbcompress.training.batch_statistics import Sample
 from pbcompress.training.channels_last import takes_channels_last
+from scripts.lines import append_line
 
 Step = Callable[[], None]
 # Trained: network, its arguments, batch size. The second has widths of 64 to 256.
@@ -369,10 +368,8 @@ def main() -> None:
         "inference": lambda: inference(chosen.rounds),
         "peer": lambda: peer(chosen.rounds),
     }[chosen.job]()
-    with chosen.lines.open("a") as file:
-        for line in found:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
+    for line in found:
+        append_line(chosen.lines, line)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""The page of what dendrites cost, from the lines of bench_dendrites.py.
+"""The page of what dendrites cost, from the lines of `run.py`.
 
-python scripts/dendrite_tables.py lines.jsonl > docs/benchmarks/dendrites.md
+python -m scripts.dendrites.tables > docs/benchmarks/dendrites.md
+
+Other lines than the packed ones are named as its argument.
 """
 
-import json
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
-Line = dict[str, Any]
+from scripts.lines import Line, named_lines
+
 INTRO = """# What dendrites cost
 
 What dendrites cost in time and memory, as ratios of one run: medians of interleaved steps.
@@ -79,4 +78,4 @@ def _table(columns: dict[str, str], lines: Sequence[Line]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    print(page([json.loads(t) for t in Path(sys.argv[1]).read_text().splitlines()]), end="")
+    print(page(named_lines(__file__)), end="")

@@ -1,6 +1,6 @@
 """Images of a data set as a few small files, for a machine that can fetch nothing.
 
-    python scripts/image_parts.py cifar10 parts --folder data
+    python -m scripts.gpu.image_parts cifar10 parts --folder data
 
 Pixels are stored without loss, as differences between neighbours, compressed. All of CIFAR-10 takes
 about 100 MiB, seven parts of at most 16 MiB; 24,000 of its training images (`--train 24000`) and
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name")
     parser.add_argument("parts", type=Path, help="folder to write")
-    parser.add_argument("--folder", default="data", help="where fetch_data.py put the data sets")
+    parser.add_argument("--folder", default="data", help="where the data sets are")
     parser.add_argument("--train", type=int, help="so many training images, classes in proportion")
     options = parser.parse_args(argv)
     dataset = load_dataset(options.name, options.folder)

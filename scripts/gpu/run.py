@@ -1,7 +1,7 @@
 """ResNet-56 on CIFAR-10 with 2, 4 and 8 times fewer parameters, on a GPU, in pieces.
 
-    python scripts/fetch_data.py cifar10 && python scripts/image_parts.py cifar10 parts
-    python scripts/bench_gpu.py parts state gpu.jsonl --minutes 9        # again, until it says done
+    pbcompress zoo fetch cifar10 && python -m scripts.gpu.image_parts cifar10 parts
+    python -m scripts.gpu.run parts state lines.jsonl --minutes 9        # again, until it says done
 
 Every epoch is saved under `state`, so a piece that ends, by its minutes or by force, is gone on
 with by the same call. A cell is one line: the original of its seed, trained once; then an arm by
@@ -9,7 +9,7 @@ with by the same call. A cell is one line: the original of its seed, trained onc
 and the test images are scored once. Images, their crops and flips are on the device, the forward
 pass is in bf16, and convolutions run in channels_last.
 
-It has run on a CPU only, in small (`tests/test_gpu_bench.py`): on a GPU nobody has tried it yet.
+It has run on a CPU only, in small (`tests/scripts/test_gpu.py`): on a GPU nobody has tried it yet.
 """
 
 import argparse
@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_accuracy import facts_of
-from image_parts import read_parts
 from torch import Tensor, nn
 
 import pbcompress as pb
@@ -31,6 +29,9 @@ from model_zoo import create_model
 from model_zoo.datasets import BatchLoader, make_loaders
 from pbcompress.core.randomness import seeded
 from pbcompress.recovery.checkpoint import Checkpoint
+from scripts.accuracy.run import facts_of
+from scripts.gpu.image_parts import read_parts
+from scripts.lines import append_line, read_lines
 
 OFF = pb.DendriteConfig(max_sets=0)
 CHEAP = pb.DendriteConfig.cheap()
@@ -195,8 +196,7 @@ def run(
     """Run cells (seed, target, arm) that have no line yet; tell whether all are done."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clock = Clock(minutes)
-    known = [json.loads(line) for line in lines.read_text().splitlines()] if lines.is_file() else []
-    done = {(line["seed"], line["target"], line["arm"]) for line in known}
+    done = {(line["seed"], line["target"], line["arm"]) for line in read_lines(lines)}
     for seed in dict.fromkeys(seed for seed, *_ in cells):
         own = [(target, arm) for s, target, arm in cells if s == seed]
         own = [cell for cell in own if (seed, *cell) not in done]
@@ -208,8 +208,7 @@ def run(
                 line = seed_run.cell(arm, target, clock)
             except PieceOverError:
                 return False
-            with lines.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(lines, line)
     return True
 
 

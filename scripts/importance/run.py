@@ -1,33 +1,28 @@
 """Compare importance criteria and allocations on small trained networks, after recovery too.
 
 One network is trained for each seed, and shrunk and recovered with every criterion, allocation and
-target; one JSON line per run. A run that has its line is skipped, so a stopped one can go on. The
-table is made from the lines alone. Choices are made by validation; each test split is scored once
-per run, and is there to be reported.
+target; one JSON line per run. A run that has its line is skipped, so a stopped one can go on.
+Choices are made by validation; each test split is scored once per run, and is there to be reported.
 
-    python scripts/compare_importance.py run lines.jsonl --folder data
-    python scripts/compare_importance.py table lines.jsonl > docs/benchmarks/importance.md
+    python -m scripts.importance.run lines.jsonl --folder data
 """
 
 import argparse
-import json
-import math
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.nn import functional
 
 import pbcompress as pb
 from model_zoo import create_model
 from model_zoo.datasets import load_dataset, make_loaders
+from scripts.lines import append_line, read_lines
 
 CRITERIA = ("magnitude", "bn_scale", "taylor", "variance", "fisher")
 ALLOCATIONS = ("uniform", "global", "isomorphic")
@@ -35,13 +30,6 @@ TARGETS = (0.5, 0.125)
 SEEDS = (0, 1, 2)
 TEST_SAMPLES = 4000
 OFF = pb.DendriteConfig(max_sets=0)
-DEFAULT = ("magnitude", "uniform")
-STAGES = {
-    "cut": "as cut",
-    "reestimated": "BatchNorm re-estimated",
-    "val": "recovered",
-    "test": "recovered, test",
-}
 
 
 @dataclass(frozen=True)
@@ -99,7 +87,7 @@ def data_of(case: Case, folder: str) -> pb.Data:
 
 def runs(path: Path, folder: str, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield the line of every run that ``path`` does not have."""
-    done = {key_of(line) for line in lines_of(path)}
+    done = {key_of(line) for line in read_lines(path)}
     for name, seed in product(names, SEEDS):
         arms = [
             (name, seed, *arm)
@@ -170,157 +158,16 @@ def key_of(line: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(line[k] for k in ("network", "seed", "importance", "allocation", "target"))
 
 
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    """Return all lines."""
-    return [json.loads(t) for t in path.read_text().splitlines()] if path.is_file() else []
-
-
-# --- table --------------------------------------------------------------------------------------
-
-Figures = dict[tuple[Any, ...], dict[str, Any]]
-
-
-def interval(differences: Sequence[float]) -> str:
-    """Return mean and 95 % interval (Student's t) in points, in bold where it excludes zero."""
-    mean = 100 * statistics.mean(differences)
-    error = 100 * statistics.stdev(differences) / math.sqrt(len(differences))
-    half = float(student.ppf(0.975, len(differences) - 1)) * error
-    text = f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
-    return f"**{text}**" if abs(mean) > half else text
-
-
-def paired(
-    figures: Figures, stage: str, arms: Sequence[tuple[str, str]], reference: Callable[..., Any]
-) -> list[float]:
-    """Return a mean over arms and targets, less that of their references, per trained network."""
-    bases = sorted({key[:2] for key in figures})
-    found = []
-    for base in bases:
-        gaps = []
-        for (criterion, allocation), target in product(arms, TARGETS):
-            own, other = (*base, criterion, allocation, target), (*base, *reference(allocation))
-            if own in figures and (*other, target) in figures:
-                gaps.append(figures[own][stage] - figures[*other, target][stage])
-        if gaps:
-            found.append(statistics.mean(gaps))
-    return found
-
-
-def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Return the page."""
-    named = [(criterion, [(criterion, a) for a in ALLOCATIONS]) for criterion in CRITERIA[1:]]
-    text = [*_introduction(lines), "", "## Against magnitude: all networks, both targets", ""]
-    text += _comparison("importance", named, lines)
-    for target in TARGETS:
-        text += ["", f"## Against magnitude: {target:.1%} of the parameters", ""]
-        text += _comparison("importance", named, _at(lines, target=target))
-    for name in CASES:
-        text += ["", f"## Against magnitude: {name}, both targets", ""]
-        text += _comparison("importance", named, _at(lines, network=name))
-    arms = [arm for arm in product(CRITERIA, ALLOCATIONS) if arm != DEFAULT]
-    named = [(", ".join(arm), [arm]) for arm in arms]
-    text += ["", "## Against magnitude, uniform: all networks, both targets", ""]
-    text += _comparison("importance, allocation", named, lines, lambda _: DEFAULT)
-    text += [
-        "",
-        "## BatchNorm",
-        "",
-        "What re-estimating its statistics gives right after the cut: ",
-    ]
-    text[-1] += interval(_gains(lines)) + " points, one number per trained network that has any."
-    return "\n".join([*text, "", "## Means over the seeds", "", *_means(lines)])
-
-
-def _introduction(lines: Sequence[dict[str, Any]]) -> list[str]:
-    seconds = sum(line["seconds"] for line in lines) / 60
-    bases = {key_of(line)[:2] for line in lines}
-    epochs = ", ".join(f"{c.recovery} epochs ({n})" for n, c in CASES.items())
-    targets = " or ".join(f"{t:.1%}" for t in TARGETS)
-    originals = "; ".join(
-        f"{name} on {case.train} of {case.data} {_bases(lines, name)}"
-        for name, case in CASES.items()
-    )
-    return [
-        "# Importance criteria and allocations",
-        "",
-        f"Made by `scripts/compare_importance.py` from {len(lines)} runs of {len(bases)} trained "
-        f"networks, {seconds:.0f} minutes of one thread without the training of the originals. "
-        f"Every run: plan to {targets} of the parameters, shrink, re-estimate BatchNorm, recover "
-        f"for {epochs}. Accuracies in per cent, on validation unless the column says test.",
-        "",
-        "Differences are in points and paired: the same trained network, allocation and target. "
-        "Each trained network gives one number, its mean over the runs of the row, so the runs of "
-        "one network do not count as independent. Intervals are 95 %, Student's t over these "
-        "numbers; bold ones exclude zero. There is no correction for the number of comparisons, "
-        "and three numbers per network make wide intervals.",
-        "",
-        f"Originals by seed: {originals}. Images other than the digits are at half resolution.",
-    ]
-
-
-def _comparison(
-    head: str,
-    named: Sequence[tuple[str, Sequence[tuple[str, str]]]],
-    lines: Sequence[dict[str, Any]],
-    reference: Callable[[str], tuple[str, str]] = lambda allocation: ("magnitude", allocation),
-) -> list[str]:
-    figures = {key_of(line): line for line in lines}
-    text = _header([head, *STAGES.values()])
-    for name, arms in named:
-        cells = [interval(paired(figures, stage, arms, reference)) for stage in STAGES]
-        text.append(_row([name, *cells]))
-    return text
-
-
-def _means(lines: Sequence[dict[str, Any]]) -> list[str]:
-    text = _header(["network", "parameters", "importance", "allocation", *STAGES.values()])
-    for name, target, criterion, allocation in product(CASES, TARGETS, CRITERIA, ALLOCATIONS):
-        own = _at(lines, network=name, target=target, importance=criterion, allocation=allocation)
-        cells = [f"{100 * statistics.mean(line[s] for line in own):.1f}" for s in STAGES]
-        text.append(_row([name, f"{target:.1%}", criterion, allocation, *cells]))
-    return text
-
-
-def _header(cells: Sequence[str]) -> list[str]:
-    return [_row(cells), _row(["---"] * len(cells))]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _at(lines: Sequence[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
-    return [line for line in lines if all(line[k] == v for k, v in wanted.items())]
-
-
-def _bases(lines: Sequence[dict[str, Any]], name: str) -> str:
-    found = {line["seed"]: line["base"] for line in _at(lines, network=name)}
-    return ", ".join(f"{100 * value:.1f}" for _, value in sorted(found.items()))
-
-
-def _gains(lines: Sequence[dict[str, Any]]) -> list[float]:
-    gains: dict[Any, list[float]] = {}
-    for line in lines:
-        if line["network"] != "mlp":  # it has no BatchNorm
-            gains.setdefault(key_of(line)[:2], []).append(line["reestimated"] - line["cut"])
-    return [statistics.mean(values) for values in gains.values()]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, or make the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("job", choices=("run", "table"))
-    parser.add_argument("lines", type=Path)
-    parser.add_argument("--folder", default="data", help="where fetch_data.py put the data sets")
+    parser.add_argument("lines", type=Path, help="file of lines, made or added to")
+    parser.add_argument("--folder", default="data", help="where the data sets are")
     parser.add_argument("--networks", nargs="*", default=list(CASES), choices=list(CASES))
     options = parser.parse_args(argv)
-    if options.job == "table":
-        print(table(lines_of(options.lines)))
-        return 0
     torch.set_num_threads(1)
     for line in runs(options.lines, options.folder, options.networks):
-        with options.lines.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(options.lines, line)
     return 0
 
 

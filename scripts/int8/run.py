@@ -8,12 +8,10 @@ channels of unequal range: each channel between two layers is multiplied by exp(
 normal, and divided again by the next one. Metrics are accuracies through ONNX Runtime, speeds
 medians of ratios of interleaved runs at batch 1 on one thread.
 
-    python scripts/bench_int8.py run lines.jsonl --folder data
-    python scripts/bench_int8.py table lines.jsonl > docs/benchmarks/int8.md
+    python -m scripts.int8.run lines.jsonl --folder data
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import warnings
@@ -33,6 +31,7 @@ from pbcompress.onnx_files.network import OnnxNetwork
 from pbcompress.quantization.converter import METHODS, Quantizer, weight_bits, write_fp16
 from pbcompress.quantization.int8_search import CALIBRATION_SAMPLES, calibration_feeds, speedups
 from pbcompress.quantization.rounding_aware import train_quantized
+from scripts.lines import append_line, read_lines
 
 SEED = 0
 # Of the channels' ranges: the standard deviation of their logarithm.
@@ -166,7 +165,9 @@ def int8_of(model: nn.Module, x: torch.Tensor, data: pb.Data, folder: Path) -> P
 
 def run(path: Path, folder: Path, names: list[str]) -> None:
     """Measure every network of some names that the file does not have yet."""
-    done = {(line["name"], line["dendrites"]) for line in read(path) if line["form"] == "taken"}
+    done = {
+        (line["name"], line["dendrites"]) for line in read_lines(path) if line["form"] == "taken"
+    }
     jobs = [(n, d) for d in (False, True) for n in names if not (d and n in SPREADS)]
     for name, dendrites in jobs:
         if (name, dendrites) in done:
@@ -175,69 +176,21 @@ def run(path: Path, folder: Path, names: list[str]) -> None:
             {"name": name, "dendrites": dendrites, **line}
             for line in measure(name, folder, dendrites=dendrites)
         ]
-        with path.open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        for line in lines:
+            append_line(path, line)
         print(*lines, sep="\n", file=sys.stderr)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file; none where there is no file."""
-    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-
-
-def table(lines: list[dict[str, Any]]) -> str:
-    """Return the page."""
-    jobs = dict.fromkeys((line["name"], line["dendrites"]) for line in lines)
-    parts = ["# Fewer bits: int8, fp16, and int8 after recovery", "", INTRODUCTION, ""]
-    for name, dendrites in jobs:
-        own = [r for r in lines if (r["name"], r["dendrites"]) == (name, dendrites)]
-        kind = "full dendrites" if dendrites else "no dendrites"
-        parts += [f"## {name}, {NETWORKS[name][0]}, {kind}", ""]
-        parts += ["| file | bytes | accuracy, val | accuracy, test | speed |"]
-        parts += ["| --- | --- | --- | --- | --- |"]
-        parts += [
-            f"| {'what ships' if r['form'] == 'taken' else r['form']} | {r['bytes']:,} | "
-            f"{r['val']:.4f} | {r['test']:.4f} | {r['speed']:.2f} |"
-            for r in own
-        ]
-        parts += ["", f"`{next(r['said'] for r in own if r['form'] == 'taken')}`", ""]
-    return "\n".join(parts)
-
-
-INTRODUCTION = f"""\
-`scripts/bench_int8.py` on 2026-11-25, x86 with VNNI, seed {SEED}: {SAMPLES:,} training samples,
-{EPOCHS} epochs, 2,000 samples for validation and 10,000 for the test: small networks that are far
-from trained to their end, one run each. Accuracies are those of the file through ONNX Runtime;
-speed is the median of ratios of interleaved runs at batch 1 on one thread beside other work, above
-1 is faster than float32. Bytes are those of the whole file, the exporter's notes included. The int8
-rows quantise convolutions and products alone. "What ships" is the file of
-`export_onnx(quantize="int8", recover_epochs={RECOVERY})`; the line below each table is its report.
-
-"unequal" and "very unequal" are the small CNN with its function unchanged and the ranges of its
-channels multiplied by exp(s z), z normal, s = {SPREADS["unequal"]} and {SPREADS["very unequal"]}.
-They were made so that 8 bits fail: with ranges from least to largest none of the networks that were
-only trained loses half a point.
-
-A recovery trains further, and these networks gain by that alone. What the rounding adds is the
-difference from the same epochs without it ("without rounding", the same rate): nothing for
-"unequal", nine points for "very unequal"."""
-
-
 def main() -> None:
-    """Measure, or print the table."""
+    """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("run", "table"):
-        commands.add_parser(name).add_argument("file", type=Path)
-    commands.choices["run"].add_argument("--folder", type=Path, default=Path("data"))
-    commands.choices["run"].add_argument("--networks", nargs="+", default=list(NETWORKS))
+    parser.add_argument("lines", type=Path, help="file of lines, made or added to")
+    parser.add_argument("--folder", type=Path, default=Path("data"))
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    if arguments.command == "run":
-        run(arguments.file, arguments.folder, arguments.networks)
-    else:
-        print(table(read(arguments.file)))
+    run(arguments.lines, arguments.folder, arguments.networks)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-r"""Two other toolkits on tasks of `bench_accuracy.py`: same network, data, steps and final size.
+r"""Two other toolkits on tasks of `scripts/accuracy`: same network, data, steps and final size.
 
 An environment of its own, because perforatedai declares packages that it does not need here:
 
     python -m venv peer && printf 'torch==2.13.0\n' > constraints.txt
     peer/bin/pip install -c constraints.txt torch==2.13.0 -e '.[report,zoo]' pandas
     peer/bin/pip install --no-deps perforatedai==3.2.9
-    peer/bin/python scripts/bench_peers.py docs/benchmarks/peers.jsonl --folder data
-    python scripts/accuracy_tables.py docs/benchmarks/peers.jsonl --page docs/benchmarks/peers.md \
-        --intro docs/benchmarks/peers_intro.md
+    peer/bin/python -m scripts.peers.run lines.jsonl --folder data
+    gzip -9nc lines.jsonl > scripts/peers/lines.jsonl.gz && python -m scripts.accuracy.tables peers
 
 *torch-pruning* is its own `BasePruner` (magnitude, one step, the same share in every layer), with
 the share chosen so that the target is filled, and then the fine-tuning of the arm "width".
@@ -27,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_grid import ARMS, OFF
-from bench_accuracy import Bench, cell_of, parser_of, run_cells, train
 from torch import nn
 
 import pbcompress as pb
 from pbcompress.core.randomness import seeded
 from pbcompress.pruning.shrinking import shrink
 from pbcompress.training.batch_statistics import reestimate_batchnorm_
+from scripts.accuracy.grid import ARMS, OFF
+from scripts.accuracy.run import Bench, cell_of, parser_of, run_cells, train
 
 TASKS = ("digits_mlp", "watch_cnn")
 OURS = ("width", "auto")

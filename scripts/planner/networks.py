@@ -3,7 +3,7 @@
 Lists only. Every network has random weights, so nothing is downloaded; nothing is built, and no
 zoo is imported, before it is asked for.
 
-    from planner_lists import torchvision_classifiers
+    from scripts.planner.networks import torchvision_classifiers
 
     entry = torchvision_classifiers()["resnet18"]
     outputs = entry.make()(*entry.inputs(2))

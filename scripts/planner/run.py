@@ -6,10 +6,9 @@ at two batch sizes, takes the gradients of a step, and rebuilds it from its plan
 against one graph build and step of torch-pruning, in turn. One JSON line per network and act; the
 page is made from these lines alone, failures included.
 
-    python scripts/bench_planner.py run timm docs/benchmarks/planner.jsonl
-    python scripts/bench_planner.py export timm docs/benchmarks/planner.jsonl
-    python scripts/bench_planner.py speed docs/benchmarks/planner.jsonl
-    python scripts/bench_planner.py table docs/benchmarks/planner.jsonl > docs/benchmarks/planner.md
+    python -m scripts.planner.run run timm lines.jsonl
+    python -m scripts.planner.run export timm lines.jsonl
+    python -m scripts.planner.run speed lines.jsonl
 
 The zoos are needed beside pbcompress; they are not among its dependencies.
 """
@@ -17,24 +16,24 @@ The zoos are needed beside pbcompress; they are not among its dependencies.
 import argparse
 import copy
 import gc
-import json
 import platform
 import statistics
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch_pruning
-from planner_lists import Entry, hugging_face, timm_families, torchvision_classifiers
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import pbcompress as pb
+from scripts.lines import append_line, read_lines
+from scripts.planner.networks import Entry, hugging_face, timm_families, torchvision_classifiers
 
 LISTS = {
     "torchvision": torchvision_classifiers,
@@ -42,7 +41,6 @@ LISTS = {
     "huggingface": hugging_face,
 }
 SHARE = 0.5
-HIT = 0.98
 EXPORT_LIMIT = 30_000_000  # parameters; larger networks are not exported, which the page says
 SPEED = ("resnet18", "resnet50", "mobilenet_v2", "densenet121", "vgg11_bn", "efficientnet_b0")
 IMAGE = 224
@@ -143,14 +141,13 @@ def speed(path: Path) -> None:
 def write(path: Path, line: dict[str, Any]) -> None:
     """Add one line to the file, with the versions that it was made with."""
     versions = {"torch": torch.__version__, "python": platform.python_version()}
-    with path.open("a") as file:
-        file.write(json.dumps(line | versions) + "\n")
+    append_line(path, line | versions)
     print(line["name"], line, file=sys.stderr)
 
 
 def run(names: str, path: Path, act: Callable[[Entry], dict[str, Any]]) -> None:
     """Do something to every network of a list for which the file has no line yet."""
-    lines = read(path) if path.exists() else []
+    lines = read_lines(path)
     done = {
         line["name"] for line in lines if (line["list"], line.get("act")) == (names, act.__name__)
     }
@@ -160,109 +157,22 @@ def run(names: str, path: Path, act: Callable[[Entry], dict[str, Any]]) -> None:
             gc.collect()
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file."""
-    return [json.loads(text) for text in path.read_text().splitlines()]
-
-
-def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Return the page: a summary by list, speed, then every network."""
-    merged: dict[tuple[str, str], dict[str, Any]] = {}
-    for r in lines:
-        if r["list"] in LISTS:
-            merged.setdefault((r["list"], r["name"]), {}).update(r)
-    networks = [r for r in merged.values() if "params" in r]
-    parts = [
-        "# Planner: half of the parameters, no hints",
-        "",
-        "Made by `scripts/bench_planner.py`. *Landed*: 98 to 100 % of the target, predicted to the "
-        "unit, runs at two batch sizes, trains, and is rebuilt bit-equal from its plan. *Equal*: "
-        "the exported file computes what the shrunk network computes, in ONNX Runtime (of those "
-        f"that were exported: up to {EXPORT_LIMIT:,} parameters). Seconds are of a shared machine, "
-        "one thread, beside other work: an order of magnitude. A list takes hours when it is "
-        "exported, so lines may be of neighbouring commits.",
-        "",
-        *summary(networks),
-        "",
-        "## Planning time against torch-pruning",
-        "",
-        f"One plan (trace, group, importance, solve, prove) at {IMAGE} pixels, as a multiple of "
-        "one graph build and step of torch-pruning; medians of interleaved runs, one thread.",
-        "",
-        "| network | ratio |",
-        "| --- | --- |",
-        *(f"| {r['name']} | {r['ratio']:.2f} |" for r in lines if r["list"] == "speed"),
-        "",
-        "## Every network",
-        "",
-        *details(networks),
-    ]
-    return "\n".join(parts)
-
-
-def summary(networks: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a row for each list of networks."""
-    rows = [
-        "| list | networks | landed | median seconds | exported | equal | differ |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name in LISTS:
-        own = [r for r in networks if r["list"] == name]
-        if own:
-            seconds = statistics.median(r["seconds"] for r in own if "seconds" in r)
-            skipped = ("", "too large", "no plan")
-            tried = [r["export"] for r in own if r.get("export", "") not in skipped]
-            counts = len(own), sum(map(is_good, own)), f"{seconds:.2f}", len(tried)
-            equal = sum(e.endswith("batch") for e in tried)
-            row = [name, *counts, equal, tried.count("differs")]
-            rows.append("| " + " | ".join(map(str, row)) + " |")
-    return rows
-
-
-def details(networks: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a row for each network."""
-    rows = [
-        "| network | parameters | of the target | left alone | export | failure |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for r in networks:
-        share = f"{r['share_of_target']:.4f}" if "share_of_target" in r else ""
-        failure = r.get("error", r.get("export_error", "")).replace("|", "/")
-        failure = " ".join(failure.split())[:160]
-        row = [r["name"], f"{r['params']:,}", share, r.get("left_alone", "")]
-        rows.append("| " + " | ".join(map(str, [*row, r.get("export", ""), failure])) + " |")
-    return rows
-
-
-def is_good(line: dict[str, Any]) -> bool:
-    """Tell whether a network landed, is as predicted and can be rebuilt from its plan."""
-    is_near = HIT <= line.get("share_of_target", 0) <= 1
-    return (
-        is_near and line.get("exact", False) and line.get("replayed", False) and "error" not in line
-    )
-
-
 def main() -> None:
-    """Run a list, or print the table."""
+    """Run a list, or time the planner."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("run", "export"):
         runner = commands.add_parser(name)
         runner.add_argument("list", choices=LISTS)
-        runner.add_argument("file", type=Path)
-    racer = commands.add_parser("speed")
-    racer.add_argument("file", type=Path)
-    printer = commands.add_parser("table")
-    printer.add_argument("file", type=Path)
+        runner.add_argument("lines", type=Path, help="file of lines, made or added to")
+    commands.add_parser("speed").add_argument("lines", type=Path)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    if arguments.command in ("run", "export"):
-        act = check if arguments.command == "run" else exported
-        run(arguments.list, arguments.file, act)
-    elif arguments.command == "speed":
-        speed(arguments.file)
+    if arguments.command == "speed":
+        speed(arguments.lines)
     else:
-        print(table(read(arguments.file)))
+        act = check if arguments.command == "run" else exported
+        run(arguments.list, arguments.lines, act)
 
 
 if __name__ == "__main__":

@@ -9,27 +9,26 @@ Two questions for each network, on the machine at hand (one thread, batch 1):
 
 Ratios alone are noted: two networks timed in turn share what else the machine does.
 
-    python scripts/bench_latency.py run lines.jsonl
-    python scripts/bench_latency.py table lines.jsonl > docs/benchmarks/latency.md
+    python -m scripts.speed.run lines.jsonl
 """
 
 import argparse
-import json
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from planner_lists import torchvision_classifiers
 from torch import nn
 
 import pbcompress as pb
 from model_zoo import create_model
 from pbcompress.core.inputs import as_call
 from pbcompress.planning.exported_candidates import Workshop
+from scripts.lines import append_line, read_lines
+from scripts.planner.networks import torchvision_classifiers
 
 MULTIPLES = (1, 8, 16)
 SHARE = 0.5
@@ -92,7 +91,7 @@ def bound(model: nn.Module, inputs: Any) -> dict[str, Any]:
 
 def run(path: Path) -> None:
     """Measure every network that the file does not have yet."""
-    done = {(line["name"], line["question"], line["asked"]) for line in read(path)}
+    done = {(line["name"], line["question"], line["asked"]) for line in read_lines(path)}
     for name, (make, inputs) in networks().items():
         jobs: list[tuple[str, int | None]] = [("rounding", m) for m in MULTIPLES]
         for question, asked in [*jobs, ("bound", None)]:
@@ -104,58 +103,17 @@ def run(path: Path) -> None:
                 found = bound(model, inputs) if asked is None else rounding(model, inputs, asked)
             except pb.CompressionError as err:  # a failure is part of the result
                 found = {"error": f"{type(err).__name__}: {err}"}
-            with path.open("a") as file:
-                file.write(json.dumps(line | found) + "\n")
+            append_line(path, line | found)
             print(line | found, file=sys.stderr)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file; none where there is no file."""
-    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-
-
-def table(lines: Iterable[dict[str, Any]]) -> str:
-    """Return the page."""
-    rows = list(lines)
-    parts = ["# Latency in ONNX Runtime: rounding, and bounds", ""]
-    parts += [f"## {SHARE:.0%} of the parameters, by rounding", ""]
-    parts += ["| network | widths in multiples of | of the target | FLOP ratio | speed-up |"]
-    parts += ["| --- | --- | --- | --- | --- |"]
-    for r in rows:
-        if r["question"] == "rounding":
-            figures = r.get("error") or (
-                f"{r['of_target']:.3f} | {r['flop_ratio']:.2f} | {r['speed_up']:.2f}"
-            )
-            parts.append(f"| {r['name']} | {r['asked']} | {figures} |")
-    parts += ["", f"## {SHARE:.0%} of the latency", ""]
-    parts += [
-        "| network | multiple | predicted / measured | measured / bound | FLOP ratio | speed-up |"
-        " speed-up / FLOP ratio | parameters kept |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for r in rows:
-        if r["question"] == "bound":
-            figures = r.get("error") or (
-                f"{r['round_to']} | {r['predicted']:.3f} | {r['of_bound']:.3f} | "
-                f"{r['flop_ratio']:.2f} | {r['speed_up']:.2f} | "
-                f"{r['speed_up'] / r['flop_ratio']:.2f} | {r['params']:.1%}"
-            )
-            parts.append(f"| {r['name']} | {figures} |")
-    return "\n".join(parts)
-
-
 def main() -> None:
-    """Measure, or print the table."""
+    """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("run", "table"):
-        commands.add_parser(name).add_argument("file", type=Path)
+    parser.add_argument("lines", type=Path, help="file of lines, made or added to")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    if arguments.command == "run":
-        run(arguments.file)
-    else:
-        print(table(read(arguments.file)))
+    run(arguments.lines)
 
 
 if __name__ == "__main__":

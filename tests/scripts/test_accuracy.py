@@ -4,13 +4,17 @@ import json
 import statistics
 from dataclasses import replace
 
-import accuracy_tables
-import bench_accuracy
 import pytest
-from accuracy_grid import ARMS, Task
 from hypothesis import given
 from hypothesis import strategies as st
-from paired import T95, paired
+from scipy import stats
+
+from scripts.accuracy import run as accuracy
+from scripts.accuracy.cells import cells_of, from_csv, to_csv
+from scripts.accuracy.grid import ARMS, Task
+from scripts.accuracy.plot import plot
+from scripts.accuracy.tables import Page, write
+from scripts.paired import half_width, paired
 
 TINY = Task(
     {"name": "digits", "num_val": 200, "train_limit": 200, "batch_size": 50},
@@ -27,11 +31,11 @@ CHEAP = {arm for arm in ARMS if "cheap" in arm}
 def all_lines(tmp_path_factory):
     path = tmp_path_factory.mktemp("bench") / "lines.jsonl"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench_accuracy, "TASKS", {"tiny": TINY})
+        patch.setattr(accuracy, "TASKS", {"tiny": TINY})
         call = [str(path), "--targets", "0.4", "--seeds", "0", "1"]
-        assert bench_accuracy.main([*call, "--arms", "width", "scratch"]) == 0
+        assert accuracy.main([*call, "--arms", "width", "scratch"]) == 0
         before = path.read_text()
-        assert bench_accuracy.main(call) == 0
+        assert accuracy.main(call) == 0
     assert path.read_text().startswith(before)  # what was there is not run again
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -59,8 +63,8 @@ def test_all_arms_take_as_many_steps(lines):
 
 
 def test_an_odd_number_of_epochs_can_be_halved(monkeypatch):
-    monkeypatch.setitem(bench_accuracy.TASKS, "odd", replace(TINY, epochs=5, base_epochs=1))
-    bench = bench_accuracy.Bench("odd", 0, "")
+    monkeypatch.setitem(accuracy.TASKS, "odd", replace(TINY, epochs=5, base_epochs=1))
+    bench = accuracy.Bench("odd", 0, "")
     assert {bench.run(ARMS[arm], 0.5)["steps"] for arm in ("width", "gradient", "hybrid")} == {20}
 
 
@@ -68,7 +72,7 @@ def test_arms_of_equal_flops_have_no_more(tmp_path, monkeypatch):
     roomy = replace(
         TINY, model=TINY.model | {"widths": (8, 24), "hidden": 96}, epochs=2, base_epochs=1
     )
-    monkeypatch.setattr(bench_accuracy, "TASKS", {"roomy": roomy})
+    monkeypatch.setattr(accuracy, "TASKS", {"roomy": roomy})
     path = tmp_path / "lines.jsonl"
     call = [
         str(path),
@@ -80,7 +84,7 @@ def test_arms_of_equal_flops_have_no_more(tmp_path, monkeypatch):
         "width",
         "joint shared, cheap*",
     ]
-    assert bench_accuracy.main(call) == 0
+    assert accuracy.main(call) == 0
     lines = {line["arm"]: line for line in map(json.loads, path.read_text().splitlines())}
     width, free = lines["width"], lines["joint shared, cheap"]
     bounded = lines["joint shared, cheap, equal FLOPs"]
@@ -108,8 +112,8 @@ def test_the_base_of_the_published_method_is_that_method_without_its_set(lines):
 
 
 def test_a_first_layer_is_twice_as_wide_in_a_network_of_the_same_size(monkeypatch):
-    monkeypatch.setitem(bench_accuracy.TASKS, "tiny", TINY)
-    bench = bench_accuracy.Bench("tiny", 0, "")
+    monkeypatch.setitem(accuracy.TASKS, "tiny", TINY)
+    bench = accuracy.Bench("tiny", 0, "")
     costs = [bench.plan(ARMS[arm], 0.4).cost_after for arm in ("width", "width, wide first")]
     widths, wider = ([c.width for c in cost.by_layer.values() if c.width] for cost in costs)
     assert wider[0] == min(2 * widths[0], 8)
@@ -123,19 +127,28 @@ def test_arms_start_from_the_same_network(lines):
 
 
 def test_the_page_has_a_row_for_every_arm(lines, tmp_path):
-    path = tmp_path / "lines.jsonl"
+    path, intro = tmp_path / "lines.jsonl", tmp_path / "intro.md"
     path.write_text("\n".join(map(json.dumps, lines)))
-    page, plot = tmp_path / "page.md", tmp_path / "plot.svg"
-    assert accuracy_tables.main([str(path), "--page", str(page), "--plot", str(plot)]) == 0
-    rows = [row for row in page.read_text().splitlines() if row.startswith("| ")]
+    intro.write_text("An introduction.")
+    cells = write(Page("A title", path, intro), "page", tmp_path)
+    plot(cells, tmp_path / "plot.svg")
+    page = (tmp_path / "page.md").read_text()
+    assert page.startswith("# A title\n\nAn introduction.\n\n")
+    rows = [row for row in page.splitlines() if row.startswith("| ")]
     names = [row.split("|")[1].strip(" *") for row in rows]
     assert set(ARMS) - CHEAP <= set(names)
     by_seed = {line["seed"]: line for line in lines if line["arm"] == "scratch"}
     mean = 100 * statistics.mean(line["test"] for line in by_seed.values())
     assert any(f"| {mean:.2f} |" in row for row in rows if row.startswith("| scratch"))
     arms = {line["arm"] for line in lines}
-    assert f"{len(lines)} runs, {len(arms) - 1} comparisons" in page.read_text()
-    assert plot.read_text().count("tiny") >= 1
+    assert f"{len(lines)} runs, {len(arms) - 1} comparisons" in page
+    assert (tmp_path / "plot.svg").read_text().count("tiny") >= 1
+
+
+def test_cells_come_back_from_their_file(lines, tmp_path):
+    cells = cells_of(lines)
+    assert len(cells) == len({line["arm"] for line in lines})
+    assert from_csv(to_csv(cells)) == cells
 
 
 @pytest.mark.parametrize(("change", "message"), [("steps", "steps"), ("params", "more than")])
@@ -143,29 +156,32 @@ def test_lines_that_cannot_be_compared_are_refused(lines, change, message):
     broken = [dict(line) for line in lines]
     broken[-1][change] += 10_000
     with pytest.raises(ValueError, match=message):
-        accuracy_tables.cells_of(broken)
+        cells_of(broken)
 
 
 def test_lines_of_another_original_are_refused(lines):
     broken = [dict(line) for line in lines]
     broken[-1]["base"] = broken[-1]["base"] | {"val": 0.5}
     with pytest.raises(ValueError, match="another network than the control"):
-        accuracy_tables.cells_of(broken)
+        cells_of(broken)
 
 
 def test_a_cell_without_all_seeds_is_left_out(lines):
-    cells = accuracy_tables.cells_of(lines[:-1])
-    assert ("tiny", 0.4, lines[-1]["arm"]) not in cells
-    assert len(cells) == len({line["arm"] for line in lines}) - 1
+    arms = [cell.arm for cell in cells_of(lines[:-1])]
+    assert lines[-1]["arm"] not in arms
+    assert len(arms) == len({line["arm"] for line in lines}) - 1
 
 
 # --- the interval ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pairs", T95)
-def test_the_interval_is_that_of_students_t(pairs):
-    stats = pytest.importorskip("scipy.stats")
-    assert T95[pairs] == pytest.approx(stats.t.ppf(0.975, pairs - 1), abs=1e-3)
+@pytest.mark.parametrize("values", [[1.0, 2.0], [0.5, 1.5, 0.0], list(range(25))])
+def test_the_interval_is_that_of_scipy(values):
+    low, high = stats.ttest_1samp(values, 0).confidence_interval()
+    assert half_width(values) == pytest.approx((high - low) / 2)
+    own = paired(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
+    assert own.half == pytest.approx((high - low) / 2, rel=1e-3)
+    assert own.mean == pytest.approx((high + low) / 2)
 
 
 @given(st.lists(st.floats(-9, 9), min_size=2, max_size=10), st.floats(-5, 5))

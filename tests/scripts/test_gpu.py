@@ -3,8 +3,6 @@
 import itertools
 import json
 
-import bench_gpu
-import image_parts
 import pytest
 import torch
 from hypothesis import given
@@ -12,8 +10,10 @@ from hypothesis import strategies as st
 
 import pbcompress as pb
 from model_zoo.datasets import ImageDataset, load_dataset
+from scripts.gpu import image_parts
+from scripts.gpu import run as gpu
 
-TINY = bench_gpu.Setting(
+TINY = gpu.Setting(
     {"name": "small_cnn", "in_channels": 3, "widths": (8, 12), "pool": True, "num_classes": 4},
     epochs=10,
     base_epochs=2,
@@ -49,7 +49,7 @@ def parts(tmp_path_factory):
 def whole(parts, folder):
     cells = [(0, 0.5, arm) for arm in ARMS]
     lines = folder / "lines.jsonl"
-    done = bench_gpu.run(parts, folder / "state", lines, cells, TINY, 60)
+    done = gpu.run(parts, folder / "state", lines, cells, TINY, 60)
     return done, [json.loads(line) for line in lines.read_text().splitlines()]
 
 
@@ -79,14 +79,14 @@ def test_pieces_come_to_the_same_lines(lines, parts, tmp_path, monkeypatch):
         def on_epoch(self, record):
             self.left -= 1
             if self.left < 0:
-                raise bench_gpu.PieceOverError
+                raise gpu.PieceOverError
 
     limits = itertools.count(3, 9)
-    monkeypatch.setattr(bench_gpu, "Clock", lambda _: Counter(next(limits)))
+    monkeypatch.setattr(gpu, "Clock", lambda _: Counter(next(limits)))
     pieces = 1
     cells = [(0, 0.5, arm) for arm in ARMS]
     path = tmp_path / "lines.jsonl"
-    while not bench_gpu.run(parts, tmp_path / "state", path, cells, TINY, 60):
+    while not gpu.run(parts, tmp_path / "state", path, cells, TINY, 60):
         pieces += 1
     assert pieces >= 3
     found = [json.loads(line) for line in path.read_text().splitlines()]
@@ -94,15 +94,15 @@ def test_pieces_come_to_the_same_lines(lines, parts, tmp_path, monkeypatch):
 
 
 def test_a_clock_ends_a_piece_after_its_minutes():
-    bench_gpu.Clock(60).on_epoch({})
-    with pytest.raises(bench_gpu.PieceOverError):
-        bench_gpu.Clock(-1).on_epoch({})
+    gpu.Clock(60).on_epoch({})
+    with pytest.raises(gpu.PieceOverError):
+        gpu.Clock(-1).on_epoch({})
 
 
 def test_the_setting_that_it_is_for():
-    network = bench_gpu.create_model("resnet56")
+    network = gpu.create_model("resnet56")
     assert sum(p.numel() for p in network.parameters()) == 855_770
-    assert bench_gpu.TARGETS == (0.5, 0.25, 0.125)
+    assert gpu.TARGETS == (0.5, 0.25, 0.125)
 
 
 # --- parts ----------------------------------------------------------------------------------------

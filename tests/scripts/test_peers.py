@@ -2,12 +2,13 @@
 
 import json
 
-import bench_accuracy
-import bench_peers
 import pytest
 import torch
-from accuracy_grid import Task
 from torch import nn
+
+from scripts.accuracy import run as accuracy
+from scripts.accuracy.grid import Task
+from scripts.peers import run as peers
 
 TINY = Task(
     {"name": "digits", "num_val": 200, "train_limit": 200, "batch_size": 50},
@@ -19,14 +20,14 @@ TINY = Task(
 
 @pytest.fixture
 def call(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_accuracy, "TASKS", {"tiny": TINY})
+    monkeypatch.setattr(accuracy, "TASKS", {"tiny": TINY})
 
     def run(*arms):
         path = tmp_path / "lines.jsonl"
-        monkeypatch.setattr(bench_peers, "TASKS", ("tiny",))
+        monkeypatch.setattr(peers, "TASKS", ("tiny",))
         options = [str(path), "--tasks", "tiny", "--targets", "0.5", "--seeds", "0"]
         for _ in range(2):  # what is there is not run again
-            assert bench_peers.main([*options, "--arms", *arms]) == 0
+            assert peers.main([*options, "--arms", *arms]) == 0
         return {line["arm"]: line for line in map(json.loads, path.read_text().splitlines())}
 
     return run
@@ -55,10 +56,10 @@ def test_a_layer_and_its_norm_become_one_module():
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Linear(4, 2))
     inputs = torch.randn(5, 1, 6, 6)
     before = network.eval()(inputs)
-    bench_peers.join_norms_(network, lambda layers: nn.Sequential(*layers))
+    peers.join_norms_(network, lambda layers: nn.Sequential(*layers))
     assert [type(m).__name__ for m in network] == ["Sequential", "Identity", "ReLU", "Linear"]
     assert torch.equal(network(inputs), before)
 
 
 def test_the_tasks_are_those_of_the_benchmark():
-    assert set(bench_peers.TASKS) < set(bench_accuracy.TASKS)
+    assert set(peers.TASKS) < set(accuracy.TASKS)
