@@ -4,7 +4,7 @@ A cell is a task, a target, an arm and a seed, and one line of JSON. Cells that 
 passed over, so that a run that was stopped goes on; several processes may share a file, each with
 its part of the seeds. `tables.py` makes pages and pictures from the lines alone.
 
-    python -m model_zoo.datasets.fetch all
+    pbcompress zoo fetch all
     python -m scripts.accuracy.run lines.jsonl --tasks 'fashion*' --targets 0.25 --seeds 0 1 2
 
 Every arm trains `epochs` epochs of its task from the same trained network. Arms that grow share
