@@ -42,6 +42,6 @@ def append_line(path: Path, line: Line) -> None:
 
 @cache
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=7"]
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     return found.stdout.strip() or "unknown"

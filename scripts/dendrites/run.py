@@ -14,7 +14,7 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -354,14 +354,14 @@ def _peer_network(name: str, sets: int, batches: list[tuple[Tensor, Tensor]]) ->
     return model.train()
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run one job."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("job", choices=["train", "inference", "peer"])
     parser.add_argument("lines", type=Path)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(argv)
     torch.set_num_threads(1)
     found = {
         "train": lambda: train(chosen.rounds, chosen.device),

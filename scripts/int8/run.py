@@ -15,7 +15,7 @@ import argparse
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -181,13 +181,13 @@ def run(path: Path, folder: Path, names: list[str]) -> None:
         print(*lines, sep="\n", file=sys.stderr)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("lines", type=Path, help="file of lines, made or added to")
     parser.add_argument("--folder", type=Path, default=Path("data"))
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     run(arguments.lines, arguments.folder, arguments.networks)

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,7 @@ def run(names: str, path: Path, act: Callable[[Entry], dict[str, Any]]) -> None:
             gc.collect()
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run a list, or time the planner."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -166,7 +166,7 @@ def main() -> None:
         runner.add_argument("list", choices=LISTS)
         runner.add_argument("lines", type=Path, help="file of lines, made or added to")
     commands.add_parser("speed").add_argument("lines", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     if arguments.command == "speed":
         speed(arguments.lines)

@@ -15,7 +15,7 @@ Ratios alone are noted: two networks timed in turn share what else the machine d
 import argparse
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,11 +107,11 @@ def run(path: Path) -> None:
             print(line | found, file=sys.stderr)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("lines", type=Path, help="file of lines, made or added to")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     run(arguments.lines)
 
