@@ -92,7 +92,7 @@ def load_minilm_(model: nn.Sequential, folder: Path, words: Path) -> None:
 
     Args:
         model: What `minilm` returned.
-        folder: ``minilm`` as ``scripts/fetch_data.py`` stored it.
+        folder: ``minilm`` as ``pbcompress zoo fetch`` stored it.
         words: File of the words that are the tokens from 1, one a line; a word that MiniLM does not
             know as a whole begins as its unknown one.
 
@@ -108,7 +108,7 @@ def load_minilm_(model: nn.Sequential, folder: Path, words: Path) -> None:
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"the weights of MiniLM or the words are not there: {error}. Fetch them with: "
-            f"python scripts/fetch_data.py minilm reuters_r8 --folder {folder.parent}"
+            f"pbcompress zoo fetch minilm --folder {folder.parent}, and the same with reuters_r8"
         ) from error
     rows = [PADDING, *(places.get(word, UNKNOWN) for word in tokens)]
     embedding, *blocks = model[:-2]

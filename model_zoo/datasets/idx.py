@@ -1,4 +1,4 @@
-"""Read IDX files, the format in which MNIST is published.
+"""Read and make IDX files, the format in which MNIST is published.
 
 Four bytes (0, 0, element type, number of dimensions), then each size as a big-endian 32-bit
 number, then the elements in C order. Here the elements are always unsigned bytes, type 8.
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["read_idx"]
+__all__ = ["idx_bytes", "read_idx"]
 
 _MAGIC_START = b"\x00\x00\x08"
 
@@ -53,3 +53,15 @@ def read_idx(path: Path, *, ndim: int) -> Tensor:
     if 0 in shape:  # frombuffer refuses an empty rest
         return torch.empty(shape, dtype=torch.uint8)
     return torch.frombuffer(content, dtype=torch.uint8, offset=header_size).reshape(shape)
+
+
+def idx_bytes(content: bytes, item_shape: tuple[int, ...] = ()) -> bytes:
+    """Return the IDX file of items of one shape, given their elements.
+
+    Example:
+        >>> idx_bytes(bytes([7, 8, 9, 10]), item_shape=(2,)).hex(" ", 4)
+        '00000802 00000002 00000002 0708090a'
+    """
+    shape = (len(content) // math.prod(item_shape), *item_shape)
+    header = _MAGIC_START + bytes([len(shape)])
+    return header + struct.pack(f">{len(shape)}I", *shape) + content

@@ -41,14 +41,14 @@ def load_dataset(name: str, folder: str | Path = "data") -> ImageDataset:
     name                      images      train / test     comes from
     ========================  ==========  ===============  ==========================
     ``digits``                1x8x8       1437 / 360       scikit-learn, no download
-    ``mnist``                 1x28x28     60,000 / 10,000  ``scripts/fetch_data.py``
-    ``fashion_mnist``         1x28x28     60,000 / 10,000  ``scripts/fetch_data.py``
-    ``cifar10``               3x32x32     50,000 / 10,000  ``scripts/fetch_data.py``
-    ``letter``                16x1x1      16,000 / 4,000   ``scripts/fetch_data.py``
-    ``penbased``              16x1x1      8,794 / 2,198    ``scripts/fetch_data.py``
-    ``satimage``              36x1x1      5,148 / 1,287    ``scripts/fetch_data.py``
-    ``watch``                 6x1x100     1,355 / 1,014    ``scripts/fetch_data.py``
-    ``reuters_r8``            1x1x48      5,485 / 2,189    ``scripts/fetch_data.py``
+    ``mnist``                 1x28x28     60,000 / 10,000  ``pbcompress zoo fetch``
+    ``fashion_mnist``         1x28x28     60,000 / 10,000  ``pbcompress zoo fetch``
+    ``cifar10``               3x32x32     50,000 / 10,000  ``pbcompress zoo fetch``
+    ``letter``                16x1x1      16,000 / 4,000   ``pbcompress zoo fetch``
+    ``penbased``              16x1x1      8,794 / 2,198    ``pbcompress zoo fetch``
+    ``satimage``              36x1x1      5,148 / 1,287    ``pbcompress zoo fetch``
+    ``watch``                 6x1x100     1,355 / 1,014    ``pbcompress zoo fetch``
+    ``reuters_r8``            1x1x48      5,485 / 2,189    ``pbcompress zoo fetch``
     ========================  ==========  ===============  ==========================
 
     The split is the published one; ``digits`` has none, so a fixed 360 of its images, every
@@ -65,7 +65,7 @@ def load_dataset(name: str, folder: str | Path = "data") -> ImageDataset:
 
     Args:
         name: One of :func:`list_datasets`.
-        folder: Where ``scripts/fetch_data.py`` put its files.
+        folder: Where ``pbcompress zoo fetch`` put its files.
 
     Returns:
         The data set.
@@ -93,7 +93,7 @@ def load_dataset(name: str, folder: str | Path = "data") -> ImageDataset:
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"data set '{name}' is not in '{folder}': no file '{error.filename}'. "
-            f"Fetch it with: python scripts/fetch_data.py {name} --folder {folder}"
+            f"Fetch it with: pbcompress zoo fetch {name} --folder {folder}"
         ) from error
     return ImageDataset.from_tensors(name, *train, *test, kind=kind)
 
@@ -102,7 +102,7 @@ def _read_part(
     folder: Path, part: str, image_ndim: int, kind: Kind = "image"
 ) -> tuple[Tensor, Tensor]:
     # The names are those of the MNIST files, so that a folder which has them already will do;
-    # in sync with scripts/fetch_data.py.
+    # in sync with fetch/sources.py.
     images = read_idx(folder / f"{part}-images-idx{image_ndim}-ubyte", ndim=image_ndim)
     labels = read_idx(folder / f"{part}-labels-idx1-ubyte", ndim=1)
     if kind != "image":  # one row

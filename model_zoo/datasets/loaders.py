@@ -201,7 +201,7 @@ def load_loaders(name: str, folder: str | Path = "data", **options: Any) -> Load
 
     Args:
         name: Data set, see `list_datasets`.
-        folder: Where `scripts/fetch_data.py` put it.
+        folder: Where `pbcompress zoo fetch` put it.
         **options: Those of `make_loaders`.
 
     Example:

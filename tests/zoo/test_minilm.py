@@ -66,5 +66,7 @@ def test_it_can_be_planned_and_grown(folder: Path) -> None:
 
 
 def test_missing_weights_tell_the_command(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"fetch_data.py minilm reuters_r8 --folder"):
+    with pytest.raises(
+        FileNotFoundError, match=r"pbcompress zoo fetch minilm --folder .*reuters_r8"
+    ):
         load_minilm_(minilm(layers=1), tmp_path / "minilm", tmp_path / "words.txt")

@@ -1,0 +1,1 @@
+"""Accuracy of small networks at one size and one number of steps."""

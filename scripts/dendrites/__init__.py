@@ -1,0 +1,1 @@
+"""What dendrites cost in time and memory."""

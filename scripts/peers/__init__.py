@@ -1,0 +1,1 @@
+"""Other toolkits, beside our own arms."""

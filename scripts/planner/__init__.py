@@ -1,0 +1,1 @@
+"""The planner on networks of other people."""

@@ -1,0 +1,95 @@
+"""The page of the planner, from the lines of `run.py`, failures included.
+
+python -m scripts.planner.tables > docs/benchmarks/planner.md
+
+Other lines than the packed ones are named as its argument.
+"""
+
+import statistics
+from collections.abc import Sequence
+
+from scripts.lines import Line, named_lines
+from scripts.planner.run import EXPORT_LIMIT, IMAGE, LISTS
+
+HIT = 0.98  # of the target, from where on a network has landed
+
+
+def page(lines: Sequence[Line]) -> str:
+    """Return the page: a summary by list, speed, then every network."""
+    merged: dict[tuple[str, str], Line] = {}
+    for r in lines:
+        if r["list"] in LISTS:
+            merged.setdefault((r["list"], r["name"]), {}).update(r)
+    networks = [r for r in merged.values() if "params" in r]
+    parts = [
+        "# Planner: half of the parameters, no hints",
+        "",
+        "Made by `scripts/planner/run.py`. *Landed*: 98 to 100 % of the target, predicted to the "
+        "unit, runs at two batch sizes, trains, and is rebuilt bit-equal from its plan. *Equal*: "
+        "the exported file computes what the shrunk network computes, in ONNX Runtime (of those "
+        f"that were exported: up to {EXPORT_LIMIT:,} parameters). Seconds are of a shared machine, "
+        "one thread, beside other work: an order of magnitude. A list takes hours when it is "
+        "exported, so lines may be of neighbouring commits.",
+        "",
+        *_summary(networks),
+        "",
+        "## Planning time against torch-pruning",
+        "",
+        f"One plan (trace, group, importance, solve, prove) at {IMAGE} pixels, as a multiple of "
+        "one graph build and step of torch-pruning; medians of interleaved runs, one thread.",
+        "",
+        "| network | ratio |",
+        "| --- | --- |",
+        *(f"| {r['name']} | {r['ratio']:.2f} |" for r in lines if r["list"] == "speed"),
+        "",
+        "## Every network",
+        "",
+        *_details(networks),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _summary(networks: Sequence[Line]) -> list[str]:
+    """Return a row for each list of networks."""
+    rows = [
+        "| list | networks | landed | median seconds | exported | equal | differ |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in LISTS:
+        own = [r for r in networks if r["list"] == name]
+        if own:
+            seconds = statistics.median(r["seconds"] for r in own if "seconds" in r)
+            skipped = ("", "too large", "no plan")
+            tried = [r["export"] for r in own if r.get("export", "") not in skipped]
+            counts = len(own), sum(map(_is_good, own)), f"{seconds:.2f}", len(tried)
+            equal = sum(e.endswith("batch") for e in tried)
+            row = [name, *counts, equal, tried.count("differs")]
+            rows.append("| " + " | ".join(map(str, row)) + " |")
+    return rows
+
+
+def _details(networks: Sequence[Line]) -> list[str]:
+    """Return a row for each network."""
+    rows = [
+        "| network | parameters | of the target | left alone | export | failure |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in networks:
+        share = f"{r['share_of_target']:.4f}" if "share_of_target" in r else ""
+        failure = r.get("error", r.get("export_error", "")).replace("|", "/")
+        failure = " ".join(failure.split())[:160]
+        row = [r["name"], f"{r['params']:,}", share, r.get("left_alone", "")]
+        rows.append("| " + " | ".join(map(str, [*row, r.get("export", ""), failure])) + " |")
+    return rows
+
+
+def _is_good(line: Line) -> bool:
+    """Tell whether a network landed, is as predicted and can be rebuilt from its plan."""
+    is_near = HIT <= line.get("share_of_target", 0) <= 1
+    return (
+        is_near and line.get("exact", False) and line.get("replayed", False) and "error" not in line
+    )
+
+
+if __name__ == "__main__":
+    print(page(named_lines(__file__)), end="")

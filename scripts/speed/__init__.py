@@ -1,0 +1,1 @@
+"""Latency of narrower networks in ONNX Runtime."""

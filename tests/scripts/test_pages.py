@@ -1,0 +1,110 @@
+"""What pages, log and README say is what the lines of the benchmarks say."""
+
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from scripts.accuracy.cells import from_csv, to_csv
+from scripts.accuracy.tables import PAGES
+from scripts.dendrites import tables as dendrites
+from scripts.importance import tables as importance
+from scripts.int8 import tables as int8
+from scripts.lines import DOCS, read_lines
+from scripts.planner import tables as planner
+
+ROOT = Path(__file__).parents[2]
+# rows of the README's table: the pages that they are of, and the arms
+DENDRITES = ("accuracy", "equal_flops")
+ROWS = {
+    "the published method": (DENDRITES, ("correlation",)),
+    "full dendrites by the task's gradient": (DENDRITES, ("gradient",)),
+    "cheap shared dendrites": (DENDRITES, ("joint shared, cheap",)),
+    "cheap dendrites that take no more FLOPs": (
+        DENDRITES,
+        ("joint shared, cheap, equal FLOPs", "joint full, cheap, equal FLOPs"),
+    ),
+    "a trial of cheap dendrites and width": (DENDRITES, ("auto",)),
+    "distillation": (DENDRITES, ("width, distilled",)),
+    "balanced widths against uniform": (("allocation",), ("width, balanced",)),
+    "balanced widths that take no more FLOPs": (("allocation",), ("width, balanced, equal FLOPs",)),
+    "the default of": (("allocation",), ("auto, balanced",)),
+}
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return {name: from_csv((DOCS / f"{name}.csv").read_text()) for name in PAGES}
+
+
+# --- accuracy -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_cells_are_those_of_the_lines(name):
+    assert (DOCS / f"{name}.csv").read_text() == to_csv(PAGES[name].cells())
+
+
+@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if page.title])
+def test_a_page_is_made_from_its_cells(name, cells):
+    assert (DOCS / f"{name}.md").read_text() == PAGES[name].text(cells[name])
+
+
+def test_differences_in_prose_are_those_of_cells(cells):
+    every = [
+        difference
+        for of_file in cells.values()
+        for cell in of_file
+        for difference in (cell.against, cell.against_val)
+        if difference is not None
+    ]
+    log = (ROOT / "docs" / "research.md").read_text()
+    stated = re.findall(r"([+-]?\d*\.\d+) ± (\d*\.\d+)", log)
+    assert len(stated) > 50
+    wrong = [
+        pair for pair in stated if not any(_is(pair[0], d.mean, pair[1], d.half) for d in every)
+    ]
+    assert wrong == []
+
+
+def _is(mean, true_mean, half, true_half):
+    unit = 10.0 ** -len(mean.partition(".")[2])
+    return all(
+        abs(float(text) - value) < 0.51 * unit
+        for text, value in ((mean, true_mean), (half, true_half))
+    )
+
+
+def test_the_table_of_the_readme_is_that_of_the_cells(cells):
+    rows = (ROOT / "README.md").read_text().splitlines()
+    for start, (names, arms) in ROWS.items():
+        (row,) = [row for row in rows if row.startswith(f"| {start}")]
+        own = [cell.against for name in names for cell in cells[name] if cell.arm in arms]
+        verdicts = [difference.verdict for difference in own]
+        mean = statistics.mean(difference.mean for difference in own)
+        wanted = [str(len(own)), *(str(verdicts.count(v)) for v in (1, 0, -1)), f"{mean:+.2f}"]
+        assert [part.strip() for part in row.split("|")[2:-1]] == wanted, start
+
+
+# --- where a line is a cell -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tables", [dendrites, importance, int8, planner])
+def test_a_page_is_made_from_its_lines(tables):
+    packed = Path(tables.__file__).with_name("lines.jsonl.gz")
+    name = packed.parent.name
+    assert tables.page(read_lines(packed)) == (DOCS / f"{name}.md").read_text()
+
+
+def test_the_page_of_dendrites_has_a_row_for_each_line():
+    lines = read_lines(Path(dendrites.__file__).with_name("lines.jsonl.gz"))
+    assert len(lines) == 7 * 13 + 4 + 5
+    assert dendrites.page(lines).count("\n| ") == len(lines) + 2 * 9  # two heads of each table
+
+
+def test_every_line_tells_its_commit():
+    files = sorted((ROOT / "scripts").rglob("*.jsonl.gz"))
+    assert len(files) == 11
+    for path in files:
+        assert all(re.fullmatch("[0-9a-f]{7,}", line["commit"]) for line in read_lines(path)), path
