@@ -4,13 +4,16 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pbcompress.errors import StateMismatchError
 
 __all__ = ["from_data", "to_data"]
 
 T = TypeVar("T")
+
+# By the type of each value: a field of float takes an int, and a metric may be NaN.
+_ANY: TypeAdapter[Any] = TypeAdapter(Any, config=ConfigDict(ser_json_inf_nan="constants"))
 
 
 def to_data(record: object) -> dict[str, Any]:
@@ -24,7 +27,7 @@ def to_data(record: object) -> dict[str, Any]:
         >>> to_data(Size((3, 4)))
         {'widths': [3, 4]}
     """
-    data: dict[str, Any] = TypeAdapter(type(record)).dump_python(record, mode="json")
+    data: dict[str, Any] = _ANY.dump_python(record, mode="json")
     return data
 
 
@@ -55,7 +58,8 @@ def from_data(cls: type[T], data: Mapping[str, Any], where: str) -> T:
     except ValidationError as err:
         first = err.errors()[0]
         place = ".".join(map(str, first["loc"])) or "it"
-        found = "missing" if first["type"] == "missing" else f"{first['input']!r} ({first['msg']})"
+        known = {"missing": "missing", "unexpected_keyword_argument": "a field that is not known"}
+        found = known.get(first["type"], f"{first['input']!r} ({first['msg']})")
         raise StateMismatchError(
             f"{where} does not fit: {place} is {found}. Write it anew with this pbcompress."
         ) from None
