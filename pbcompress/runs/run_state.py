@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # they need ONNX, which loading a network does not
 __all__ = ["load", "read_state", "save"]
 
 KIND = "pbcompress run"
-STATE_VERSION = 2
+STATE_VERSION, WEIGHTS_VERSION = 2, 1
 STATE_FILE, WEIGHTS_FILE = "state.json", "weights.safetensors"
 
 
@@ -74,7 +74,7 @@ def save(
         "aliases": aliases,
         "facts": to_data(facts) if facts else None,
     }
-    write_tensors(folder / WEIGHTS_FILE, tensors, {"kind": KIND, "version": STATE_VERSION})
+    write_tensors(folder / WEIGHTS_FILE, tensors, {"kind": KIND, "version": WEIGHTS_VERSION})
     write_bytes(folder / STATE_FILE, json.dumps(state, indent=1).encode())
 
 
