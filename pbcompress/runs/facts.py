@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from pbcompress.comparison.intervals import Estimate
 from pbcompress.config import CompressConfig
+from pbcompress.core.records import read_by, written_by
 from pbcompress.costs.measured import ModelCost
 from pbcompress.onnx_files.benchmark import Benchmark
 from pbcompress.runs.contenders import Contender, Score
@@ -122,7 +124,9 @@ class RunFacts:
     note: str
     fingerprint: str
     metric: Metric
-    config: CompressConfig
+    config: Annotated[
+        CompressConfig, written_by(CompressConfig.to_dict), read_by(CompressConfig.from_dict)
+    ]
     before: NetworkFacts
     after: ContenderFacts
     other: ContenderFacts | None
