@@ -1,4 +1,4 @@
-"""What the page says, in every case; `test_report` holds the files and their forms."""
+"""What the page says, in every case; `test_writing` holds the files and their forms."""
 
 import builtins
 import copy
