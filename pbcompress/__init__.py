@@ -28,7 +28,6 @@ from pbcompress.errors import TargetUnreachableError as TargetUnreachableError
 from pbcompress.errors import UnsupportedLayerError as UnsupportedLayerError
 from pbcompress.export.fusion import fuse as fuse
 from pbcompress.export.spec_network import load_spec as load_spec
-from pbcompress.packaging.model_card import CardConfig as CardConfig
 from pbcompress.planning.explanation import PlanDiff as PlanDiff
 from pbcompress.planning.width_plan import WidthPlan as WidthPlan
 from pbcompress.planning.width_plan import plan_widths as plan_widths
@@ -60,12 +59,14 @@ if TYPE_CHECKING:
     from pbcompress.onnx_files.benchmark import bench as bench
     from pbcompress.packaging.folder import Package as Package
     from pbcompress.packaging.folder import package as package
+    from pbcompress.packaging.model_card import CardConfig as CardConfig
     from pbcompress.pipeline import compress as compress
     from pbcompress.result import CompressionResult as CompressionResult
 
 _ON_FIRST_USE = {
     "Benchmark": "onnx_files.benchmark",
     "bench": "onnx_files.benchmark",
+    "CardConfig": "packaging.model_card",
     "Comparison": "comparison.table",
     "CompressionResult": "result",
     "ExportReport": "export.onnx_export",

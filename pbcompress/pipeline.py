@@ -30,9 +30,10 @@ from pbcompress.recovery.policy import is_better
 from pbcompress.recovery.recover import recover_
 from pbcompress.recovery.trial import remainder_of, trial_of
 from pbcompress.result import CompressionResult
-from pbcompress.runs.contenders import Arm, Score
+from pbcompress.runs.contenders import Contender, Score
 from pbcompress.runs.deployment import deploy, file_notes
-from pbcompress.runs.run_state import STATE_FILE, read_state
+from pbcompress.runs.finished_run import read_facts
+from pbcompress.runs.run_state import STATE_FILE
 from pbcompress.training.batch_statistics import reestimate_batchnorm_
 from pbcompress.training.callbacks import Callback
 from pbcompress.training.engine import choose_device, world_size
@@ -213,14 +214,16 @@ class _Job:
         note = "No data was given: the network was only shrunk, and its accuracy was not recovered."
         logger.warning(note)
         plan = self._plan("width", _without_dendrites(self.config))
-        arm = Arm("width", shrink(self.original, plan).eval(), plan, plan.cost_after, None, None, 0)
+        arm = Contender(
+            "width", shrink(self.original, plan).eval(), plan, plan.cost_after, None, None, 0
+        )
         return self._finish(arm, None, None, History(), note)
 
     def shrink_and_recover(self, data: Data, control: bool) -> CompressionResult:
         """Train the arms, choose by validation, and score the test split once each."""
         before = self._score(self.original, data)
         grown = self._grown_way()
-        other: Arm | None = None
+        other: Contender | None = None
         if grown is None:
             chosen, note = self._train(self._wide_way(), data), self._why_width_alone()
         elif self.config.dendrites.share == "auto":
@@ -260,7 +263,9 @@ class _Job:
                 why += f" that cost at most {dendrites.max_price:g} of a neuron each"
         return f"One network was trained, width alone, for {why}."
 
-    def _race(self, grown: _Way, wide: _Way, data: Data, control: bool) -> tuple[Arm, Arm, str]:
+    def _race(
+        self, grown: _Way, wide: _Way, data: Data, control: bool
+    ) -> tuple[Contender, Contender, str]:
         """Return the network that validation favours after a trial of both, and the other one."""
         small = grown._replace(config=trial_of(grown.config))
         first = self._train(small, data, part="-trial")
@@ -271,7 +276,7 @@ class _Job:
         is_grown = is_better(of_grown, of_wide, 0, self.config.recovery)
         epochs = sum(first.phase_lengths)
 
-        def train_on(way: _Way, arm: Arm) -> Arm:
+        def train_on(way: _Way, arm: Contender) -> Contender:
             rest = remainder_of(grown.config, 2 * epochs, arm.sets)
             return self._train(way._replace(config=rest), data, start=arm)
 
@@ -292,8 +297,8 @@ class _Job:
         *,
         part: str = "",
         lengths: Sequence[int] | None = None,
-        start: Arm | None = None,
-    ) -> Arm:
+        start: Contender | None = None,
+    ) -> Contender:
         """Train a network of a plan, or train one on after its trial."""
         if start is None:
             network = shrink(self.original, way.plan)
@@ -323,7 +328,7 @@ class _Job:
         sets = max((layer.num_sets for layer in dendrite_layers(network).values()), default=0)
         score = self._score(network, replace(data, test=None) if part else data)
         cost = measure(network, self._inputs())
-        return Arm(way.name, network, way.plan, cost, score, history, sets, trial)
+        return Contender(way.name, network, way.plan, cost, score, history, sets, trial)
 
     def _score(self, network: nn.Module, data: Data) -> Score:
         value, samples = evaluate(network, data.val, self.task)
@@ -332,19 +337,20 @@ class _Job:
         return Score(value, samples, *evaluate(network, data.test, self.task))
 
     def _finish(
-        self, chosen: Arm, other: Arm | None, before: Score | None, history: History, note: str
+        self,
+        chosen: Contender,
+        other: Contender | None,
+        before: Score | None,
+        history: History,
+        note: str,
     ) -> CompressionResult:
         if chosen.cost.params > self.bound:
             raise AssertionError(f"result has {chosen.cost.params} parameters of {self.bound}")
         deployment = self._deploy(chosen) if self.config.deploy else None
         result = CompressionResult(
-            model=chosen.network,
-            plan=chosen.plan,
             cost_before=self.cost_before,
-            cost_after=chosen.cost,
             target_params=self.bound,
             score_before=before,
-            score_after=chosen.score,
             chosen=chosen,
             other=other,
             deployment=deployment,
@@ -362,7 +368,7 @@ class _Job:
             result.write_reports(self.run_dir)
         return result
 
-    def _over_control(self, chosen: Arm, other: Arm | None) -> Estimate | None:
+    def _over_control(self, chosen: Contender, other: Contender | None) -> Estimate | None:
         if other is None or (other.trial is None and chosen.trial is not None):
             return None  # what lost a trial was trained no further
         assert chosen.score is not None
@@ -375,7 +381,7 @@ class _Job:
             (other.score.shown, chosen.score.shown),
         )
 
-    def _deploy(self, chosen: Arm) -> Any:
+    def _deploy(self, chosen: Contender) -> Any:
         path = self.run_dir / "model.onnx" if self.run_dir else None
         notes = file_notes(chosen.cost, chosen.plan, self.fingerprint, self.task, chosen.score)
         inputs = self._inputs()
@@ -387,7 +393,7 @@ def _without_dendrites(config: CompressConfig) -> CompressConfig:
 
 
 def _check_run_dir(folder: Path, fingerprint: str) -> None:
-    if (folder / STATE_FILE).is_file() and read_state(folder).get("fingerprint") != fingerprint:
+    if (folder / STATE_FILE).is_file() and read_facts(folder).fingerprint != fingerprint:
         raise StateMismatchError(
             f"{folder} holds a run of another model, target, configuration or seed. Choose another "
             "run_dir, or delete this one."

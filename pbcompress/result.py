@@ -1,7 +1,7 @@
 """What `compress` returns: the network, and every number that was measured on the way."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from torch import nn
 
 from pbcompress.comparison.intervals import Estimate
 from pbcompress.config import CompressConfig
-from pbcompress.core.tensor_files import write_bytes
 from pbcompress.core.text_tables import render_text
 from pbcompress.core.versions import version_of
 from pbcompress.costs.measured import ModelCost
@@ -18,21 +17,21 @@ from pbcompress.export.fusion import fuse
 from pbcompress.export.onnx_export import ExportReport, export_onnx
 from pbcompress.export.pt2 import ProgramReport, export_pt2
 from pbcompress.export.spec import save_spec
-from pbcompress.packaging.folder import MODEL_FILE, Contents, Package, pack
+from pbcompress.packaging.contents import Contents, contents_of_network
+from pbcompress.packaging.folder import Package, pack
 from pbcompress.packaging.model_card import CardConfig
 from pbcompress.planning.width_plan import WidthPlan
 from pbcompress.report.tables import before_after, layer_widths
-from pbcompress.report.writing import REPORT_FILES, proof_sentence, write_report
-from pbcompress.runs.contenders import Arm, Score
+from pbcompress.report.writing import REPORT_FILES, write_report
+from pbcompress.runs.contenders import Contender, Score
 from pbcompress.runs.deployment import Deployment, file_notes
-from pbcompress.runs.run_state import save
-from pbcompress.runs.sample import SAMPLE_FILE, Sample, sample_of, write_sample
+from pbcompress.runs.facts import ContenderFacts, Metric, NetworkFacts, RunFacts
+from pbcompress.runs.finished_run import save_run
+from pbcompress.runs.sample import Sample, sample_of
 from pbcompress.training.history import History
 from pbcompress.training.task import Data, Task
 
 __all__ = ["CompressionResult"]
-
-HISTORY_FILE = "history.jsonl"
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,9 @@ class CompressionResult:
     """The compressed network and what is known of it; ``print(result)`` shows the table.
 
     Attributes:
-        model: Trained, dendrites attached, in eval mode.
-        plan: The widths that were cut.
         cost_before: Cost of the original.
-        cost_after: Cost of ``model``, dendrites included; never above ``target_params``.
         target_params: The bound, as a count.
         score_before: Metric of the original; None without data.
-        score_after: Metric of ``model``.
         chosen: The network that became the result.
         other: The network beside it, if there is one: the control, or what lost the trial and was
             trained no further.
@@ -62,15 +57,11 @@ class CompressionResult:
             where there is no test), with its 95 % interval; None without a control.
     """
 
-    model: nn.Module
-    plan: WidthPlan
     cost_before: ModelCost
-    cost_after: ModelCost
     target_params: int
     score_before: Score | None
-    score_after: Score | None
-    chosen: Arm
-    other: Arm | None
+    chosen: Contender
+    other: Contender | None
     deployment: Deployment | str | None
     history: History
     config: CompressConfig
@@ -91,33 +82,44 @@ class CompressionResult:
         before, after = self.cost_before.params, self.cost_after.params
         return f"CompressionResult({before:,} -> {after:,} parameters)"
 
-    def facts(self) -> dict[str, Any]:
-        """Return everything that the report shows, as JSON data."""
-        deployment = self.deployment
-        return {
-            "pbcompress": version_of("pbcompress"),
-            "torch": torch.__version__,
-            "target_params": self.target_params,
-            "seed": self.seed,
-            "note": self.note,
-            "fingerprint": self.fingerprint,
-            "metric": {
-                "name": self.task.metric_name,
-                "higher_is_better": self.task.higher_is_better,
-            },
-            "config": self.config.to_dict(),
-            "before": {
-                **self.cost_before.to_dict(),
-                "score": self.score_before.to_dict() if self.score_before else None,
-            },
-            "after": self.chosen.to_dict(),
-            "other": self.other.to_dict() if self.other else None,
-            "over_control": asdict(self.over_control) if self.over_control else None,
-            "deployment": (
-                deployment.to_dict() if isinstance(deployment, Deployment) else deployment
-            ),
-            "left_alone": dict(self.plan.left_alone),
-        }
+    @property
+    def model(self) -> nn.Module:
+        """Trained, dendrites attached, in eval mode."""
+        return self.chosen.network
+
+    @property
+    def plan(self) -> WidthPlan:
+        """The widths that were cut."""
+        return self.chosen.plan
+
+    @property
+    def cost_after(self) -> ModelCost:
+        """Cost of ``model``, dendrites included; never above ``target_params``."""
+        return self.chosen.cost
+
+    @property
+    def score_after(self) -> Score | None:
+        """Metric of ``model``; None without data."""
+        return self.chosen.score
+
+    def facts(self) -> RunFacts:
+        """Return everything that the report shows."""
+        return RunFacts(
+            pbcompress=version_of("pbcompress"),
+            torch=torch.__version__,
+            target_params=self.target_params,
+            seed=self.seed,
+            note=self.note,
+            fingerprint=self.fingerprint,
+            metric=Metric(self.task.metric_name, self.task.higher_is_better),
+            config=self.config,
+            before=NetworkFacts(cost=self.cost_before, score=self.score_before),
+            after=ContenderFacts.of(self.chosen),
+            other=ContenderFacts.of(self.other) if self.other else None,
+            over_control=self.over_control,
+            deployment=self.deployment,
+            left_alone=self.plan.left_alone,
+        )
 
     def frozen(self) -> nn.Module:
         """Return the inference form; see `fuse`."""
@@ -154,38 +156,23 @@ class CompressionResult:
                 shipping; see `export_onnx`.
         """
         data: Data | None = options.pop("int8", None)
-        return pack(Path(directory), lambda folder: self._contents(folder, data), card, **options)
-
-    def _contents(self, folder: Path, data: Data | None) -> Contents:
-        """Export into a folder what a package needs."""
-        models = [folder / MODEL_FILE]
-        exported = asdict(self.export_onnx(models[0]))
-        proof = proof_sentence({"deployment": {"proof": exported}})
+        export_int8 = None
         if data is not None:
-            small = folder / "model.int8.onnx"
-            report = self.export_onnx(small, quantize="int8", data=data, task=self.task)
-            if report.quantization is not None and report.quantization.accepted:
-                models.append(small)
-            proof += f" Fewer bits: {report.quantization}."
-        return Contents(
-            facts=self.facts(),
-            seconds=self.history.seconds,
-            models=models,
-            sample=self._sample(),
-            proof=proof,
-        )
+            export_int8 = partial(self.export_onnx, quantize="int8", data=data, task=self.task)
+
+        def collect(folder: Path) -> Contents:
+            parts = self.facts(), self.history, self._sample()
+            return contents_of_network(folder, *parts, self.export_onnx, export_int8)
+
+        return pack(Path(directory), collect, card, **options)
 
     def _sample(self) -> Sample:
         return sample_of(self.frozen(), self.example_inputs)
 
     def save(self, directory: str | Path) -> None:
         """Write what `load` and `package` need: structure, weights, history, and a sample."""
-        save(directory, self.model, self.plan.steps, {"facts": self.facts(), **self._identity()})
-        write_bytes(Path(directory) / HISTORY_FILE, self.history.to_jsonl().encode())
-        write_sample(Path(directory) / SAMPLE_FILE, self._sample())
-
-    def _identity(self) -> Mapping[str, Any]:
-        return {"fingerprint": self.fingerprint, "seed": self.seed, "config": self.config.to_dict()}
+        steps = self.plan.steps
+        save_run(directory, self.model, steps, self.facts(), self.history, self._sample())
 
     def report(self, path: str | Path) -> None:
         """Write the report: HTML, Markdown or JSON by the file's ending."""

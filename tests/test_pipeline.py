@@ -13,10 +13,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pbcompress as pb
+from pbcompress.core.records import from_data, to_data
 from pbcompress.core.text_tables import render_markdown
 from pbcompress.onnx_files.contents import metadata_of
 from pbcompress.recovery.policy import planned_epochs
 from pbcompress.report.tables import dendrite_account
+from pbcompress.runs.facts import RunFacts
 
 FAST = pb.RecoveryConfig(epochs=3, dendrite_epochs=2, max_failures=1)
 
@@ -197,7 +199,7 @@ def check_over_control(result):
     assert (found.low, found.high) == pytest.approx(
         (found.value - half, found.value + half), abs=2 / 64
     )
-    assert json.loads(json.dumps(result.facts()))["over_control"]["samples"] == 64
+    assert to_data(result.facts())["over_control"]["samples"] == 64
 
 
 @pytest.mark.parametrize(
@@ -403,10 +405,11 @@ def test_the_whole_run_on_disk(tmp_path):
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(again(x), result.model(x))
     torch.testing.assert_close(result.frozen()(x), result.model(x), rtol=1e-4, atol=1e-5)
-    facts = json.loads((tmp_path / "report.json").read_text())
-    assert facts["after"]["params"] == result.cost_after.params
-    assert facts["deployment"]["bytes_after"] == (tmp_path / "model.onnx").stat().st_size
-    assert len(facts["history"]) == len(result.history)
+    report = json.loads((tmp_path / "report.json").read_text())
+    facts = from_data(RunFacts, report["facts"], "The report")
+    assert facts.after.cost == result.cost_after
+    assert facts.shipped.bytes_after == (tmp_path / "model.onnx").stat().st_size
+    assert len(report["history"]) == len(result.history)
     text = str(result)
     for label in (
         "parameters",

@@ -312,12 +312,11 @@ def _export(arguments: argparse.Namespace) -> None:
     from pbcompress.onnx_files.contents import metadata_of
     from pbcompress.onnx_files.store import AXES
     from pbcompress.recipes.recipe import load_data, load_task, resolve
-    from pbcompress.report.writing import read_run
+    from pbcompress.runs.finished_run import read_facts
     from pbcompress.runs.run_state import load
 
-    facts, _ = read_run(arguments.run_dir)
+    shapes = read_facts(arguments.run_dir).before.cost.input_shapes
     model = load(arguments.run_dir, resolve(arguments.model))
-    shapes = facts["before"]["input_shapes"]
     arguments.input = list(shapes.values())
     tensors = inputs_of(arguments)
     named = not all(name.isdigit() for name in shapes)

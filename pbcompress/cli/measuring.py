@@ -104,11 +104,12 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from pbcompress.report.writing import read_run, write_report
+    from pbcompress.report.writing import write_report
     from pbcompress.runs.file_evidence import with_evidence
+    from pbcompress.runs.finished_run import read_run
 
     output = Path(arguments.out or Path(arguments.run_dir) / "report.html")
     facts, history = read_run(arguments.run_dir)
     facts = with_evidence(facts, arguments.run_dir, data=data_named(arguments.data))
     write_report(output, facts, history)
-    print("\n".join([*facts["evidence"]["problems"], f"Wrote {output}."]))
+    print("\n".join([*facts.problems, f"Wrote {output}."]))

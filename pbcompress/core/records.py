@@ -1,14 +1,14 @@
 """Frozen dataclasses as JSON data and back. The only module that imports pydantic."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 
 from pbcompress.errors import StateMismatchError
 
-__all__ = ["from_data", "to_data"]
+__all__ = ["from_data", "read_by", "to_data", "written_by"]
 
 T = TypeVar("T")
 
@@ -24,7 +24,9 @@ def to_data(record: object) -> dict[str, Any]:
         >>> to_data(Size((3, 4)))
         {'widths': [3, 4]}
     """
-    data: dict[str, Any] = TypeAdapter(type(record)).dump_python(record, mode="json")
+    # a field of float may hold an int, of which pydantic warns
+    adapter = TypeAdapter(type(record))
+    data: dict[str, Any] = adapter.dump_python(record, mode="json", warnings=False)
     return data
 
 
@@ -55,8 +57,29 @@ def from_data(cls: type[T], data: Mapping[str, Any], where: str) -> T:
     except ValidationError as err:
         first = err.errors()[0]
         place = ".".join(map(str, first["loc"])) or "it"
-        found = "missing" if first["type"] == "missing" else f"{first['input']!r} ({first['msg']})"
+        known = {"missing": "missing", "unexpected_keyword_argument": "a field that is not known"}
+        found = known.get(first["type"], f"{first['input']!r} ({first['msg']})")
         raise StateMismatchError(
             f"{where} does not fit: {place} is {found}. Write it anew with this pbcompress."
         ) from None
     return record
+
+
+def written_by(function: Callable[[Any], Any]) -> object:
+    """Return what to put into ``Annotated`` for a field that has a codec of its own.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from typing import Annotated
+        >>> @dataclass(frozen=True)
+        ... class Size:
+        ...     width: Annotated[complex, written_by(str), read_by(complex)]
+        >>> to_data(Size(1j)), from_data(Size, {"width": "1j"}, "The text")
+        ({'width': '1j'}, Size(width=1j))
+    """
+    return PlainSerializer(function)
+
+
+def read_by(function: Callable[[Any], Any]) -> object:
+    """Return what to put beside `written_by`, which reads what that wrote."""
+    return PlainValidator(function)

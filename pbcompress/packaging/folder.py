@@ -23,40 +23,19 @@ from pbcompress.errors import (
     first_line,
 )
 from pbcompress.onnx_files.session import Session
+from pbcompress.packaging.contents import MODEL_FILE, Contents, contents_of_run, files_of
 from pbcompress.packaging.model_card import CardConfig, model_card
-from pbcompress.report.writing import proof_sentence, read_run
-from pbcompress.runs.sample import SAMPLE_FILE, Sample, read_sample
+from pbcompress.runs.sample import Sample
 
-__all__ = ["MODEL_FILE", "Contents", "Package", "pack", "package"]
+__all__ = ["Package", "pack", "package"]
 
 Array = np.ndarray[Any, Any]
 
-MODEL_FILE = "model.onnx"
-OTHER_MODELS = "model.*.onnx"  # model.int8.onnx
 KIND, VERSION = "pbcompress package", 1
 RUNNERS = Path(__file__).with_name("shipped")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 TOLERANCE = 1e-4  # of the largest output: float32 sums in another order
 MARGIN = 2.0  # times what 8 bits were off on this machine: others round otherwise
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What goes into a package.
-
-    Attributes:
-        facts: See `CompressionResult.facts`.
-        seconds: Of training and validation.
-        models: ONNX files; ``model.onnx``, in float32, first.
-        sample: Inputs, and the outputs of torch.
-        proof: How the models were proven, in a sentence.
-    """
-
-    facts: Mapping[str, Any]
-    seconds: float
-    models: Sequence[Path]
-    sample: Sample
-    proof: str
 
 
 @dataclass(frozen=True)
@@ -128,7 +107,9 @@ def package(
     run = Path(run_dir)
     if directory is None:
         name, directory = name or run.resolve().name, run / "package"
-    return pack(Path(directory), lambda _: _of_run(run), card, name=name, overwrite=overwrite)
+    return pack(
+        Path(directory), lambda _: contents_of_run(run), card, name=name, overwrite=overwrite
+    )
 
 
 def pack(
@@ -169,7 +150,7 @@ def _fill(
     """Write all files of a package, and return what is known of its models."""
     arrays = _arrays(contents.sample)
     config = _config(contents, name, arrays, card)
-    models = [part for path in contents.models for part in _parts(path)]
+    models = [part for path in contents.models for part in files_of(path)]
     for path in (*models, RUNNERS / "run.py", RUNNERS / "run.mjs"):
         shutil.copyfile(path, folder / path.name)
     (folder / "sample.npz").write_bytes(_npz(arrays))
@@ -182,20 +163,6 @@ def _fill(
     return config["models"]  # type: ignore[no-any-return]
 
 
-def _of_run(run: Path) -> Contents:
-    facts, history = read_run(run)
-    is_proven = isinstance(facts["deployment"], Mapping)
-    return Contents(
-        facts=facts,
-        seconds=history.seconds,
-        models=_models(run, facts),
-        sample=_sample(run),
-        proof=proof_sentence(facts)
-        if is_proven
-        else "The file was exported after the run, which does not know how it was proven.",
-    )
-
-
 def _config(
     contents: Contents, name: str, arrays: Mapping[str, Array], card: CardConfig
 ) -> dict[str, Any]:
@@ -203,45 +170,12 @@ def _config(
         "kind": KIND,
         "version": VERSION,
         "name": name,
-        "pbcompress": contents.facts["pbcompress"],
+        "pbcompress": contents.facts.pbcompress,
         "classes": list(card.classes) or None,
         "preprocessing": card.preprocessing,
         "samples": next((len(array) for array in arrays.values() if array.ndim), 1),
         **_measured(contents.models, arrays),
     }
-
-
-def _models(run: Path, facts: Mapping[str, Any]) -> list[Path]:
-    """Return the ONNX files of a run, the float32 one first."""
-    path, shipped = run / MODEL_FILE, facts["deployment"]
-    if not path.is_file():
-        reason = f" ({shipped})" if isinstance(shipped, str) else ""
-        raise StateMismatchError(
-            f"{run} was to be packaged and has no {MODEL_FILE}{reason}. Make it: pbcompress export "
-            f"{run} {path} --model package.module:function"
-        )
-    known = shipped.get("file", {}).get("sha256") if isinstance(shipped, Mapping) else None
-    if known not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
-        raise StateMismatchError(
-            f"{path} is not the file that the run wrote: it was changed since. Call compress again "
-            "with the same run_dir, which writes it anew, and package that."
-        )
-    return [path, *sorted(run.glob(OTHER_MODELS))]
-
-
-def _parts(model: Path) -> list[Path]:
-    """Return an ONNX file and those beside it that hold its weights, if it is a large one."""
-    return [model, *sorted(model.parent.glob(f"{model.name}.*data"))]
-
-
-def _sample(run: Path) -> Sample:
-    path = run / SAMPLE_FILE
-    if not path.is_file():
-        raise StateMismatchError(
-            f"{run} was to be packaged and has no {SAMPLE_FILE}, for an older pbcompress wrote it. "
-            "Call compress again with the same run_dir: it trains nothing anew, and writes one."
-        )
-    return read_sample(path)
 
 
 def _home(target: Path, overwrite: bool) -> Path:
@@ -317,7 +251,7 @@ def _compared(path: Path, session: Session, arrays: Mapping[str, Array]) -> dict
     is_choice = first.ndim == 2 and first.shape[1] > 1
     same = float((first.argmax(1) == wanted.argmax(1)).mean()) if is_choice else None
     return {
-        "bytes": sum(part.stat().st_size for part in _parts(path)),
+        "bytes": sum(part.stat().st_size for part in files_of(path)),
         "tolerance": tolerance,
         "max_difference": max(gaps),
         "same_top1": same,

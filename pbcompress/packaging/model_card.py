@@ -15,6 +15,8 @@ from pbcompress.comparison.intervals import wilson
 from pbcompress.core.text_tables import render_markdown
 from pbcompress.errors import CompressionError
 from pbcompress.report.tables import before_after, dendrite_account, layer_widths
+from pbcompress.runs.contenders import Split
+from pbcompress.runs.facts import RunFacts
 
 __all__ = ["CardConfig", "model_card", "result_sections"]
 
@@ -22,7 +24,7 @@ TEMPLATE = Path(__file__).with_name("shipped") / "card.md"
 TAGS = ("onnx", "onnxruntime", "pytorch", "model-compression", "pruning", "pbcompress")
 IDENTIFIER = re.compile(r"[A-Za-z0-9][\w.+/-]*", re.ASCII)
 
-Facts = Mapping[str, Any]
+PackageConfig = Mapping[str, Any]  # config.json of a package, which its runners read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,9 @@ class CardConfig:
             )
 
 
-def model_card(facts: Facts, seconds: float, proof: str, config: Facts, card: CardConfig) -> str:
+def model_card(
+    facts: RunFacts, seconds: float, proof: str, config: PackageConfig, card: CardConfig
+) -> str:
     """Return the README.md of a package.
 
     Args:
@@ -97,12 +101,12 @@ def model_card(facts: Facts, seconds: float, proof: str, config: Facts, card: Ca
     )
 
 
-def result_sections(facts: Facts) -> list[str]:
+def result_sections(facts: RunFacts) -> list[str]:
     """Return before and after, what dendrites brought, and the layers, in Markdown."""
     account = dendrite_account(facts)
     return [
         render_markdown(before_after(facts)),
-        facts["note"],
+        facts.note,
         *([render_markdown(account)] if account else []),
         "## Layers",
         render_markdown(layer_widths(facts)),
@@ -126,13 +130,16 @@ class _Score:
         return f"95 % interval {low:.4f} to {high:.4f} (Wilson)"
 
 
-def _scores(facts: Facts) -> list[_Score]:
+def _scores(facts: RunFacts) -> list[_Score]:
     """Return what the result scores, test first."""
-    score = facts["after"]["score"] or {}
+    score = facts.after.score
+    if not score:
+        return []
+    splits: tuple[Split, ...] = ("test", "val")
     return [
-        _Score(facts["metric"]["name"], split, score[split], score[f"{split}_samples"])
-        for split in ("test", "val")
-        if score.get(split) is not None
+        _Score(facts.metric.name, split, value, score.samples(split))
+        for split in splits
+        if (value := score.on(split)) is not None
     ]
 
 
@@ -145,7 +152,7 @@ def _sentence(score: _Score) -> str:
     )
 
 
-def _head(facts: Facts, config: Facts, card: CardConfig) -> dict[str, Any]:
+def _head(facts: RunFacts, config: PackageConfig, card: CardConfig) -> dict[str, Any]:
     """Return what the Hub reads; what is not known is left out."""
     task, dataset = card.task or "other", (*card.datasets, "not stated")[0]
     results = [
@@ -170,13 +177,13 @@ def _head(facts: Facts, config: Facts, card: CardConfig) -> dict[str, Any]:
         "pipeline_tag": card.task,
         "tags": list(dict.fromkeys((*TAGS, *card.tags))),
         "datasets": list(card.datasets),
-        "metrics": [facts["metric"]["name"]] if results else [],
+        "metrics": [facts.metric.name] if results else [],
         "model-index": [{"name": config["name"], "results": results}] if results else [],
     }
     return {key: value for key, value in head.items() if value}
 
 
-def _yaml(data: Facts, depth: int = 0) -> list[str]:
+def _yaml(data: Mapping[str, Any], depth: int = 0) -> list[str]:
     """Return lines of YAML; texts are quoted as in JSON, which YAML reads."""
     indent, lines = "  " * depth, []
     for key, value in data.items():
@@ -198,16 +205,16 @@ def _scalar(value: Any) -> str:
     return text.replace("e", ".0e") if isinstance(value, float) and "." not in text else text
 
 
-def _summary(facts: Facts) -> str:
-    before, after = facts["before"], facts["after"]
+def _summary(facts: RunFacts) -> str:
+    before, after = facts.before.cost, facts.after.cost
     return (
-        f"A network of {after['params']:,} parameters and {after['flops']:,} multiply-adds, in "
-        f"ONNX. pbcompress made it from a network of {before['params']:,} parameters and "
-        f"{before['flops']:,} multiply-adds. What is not known of it is said."
+        f"A network of {after.params:,} parameters and {after.flops:,} multiply-adds, in "
+        f"ONNX. pbcompress made it from a network of {before.params:,} parameters and "
+        f"{before.flops:,} multiply-adds. What is not known of it is said."
     )
 
 
-def _models(config: Facts) -> Sequence[Sequence[str]]:
+def _models(config: PackageConfig) -> Sequence[Sequence[str]]:
     header = ("file", "bytes", "largest difference from torch, on the sample", "same top-1")
     return [
         header,
@@ -223,7 +230,7 @@ def _models(config: Facts) -> Sequence[Sequence[str]]:
     ]
 
 
-def _interface(config: Facts) -> Sequence[Sequence[str]]:
+def _interface(config: PackageConfig) -> Sequence[Sequence[str]]:
     rows: list[Sequence[str]] = [("", "name", "type", "shape")]
     for side in ("inputs", "outputs"):
         for entry in config[side]:
@@ -232,35 +239,35 @@ def _interface(config: Facts) -> Sequence[Sequence[str]]:
     return rows
 
 
-def _classes(config: Facts) -> str:
+def _classes(config: PackageConfig) -> str:
     names = config["classes"]
     return (
         f"**Classes.** {', '.join(names)}." if names else "**Classes.** Their names are not known."
     )
 
 
-def _origin(facts: Facts) -> str:
+def _origin(facts: RunFacts) -> str:
     trained = ""
-    if facts["after"]["steps"]:
+    if facts.after.steps:
         trained = (
-            f", then trained for {facts['after']['steps']:,} optimizer steps. Weights were chosen "
+            f", then trained for {facts.after.steps:,} optimizer steps. Weights were chosen "
             "on the validation split"
         )
     return (
-        f"pbcompress {facts['pbcompress']} with torch {facts['torch']}, seed {facts['seed']}: one "
-        f"run. Widths were planned for at most {facts['target_params']:,} parameters{trained}. "
+        f"pbcompress {facts.pbcompress} with torch {facts.torch}, seed {facts.seed}: one "
+        f"run. Widths were planned for at most {facts.target_params:,} parameters{trained}. "
         "For inference norms are folded into the layers before them."
     )
 
 
-def _sample(config: Facts) -> str:
+def _sample(config: PackageConfig) -> str:
     return (
         f"`sample.npz` has {config['samples']} inputs with the outputs that torch computes, and "
         "`run.py --check` compares."
     )
 
 
-def _limits(facts: Facts, config: Facts) -> list[str]:
+def _limits(facts: RunFacts, config: PackageConfig) -> list[str]:
     limits = [
         "One run with one seed. The scores hold for data like those that were scored.",
         "Other data, attacks, fairness among groups of people, and calibration were not measured.",
@@ -270,6 +277,6 @@ def _limits(facts: Facts, config: Facts) -> list[str]:
     ]
     if len(config["models"]) > 1:
         limits.insert(1, "The scores are those of `model.onnx`, or of the same network in torch.")
-    if facts["after"]["score"] is None:
+    if facts.after.score is None:
         limits.insert(0, "It was shrunk and not trained: it is no use before it is.")
     return limits

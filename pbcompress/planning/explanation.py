@@ -1,86 +1,91 @@
-"""Plans in words and tables, made from their facts alone: what shrinks, what cannot, and why."""
+"""Plans in words and tables: what shrinks, what cannot, and why."""
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pbcompress.core.modules import matches
 from pbcompress.core.text_tables import render_text
+from pbcompress.costs.measured import LayerCost, ModelCost
 from pbcompress.errors import StateMismatchError, a_few
+
+if TYPE_CHECKING:  # a plan prints itself
+    from pbcompress.planning.width_plan import WidthPlan
 
 __all__ = ["PlanDiff", "plan_text", "reasons_text", "widths_of"]
 
-Facts = Mapping[str, Any]
 Row = tuple[str, ...]
 
-COSTS = (("params", "parameters"), ("flops", "FLOPs"))
-UNITS = {"latency_ms": "ms of latency", "file_bytes": "bytes of file"} | dict(COSTS)
+COSTS: tuple[tuple[str, Callable[[LayerCost | ModelCost], int]], ...] = (
+    ("parameters", lambda cost: cost.params),
+    ("FLOPs", lambda cost: cost.flops),
+)
 MOST_REASONS = 6
 _NUMBER = re.compile(r"(?<!\d)(?:0|[1-9]\d*)(?!\d)")
 
 
-def widths_of(facts: Facts) -> dict[str, tuple[int, int]]:
+def widths_of(plan: "WidthPlan") -> dict[str, tuple[int, int]]:
     """Return the width of every layer that has one, before and after."""
-    after = facts["after"]["layers"]
+    after = plan.cost_after.by_layer
     return {
-        name: (layer["width"], after[name]["width"])
-        for name, layer in facts["before"]["layers"].items()
-        if layer["width"] is not None
+        name: (layer.width, width)
+        for name, layer in plan.cost_before.by_layer.items()
+        if layer.width is not None and (width := after[name].width) is not None
     }
 
 
-def plan_text(facts: Facts) -> str:
+def plan_text(plan: "WidthPlan") -> str:
     """Return a plan as text: costs, bounds, and a row for every layer that has a width.
 
     Rows of alike layers that differ in one number of their name stand in one row, whose costs are
     those of each of them.
-
-    Args:
-        facts: What `WidthPlan.to_dict` returns.
     """
-    return "\n".join([*_summary(facts), "", render_text(_table(facts))])
+    return "\n".join([*_summary(plan), "", render_text(_table(plan))])
 
 
-def _summary(facts: Facts) -> Iterator[str]:
-    before, after = facts["before"], facts["after"]
-    changes = (f"{before[k]:,} -> {after[k]:,} {unit}" for k, unit in COSTS)
-    shares = (_share(before[k], after[k]) for k, _ in COSTS)
-    yield ", ".join(f"{c} ({s})" for c, s in zip(changes, shares, strict=True))
+def _summary(plan: "WidthPlan") -> Iterator[str]:
+    sizes = [(cost(plan.cost_before), cost(plan.cost_after), unit) for unit, cost in COSTS]
+    yield ", ".join(f"{old:,} -> {new:,} {unit} ({_share(old, new)})" for old, new, unit in sizes)
     yield "confirmed by cutting a copy, counting its parameters and running it"
-    for key, asked in facts["budget"].items():
+    budget = plan.budget
+    for asked, bound, unit in (
+        (budget.params, plan.target_params, "parameters"),
+        (budget.flops, plan.target_flops, "FLOPs"),
+        (budget.latency_ms, None, "ms of latency"),
+        (budget.file_bytes, None, "bytes of file"),
+    ):
         if asked is not None:
-            bound = facts["bounds"].get(key)
-            resolved = f"at most {bound:,} {UNITS[key]}" if bound is not None else UNITS[key]
+            resolved = f"at most {bound:,} {unit}" if bound is not None else unit
             yield f"bound: {resolved} (asked for: {asked:,})"
-    if facts["grow"]:
-        yield f"kept for dendrites: {facts['reserved_params']:,} parameters of the bound"
+    if plan.grow:
+        yield f"kept for dendrites: {plan.reserved_params:,} parameters of the bound"
 
 
-def _table(facts: Facts) -> list[Row]:
-    layers, after, widths = facts["before"]["layers"], facts["after"]["layers"], widths_of(facts)
-    pins = facts["config"]["width"]["pin"]
+def _table(plan: "WidthPlan") -> list[Row]:
+    layers, after = plan.cost_before.by_layer, plan.cost_after.by_layer
+    widths, pins = widths_of(plan), plan.config.width.pin
     rows: list[tuple[str, Row]] = []
     others: Counter[str] = Counter()
     for name, layer in layers.items():
         if name not in widths:
             others += Counter(count=1)
-            for key, _ in COSTS:
-                others[f"{key} before"] += layer[key]
-                others[f"{key} after"] += after[name][key]
+            for unit, cost in COSTS:
+                others[f"{unit} before"] += cost(layer)
+                others[f"{unit} after"] += cost(after[name])
             continue
         was, now = widths[name]
-        notes = [facts["left_alone"].get(name, "")]
+        notes = [plan.left_alone.get(name, "")]
         notes += [f"pinned by {p!r}" for p, _ in pins[::-1] if matches(name, (p,))][:1]
-        notes += ["with room for dendrites"] if name in facts["grow"] else []
-        costs = [f"{cost[key]:,}" for key, _ in COSTS for cost in (layer, after[name])]
+        notes += ["with room for dendrites"] if name in plan.grow else []
+        costs = [f"{cost(one):,}" for _, cost in COSTS for one in (layer, after[name])]
         widths_now = (str(was), str(now), _share(was, now))
-        rows.append((name, (layer["kind"], *widths_now, *costs, "; ".join(filter(None, notes)))))
-    columns = [title for _, unit in COSTS for title in (unit, "after")]
+        rows.append((name, (layer.kind, *widths_now, *costs, "; ".join(filter(None, notes)))))
+    columns = [title for unit, _ in COSTS for title in (unit, "after")]
     table = [("layer", "kind", "width", "after", "kept", *columns, "note"), *_folded(rows)]
     if others:
-        keys = [f"{key} {when}" for key, _ in COSTS for when in ("before", "after")]
+        keys = [f"{unit} {when}" for unit, _ in COSTS for when in ("before", "after")]
         counts = [f"{others[key]:,}" for key in keys]
         table.append((f"({others['count']} without a width)", "", "", "", "", *counts, ""))
     return table
@@ -179,9 +184,9 @@ class PlanDiff:
     flops: tuple[int, int]
 
     @classmethod
-    def between(cls, one: Facts, other: Facts) -> "PlanDiff":
-        """Compare the facts of two plans; see `WidthPlan.diff`."""
-        if one["before"] != other["before"]:
+    def between(cls, one: "WidthPlan", other: "WidthPlan") -> "PlanDiff":
+        """Compare two plans; see `WidthPlan.diff`."""
+        if one.cost_before != other.cost_before:
             raise StateMismatchError(
                 "Two plans were to be compared, and they are of different networks or inputs: "
                 f"{_network(one)}, and {_network(other)}. Compare plans of one network."
@@ -192,19 +197,19 @@ class PlanDiff:
             for name, (was, now) in first.items()
             if now != second[name][1]
         }
-        cuts = [{(s[0], s[1]): s[2:] for s in plan["steps"]} for plan in (one, other)]
+        cuts = [{(s.layer, s.dim): s for s in plan.steps} for plan in (one, other)]
         keys = {**cuts[0], **cuts[1]}
         moved = dict.fromkeys(key[0] for key in keys if cuts[0].get(key) != cuts[1].get(key))
         return cls(
             widths=widths,
             channels=tuple(name for name in moved if name in first and name not in widths),
-            params=(one["after"]["params"], other["after"]["params"]),
-            flops=(one["after"]["flops"], other["after"]["flops"]),
+            params=(one.cost_after.params, other.cost_after.params),
+            flops=(one.cost_after.flops, other.cost_after.flops),
         )
 
     def __str__(self) -> str:
         rows: list[Row] = [("", "original", "one", "other", "difference", "")]
-        for (_, unit), (one, other) in zip(COSTS, (self.params, self.flops), strict=True):
+        for (unit, _), (one, other) in zip(COSTS, (self.params, self.flops), strict=True):
             rows.append((unit, "", f"{one:,}", f"{other:,}", f"{other - one:+,}", ""))
         layers = [
             (name, (str(was), str(one), str(other), f"{other - one:+}", ""))
@@ -218,7 +223,7 @@ class PlanDiff:
         return text
 
 
-def _network(facts: Facts) -> str:
-    before = facts["before"]
-    shapes = ", ".join(f"{k}: {tuple(v)}" for k, v in before["input_shapes"].items())
-    return f"{before['params']:,} parameters in {_layers(len(before['layers']))} at inputs {shapes}"
+def _network(plan: "WidthPlan") -> str:
+    before = plan.cost_before
+    shapes = ", ".join(f"{name}: {shape}" for name, shape in before.input_shapes.items())
+    return f"{before.params:,} parameters in {_layers(len(before.by_layer))} at inputs {shapes}"

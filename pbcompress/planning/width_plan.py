@@ -152,7 +152,7 @@ class WidthPlan(Solution):
         Raises:
             StateMismatchError: The plans are of different networks, or for other inputs.
         """
-        return PlanDiff.between(self.to_dict(), other.to_dict())
+        return PlanDiff.between(self, other)
 
     def plot(self, path: str | Path) -> None:
         """Write a picture of every layer's width before and after.
@@ -164,10 +164,10 @@ class WidthPlan(Solution):
             CompressionError: The ending is another one, matplotlib is not installed, or the file
                 cannot be written.
         """
-        width_picture(widths_of(self.to_dict()), Path(path))
+        width_picture(widths_of(self), Path(path))
 
     def __str__(self) -> str:
-        text = plan_text(self.to_dict())
+        text = plan_text(self)
         return text if self.shipped is None else f"{self.shipped}\n{text}"
 
 

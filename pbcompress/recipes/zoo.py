@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pbcompress.core.json_documents import parse_record, render_record
 from pbcompress.core.tensor_files import write_bytes
 from pbcompress.errors import CompressionError
 from pbcompress.onnx_files.contents import metadata_of
 from pbcompress.packaging.model_card import result_sections
 from pbcompress.recipes.recipe import Recipe
 from pbcompress.result import CompressionResult
+from pbcompress.runs.facts import RunFacts
 
-__all__ = ["Entry", "entries", "find_entry"]
+__all__ = ["Entry", "RecipeResult", "entries", "find_entry"]
+
+KIND, VERSION = "pbcompress recipe result", 1
 
 RECIPE_FILE, MODEL_FILE, RESULT_FILE, CARD_FILE = (
     "recipe.toml",
@@ -22,6 +26,21 @@ RECIPE_FILE, MODEL_FILE, RESULT_FILE, CARD_FILE = (
     "result.json",
     "card.md",
 )
+
+
+@dataclass(frozen=True)
+class RecipeResult:
+    """What running a recipe came to.
+
+    Attributes:
+        facts: Of the run.
+        sha256: Of the small model's file.
+        max_difference: Largest absolute difference of the file's outputs from torch.
+    """
+
+    facts: RunFacts
+    sha256: str
+    max_difference: float
 
 
 @dataclass(frozen=True)
@@ -54,22 +73,29 @@ class Entry:
         first = (self.folder / RECIPE_FILE).read_text().partition("\n")[0]
         return first.lstrip("# ").rstrip()
 
-    def result(self) -> Mapping[str, Any] | None:
-        """Return what a run came to, see `CompressionResult.facts`; None before the first."""
+    def result(self) -> RecipeResult | None:
+        """Return what a run came to; None before the first.
+
+        Raises:
+            StateMismatchError: The file is truncated, damaged, of another kind or version.
+        """
         path = self.folder / RESULT_FILE
-        return json.loads(path.read_text()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        return parse_record(RecipeResult, path.read_text(), KIND, VERSION, str(path))
 
     def line(self) -> str:
         """Return the entry in a line: what it is, and what it came to."""
-        facts = self.result()
-        if facts is None:
+        result = self.result()
+        if result is None:
             return f"{self.name}: {self.about()} Not run yet."
-        before, after = facts["before"], facts["after"]
-        split = "val" if after["score"]["test"] is None else "test"
-        scores = [arm["score"][split] for arm in (before, after)]
+        before, after = result.facts.before, result.facts.after
+        sizes = f"{before.cost.params:,} -> {after.cost.params:,} parameters"
+        assert before.score is not None  # every recipe names data
+        assert after.score is not None
         return (
-            f"{self.name}: {self.about()} {before['params']:,} -> {after['params']:,} parameters, "
-            f"{facts['metric']['name']} on {split} {scores[0]:.4f} -> {scores[1]:.4f}."
+            f"{self.name}: {self.about()} {sizes}, {result.facts.metric.name} on "
+            f"{after.score.split} {before.score.shown:.4f} -> {after.score.shown:.4f}."
         )
 
     def card(self) -> str:
@@ -89,21 +115,18 @@ class Entry:
     def update(self, result: CompressionResult) -> None:
         """Write model, result and card of a run into the folder."""
         report = result.export_onnx(self.model)
-        facts = {
-            **result.facts(),
-            "sha256": _sha256(self.model),
-            "max_difference": report.max_difference,
-        }
-        write_bytes(self.folder / RESULT_FILE, (json.dumps(facts, indent=1) + "\n").encode())
-        write_bytes(self.folder / CARD_FILE, _card(self, facts).encode())
+        found = RecipeResult(result.facts(), _sha256(self.model), report.max_difference)
+        text = render_record(found, KIND, VERSION) + "\n"
+        write_bytes(self.folder / RESULT_FILE, text.encode())
+        write_bytes(self.folder / CARD_FILE, _card(self, found).encode())
 
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _card(entry: Entry, facts: Mapping[str, Any]) -> str:
-    recipe = entry.recipe()
+def _card(entry: Entry, result: RecipeResult) -> str:
+    recipe, facts = entry.recipe(), result.facts
     notes = metadata_of(entry.model)
     return "\n".join(
         [
@@ -115,15 +138,15 @@ def _card(entry: Entry, facts: Mapping[str, Any]) -> str:
             "",
             "## The file",
             "",
-            f"`{MODEL_FILE}`, {entry.model.stat().st_size:,} bytes, SHA-256 `{facts['sha256']}`. "
+            f"`{MODEL_FILE}`, {entry.model.stat().st_size:,} bytes, SHA-256 `{result.sha256}`. "
             "Its outputs differ from those of the network in torch by at most "
-            f"{facts['max_difference']:.1e}. It says of itself: "
+            f"{result.max_difference:.1e}. It says of itself: "
             f"{', '.join(f'{name} {text}' for name, text in sorted(notes.items()))}.",
             "",
             "## How it came about",
             "",
-            f"`pbcompress zoo run {entry.name} --update` with pbcompress {facts['pbcompress']} and "
-            f"torch {facts['torch']}, seed {facts['seed']}: one run. Network "
+            f"`pbcompress zoo run {entry.name} --update` with pbcompress {facts.pbcompress} and "
+            f"torch {facts.torch}, seed {facts.seed}: one run. Network "
             f"`{recipe.model['build']}` with {_call(recipe.model)}, data `{recipe.data['build']}` "
             f"with {_call(recipe.data)}. Weights were chosen on the validation split; the test "
             "split was scored once.",

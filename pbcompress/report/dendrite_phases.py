@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from pbcompress.runs.facts import Metric, RunFacts
 from pbcompress.training.history import History
 
 __all__ = ["candidates"]
@@ -13,20 +14,20 @@ ARROW = "\N{RIGHTWARDS ARROW}"
 Record = Mapping[str, Any]
 
 
-def candidates(history: History, facts: Record) -> list[dict[str, Any]]:
+def candidates(history: History, facts: RunFacts) -> list[dict[str, Any]]:
     """Return one entry for each dendrite phase, in order.
 
     Entries have ``values`` (mean |r| by epoch), ``scores`` (by layer, the deciles of |r| over its
     nodes after the last epoch), ``is_kept``, and as words ``text``, ``fate``, ``brought`` (the best
     metric before and after, "" where it is not known) and ``nodes`` (how many of a selection stay).
     """
-    arms = [arm for arm in (facts["after"], facts["other"]) if arm and arm["name"] == "dendrites"]
+    grown = [contender for contender in facts.contenders if contender.name == "dendrites"]
     phases = [list(g) for _, g in groupby(history.stage("dendrites"), key=lambda r: r["phase"])]
     learned = [p for p in phases if p[0]["kind"] == "dendrite" and "correlation" in p[-1]]
     found = []
     for number, phase in enumerate(learned):
         sets, later = phase[0]["sets"], [other[0]["sets"] for other in learned[number + 1 :]]
-        is_kept = bool(arms) and sets <= arms[0]["sets"] and all(s > sets for s in later)
+        is_kept = bool(grown) and sets <= grown[0].sets and all(s > sets for s in later)
         values = [record["correlation"] for record in phase]
         place = phases.index(phase)
         found.append(
@@ -36,7 +37,7 @@ def candidates(history: History, facts: Record) -> list[dict[str, Any]]:
                 "fate": "kept" if is_kept else "taken out again",
                 "is_kept": is_kept,
                 "scores": phase[-1].get("scores", {}),
-                "brought": _brought(phases[:place], phases[place + 1 : place + 2], facts),
+                "brought": _brought(phases[:place], phases[place + 1 : place + 2], facts.metric),
                 "nodes": _nodes(phases[place + 1 : place + 2]),
             }
         )
@@ -44,17 +45,16 @@ def candidates(history: History, facts: Record) -> list[dict[str, Any]]:
 
 
 def _brought(
-    before: Sequence[Sequence[Record]], after: Sequence[Sequence[Record]], facts: Record
+    before: Sequence[Sequence[Record]], after: Sequence[Sequence[Record]], metric: Metric
 ) -> str:
-    metric = facts["metric"]
-    best = max if metric["higher_is_better"] else min
+    best = max if metric.higher_is_better else min
     scores = [
         [r["metric"] for phase in part for r in phase if r["kind"] == "neuron"]
         for part in (before, after)
     ]
     if not all(scores):
         return ""
-    return f"{metric['name']} {best(scores[0]):.4f} {ARROW} {best(scores[1]):.4f}"
+    return f"{metric.name} {best(scores[0]):.4f} {ARROW} {best(scores[1]):.4f}"
 
 
 def _nodes(after: Sequence[Sequence[Record]]) -> str:

@@ -7,7 +7,8 @@ from itertools import groupby
 from typing import Any
 
 from pbcompress.core.text_tables import compact
-from pbcompress.costs.flop_counters import explain
+from pbcompress.costs.measured import ModelCost
+from pbcompress.onnx_files.session import Latency
 from pbcompress.report.charts import Curve, metric_range
 from pbcompress.report.dendrite_phases import candidates
 from pbcompress.report.layer_table import layer_rows
@@ -20,15 +21,17 @@ from pbcompress.report.scores import (
     split_shown,
 )
 from pbcompress.report.tables import is_trial_only
+from pbcompress.runs.contenders import Score
+from pbcompress.runs.facts import ContenderFacts, RunFacts
 from pbcompress.training.history import History
 
 __all__ = ["page_content"]
 
-Facts = Mapping[str, Any]
+Record = Mapping[str, Any]
 ARROW, TIMES, MINUS = "\N{RIGHTWARDS ARROW}", "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 
 
-def page_content(facts: Facts, history: History) -> dict[str, Any]:
+def page_content(facts: RunFacts, history: History) -> dict[str, Any]:
     """Return what the template shows, charts and tables apart."""
     trained = curves(facts, history)
     return {
@@ -38,7 +41,7 @@ def page_content(facts: Facts, history: History) -> dict[str, Any]:
         "points": points(facts),
         "split": split_shown(facts),
         "has_intervals": any(p.score and p.score.low is not None for p in points(facts)),
-        "problems": facts.get("evidence", {}).get("problems", []),
+        "problems": facts.problems,
         "int8": int8_sentence(facts),
         "curves": trained,
         "is_clipped": _is_clipped(trained, facts),
@@ -50,9 +53,9 @@ def page_content(facts: Facts, history: History) -> dict[str, Any]:
         "correlations": candidates(history, facts),
         "duration": _duration(history.seconds),
         "operations": _operations(facts),
-        "settings": _settings(facts["config"]),
+        "settings": _settings(facts.config.to_dict()),
         "notes": _notes(facts),
-        "is_shrunk_only": facts["after"]["score"] is None,
+        "is_shrunk_only": facts.after.score is None,
     }
 
 
@@ -68,9 +71,9 @@ def _times(before: float, after: float) -> str:
 # --- what happened, in one glance -----------------------------------------------------------------
 
 
-def _headline(facts: Facts) -> dict[str, Any]:
-    before, after = facts["before"]["params"], facts["after"]["params"]
-    target = facts["target_params"]
+def _headline(facts: RunFacts) -> dict[str, Any]:
+    before, after = facts.before.cost.params, facts.after.cost.params
+    target = facts.target_params
     return {
         "before": f"{before:,}",
         "is_big": len(f"{before:,}{after:,}") > 13,
@@ -80,16 +83,15 @@ def _headline(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _cards(facts: Facts) -> list[dict[str, Any]]:
-    before, after, shipped = facts["before"], facts["after"], facts["deployment"]
+def _cards(facts: RunFacts) -> list[dict[str, Any]]:
+    before, after, shipped = facts.before.cost, facts.after.cost, facts.shipped
     cards = [_metric_card(facts)]
-    cards.append(_cost_card("Parameters", before["params"], after["params"], compact))
-    if before["flops"]:
-        cards.append(_cost_card("FLOPs", before["flops"], after["flops"], compact))
-    if isinstance(shipped, Mapping):
-        sizes = shipped["bytes_before"], shipped["bytes_after"]
-        cards.append(_cost_card("ONNX file", *sizes, _bytes))
-        cards.append(_speed_card(shipped["latency_before"], shipped["latency_after"]))
+    cards.append(_cost_card("Parameters", before.params, after.params, compact))
+    if before.flops:
+        cards.append(_cost_card("FLOPs", before.flops, after.flops, compact))
+    if shipped:
+        cards.append(_cost_card("ONNX file", shipped.bytes_before, shipped.bytes_after, _bytes))
+        cards.append(_speed_card(shipped.latency_before, shipped.latency_after))
     return [card for card in cards if card]
 
 
@@ -103,25 +105,26 @@ def _cost_card(label: str, before: float, after: float, show: Any) -> dict[str, 
     }
 
 
-def _speed_card(before: Facts, after: Facts) -> dict[str, Any]:
-    ratio = after["ratio"]
+def _speed_card(before: Latency, after: Latency) -> dict[str, Any]:
+    ratio = after.ratio
     return {
         "label": "Speed",
         "value": f"{ratio:.2f}{TIMES}",
-        "was": f"{before['median']:.3g} {ARROW} {after['median']:.3g} ms",
+        "was": f"{before.median:.3g} {ARROW} {after.median:.3g} ms",
         "share": min(1 / ratio, 1.0),
         "detail": "as fast: slower" if ratio < 0.995 else "as fast in ONNX Runtime",
         "tone": "bad" if ratio < 0.995 else "",
     }
 
 
-def _metric_card(facts: Facts) -> dict[str, Any] | None:
+def _metric_card(facts: RunFacts) -> dict[str, Any] | None:
     """Return the test metric, or the validation metric if there was no test split."""
-    split, old = split_shown(facts), facts["before"]["score"]
-    new = split and estimate_of(facts["after"], facts, split)
+    split = split_shown(facts)
+    new = estimate_of(facts.after, facts, split) if split else None
     if not split or not new:
         return None
-    value, samples, name = new.value, new.samples, facts["metric"]["name"]
+    old = estimate_of(facts.before, facts, split)
+    value, samples, name = new.value, new.samples, facts.metric.name
     card: dict[str, Any] = {
         "label": f"{name}, {'validation' if split == 'val' else 'test'}",
         "value": f"{value:.4f}",
@@ -129,66 +132,67 @@ def _metric_card(facts: Facts) -> dict[str, Any] | None:
         "detail": "",
         "is_metric": True,
     }
-    if not old or old[split] is None:
+    if not old:
         return card
-    delta = value - old[split]
-    card["was"] = f"was {old[split]:.4f}, n = {samples:,}"
+    delta = value - old.value
+    card["was"] = f"was {old.value:.4f}, n = {samples:,}"
     card["detail"] = f"{delta:+.4f}".replace("-", MINUS)
     if name == "accuracy":
         card["detail"] += f" ({abs(round(delta * samples)):,} of {samples:,} samples)"
-    is_better = (delta > 0) == facts["metric"]["higher_is_better"]
-    is_noise = abs(delta) <= 5e-5 or may_be_chance(estimate_of(facts["before"], facts, split), new)
+    is_better = (delta > 0) == facts.metric.higher_is_better
+    is_noise = abs(delta) <= 5e-5 or may_be_chance(old, new)
     card["tone"] = "" if is_noise else "good" if is_better else "bad"
-    if all(0 <= number <= 1 for number in (value, old[split])):
-        card["share"], card["mark"] = value, old[split]
+    if all(0 <= number <= 1 for number in (value, old.value)):
+        card["share"], card["mark"] = value, old.value
     return card
 
 
 # --- training -------------------------------------------------------------------------------------
 
 
-def curves(facts: Facts, history: History) -> list[dict[str, Any]]:
+def curves(facts: RunFacts, history: History) -> list[dict[str, Any]]:
     """Return the learning curve of every network that trained, the result first."""
     found = []
-    for arm in (facts["after"], facts["other"]):
-        records = history.stage(arm["name"]).records if arm else []
+    for contender in facts.contenders:
+        records = history.stage(contender.name).records
         if not records:
             continue
-        kept = _kept_epoch(arm, records)
+        kept = _kept_epoch(contender, records)
         values = [record["metric"] for record in records]
-        is_chosen = arm is facts["after"]
+        is_chosen = contender is facts.after
         best = "" if kept is None else f", kept at {values[kept]:.4f} (epoch {kept + 1})"
         found.append(
             {
                 "curve": Curve(values, is_chosen, kept, _phases(records)),
                 "is_chosen": is_chosen,
-                "label": NAMES.get(arm["name"], arm["name"]) + best,
+                "label": NAMES.get(contender.name, contender.name) + best,
             }
         )
     return found
 
 
-def _kept_epoch(arm: Facts, records: Sequence[Facts]) -> int | None:
+def _kept_epoch(contender: ContenderFacts, records: Sequence[Record]) -> int | None:
     """Return the first epoch whose metric is that of the finished network."""
+    score = contender.score
     for index, record in enumerate(records):
         if (
-            arm["score"]
+            score
             and record["kind"] == "neuron"
-            and math.isclose(record["metric"], arm["score"]["val"], rel_tol=1e-6)
+            and math.isclose(record["metric"], score.val, rel_tol=1e-6)
         ):
             return index
     return None
 
 
-def _is_clipped(trained: Sequence[Facts], facts: Facts) -> bool:
+def _is_clipped(trained: Sequence[Mapping[str, Any]], facts: RunFacts) -> bool:
     values = [value for entry in trained for value in entry["curve"].values]
     if not values:
         return False
-    low, high = metric_range(values, facts["metric"]["higher_is_better"])
+    low, high = metric_range(values, facts.metric.higher_is_better)
     return bool(min(values) < low or max(values) > high)
 
 
-def _phases(records: Sequence[Facts]) -> list[tuple[int, int, bool]]:
+def _phases(records: Sequence[Record]) -> list[tuple[int, int, bool]]:
     phases, start = [], 0
     for (_, kind), group in groupby(records, key=lambda r: (r["phase"], r["kind"])):
         end = start + len(list(group))
@@ -197,42 +201,42 @@ def _phases(records: Sequence[Facts]) -> list[tuple[int, int, bool]]:
     return phases
 
 
-def verdict(facts: Facts) -> str:
+def verdict(facts: RunFacts) -> str:
     """Return in plain words whether the dendrites were worth it."""
-    arms = {arm["name"]: arm for arm in (facts["after"], facts["other"]) if arm}
-    grown, wide = arms.get("dendrites"), arms.get("width")
+    by_name = {contender.name: contender for contender in facts.contenders}
+    grown, wide = by_name.get("dendrites"), by_name.get("width")
     if grown is None:
         return "No dendrites were grown."
-    if wide is None or not grown["score"] or not wide["score"]:
+    if wide is None or not grown.score or not wide.score:
         return (
             "The network with dendrites was the only one that was trained, so what they brought "
             "over width alone is not known."
         )
-    if not grown["sets"]:
+    if not grown.sets:
         return (
             "No set of dendrites helped on validation, so none was kept; the reserve for them was "
             "left to width."
         )
-    if any(is_trial_only(arm, facts) for arm in (grown, wide)):
-        return str(facts["note"])
-    old, new = wide["score"]["val"], grown["score"]["val"]
-    name, samples = facts["metric"]["name"], grown["score"]["val_samples"]
-    gain = new - old if facts["metric"]["higher_is_better"] else old - new
+    if any(is_trial_only(one, facts) for one in (grown, wide)):
+        return facts.note
+    old, new = wide.score.val, grown.score.val
+    name, samples = facts.metric.name, grown.score.val_samples
+    gain = new - old if facts.metric.higher_is_better else old - new
     start = "won" if gain > 0 else "lost" if gain < 0 else "neither won nor lost"
     apart = ""
     if name == "accuracy" and gain:
         apart = f", a difference of {_plural(round(abs(gain) * samples), 'sample')}"
-    pair = [estimate_of(arm, facts, "val") for arm in (grown, wide)]
+    pair = [estimate_of(one, facts, "val") for one in (grown, wide)]
     chance = ", which may be chance: the 95 % intervals meet" if may_be_chance(*pair) else ""
-    steps = f"the same {grown['steps']:,}"
-    if grown["steps"] != wide["steps"]:
-        steps = f"{grown['steps']:,} against {wide['steps']:,}"
+    steps = f"the same {grown.steps:,}"
+    if grown.steps != wide.steps:
+        steps = f"{grown.steps:,} against {wide.steps:,}"
     return (
         f"The dendrites {start}: {name} {new:.4f} on validation (n = {samples:,}) against "
-        f"{old:.4f} of width alone{apart}{chance if gain else ''}. {_tested(grown, wide)}"
-        f"The network with them has {grown['params']:,} "
-        f"parameters, {grown['dendrite_params']:,} of them in dendrites, and width alone "
-        f"{wide['params']:,}, after {steps} optimizer steps."
+        f"{old:.4f} of width alone{apart}{chance if gain else ''}. "
+        f"{_tested(grown.score, wide.score)}The network with them has {grown.cost.params:,} "
+        f"parameters, {grown.dendrite_params:,} of them in dendrites, and width alone "
+        f"{wide.cost.params:,}, after {steps} optimizer steps."
     )
 
 
@@ -240,30 +244,28 @@ def _plural(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'s' if count != 1 else ''}"
 
 
-def _tested(grown: Facts, wide: Facts) -> str:
-    scores = [arm["score"]["test"] for arm in (grown, wide)]
-    if None in scores:
+def _tested(grown: Score, wide: Score) -> str:
+    if grown.test is None or wide.test is None:
         return ""
-    samples = grown["score"]["test_samples"]
-    return f"On test (n = {samples:,}) they have {scores[0]:.4f} against {scores[1]:.4f}. "
+    samples = grown.test_samples
+    return f"On test (n = {samples:,}) they have {grown.test:.4f} against {wide.test:.4f}. "
 
 
-def int8_sentence(facts: Facts) -> str:
+def int8_sentence(facts: RunFacts) -> str:
     """Return what 8 bits brought, and whether they were taken; "" where they were not tried."""
-    shipped = facts["deployment"]
-    found = shipped["proof"].get("quantization") if isinstance(shipped, Mapping) else None
+    found = facts.shipped.proof.quantization if facts.shipped else None
     if not found:
         return ""
-    verdict = "was taken" if found["accepted"] else "was not taken"
-    if found["failures"]:
-        verdict += f", for it failed on {' and '.join(found['failures'])}"
+    verdict = "was taken" if found.accepted else "was not taken"
+    if found.failures:
+        verdict += f", for it failed on {' and '.join(found.failures)}"
     return (
-        f"Int8 {verdict}: validation {found['metric_name']} {found['metric_before']:.4f} in "
-        f"float32 and {found['metric_after']:.4f} in int8, both through ONNX Runtime (at most "
-        f"{found['guard']:g} worse was allowed); {found['bytes_before']:,} and "
-        f"{found['bytes_after']:,} bytes; {found['speedup']:.2f}{TIMES} as fast. "
-        f"{_plural(len(found['excluded']), 'node')} stayed in float32; it was calibrated on "
-        f"{found['samples']:,} samples."
+        f"Int8 {verdict}: validation {found.metric_name} {found.metric_before:.4f} in "
+        f"float32 and {found.metric_after:.4f} in int8, both through ONNX Runtime (at most "
+        f"{found.guard:g} worse was allowed); {found.bytes_before:,} and "
+        f"{found.bytes_after:,} bytes; {found.speedup:.2f}{TIMES} as fast. "
+        f"{_plural(len(found.excluded), 'node')} stayed in float32; it was calibrated on "
+        f"{found.samples:,} samples."
     )
 
 
@@ -273,15 +275,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _operations(facts: Facts) -> str:
-    shipped = facts["deployment"]
-    if not isinstance(shipped, Mapping):
-        return ""
-    operations = shipped["proof"].get("operations", {})
+def _operations(facts: RunFacts) -> str:
+    operations = facts.shipped.proof.operations if facts.shipped else {}
     return ", ".join(f"{kind} {TIMES} {n}" for kind, n in operations.items())
 
 
-def _settings(config: Facts) -> list[tuple[str, list[tuple[str, str]]]]:
+def _settings(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return the configuration as groups of (name, value)."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for name, value in config.items():
@@ -292,34 +291,34 @@ def _settings(config: Facts) -> list[tuple[str, list[tuple[str, str]]]]:
     return sorted(groups.items(), key=lambda item: item[0] == "general")
 
 
-def _notes(facts: Facts) -> list[str]:
+def _notes(facts: RunFacts) -> list[str]:
+    before, after = facts.before.cost, facts.after.cost
     shapes = " and ".join(
-        f" {TIMES} ".join(map(str, shape)) for shape in facts["before"]["input_shapes"].values()
+        f" {TIMES} ".join(map(str, shape)) for shape in before.input_shapes.values()
     )
     notes = [
         "One FLOP is one multiply-add, counted by fvcore (and where it says so by torch's "
         "FlopCounterMode) for one sample in eval mode" + (f" (input {shapes})." if shapes else "."),
         "Operations that the count leaves out: "
-        f"before, {_uncounted(facts['before'])}; after, {_uncounted(facts['after'])}.",
+        f"before, {_uncounted(before)}; after, {_uncounted(after)}.",
     ]
     notes += [
-        f"{when.capitalize()}: {sentence}"
-        for when in ("before", "after")
-        if (sentence := _counters(facts[when]))
+        f"{when}: {cost.explanation}"
+        for when, cost in (("Before", before), ("After", after))
+        if cost.explanation
     ]
-    shipped = facts["deployment"]
-    if isinstance(shipped, Mapping):
-        old, new = shipped["latency_before"], shipped["latency_after"]
+    if facts.shipped:
+        old, new = facts.shipped.latency_before, facts.shipped.latency_after
         notes.append(
             "Latency before and after is that of ONNX Runtime on the CPU of the machine that ran "
             "the compression, one thread, batch 1. Both files ran in "
-            f"turn, {new['rounds']:,} times each; the times are medians (95th percentile "
-            f"{old['p95']:.3g} and {new['p95']:.3g} ms), and the speed-up is the median of the "
+            f"turn, {new.rounds:,} times each; the times are medians (95th percentile "
+            f"{old.p95:.3g} and {new.p95:.3g} ms), and the speed-up is the median of the "
             "ratios of neighbouring runs, so it need not be the quotient of the medians."
         )
         notes.append("Both files were exported in their inference form, BatchNorm folded in.")
-    score = facts["after"]["score"]
-    if score and score["test"] is None:
+    score = facts.after.score
+    if score and score.test is None:
         notes.append(
             "No test split was given. The validation split chose the weights, so its metric "
             "flatters the result."
@@ -329,25 +328,17 @@ def _notes(facts: Facts) -> list[str]:
             "The validation split chose weights, sets and network. The test split was scored once "
             "for each network and chose nothing."
         )
-    split = split_shown(facts)
-    new = estimate_of(facts["after"], facts, split) if split else None
-    if new and new.low is not None:
+    shown = estimate_of(facts.after, facts, score.split) if score else None
+    if shown and shown.low is not None:
         notes.append(
-            f"The 95 % interval of an accuracy is Wilson's: {new.low:.4f} to {new.high:.4f} for "
-            f"{new.value:.4f} at n = {new.samples:,}. It says how far other samples could move it, "
-            "not how far another training could. A change is coloured only where the intervals of "
-            "both networks do not meet."
+            f"The 95 % interval of an accuracy is Wilson's: {shown.low:.4f} to {shown.high:.4f} "
+            f"for {shown.value:.4f} at n = {shown.samples:,}. It says how far other samples could "
+            "move it, not how far another training could. A change is coloured only where the "
+            "intervals of both networks do not meet."
         )
     return notes
 
 
-def _counters(arm: Facts) -> str:
-    """Return why the two counts of FLOPs differ; "" up to 2 %."""
-    if arm.get("dispatched") is None:
-        return ""
-    return explain(arm["by_operation"], arm["dispatched"], arm["uncounted_ops"])
-
-
-def _uncounted(arm: Facts) -> str:
-    operations = arm["uncounted_ops"].items()
+def _uncounted(cost: ModelCost) -> str:
+    operations = cost.uncounted_ops.items()
     return ", ".join(f"{kind} {TIMES} {n}" for kind, n in operations) or "none"

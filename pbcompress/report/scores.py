@@ -1,37 +1,33 @@
 """Where the original, the result and the control stand: the metric with its interval, by size."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from pbcompress.comparison.intervals import Estimate, wilson
 from pbcompress.comparison.pictures import Point
 from pbcompress.report.tables import is_trial_only
+from pbcompress.runs.contenders import Split
+from pbcompress.runs.facts import NetworkFacts, RunFacts
 
 __all__ = ["NAMES", "estimate_of", "may_be_chance", "paired_sentence", "points", "split_shown"]
 
-Facts = Mapping[str, Any]
 NAMES = {"dendrites": "with dendrites", "width": "width alone"}
 
 
-def split_shown(facts: Facts) -> str | None:
+def split_shown(facts: RunFacts) -> Split | None:
     """Return which split a run is judged by: "test", else "val"; None without data."""
-    score = facts["after"]["score"]
-    if not score:
-        return None
-    return "val" if score["test"] is None else "test"
+    return facts.after.score.split if facts.after.score else None
 
 
-def estimate_of(arm: Facts, facts: Facts, split: str) -> Estimate | None:
+def estimate_of(network: NetworkFacts, facts: RunFacts, split: Split) -> Estimate | None:
     """Return a network's metric on a split; an accuracy of samples with Wilson's interval.
 
     None where it was not measured.
     """
-    score = arm["score"]
-    if not score or score[split] is None:
+    score = network.score
+    value = score.on(split) if score else None
+    if score is None or value is None:
         return None
-    value, samples = score[split], score[f"{split}_samples"]
+    samples = score.samples(split)
     hits = value * samples
-    is_share = facts["metric"]["name"] == "accuracy" and samples > 0 and 0 <= value <= 1
+    is_share = facts.metric.name == "accuracy" and samples > 0 and 0 <= value <= 1
     if not is_share or abs(hits - round(hits)) > 0.01:
         return Estimate(value, samples, None, None, "no interval: no share of the samples")
     return Estimate(value, samples, *wilson(round(hits), samples), "Wilson")
@@ -42,14 +38,14 @@ def may_be_chance(a: Estimate | None, b: Estimate | None) -> bool:
     return a is not None and b is not None and a.meets(b)
 
 
-def paired_sentence(facts: Facts) -> str:
+def paired_sentence(facts: RunFacts) -> str:
     """Return how far the result is from the control on the same samples; "" without a control."""
-    if not facts.get("over_control"):
+    change = facts.over_control
+    if change is None:
         return ""
-    change = Estimate(**facts["over_control"])
     split = "validation" if split_shown(facts) == "val" else "test"
     start = (
-        f"The {split} {facts['metric']['name']} of the result less that of the control is "
+        f"The {split} {facts.metric.name} of the result less that of the control is "
         f"{change.value:+.4f}"
     )
     if change.low is None or change.high is None:
@@ -62,7 +58,7 @@ def paired_sentence(facts: Facts) -> str:
     )
 
 
-def points(facts: Facts) -> list[Point]:
+def points(facts: RunFacts) -> list[Point]:
     """Return the networks in the picture of metric against size, those without a metric left out.
 
     What lost a trial and was trained no further is no control.
@@ -70,15 +66,13 @@ def points(facts: Facts) -> list[Point]:
     split = split_shown(facts)
     if split is None:
         return []
-    arms = [("original", "before", facts["before"])]
-    name = NAMES.get(facts["after"]["name"], facts["after"]["name"])
-    arms.append((f"result, {name}", "after", facts["after"]))
-    other = facts["other"]
+    after, other = facts.after, facts.other
+    networks: list[tuple[str, str, NetworkFacts]] = [("original", "before", facts.before)]
+    networks.append((f"result, {NAMES.get(after.name, after.name)}", "after", after))
     if other and not is_trial_only(other, facts):
-        name = NAMES.get(other["name"], other["name"])
-        arms.append((f"control, {name}", "control", other))
+        networks.append((f"control, {NAMES.get(other.name, other.name)}", "control", other))
     found = [
-        Point(label, role, arm["params"], estimate_of(arm, facts, split))
-        for label, role, arm in arms
+        Point(label, role, network.cost.params, estimate_of(network, facts, split))
+        for label, role, network in networks
     ]
     return [point for point in found if point.score]

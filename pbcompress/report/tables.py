@@ -1,13 +1,16 @@
-"""Tables of a result, made from its facts alone: no torch, no computing."""
+"""Tables of a result, made from its facts alone."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from pbcompress.comparison.intervals import Estimate
 from pbcompress.core.text_tables import Table, speed_up
+from pbcompress.onnx_files.benchmark import Benchmark
+from pbcompress.runs.contenders import Score, Split
+from pbcompress.runs.facts import ContenderFacts, RunFacts
 
 __all__ = ["before_after", "dendrite_account", "is_trial_only", "layer_widths", "shipped_files"]
 
-Facts = Mapping[str, Any]
+SPLITS: tuple[Split, ...] = ("val", "test")
 
 
 def _count(value: float | None) -> str:
@@ -18,141 +21,138 @@ def _kept(before: float | None, after: float | None) -> str:
     return f"{after / before:.1%}" if before and after is not None else ""
 
 
-def _metric(score: Mapping[str, Any] | None, split: str) -> str:
-    if not score or score[split] is None:
+def _metric(score: Score | None, split: Split) -> str:
+    value = score.on(split) if score else None
+    if score is None or value is None:
         return "-"
-    return f"{score[split]:.4f} (n={score[f'{split}_samples']:,})"
+    return f"{value:.4f} (n={score.samples(split):,})"
 
 
-def _change(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, split: str) -> str:
-    if not before or not after or before[split] is None or after[split] is None:
-        return ""
-    return f"{after[split] - before[split]:+.4f}"
+def _change(before: Score | None, after: Score | None, split: Split) -> str:
+    old, new = (score.on(split) if score else None for score in (before, after))
+    return "" if old is None or new is None else f"{new - old:+.4f}"
 
 
-def before_after(facts: Facts) -> Table:
+def before_after(facts: RunFacts) -> Table:
     """Return the table of the original against the result."""
-    before, after, metric = facts["before"], facts["after"], facts["metric"]["name"]
+    before, after = facts.before, facts.after
     rows: list[Sequence[str]] = [("", "before", "after", "after / before")]
-    for label, key in (("parameters", "params"), ("FLOPs (multiply-adds)", "flops")):
-        kept = _kept(before[key], after[key])
-        rows.append((label, _count(before[key]), _count(after[key]), kept))
-    counts = [arm.get("dispatched") for arm in (before, after)]
+    for label, old, new in (
+        ("parameters", before.cost.params, after.cost.params),
+        ("FLOPs (multiply-adds)", before.cost.flops, after.cost.flops),
+    ):
+        rows.append((label, _count(old), _count(new), _kept(old, new)))
+    counts = before.cost.dispatched, after.cost.dispatched
     second = [sum(count.values()) for count in counts if count is not None]
     if len(second) == 2:
         rows.append(("FLOPs by torch's counter", *map(_count, second), _kept(*second)))
-    shipped = facts["deployment"]
-    if isinstance(shipped, Mapping):
-        sizes = shipped["bytes_before"], shipped["bytes_after"]
+    shipped = facts.shipped
+    if shipped:
+        sizes = shipped.bytes_before, shipped.bytes_after
         rows.append(("ONNX file, bytes", _count(sizes[0]), _count(sizes[1]), _kept(*sizes)))
-        old, new = shipped["latency_before"], shipped["latency_after"]
-        rows.append(
-            (
-                "ONNX Runtime, median ms",
-                f"{old['median']:.3f}",
-                f"{new['median']:.3f}",
-                speed_up(new["ratio"]),
-            )
-        )
-    for label, split in (("val", "val"), ("test", "test")):
-        scores = before["score"], after["score"]
-        if scores[1] and scores[1][split] is not None:
-            values = _metric(scores[0], split), _metric(scores[1], split)
-            rows.append((f"{metric}, {label}", *values, _change(*scores, split)))
+        times = shipped.latency_before, shipped.latency_after
+        medians = (f"{time.median:.3f}" for time in times)
+        rows.append(("ONNX Runtime, median ms", *medians, speed_up(times[1].ratio)))
+    scores = before.score, after.score
+    for split in SPLITS:
+        if after.score and after.score.on(split) is not None:
+            values = [_metric(score, split) for score in scores]
+            rows.append((f"{facts.metric.name}, {split}", *values, _change(*scores, split)))
     return rows
 
 
-def shipped_files(facts: Facts) -> Table | None:
+def shipped_files(facts: RunFacts) -> Table | None:
     """Return what the shipped files are, each in a column; None where nothing was exported."""
-    shipped, evidence = facts["deployment"], facts.get("evidence", {})
-    files = evidence.get("files", [])
-    if not files and isinstance(shipped, Mapping) and "file" in shipped:
-        files = [shipped["file"]]
+    evidence = facts.evidence
+    files = evidence.files if evidence else ()
+    if not files and facts.shipped:
+        files = (facts.shipped.file,)
     if not files:
         return None
-    rows: list[Sequence[str]] = [("", *(file["name"] for file in files))]
-    rows.append(("SHA-256, its first digits", *(file["sha256"][:12] for file in files)))
-    for label, key in (
-        ("bytes", "file_bytes"),
-        ("weights", "weights"),
-        ("FLOPs of the graph", "flops"),
-        ("peak activations, bytes", "peak_activations"),
-        ("operator set", "opset"),
-    ):
-        rows.append((label, *(_count(file[key]) for file in files)))
-    rows.append(("nodes", *(_count(sum(file["operations"].values())) for file in files)))
-    timed = evidence.get("bench")
-    if isinstance(timed, Mapping):
-        rows += _timed_rows(timed)
-    scores = evidence.get("scores")
-    if scores:
-        label = f"{facts['metric']['name']} in ONNX Runtime (n={scores[0]['samples']:,})"
-        rows.append((label, *map(_interval, scores)))
+    rows: list[Sequence[str]] = [
+        ("", *(file.name for file in files)),
+        ("SHA-256, its first digits", *(file.sha256[:12] for file in files)),
+        ("bytes", *(_count(file.file_bytes) for file in files)),
+        ("weights", *(_count(file.weights) for file in files)),
+        ("FLOPs of the graph", *(_count(file.flops) for file in files)),
+        ("peak activations, bytes", *(_count(file.peak_activations) for file in files)),
+        ("operator set", *(_count(file.opset) for file in files)),
+        ("nodes", *(_count(sum(file.operations.values())) for file in files)),
+    ]
+    if evidence and isinstance(evidence.bench, Benchmark):
+        rows += _timed_rows(evidence.bench)
+    if evidence and evidence.scores:
+        label = f"{facts.metric.name} in ONNX Runtime (n={evidence.scores[0].samples:,})"
+        rows.append((label, *map(_interval, evidence.scores)))
     return rows
 
 
-def _timed_rows(timed: Facts) -> list[Sequence[str]]:
-    files = timed["files"]
-    rows: list[Sequence[str]] = []
-    for label, key in (("median", "median"), ("95th percentile", "p95")):
-        rows.append((f"batch 1, {label} ms", *(f"{f['latency'][key]:.3f}" for f in files)))
-    batch = timed["batch"]
-    speeds = [f["throughput"] and batch * 1000 / f["throughput"]["median"] for f in files]
-    rows.append((f"batch {batch}, samples a second", *map(_count, speeds)))
-    rows.append(("resident memory, bytes", *(_count(f["peak_memory"]) for f in files)))
-    return rows
+def _timed_rows(timed: Benchmark) -> list[Sequence[str]]:
+    files, batch = timed.files, timed.batch
+    many = [file.throughput for file in files]
+    speeds = [None if time is None else batch * 1000 / time.median for time in many]
+    return [
+        ("batch 1, median ms", *(f"{file.latency.median:.3f}" for file in files)),
+        ("batch 1, 95th percentile ms", *(f"{file.latency.p95:.3f}" for file in files)),
+        (f"batch {batch}, samples a second", *map(_count, speeds)),
+        ("resident memory, bytes", *(_count(file.peak_memory) for file in files)),
+    ]
 
 
-def _interval(score: Facts) -> str:
-    ends = "" if score["low"] is None else f" ({score['low']:.4f} to {score['high']:.4f})"
-    return f"{score['value']:.4f}{ends}"
+def _interval(score: Estimate) -> str:
+    ends = "" if score.low is None else f" ({score.low:.4f} to {score.high:.4f})"
+    return f"{score.value:.4f}{ends}"
 
 
-def layer_widths(facts: Facts) -> Table:
+def layer_widths(facts: RunFacts) -> Table:
     """Return the width of every layer before and after, dendrites beside it."""
     rows: list[Sequence[str]] = [("layer", "kind", "before", "after", "dendrites", "note")]
-    after = facts["after"]["layers"]
-    for name, layer in facts["before"]["layers"].items():
-        if layer["width"] is None:
+    after = facts.after.cost.by_layer
+    for name, layer in facts.before.cost.by_layer.items():
+        if layer.width is None:
             continue
         wrapped = after.get(f"{name}.base_layer")
         now = wrapped or after.get(name, layer)
-        sets = f"{facts['after']['sets']} set(s)" if wrapped else ""
-        note = facts["left_alone"].get(name, "")
-        rows.append((name, layer["kind"], str(layer["width"]), str(now["width"]), sets, note))
+        sets = f"{facts.after.sets} set(s)" if wrapped else ""
+        note = facts.left_alone.get(name, "")
+        rows.append((name, layer.kind, str(layer.width), str(now.width), sets, note))
     return rows
 
 
-def is_trial_only(arm: Facts, facts: Facts) -> bool:
-    """Tell whether an arm lost the trial and was trained no further."""
-    return arm.get("trial") is None and facts["after"].get("trial") is not None
+def is_trial_only(contender: ContenderFacts, facts: RunFacts) -> bool:
+    """Tell whether a network lost the trial and was trained no further."""
+    return contender.trial is None and facts.after.trial is not None
 
 
-def dendrite_account(facts: Facts) -> Table | None:
+def dendrite_account(facts: RunFacts) -> Table | None:
     """Return what dendrites brought and cost beside width alone; None if only one was trained."""
-    arms = [arm for arm in (facts["after"], facts["other"]) if arm]
-    if len(arms) < 2:
+    if not facts.other:
         return None
-    metric = facts["metric"]["name"]
-    arms.sort(key=lambda arm: str(arm["name"]))  # "dendrites" before "width"
+    metric = facts.metric.name
+    both = sorted(facts.contenders, key=lambda one: one.name)  # "dendrites" before "width"
     labels = {"dendrites": "with dendrites", "width": "width alone"}
     names = [
-        labels[arm["name"]] + (", trial only" if is_trial_only(arm, facts) else "") for arm in arms
+        labels[one.name] + (", trial only" if is_trial_only(one, facts) else "") for one in both
     ]
-    rows: list[Sequence[str]] = [("", *names)]
-    rows.append(("chosen", *("yes" if arm is facts["after"] else "no" for arm in arms)))
-    for label, key in (
-        ("parameters", "params"),
-        ("of them in dendrites", "dendrite_params"),
-        ("dendrite sets", "sets"),
-        ("FLOPs", "flops"),
-        ("optimizer steps", "steps"),
-    ):
-        rows.append((label, *(_count(arm[key]) for arm in arms)))
-    if facts["after"].get("trial") is not None:
-        trials = [arm["score"]["val"] if arm["trial"] is None else arm["trial"] for arm in arms]
-        rows.append((f"{metric}, val, after the trial", *(f"{score:.4f}" for score in trials)))
-    for split in ("val", "test"):
-        name = f"{metric}, {split}"
-        rows.append((name, *(_metric(arm["score"], split) for arm in arms)))
+    rows: list[Sequence[str]] = [
+        ("", *names),
+        ("chosen", *("yes" if one is facts.after else "no" for one in both)),
+        ("parameters", *(_count(one.cost.params) for one in both)),
+        ("of them in dendrites", *(_count(one.dendrite_params) for one in both)),
+        ("dendrite sets", *(_count(one.sets) for one in both)),
+        ("FLOPs", *(_count(one.cost.flops) for one in both)),
+        ("optimizer steps", *(_count(one.steps) for one in both)),
+    ]
+    if facts.after.trial is not None:
+        label = f"{metric}, val, after the trial"
+        rows.append((label, *(f"{_after_trial(one):.4f}" for one in both)))
+    for split in SPLITS:
+        rows.append((f"{metric}, {split}", *(_metric(one.score, split) for one in both)))
     return rows
+
+
+def _after_trial(contender: ContenderFacts) -> float:
+    if contender.trial is not None:
+        return contender.trial
+    assert contender.score is not None  # of validation, where the trial ended it
+    return contender.score.val

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Literal
 
 from torch import nn
 
@@ -11,7 +11,9 @@ from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.planning.width_plan import WidthPlan
 from pbcompress.training.history import History
 
-__all__ = ["Arm", "Score"]
+__all__ = ["Contender", "Score", "Split"]
+
+Split = Literal["val", "test"]
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,22 @@ class Score:
         """What a network is judged by in the end: test, or val where there is no test."""
         return self.val if self.test is None else self.test
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON data."""
-        return dict(vars(self))
+    @property
+    def split(self) -> Split:
+        """The split of ``shown``."""
+        return "val" if self.test is None else "test"
+
+    def on(self, split: Split) -> float | None:
+        """Return the metric on a split; None where it was not scored."""
+        return self.val if split == "val" else self.test
+
+    def samples(self, split: Split) -> int:
+        """Return the number of samples of a split."""
+        return self.val_samples if split == "val" else self.test_samples
 
 
 @dataclass(frozen=True)
-class Arm:
+class Contender:
     """One network that was made from the original for the same target.
 
     Attributes:
@@ -69,16 +80,3 @@ class Arm:
         """Epochs of every phase."""
         phases = groupby(self.history or (), key=lambda record: record["phase"])
         return [len(list(group)) for _, group in phases]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON data for the report."""
-        return {
-            "name": self.name,
-            "sets": self.sets,
-            "trial": self.trial,
-            "dendrite_params": self.dendrite_params,
-            "steps": self.history.steps if self.history else 0,
-            "epochs": len(self.history) if self.history else 0,
-            **self.cost.to_dict(),
-            "score": self.score.to_dict() if self.score else None,
-        }

@@ -4,9 +4,8 @@ import hashlib
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -18,6 +17,7 @@ from pbcompress.export.onnx_export import ExportReport, export_onnx
 from pbcompress.onnx_files.session import Latency, Session, interleaved_latency
 from pbcompress.onnx_files.store import size_of
 from pbcompress.planning.width_plan import WidthPlan
+from pbcompress.runs.contenders import Score
 from pbcompress.runs.file_inspection import Inspection, inspect_file
 from pbcompress.training.task import Data, Task
 
@@ -46,13 +46,9 @@ class Deployment:
     proof: ExportReport
     file: Inspection
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON data."""
-        return asdict(self)
-
 
 def file_notes(
-    cost: ModelCost, plan: WidthPlan, fingerprint: str, task: Task, score: Any = None
+    cost: ModelCost, plan: WidthPlan, fingerprint: str, task: Task, score: Score | None = None
 ) -> dict[str, str]:
     """Return the texts that the file of a compressed network carries.
 
@@ -61,7 +57,7 @@ def file_notes(
         plan: Its widths, of which the file has a hash.
         fingerprint: Identifies the run.
         task: Its metric.
-        score: With attributes ``val`` and ``test``; None if it was not trained.
+        score: Its metric; None if it was not trained.
     """
     notes = {
         "params": str(cost.params),
@@ -70,7 +66,7 @@ def file_notes(
         "fingerprint": fingerprint,
         "metric": task.metric_name,
     }
-    scores = {split: getattr(score, split, None) for split in ("val", "test")}
+    scores = {"val": score.val, "test": score.test} if score else {}
     return notes | {split: repr(value) for split, value in scores.items() if value is not None}
 
 

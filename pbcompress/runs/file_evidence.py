@@ -1,85 +1,113 @@
 """The numbers of a run's report that its shipped file gives, read from the file anew."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pbcompress.comparison.intervals import Estimate
 from pbcompress.comparison.scoring import estimates, file_network, predictions, split_of
 from pbcompress.errors import CompressionError, first_line
-from pbcompress.onnx_files.benchmark import bench
-from pbcompress.runs.file_inspection import inspect_file, misfits
+from pbcompress.onnx_files.benchmark import Benchmark, bench
+from pbcompress.runs.deployment import Deployment
+from pbcompress.runs.facts import FileEvidence, RunFacts
+from pbcompress.runs.file_inspection import Inspection, inspect_file
 from pbcompress.training.task import Task
 
-__all__ = ["with_evidence"]
+__all__ = ["misfits", "with_evidence"]
 
 MODEL_FILE = "model.onnx"
 ROUNDS = 50
 
 
 def with_evidence(
-    facts: Mapping[str, Any],
-    directory: str | Path,
-    *,
-    data: Any = None,
-    task: Task | None = None,
-) -> dict[str, Any]:
+    facts: RunFacts, directory: str | Path, *, data: Any = None, task: Task | None = None
+) -> RunFacts:
     """Return the facts of a run with every number about its files as they are now.
 
-    ``evidence`` is added: ``files`` (an `Inspection` of every ONNX file of the folder, the shipped
-    one first), ``problems`` (sentences: what does not fit the run), ``bench`` (a `Benchmark` of
-    these files on this machine, or why there is none) and ``scores`` (the metric of each through
-    ONNX Runtime, where data are given). Size and structure in ``deployment`` become the file's.
+    ``evidence`` is added; size and structure in ``deployment`` become the file's.
 
     Args:
-        facts: Of the run; left as they are.
+        facts: Of the run.
         directory: The folder of the run.
-        data: `Data`, or batches.
+        data: `Data`, or batches; the files are scored on them.
         task: The metric; None is classification.
 
     Raises:
         StateMismatchError: A file is damaged.
         CompressionError: The metric raises, or the data do not fit.
     """
-    shipped = facts["deployment"]
+    shipped = facts.shipped
     paths = sorted(Path(directory).glob("*.onnx"), key=lambda path: (path.name != MODEL_FILE, path))
-    files = [inspect_file(path) for path in paths]
-    if not files or files[0].name != MODEL_FILE:
-        problems = [f"{MODEL_FILE} is not in the folder: what is said of it is what the run noted."]
-        problems = problems if isinstance(shipped, Mapping) else []
-    else:
+    files = tuple(map(inspect_file, paths))
+    problems: tuple[str, ...] = ()
+    if files and files[0].name == MODEL_FILE:
         problems = misfits(files[0], facts)
-        if isinstance(shipped, Mapping):
-            shipped = _renewed(shipped, asdict(files[0]))
-    evidence = {
-        "files": [asdict(file) for file in files],
-        "problems": problems,
-        "bench": _timed(paths),
-        "scores": _scored(paths, data, task or Task()),
-    }
-    return {**facts, "deployment": shipped, "evidence": evidence}
+        shipped = _renewed(shipped, files[0]) if shipped else None
+    elif shipped:
+        problems = (
+            f"{MODEL_FILE} is not in the folder: what is said of it is what the run noted.",
+        )
+    evidence = FileEvidence(files, problems, _timed(paths), _scored(paths, data, task or Task()))
+    return replace(facts, deployment=shipped or facts.deployment, evidence=evidence)
 
 
-def _renewed(shipped: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
-    same = ("file_bytes", "opset", "input_names", "output_names", "operations")
-    proof = {**shipped["proof"], **{key: file[key] for key in same}}
-    return {**shipped, "bytes_after": file["file_bytes"], "proof": proof, "file": file}
+def misfits(found: Inspection, facts: RunFacts) -> tuple[str, ...]:
+    """Return in a sentence each how a file is not the one that a run wrote."""
+    if facts.shipped is None:
+        return (f"The run exported nothing, and there is a {found.name} in its folder.",)
+    ran = facts.shipped.file
+    pairs: list[tuple[str, object, object]] = [
+        ("SHA-256", ran.sha256, found.sha256),
+        ("bytes", ran.file_bytes, found.file_bytes),
+        ("weights", ran.weights, found.weights),
+        ("FLOPs", ran.flops, found.flops),
+        ("operations", ran.operations, found.operations),
+    ]
+    problems = [
+        f"{found.name} is not the file that the run wrote: {word} {_shown(now)}, the run had "
+        f"{_shown(then)}."
+        for word, then, now in pairs
+        if then != now
+    ]
+    owner = found.metadata.get("fingerprint", facts.fingerprint)
+    if owner != facts.fingerprint:
+        problems.append(f"{found.name} says that it is of another run, {owner[:12]}.")
+    return tuple(problems)
 
 
-def _timed(paths: list[Path]) -> dict[str, Any] | str | None:
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{kind} x{count}" for kind, count in value.items())
+    return f"{value:,}" if isinstance(value, int) else f"{str(value)[:12]}..."
+
+
+def _renewed(shipped: Deployment, file: Inspection) -> Deployment:
+    proof = replace(
+        shipped.proof,
+        file_bytes=file.file_bytes,
+        opset=file.opset,
+        input_names=file.input_names,
+        output_names=file.output_names,
+        operations=file.operations,
+    )
+    return replace(shipped, bytes_after=file.file_bytes, proof=proof, file=file)
+
+
+def _timed(paths: list[Path]) -> Benchmark | str | None:
     if not paths:
         return None
     try:
-        return bench(paths, rounds=ROUNDS).to_dict()
+        return bench(paths, rounds=ROUNDS)
     except CompressionError as err:
         return f"The files were not timed: {err}"
     except Exception as err:  # what ONNX Runtime says of a graph that loads and does not run
         return f"The files were not timed, for one of them does not run: {first_line(err)}."
 
 
-def _scored(paths: list[Path], data: Any, task: Task) -> list[dict[str, Any]] | None:
+def _scored(paths: list[Path], data: Any, task: Task) -> tuple[Estimate, ...] | None:
     if data is None or not paths:
         return None
     networks, names = [file_network(path) for path in paths], [path.name for path in paths]
     found = predictions(networks, names, split_of(data), task)
-    return [asdict(estimate) for estimate in estimates(found, task)[0]]
+    return tuple(estimates(found, task)[0])

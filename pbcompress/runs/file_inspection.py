@@ -1,10 +1,9 @@
-"""What a shipped ONNX file says of itself, and whether it is the file of a run."""
+"""What a shipped ONNX file says of itself."""
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pbcompress.onnx_files.contents import (
     facts_of,
@@ -13,7 +12,7 @@ from pbcompress.onnx_files.contents import (
     peak_activation_bytes,
 )
 
-__all__ = ["Inspection", "inspect_file", "misfits"]
+__all__ = ["Inspection", "inspect_file"]
 
 
 @dataclass(frozen=True)
@@ -74,43 +73,3 @@ def inspect_file(path: str | Path) -> Inspection:
         operations=facts.operations,
         metadata=metadata_of(file),
     )
-
-
-def misfits(found: Inspection, facts: Mapping[str, Any]) -> list[str]:
-    """Return in a sentence each how a file is not the one that a run wrote.
-
-    Args:
-        found: The file.
-        facts: Of the run; see `CompressionResult.facts`.
-    """
-    shipped = facts["deployment"]
-    if not isinstance(shipped, Mapping):
-        return [f"The run exported nothing, and there is a {found.name} in its folder."]
-    recorded = shipped.get("file") or {
-        "file_bytes": shipped["bytes_after"],
-        "operations": shipped["proof"].get("operations", found.operations),
-    }
-    words = {
-        "sha256": "SHA-256",
-        "file_bytes": "bytes",
-        "weights": "weights",
-        "flops": "FLOPs",
-        "operations": "operations",
-    }
-    pairs = [(word, recorded.get(key), getattr(found, key)) for key, word in words.items()]
-    problems = [
-        f"{found.name} is not the file that the run wrote: {word} {_shown(now)}, the run had "
-        f"{_shown(then)}."
-        for word, then, now in pairs
-        if then is not None and then != now
-    ]
-    owner = found.metadata.get("fingerprint", facts["fingerprint"])
-    if owner != facts["fingerprint"]:
-        problems.append(f"{found.name} says that it is of another run, {owner[:12]}.")
-    return problems
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{kind} x{count}" for kind, count in value.items())
-    return f"{value:,}" if isinstance(value, int) else f"{value[:12]}..."

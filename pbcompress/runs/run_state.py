@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from pbcompress.config import DendriteConfig
 from pbcompress.core.json_documents import parse
 from pbcompress.core.modules import shared_parameter_names
+from pbcompress.core.records import to_data
 from pbcompress.core.tensor_files import read_tensors, write_bytes, write_tensors
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
@@ -17,10 +18,13 @@ from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.pruning.cuts import LayerCut
 from pbcompress.pruning.shrinking import shrink_
 
+if TYPE_CHECKING:  # they need ONNX, which loading a network does not
+    from pbcompress.runs.facts import RunFacts
+
 __all__ = ["load", "read_state", "save"]
 
 KIND = "pbcompress run"
-STATE_VERSION = 1
+STATE_VERSION, WEIGHTS_VERSION = 2, 1
 STATE_FILE, WEIGHTS_FILE = "state.json", "weights.safetensors"
 
 
@@ -28,7 +32,7 @@ def save(
     directory: str | Path,
     model: nn.Module,
     steps: Sequence[LayerCut] = (),
-    facts: Mapping[str, Any] | None = None,
+    facts: "RunFacts | None" = None,
 ) -> None:
     """Write what `load` needs: the cuts, the dendrites and the weights. Nothing is pickled.
 
@@ -36,7 +40,7 @@ def save(
         directory: Made if it is not there; files of the same name are replaced one by one.
         model: The compressed network.
         steps: The cuts that made it from the user's constructor.
-        facts: Further JSON data, for the report.
+        facts: Of the run, for the report.
 
     Raises:
         CompressionError: The folder cannot be written to, or the disk is full.
@@ -68,9 +72,9 @@ def save(
             },
         },
         "aliases": aliases,
-        **(facts or {}),
+        "facts": to_data(facts) if facts else None,
     }
-    write_tensors(folder / WEIGHTS_FILE, tensors, {"kind": KIND, "version": STATE_VERSION})
+    write_tensors(folder / WEIGHTS_FILE, tensors, {"kind": KIND, "version": WEIGHTS_VERSION})
     write_bytes(folder / STATE_FILE, json.dumps(state, indent=1).encode())
 
 
@@ -78,7 +82,7 @@ def read_state(directory: str | Path) -> dict[str, Any]:
     """Return the structure and facts of a saved run.
 
     Raises:
-        StateMismatchError: The file is missing, truncated, of another kind or of a newer version.
+        StateMismatchError: The file is missing, truncated, of another kind or another version.
     """
     path = Path(directory) / STATE_FILE
     if not path.is_file():
@@ -87,7 +91,7 @@ def read_state(directory: str | Path) -> dict[str, Any]:
             "wrote; a run that was stopped has only checkpoints until the same call finishes it."
         )
     text = path.read_text(encoding="utf-8", errors="replace")
-    return parse(text, KIND, STATE_VERSION, str(path))
+    return parse(text, KIND, STATE_VERSION, str(path), oldest=STATE_VERSION)
 
 
 def load(
@@ -104,7 +108,7 @@ def load(
         The compressed network with its dendrites, in eval mode.
 
     Raises:
-        StateMismatchError: A file is missing, truncated, newer or of another kind, or
+        StateMismatchError: A file is missing, truncated, of another kind or version, or
             ``make_model`` builds another architecture.
 
     Example:

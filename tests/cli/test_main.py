@@ -234,7 +234,7 @@ def test_measure_a_file_and_a_network(finished_run, capsys):
     assert main(["measure", str(finished_run / "model.onnx"), "--json"]) == 0
     from_file = json.loads(capsys.readouterr().out)
     state = json.loads((finished_run / "state.json").read_text())
-    assert from_file["params"] == state["facts"]["after"]["params"]
+    assert from_file["params"] == state["facts"]["after"]["cost"]["params"]
     assert main(["measure", "tests.cli.test_main:make_network", "--input", "1,1,8,8"]) == 0
     assert "1,210 parameters" in capsys.readouterr().out
 

@@ -92,12 +92,15 @@ def copied(packed, tmp_path):
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """A copy of the run, to be damaged; it does not know the checksum of its model."""
-    copy = Path(shutil.copytree(finished[1], tmp_path / "run"))
-    state = json.loads((copy / "state.json").read_text())
-    del state["facts"]["deployment"]["file"]
-    (copy / "state.json").write_text(json.dumps(state))
-    return copy
+    """A copy of the run, to be damaged."""
+    return Path(shutil.copytree(finished[1], tmp_path / "run"))
+
+
+def forget(run):
+    """Make a run one that exported nothing, and so does not know the checksum of its model."""
+    state = json.loads((run / "state.json").read_text())
+    state["facts"]["deployment"] = None
+    (run / "state.json").write_text(json.dumps(state))
 
 
 def run_alone(folder, *words):
@@ -171,7 +174,7 @@ def test_the_hub_reads_the_card(finished, packed):
     (entry,) = data.eval_results
     assert entry.task_type == "tabular-classification"
     assert (entry.dataset_name, entry.dataset_split) == ("someone/points", "test")
-    assert entry.metric_value == facts["after"]["score"]["test"]
+    assert entry.metric_value == facts.after.score.test
     assert "n = 150, 95 % interval" in entry.metric_name
     assert yaml.safe_load(card.content.split("---")[1])["model-index"][0]["name"] == "points"
 
@@ -181,13 +184,13 @@ def test_the_card_says_what_was_measured(finished, packed):
     facts = finished[0].facts()
     assert "$" not in text
     for word in (
-        f"{facts['after']['params']:,} parameters",
-        f"accuracy {facts['after']['score']['test']:.4f} on 150 samples of the test split",
-        f"accuracy {facts['after']['score']['val']:.4f} on 100 samples of the validation split",
+        f"{facts.after.cost.params:,} parameters",
+        f"accuracy {facts.after.score.test:.4f} on 150 samples of the test split",
+        f"accuracy {facts.after.score.val:.4f} on 100 samples of the validation split",
         "left, right, both: of them",
         "Divide by 8.",
         "Nothing else.",
-        f"run beside torch {facts['deployment']['proof']['checks']} times",
+        f"run beside torch {facts.shipped.proof.checks} times",
         "Not measured. Training and validation",
         "4 inputs in `sample.npz`",
         f"| `model.onnx` | {packed[0].files['model.onnx']:,} |",
@@ -330,6 +333,7 @@ def test_the_javascript_runner_computes_the_same(finished, copied):
 
 
 def another_model(run):
+    """Put another model in the place of the run's."""
     export_onnx(nn.Linear(8, 3), run / "model.onnx", torch.zeros(1, 8))
 
 
@@ -337,10 +341,9 @@ def another_int8(run):
     export_onnx(nn.Linear(8, 4), run / "model.int8.onnx", torch.zeros(1, 8))
 
 
-def known_sum(run):
-    state = json.loads((run / "state.json").read_text())
-    state["facts"]["deployment"]["file"] = {"sha256": "0" * 64}
-    (run / "state.json").write_text(json.dumps(state))
+def broken_model(run):
+    forget(run)
+    (run / "model.onnx").write_bytes(b"x")
 
 
 DAMAGES = {
@@ -352,8 +355,8 @@ DAMAGES = {
         lambda run: shutil.copy(run / "weights.safetensors", run / "sample.safetensors"),
         "of another kind",
     ),
-    "a broken model": (lambda run: (run / "model.onnx").write_bytes(b"x"), "no whole ONNX file"),
-    "a model that was changed": (known_sum, "was changed since"),
+    "a broken model": (broken_model, "no whole ONNX file"),
+    "a model that was changed": (another_model, "was changed since"),
     "another int8 model": (another_int8, "other inputs or outputs"),
 }
 
@@ -368,6 +371,7 @@ def test_a_damaged_run_says_what_to_do_and_leaves_nothing(name, run):
 
 
 def test_a_model_of_another_network_is_told_by_its_outputs(run):
+    forget(run)
     another_model(run)
     with pytest.raises(ExportMismatchError, match="not the network of this run") as caught:
         package(run, run.parent / "out")
@@ -376,14 +380,14 @@ def test_a_model_of_another_network_is_told_by_its_outputs(run):
 
 
 def test_a_known_checksum_that_fits_is_accepted(run):
-    known_sum(run)
-    text = (run / "state.json").read_text()
+    state = json.loads((run / "state.json").read_text())
     digest = hashlib.sha256((run / "model.onnx").read_bytes()).hexdigest()
-    (run / "state.json").write_text(text.replace("0" * 64, digest))
+    assert state["facts"]["deployment"]["file"]["sha256"] == digest
     assert package(run, run.parent / "out").files["model.onnx"]
 
 
 def test_weights_beside_a_model_go_with_it(run):
+    forget(run)
     proto = onnx.load(run / "model.onnx")
     onnx.save(
         proto,

@@ -1,9 +1,9 @@
 """The zoo's folders: every small model is loaded, measured and scored on real data."""
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,11 +11,13 @@ import pytest
 
 from model_zoo.datasets import load_loaders
 from pbcompress.cli.main import main
-from pbcompress.config import CompressConfig
+from pbcompress.errors import StateMismatchError
 from pbcompress.onnx_files.contents import measure_onnx, metadata_of
 from pbcompress.onnx_files.session import Session
 from pbcompress.recipes.recipe import Recipe
 from pbcompress.recipes.zoo import Entry, entries
+from pbcompress.runs.contenders import Split
+from pbcompress.runs.finished_run import read_facts
 
 FOLDER = Path(__file__).parents[2] / "model_zoo" / "recipes"
 ENTRIES = {entry.name: entry for entry in entries(FOLDER)}
@@ -45,35 +47,64 @@ def test_a_recipe_can_be_read_and_its_network_built(name: str) -> None:
 @pytest.mark.parametrize("name", FINISHED)
 def test_a_model_is_what_its_result_and_its_card_say(name: str) -> None:
     entry = FINISHED[name]
-    facts = entry.result()
+    result = entry.result()
+    assert result is not None
+    facts, size = result.facts, result.facts.after.cost.params
     assert entry.model.stat().st_size < 2_000_000
-    assert hashlib.sha256(entry.model.read_bytes()).hexdigest() == facts["sha256"]
-    assert facts["sha256"] in entry.card()
+    assert hashlib.sha256(entry.model.read_bytes()).hexdigest() == result.sha256
+    assert result.sha256 in entry.card()
     notes = metadata_of(entry.model)
-    assert int(notes["params"]) == facts["after"]["params"] <= facts["target_params"]
+    assert int(notes["params"]) == size <= facts.target_params
     # norms are folded; a number that the code multiplies by is a constant of the file
     constants = sum(not tensor.dims for tensor in onnx.load(entry.model).graph.initializer)
-    assert measure_onnx(entry.model).params - constants <= facts["after"]["params"]
-    assert f"{facts['after']['params']:,}" in entry.card()
+    assert measure_onnx(entry.model).params - constants <= size
+    assert f"{size:,}" in entry.card()
     recipe = entry.recipe()
-    assert facts["seed"] == recipe.seed
-    # a result from before a choice was added had its default
-    assert CompressConfig.from_dict(facts["config"]) == recipe.config
+    assert facts.seed == recipe.seed
+    assert facts.config == recipe.config
 
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_a_model_scores_in_the_runtime_what_the_card_says(name: str) -> None:
     entry = FINISHED[name]
     loaders = load_loaders(**entry.recipe().data["arguments"])
-    score = entry.result()["after"]["score"]
-    for split, loader in (("val", loaders.val), ("test", loaders.test)):
+    result = entry.result()
+    assert result is not None
+    score = result.facts.after.score
+    assert score is not None
+    splits: list[tuple[Split, Any]] = [("val", loaders.val), ("test", loaders.test)]
+    for split, loader in splits:
         session, right, count = Session(entry.model), 0, 0
         for inputs, labels in loader:
             (output,) = session.run({session.input_names[0]: inputs.numpy()})
             right += int((np.argmax(output, 1) == labels.numpy()).sum())
             count += len(labels)
-        assert count == score[f"{split}_samples"]
-        assert right / count == pytest.approx(score[split], abs=1e-6)
+        assert count == score.samples(split)
+        assert right / count == pytest.approx(score.on(split), abs=1e-6)
+
+
+DAMAGES = {
+    "truncated": (lambda text: text[:-20], "is truncated"),
+    "another kind": (lambda text: text.replace("recipe result", "run"), "of another kind"),
+    "no kind": (lambda text: text.replace('"kind"', '"sort"'), "of another kind"),
+    "an older version": (lambda text: text.replace('"version": 1', '"version": 0'), "version 0"),
+    "a newer version": (lambda text: text.replace('"version": 1', '"version": 9'), "version 9"),
+    "an unknown field": (
+        lambda text: text.replace('"sha256"', '"colour": 1, "sha256"', 1),
+        "colour is a field that is not known",
+    ),
+    "a missing field": (lambda text: text.replace('"seed": 0,', ""), "facts.seed is missing"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_result_is_refused_in_a_sentence_of_its_own(name: str, tmp_path: Path) -> None:
+    change, sentence = DAMAGES[name]
+    text = (FOLDER / "digits" / "result.json").read_text()
+    assert change(text) != text
+    (tmp_path / "result.json").write_text(change(text))
+    with pytest.raises(StateMismatchError, match=sentence):
+        Entry(tmp_path).result()
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -84,9 +115,12 @@ def test_list_has_a_line_for_every_recipe(capsys: pytest.CaptureFixture[str]) ->
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == list(ENTRIES)
     by_name = dict(zip(ENTRIES, lines, strict=True))
-    facts = FINISHED["digits"].result()
-    assert f"-> {facts['after']['params']:,} parameters" in by_name["digits"]
-    assert f"-> {facts['after']['score']['test']:.4f}" in by_name["digits"]
+    result = FINISHED["digits"].result()
+    assert result is not None
+    after = result.facts.after
+    assert after.score is not None
+    assert f"-> {after.cost.params:,} parameters" in by_name["digits"]
+    assert f"-> {after.score.test:.4f}" in by_name["digits"]
 
 
 def test_show_prints_the_card(capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +140,9 @@ def test_run_writes_an_entry_of_its_own(tmp_path: Path, capsys: pytest.CaptureFi
     assert not (folder / "model.onnx").exists()
     assert main(["zoo", "run", "mine", *zoo, "--run-dir", str(tmp_path / "run"), "--update"]) == 0
     entry = Entry(folder)
-    assert json.loads((folder / "result.json").read_text()) == entry.result()
+    found = entry.result()
+    assert found is not None
+    assert found.facts == read_facts(tmp_path / "run")
     assert "# mine" in entry.card()
     assert entry.model.is_file()
 

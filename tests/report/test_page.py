@@ -1,4 +1,4 @@
-"""What the page says, in every case; `test_report` holds the files and their forms."""
+"""What the page says, in every case; `test_writing` holds the files and their forms."""
 
 import builtins
 import copy
@@ -8,277 +8,49 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.comparison.intervals import Estimate
+from pbcompress.core.json_documents import parse
+from pbcompress.core.records import from_data
+from pbcompress.core.text_tables import render_markdown, render_text
+from pbcompress.errors import CompressionError
+from pbcompress.onnx_files.session import Latency
 from pbcompress.report import page, tables
 from pbcompress.report.charts import metric_range
 from pbcompress.report.dendrite_phases import candidates
 from pbcompress.report.page import MINUS, TIMES
 from pbcompress.report.scores import paired_sentence
 from pbcompress.report.writing import (
-    proof_sentence,
-    read_run,
+    KIND,
+    VERSION,
+    deployment_sentence,
     to_html,
     to_json,
     to_markdown,
     write_report,
 )
+from pbcompress.runs.facts import RunFacts
 from pbcompress.training.history import History
+from tests.support.run_facts import (
+    NASTY,
+    VARIANTS,
+    costing,
+    exact_shares,
+    make_deployment,
+    make_facts,
+    make_history,
+    make_variant,
+    scored,
+)
 
-Facts = dict[str, Any]
-NASTY = 'body.<b>&"bold"\'</title></svg>'
+Run = tuple[RunFacts, History]
 VOID = {"br", "hr", "img", "input", "link", "meta", "wbr"}
-
-
-def layer(kind: str, params: int, flops: int, width: int | None) -> Facts:
-    return {"kind": kind, "params": params, "flops": flops, "width": width}
-
-
-def score(val: float, test: float | None) -> Facts:
-    return {"val": val, "val_samples": 250, "test": test, "test_samples": 1400 if test else 0}
-
-
-def cost(layers: dict[str, Facts]) -> Facts:
-    return {
-        "params": sum(entry["params"] for entry in layers.values()),
-        "flops": sum(entry["flops"] for entry in layers.values()),
-        "uncounted_ops": {},
-        "input_shapes": {"0": [1, 3, 7]},
-        "layers": layers,
-    }
-
-
-def arm(name: str, sets: int, layers: dict[str, Facts], val: float, test: float) -> Facts:
-    grown = sum(entry["params"] for key, entry in layers.items() if ".dendrites." in key)
-    return {
-        "name": name,
-        "sets": sets,
-        "dendrite_params": grown,
-        "steps": 72,
-        "epochs": 8,
-        **cost(layers),
-        "score": score(val, test),
-    }
-
-
-def make_facts() -> Facts:
-    """Two layers and a BatchNorm; the network with dendrites is the result."""
-    before = {
-        "conv": layer("Conv1d", 2400, 9600, 32),
-        "bn": layer("BatchNorm1d", 64, 256, None),
-        "head": layer("Linear", 330, 320, 10),
-    }
-    grown = {
-        "conv": layer("DendriteLayer", 9, 0, None),
-        "conv.base_layer": layer("Conv1d", 675, 2700, 9),
-        "conv.dendrites.0.0": layer("Conv1d", 675, 2700, 9),
-        "bn": layer("BatchNorm1d", 18, 72, None),
-        "head": layer("Linear", 100, 90, 10),
-    }
-    wide = {
-        "conv": layer("Conv1d", 1275, 5100, 17),
-        "bn": layer("BatchNorm1d", 34, 136, None),
-        "head": layer("Linear", 180, 170, 10),
-    }
-    return {
-        "pbcompress": "0.1.0",
-        "torch": "2.13.0",
-        "target_params": 1500,
-        "seed": 7,
-        "note": "Validation chose the network with dendrites over width alone.",
-        "fingerprint": "ab" * 32,
-        "metric": {"name": "accuracy", "higher_is_better": True},
-        "config": {"version": 1, "width": {"keep": []}, "recovery": {"lr": 0.003}, "deploy": True},
-        "before": {**cost(before), "score": score(0.95, 0.94)},
-        "after": arm("dendrites", 1, grown, 0.9442, 0.9321),
-        "other": arm("width", 0, wide, 0.9242, 0.9121),
-        "deployment": {
-            "bytes_before": 12_345,
-            "bytes_after": 6_789,
-            "latency_before": {"median": 0.2345, "p95": 0.3, "rounds": 200, "ratio": 1.0},
-            "latency_after": {"median": 0.1234, "p95": 0.2, "rounds": 200, "ratio": 1.88},
-            "proof": {
-                "path": "model.onnx",
-                "opset": 20,
-                "file_bytes": 6_789,
-                "max_difference": 2.4e-6,
-                "max_relative": 3.7e-7,
-                "batch_sizes": [1, 2, 5],
-                "checks": 12,
-                "operations": {"Conv": 2, "Gemm": 1},
-            },
-        },
-        "left_alone": {"head": "its width is the network's output"},
-    }
-
-
-def make_history() -> History:
-    phases = [(0, "neuron", 0, 3), (1, "dendrite", 1, 2), (2, "neuron", 1, 3)]
-    records = []
-    for stage, best in (("dendrites", 0.9442), ("width", 0.9242)):
-        for phase, kind, sets, epochs in phases:
-            for epoch in range(epochs):
-                is_dendrite = kind == "dendrite" and stage == "dendrites"
-                record = {
-                    "stage": stage,
-                    "phase": phase,
-                    "kind": "dendrite" if is_dendrite else "neuron",
-                    "epoch": epoch,
-                    "sets": sets,
-                    "loss": 0.5,
-                    "metric": best - 0.01 * (2 - phase) - 0.01 * abs(epoch - 1),
-                    "steps": 9,
-                    "lr": 0.001,
-                    "seconds": 0.5,
-                }
-                if is_dendrite:
-                    record |= {"correlation": 0.125 + 0.25 * epoch, "improved": 3}
-                    record["scores"] = {"a": [0.01 * i for i in range(11)], "b": [0.1] * 11}
-                records.append(record)
-    return History(records)
-
-
-def no_data(facts: Facts) -> None:
-    facts["before"]["score"] = facts["after"]["score"] = facts["other"] = None
-
-
-def not_deployed(facts: Facts) -> None:
-    facts["deployment"] = None
-
-
-def not_exportable(facts: Facts) -> None:
-    facts["deployment"] = f"the exporter does not take {NASTY}"
-
-
-def one_network(facts: Facts) -> None:
-    facts["other"] = None
-
-
-def no_test_split(facts: Facts) -> None:
-    for entry in (facts["before"], facts["after"], facts["other"]):
-        entry["score"] |= {"test": None, "test_samples": 0}
-
-
-def lower_is_better(facts: Facts) -> None:
-    facts["metric"] = {"name": "mean squared error", "higher_is_better": False}
-
-
-def set_dropped(facts: Facts) -> None:
-    facts["after"], facts["other"] = facts["other"], facts["after"]
-    facts["other"] |= {"sets": 0, "dendrite_params": 0}
-
-
-def many_layers(facts: Facts) -> None:
-    for i in range(60):
-        name = f"backbone.stages.{i}.inverted_residual.pointwise_projection_with_a_long_name"
-        facts["before"]["layers"][name] = layer("Conv2d", 100, 100, 64)
-        facts["after"]["layers"][name] = layer("Conv2d", 50, 50, 32)
-        facts["left_alone"][name] = "coupled to a sum of which another layer is kept"
-
-
-def nasty_names(facts: Facts) -> None:
-    facts["before"]["layers"][NASTY] = layer("Conv2d", 5, 5, 64)
-    facts["left_alone"][NASTY] = NASTY
-    facts["metric"]["name"] = NASTY
-    facts["note"] = f"{NASTY} $x_"
-    facts["config"]["width"]["keep"] = [NASTY]
-    facts["before"]["uncounted_ops"] = {NASTY: 3}
-
-
-def no_layers(facts: Facts) -> None:
-    facts["before"]["layers"] = facts["after"]["layers"] = facts["left_alone"] = {}
-
-
-def exact_shares(facts: Facts) -> None:
-    """Make every accuracy one of so many samples."""
-    for entry in (facts["before"], facts["after"], facts["other"]):
-        for split in ("val", "test"):
-            samples = entry["score"][f"{split}_samples"]
-            entry["score"][split] = round(entry["score"][split] * samples) / samples
-
-
-def with_evidence(facts: Facts) -> None:
-    """Two counters that differ, int8, and the files as they were found, one of them another."""
-    exact_shares(facts)
-    facts["before"] |= {
-        "by_operation": {"convolution": 9600, "batch_norm": 576},
-        "dispatched": {"convolution": 9600},
-    }
-    facts["after"] |= {"by_operation": {"convolution": 5400}, "dispatched": {"convolution": 5400}}
-    facts["deployment"]["proof"]["quantization"] = {
-        "accepted": False,
-        "failures": ["accuracy", "speed"],
-        "metric_name": "accuracy",
-        "metric_before": 0.944,
-        "metric_after": 0.925,
-        "guard": 0.005,
-        "bytes_before": 6_789,
-        "bytes_after": 3_210,
-        "speedup": 0.91,
-        "excluded": ["node_conv"],
-        "samples": 256,
-    }
-    file = {
-        "name": "model.onnx",
-        "sha256": "0f" * 32,
-        "file_bytes": 6_789,
-        "weights": 1_444,
-        "flops": 5_317,
-        "uncounted_ops": {"Relu": 2},
-        "peak_activations": 4_096,
-        "opset": 20,
-        "operations": {"Conv": 2, "Gemm": 1},
-    }
-    time = {"median": 0.0123, "p95": 0.0199, "rounds": 50, "ratio": 1.0}
-    timed = {"latency": time, "throughput": {**time, "median": 0.32}, "peak_memory": 1_234_567}
-    other = {"latency": time, "throughput": None, "peak_memory": None}
-    score = {"value": 0.9321, "samples": 1400, "low": 0.9177, "high": 0.9441, "method": "Wilson"}
-    facts["over_control"] = {
-        "value": 0.02,
-        "samples": 1400,
-        "low": 0.0093,
-        "high": 0.0307,
-        "method": "paired bootstrap, 10,000 resamples",
-        "p_value": 0.00036,
-    }
-    facts["evidence"] = {
-        "files": [file, {**file, "name": "model_int8.onnx", "file_bytes": 3_210}],
-        "problems": ["model.onnx is not the file that the run wrote: SHA-256 0f0f, ran 1e1e."],
-        "bench": {"files": [timed, other], "threads": 1, "batch": 32},
-        "scores": [score, {**score, "low": None, "high": None, "value": 0.925}],
-    }
-
-
-def free_of_flops(facts: Facts) -> None:
-    facts["before"]["flops"] = facts["after"]["flops"] = 0
-
-
-VARIANTS: dict[str, Callable[[Facts], None]] = {
-    "whole": lambda facts: None,
-    "no data": no_data,
-    "not deployed": not_deployed,
-    "not exportable": not_exportable,
-    "one network": one_network,
-    "no test split": no_test_split,
-    "lower is better": lower_is_better,
-    "set dropped": set_dropped,
-    "many layers": many_layers,
-    "nasty names": nasty_names,
-    "no layers": no_layers,
-    "free of flops": free_of_flops,
-    "with evidence": with_evidence,
-}
-
-
-def make_variant(name: str) -> tuple[Facts, History]:
-    facts = make_facts()
-    VARIANTS[name](facts)
-    return facts, make_history() if facts["after"]["score"] else History()
 
 
 class Page(HTMLParser):
@@ -317,7 +89,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def whole() -> tuple[Facts, History]:
+def whole() -> Run:
     return make_facts(), make_history()
 
 
@@ -380,7 +152,7 @@ def test_all_colours_follow_the_scheme(rendered: str) -> None:
     assert not re.search(r"(fill|stroke|color): ?#", body)
 
 
-def test_every_number_of_the_tables_is_on_the_page(whole: tuple[Facts, History]) -> None:
+def test_every_number_of_the_tables_is_on_the_page(whole: Run) -> None:
     text = Page(to_html(*whole)).text
     account = tables.dendrite_account(whole[0])
     assert account is not None
@@ -388,20 +160,21 @@ def test_every_number_of_the_tables_is_on_the_page(whole: tuple[Facts, History])
         assert [cell for row in table for cell in row if cell not in text] == []
 
 
-def test_facts_read_back_from_json_give_the_same_page(whole: tuple[Facts, History]) -> None:
-    data = json.loads(to_json(*whole))
-    history = History(data.pop("history"))
-    assert to_html(data, history) == to_html(*whole)
+def test_facts_read_back_from_json_give_the_same_page(whole: Run) -> None:
+    data = parse(to_json(*whole), KIND, VERSION, "The report")
+    facts, history = from_data(RunFacts, data["facts"], "The report"), History(data["history"])
+    assert (facts, history) == whole
+    assert to_html(facts, history) == to_html(*whole)
 
 
-def test_facts_stay_as_they_were(whole: tuple[Facts, History]) -> None:
+def test_facts_stay_as_they_were(whole: Run) -> None:
     former = copy.deepcopy(whole)
     to_html(*whole)
     assert whole == former
 
 
 def test_the_users_matplotlib_settings_neither_matter_nor_change(
-    whole: tuple[Facts, History],
+    whole: Run,
 ) -> None:
     import matplotlib as mpl
 
@@ -430,8 +203,8 @@ def test_headline_names_both_sizes_and_the_factor() -> None:
     assert f"2,794 → 1,477 parameters 1.9{TIMES} smaller" in page_text("whole")
 
 
-def test_note_is_on_the_page(whole: tuple[Facts, History]) -> None:
-    assert whole[0]["note"] in page_text("whole")
+def test_note_is_on_the_page(whole: Run) -> None:
+    assert whole[0].note in page_text("whole")
 
 
 def test_metric_comes_with_its_number_of_samples() -> None:
@@ -449,13 +222,13 @@ def test_without_data_the_page_says_that_nothing_was_trained() -> None:
     assert "Nothing was trained" in page_text("no data")
 
 
-def test_data_without_epochs_are_told_apart_from_no_data(whole: tuple[Facts, History]) -> None:
+def test_data_without_epochs_are_told_apart_from_no_data(whole: Run) -> None:
     text = Page(to_html(whole[0], History())).text
     assert "No epochs were recorded" in text
     assert "Nothing was trained" not in text
 
 
-def test_one_epoch_makes_a_chart(whole: tuple[Facts, History]) -> None:
+def test_one_epoch_makes_a_chart(whole: Run) -> None:
     assert 'class="chart wide"' in to_html(whole[0], History(whole[1].records[-1:]))
 
 
@@ -471,18 +244,19 @@ def test_dendrites_are_marked_at_their_layer() -> None:
     assert "conv + 1 dendrite set" in page_text("whole")
 
 
-def test_slower_is_called_slower(whole: tuple[Facts, History]) -> None:
-    whole[0]["deployment"]["latency_after"]["ratio"] = 0.8
-    assert f"0.80{TIMES} as fast: slower" in Page(to_html(*whole)).text
+def test_slower_is_called_slower(whole: Run) -> None:
+    slow = Latency(median=0.1234, p95=0.2, rounds=200, ratio=0.8)
+    facts = replace(whole[0], deployment=make_deployment(latency_after=slow))
+    assert f"0.80{TIMES} as fast: slower" in Page(to_html(facts, whole[1])).text
 
 
-def test_uncounted_operations_are_listed(whole: tuple[Facts, History]) -> None:
-    whole[0]["after"]["uncounted_ops"] = {"aten::add": 4}
-    assert f"before, none; after, aten::add {TIMES} 4" in Page(to_html(*whole)).text
+def test_uncounted_operations_are_listed(whole: Run) -> None:
+    facts = replace(whole[0], after=costing(whole[0].after, uncounted_ops={"aten::add": 4}))
+    assert f"before, none; after, aten::add {TIMES} 4" in Page(to_html(facts, whole[1])).text
 
 
 def test_phases_of_dendrites_are_shaded_only_where_there_are_some(
-    whole: tuple[Facts, History],
+    whole: Run,
 ) -> None:
     assert "dendrites learn" in Page(to_html(*whole)).text
     assert "dendrites learn" not in Page(to_html(whole[0], whole[1].stage("width"))).text
@@ -524,13 +298,13 @@ def test_verdict_is_honest(variant: str, words: str) -> None:
     assert words in page.verdict(make_variant(variant)[0])
 
 
-def test_equal_networks_are_no_win(whole: tuple[Facts, History]) -> None:
-    whole[0]["other"]["score"]["val"] = whole[0]["after"]["score"]["val"]
-    assert "neither won nor lost" in page.verdict(whole[0])
+def test_equal_networks_are_no_win(whole: Run) -> None:
+    facts = replace(whole[0], other=scored(whole[0].other, val=whole[0].after.score.val))
+    assert "neither won nor lost" in page.verdict(facts)
 
 
-def test_width_alone_without_control_had_no_dendrites(whole: tuple[Facts, History]) -> None:
-    facts = {**whole[0], "after": whole[0]["other"], "other": None}
+def test_width_alone_without_control_had_no_dendrites(whole: Run) -> None:
+    facts = replace(whole[0], after=whole[0].other, other=None)
     assert page.verdict(facts) == "No dendrites were grown."
 
 
@@ -538,13 +312,15 @@ def test_width_alone_without_control_had_no_dendrites(whole: tuple[Facts, Histor
 def test_rows_of_the_layers_add_up_to_the_network(variant: str) -> None:
     facts, _ = make_variant(variant)
     rows = page.layer_rows(facts)["rows"]
-    for column, key in enumerate(("params", "flops"), start=1):
+    before, after = facts.before.cost, facts.after.cost
+    wholes = [(before.params, after.params), (before.flops, after.flops)]
+    for column, (old, new) in enumerate(wholes, start=1):
         cells = [row["cells"][column] for row in rows]
-        assert sum(cell["before"] for cell in cells) == facts["before"][key]
-        assert sum(cell["total"] for cell in cells) == facts["after"][key]
+        assert sum(cell["before"] for cell in cells) == old
+        assert sum(cell["total"] for cell in cells) == new
 
 
-def test_bars_stay_within_their_column(whole: tuple[Facts, History]) -> None:
+def test_bars_stay_within_their_column(whole: Run) -> None:
     cells = [cell for row in page.layer_rows(whole[0])["rows"] for cell in row["cells"] if cell]
     shares = [share for cell in cells for share in cell["shares"].values()]
     assert min(shares) >= 0
@@ -609,19 +385,19 @@ def test_the_change_from_the_control_is_told_with_its_interval() -> None:
     )
     assert words in Page(to_html(facts, history)).text
     assert words in to_markdown(facts, history)
-    assert json.loads(to_json(facts, history))["over_control"] == facts["over_control"]
-    change = facts["over_control"]
-    change |= {"low": -0.0015}
-    assert "of -0.0015 to +0.0307, so it may be chance (paired" in paired_sentence(facts)
-    change |= {"low": None, "high": None, "p_value": None, "method": "no interval: it is slow"}
-    assert paired_sentence(facts) == f"{start} (no interval: it is slow)."
+    change = facts.over_control
+    assert json.loads(to_json(facts, history))["facts"]["over_control"] == asdict(change)
+    wide = replace(facts, over_control=replace(change, low=-0.0015))
+    assert "of -0.0015 to +0.0307, so it may be chance (paired" in paired_sentence(wide)
+    bare = replace(facts, over_control=Estimate(0.02, 1400, None, None, "no interval: it is slow"))
+    assert paired_sentence(bare) == f"{start} (no interval: it is slow)."
     assert paired_sentence(make_facts()) == ""
 
 
-def test_what_lost_a_trial_is_no_control(whole: tuple[Facts, History]) -> None:
-    whole[0]["after"]["trial"], whole[0]["other"]["trial"] = 0.9, None
-    whole[0]["other"]["score"] |= {"test": None, "test_samples": 0}
-    assert "control, width alone" not in Page(to_html(*whole)).text
+def test_what_lost_a_trial_is_no_control(whole: Run) -> None:
+    after, other = whole[0].after, scored(whole[0].other, test=None, test_samples=0)
+    facts = replace(whole[0], after=replace(after, trial=0.9), other=other)
+    assert "control, width alone" not in Page(to_html(facts, whole[1])).text
 
 
 def test_a_metric_that_is_no_share_has_no_interval() -> None:
@@ -631,35 +407,35 @@ def test_a_metric_that_is_no_share_has_no_interval() -> None:
 
 
 def test_colour_and_verdict_wait_for_intervals_that_do_not_meet(
-    whole: tuple[Facts, History],
+    whole: Run,
 ) -> None:
-    exact_shares(whole[0])
-    assert "which may be chance: the 95 % intervals meet" in page.verdict(whole[0])
-    assert "On test (n = 1,400) they have 0.9321 against 0.9121." in page.verdict(whole[0])
-    assert 'class="detail bad"' not in to_html(*whole)
-    whole[0]["after"]["score"] |= {"val": 0.996, "test": 0.8}
-    assert "chance" not in page.verdict(whole[0])
-    assert 'class="detail bad"' in to_html(*whole)
+    facts = exact_shares(whole[0])
+    assert "which may be chance: the 95 % intervals meet" in page.verdict(facts)
+    assert "On test (n = 1,400) they have 0.9321 against 0.9121." in page.verdict(facts)
+    assert 'class="detail bad"' not in to_html(facts, whole[1])
+    apart = replace(facts, after=scored(facts.after, val=0.996, test=0.8))
+    assert "chance" not in page.verdict(apart)
+    assert 'class="detail bad"' in to_html(apart, whole[1])
 
 
 # --- tables, Markdown, JSON -----------------------------------------------------------------------
 
 
-def test_text_table_lines_up_numbers_on_the_right(whole: tuple[Facts, History]) -> None:
-    lines = tables.render_text(tables.before_after(whole[0])).splitlines()
+def test_text_table_lines_up_numbers_on_the_right(whole: Run) -> None:
+    lines = render_text(tables.before_after(whole[0])).splitlines()
     ends = [re.match(r".*?\s[\d,]+(?=\s)", line) for line in lines[2:4]]
     assert all(ends)
     assert len({match.end() for match in ends if match}) == 1
 
 
-def test_empty_columns_are_left_out(whole: tuple[Facts, History]) -> None:
-    facts = {**whole[0], "after": whole[0]["other"], "left_alone": {}}
-    header = tables.render_text(tables.layer_widths(facts)).splitlines()[0]
+def test_empty_columns_are_left_out(whole: Run) -> None:
+    facts = replace(whole[0], after=whole[0].other, left_alone={})
+    header = render_text(tables.layer_widths(facts)).splitlines()[0]
     assert header.split() == ["layer", "kind", "before", "after"]
 
 
-def test_markdown_table_has_as_many_cells_in_every_row(whole: tuple[Facts, History]) -> None:
-    lines = tables.render_markdown(tables.before_after(whole[0])).splitlines()
+def test_markdown_table_has_as_many_cells_in_every_row(whole: Run) -> None:
+    lines = render_markdown(tables.before_after(whole[0])).splitlines()
     assert len(lines) == 8
     assert {line.count("|") for line in lines} == {5}
 
@@ -668,8 +444,8 @@ def test_markdown_table_has_as_many_cells_in_every_row(whole: tuple[Facts, Histo
 def test_markdown_tells_all_that_the_table_holds(variant: str) -> None:
     facts, history = make_variant(variant)
     text = to_markdown(facts, history)
-    assert facts["note"] in text
-    assert proof_sentence(facts) in text
+    assert facts.note in text
+    assert deployment_sentence(facts) in text
     cells = itertools.chain.from_iterable(tables.before_after(facts))
     assert [cell for cell in cells if cell not in text] == []
 
@@ -677,9 +453,7 @@ def test_markdown_tells_all_that_the_table_holds(variant: str) -> None:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def test_path_that_cannot_be_written_is_a_clear_error(
-    whole: tuple[Facts, History], tmp_path: Path
-) -> None:
+def test_path_that_cannot_be_written_is_a_clear_error(whole: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CompressionError, match="could not be"):
         write_report(tmp_path / "file" / "report.md", *whole)
@@ -699,23 +473,9 @@ def missing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("missing")
-def test_markdown_needs_no_further_package(whole: tuple[Facts, History], tmp_path: Path) -> None:
+def test_markdown_needs_no_further_package(whole: Run, tmp_path: Path) -> None:
     write_report(tmp_path / "report.md", *whole)
     assert (tmp_path / "report.md").is_file()
-
-
-def test_saved_run_gives_facts_and_history(whole: tuple[Facts, History], tmp_path: Path) -> None:
-    facts, history = whole
-    state = {"kind": "pbcompress run", "version": 1, "facts": facts}
-    (tmp_path / "state.json").write_text(json.dumps(state))
-    (tmp_path / "history.jsonl").write_text(history.to_jsonl())
-    assert read_run(tmp_path) == (facts, history)
-
-
-def test_network_saved_without_facts_has_no_report(tmp_path: Path) -> None:
-    (tmp_path / "state.json").write_text('{"kind": "pbcompress run", "version": 1}')
-    with pytest.raises(StateMismatchError, match="without the facts"):
-        read_run(tmp_path)
 
 
 # --- in a browser ---------------------------------------------------------------------------------

@@ -3,132 +3,84 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from pbcompress.core.text_tables import render_markdown, render_text
+from pbcompress.costs.measured import LayerCost
 from pbcompress.errors import CompressionError
+from pbcompress.onnx_files.session import Latency
 from pbcompress.report.tables import before_after, dendrite_account, layer_widths
 from pbcompress.report.writing import to_html, to_json, to_markdown, write_report
+from pbcompress.runs.contenders import Score
+from pbcompress.runs.facts import Metric, NetworkFacts
 from pbcompress.training.history import History
+from tests.support.run_facts import (
+    contender,
+    cost,
+    costing,
+    make_deployment,
+    make_facts,
+    make_history,
+    no_data,
+    scored,
+)
 
 
-def layers(widths):
-    return {
-        f"block.{i}": {"kind": "Conv2d", "params": w * 9, "flops": w * 900, "width": w}
-        for i, w in enumerate(widths)
-    }
+def layers(*widths):
+    return {f"block.{i}": LayerCost("Conv2d", w * 9, w * 900, w) for i, w in enumerate(widths)}
 
 
-def network(params, widths, score):
-    return {
-        "params": params,
-        "flops": params * 100,
-        "uncounted_ops": {"aten::add": 2},
-        "input_shapes": {"0": [1, 3, 8, 8]},
-        "layers": layers(widths),
-        "score": score,
-    }
+def costs(params, *widths):
+    return {"params": params, "flops": params * 100, "by_layer": layers(*widths)}
 
 
 def score(val, test):
-    return {"val": val, "val_samples": 300, "test": test, "test_samples": 400}
+    return Score(val, 300, test, 400)
 
 
-def arm(name, sets, **rest):
-    extra = {"name": name, "sets": sets, "dendrite_params": 40 * sets, "steps": 90, "epochs": 5}
-    return {**extra, **network(**rest)}
+def made_facts(**changes):
+    facts = make_facts(
+        note="Validation chose width alone over the network with dendrites.",
+        before=NetworkFacts(cost=cost({}, **costs(10321, 16, 32, 10)), score=score(0.9301, 0.9207)),
+        after=WIDE,
+        other=GROWN,
+        deployment=make_deployment(
+            bytes_before=41234,
+            bytes_after=12345,
+            latency_before=Latency(median=0.4321, p95=0.6, rounds=200, ratio=1.0),
+            latency_after=Latency(median=0.2105, p95=0.3, rounds=200, ratio=2.05),
+        ),
+        left_alone={"block.2": "its width is the network's output"},
+    )
+    return replace(facts, **changes)
 
 
-def make_facts(**changes):
-    shipped = {
-        "bytes_before": 41234,
-        "bytes_after": 12345,
-        "latency_before": {"median": 0.4321, "p95": 0.6, "rounds": 200, "ratio": 1.0},
-        "latency_after": {"median": 0.2105, "p95": 0.3, "rounds": 200, "ratio": 2.05},
-        "proof": {
-            "path": "model.onnx",
-            "opset": 20,
-            "file_bytes": 12345,
-            "max_difference": 3.4e-6,
-            "max_relative": 1.2e-7,
-            "batch_sizes": [1, 2, 5],
-            "checks": 12,
-            "input_names": ["x"],
-            "output_names": ["y"],
-            "operations": {"Conv": 3},
-        },
-    }
-    facts = {
-        "pbcompress": "0.1.0",
-        "torch": "2.13.0",
-        "target_params": 2600,
-        "seed": 7,
-        "note": "Validation chose width alone over the network with dendrites.",
-        "fingerprint": "f" * 64,
-        "metric": {"name": "accuracy", "higher_is_better": True},
-        "config": {"version": 1, "deploy": True},
-        "before": network(10321, (16, 32, 10), score(0.9301, 0.9207)),
-        "after": arm("width", 0, params=2571, widths=(8, 15, 10), score=score(0.9211, 0.9105)),
-        "other": arm("dendrites", 1, params=2583, widths=(7, 13, 10), score=score(0.9177, 0.9099)),
-        "deployment": shipped,
-        "left_alone": {"block.2": "its width is the network's output"},
-    }
-    return {**facts, **changes}
-
-
-def make_history():
-    records = []
-    for stage in ("dendrites", "width"):
-        for phase, kind in enumerate(("neuron", "dendrite", "neuron")):
-            for epoch in range(3):
-                record = {
-                    "stage": stage,
-                    "phase": phase,
-                    "kind": kind if stage == "dendrites" else "neuron",
-                    "epoch": epoch,
-                    "sets": 0,
-                    "loss": 0.5,
-                    "metric": 0.8 + 0.01 * (phase * 3 + epoch),
-                    "steps": 10,
-                    "lr": 0.001,
-                    "seconds": 0.1,
-                }
-                if record["kind"] == "dendrite":
-                    record |= {"correlation": 0.02 + 0.01 * epoch, "improved": 3}
-                records.append(record)
-    return History(records)
-
-
-MINUS = {"name": "mse", "higher_is_better": False}
-LAYERS_60 = {
-    f"stage.{i}.with.a.long.name.conv": v for i, v in enumerate(layers([64] * 60).values())
-}
+WIDE = costing(contender("width", 0, {}, score(0.9211, 0.9105)), **costs(2571, 8, 15, 10))
+GROWN = costing(contender("dendrites", 1, {}, score(0.9177, 0.9099)), **costs(2583, 7, 13, 10))
+WHOLE = made_facts()
+LAYERS_60 = {f"stage.{i}.with.a.long.name.conv": layers(64)["block.0"] for i in range(60)}
 CASES = {
-    "whole": make_facts(),
-    "dendrites won": make_facts(
-        after=arm("dendrites", 1, params=2583, widths=(7, 13, 10), score=score(0.93, 0.92)),
-        other=arm("width", 0, params=2571, widths=(8, 15, 10), score=score(0.92, 0.91)),
+    "whole": WHOLE,
+    "dendrites won": made_facts(
+        after=scored(GROWN, val=0.93, test=0.92), other=scored(WIDE, val=0.92, test=0.91)
     ),
-    "one network": make_facts(other=None),
-    "no data": make_facts(
-        before=network(10321, (16, 32, 10), None),
-        after=arm("width", 0, params=2571, widths=(8, 15, 10), score=None),
-        other=None,
+    "one network": made_facts(other=None),
+    "no data": no_data(WHOLE),
+    "no test split": made_facts(
+        before=scored(WHOLE.before, val=0.9, test=None), after=scored(WIDE, val=0.9, test=None)
     ),
-    "no test split": make_facts(
-        before=network(10321, (16, 32, 10), score(0.9, None)),
-        after=arm("width", 0, params=2571, widths=(8, 15, 10), score=score(0.9, None)),
+    "not exported": made_facts(deployment=None),
+    "could not be exported": made_facts(deployment="torch.export could not <follow> & stopped"),
+    "lower is better": made_facts(metric=Metric("mse", higher_is_better=False)),
+    "negative metric": made_facts(
+        before=scored(WHOLE.before, val=-3.0, test=-3.1), after=scored(WIDE, val=-2.0, test=-2.5)
     ),
-    "not exported": make_facts(deployment=None),
-    "could not be exported": make_facts(deployment="torch.export could not <follow> & stopped"),
-    "lower is better": make_facts(metric=MINUS),
-    "negative metric": make_facts(
-        before=network(10321, (16, 32, 10), score(-3.0, -3.1)),
-        after=arm("width", 0, params=2571, widths=(8, 15, 10), score=score(-2.0, -2.5)),
+    "sixty layers": made_facts(
+        before=costing(WHOLE.before, params=9**6, flops=9**6 * 100, by_layer=LAYERS_60)
     ),
-    "sixty layers": make_facts(before=network(9**6, (1,), score(0.9, 0.9)) | {"layers": LAYERS_60}),
 }
 
 
@@ -179,12 +131,12 @@ def test_every_case_is_a_well_formed_self_contained_page(name, history):
 def test_every_case_has_markdown_and_json(name):
     facts, history = CASES[name], make_history()
 
-    assert facts["note"] in to_markdown(facts, history)
+    assert facts.note in to_markdown(facts, history)
     assert json.loads(to_json(facts, history))["history"] == history.records
 
 
 def test_the_page_holds_every_number_of_the_table():
-    text = "".join(Page(to_html(make_facts(), make_history())).text)
+    text = "".join(Page(to_html(WHOLE, make_history())).text)
     for number in (
         "10,321", "2,571", "41,234", "12,345", "0.432", "0.210", "2.05", "0.9301", "0.9211",
         "0.9207", "0.9105", "n=300", "n=400", "2,583", "0.9177",
@@ -193,13 +145,13 @@ def test_the_page_holds_every_number_of_the_table():
 
 
 def test_same_facts_same_bytes():
-    assert to_html(make_facts(), make_history()) == to_html(make_facts(), make_history())
+    assert to_html(WHOLE, make_history()) == to_html(WHOLE, make_history())
 
 
 def test_names_are_escaped():
-    facts = make_facts(note="<b>& co</b>")
-    facts["before"]["layers"] = {"a<b&c": {"kind": "Conv2d", "params": 1, "flops": 1, "width": 4}}
-    facts["after"]["layers"] = facts["before"]["layers"]
+    named = {"a<b&c": LayerCost("Conv2d", 1, 1, 4)}
+    before, after = (costing(network, by_layer=named) for network in (WHOLE.before, WIDE))
+    facts = made_facts(note="<b>& co</b>", before=before, after=after)
 
     text = to_html(facts, make_history())
 
@@ -217,13 +169,13 @@ def test_the_account_puts_dendrites_first_whoever_won():
 
 
 def test_widths_name_what_was_left_alone():
-    rows = layer_widths(make_facts())
+    rows = layer_widths(WHOLE)
     assert [row[2:4] for row in rows[1:]] == [("16", "8"), ("32", "15"), ("10", "10")]
     assert rows[3][-1] == "its width is the network's output"
 
 
 def test_tables_line_up_in_text_and_markdown():
-    table = before_after(make_facts())
+    table = before_after(WHOLE)
     lines = render_text(table).splitlines()
     assert len({len(line) for line in lines[:2]}) == 1
     assert render_markdown(table).count("\n") == len(table)
@@ -231,13 +183,13 @@ def test_tables_line_up_in_text_and_markdown():
 
 @pytest.mark.parametrize("ending", ["html", "md", "json"])
 def test_the_ending_names_the_form(ending, tmp_path):
-    write_report(tmp_path / f"r.{ending}", make_facts(), make_history())
+    write_report(tmp_path / f"r.{ending}", WHOLE, make_history())
     assert (tmp_path / f"r.{ending}").stat().st_size > 500
 
 
 def test_another_ending_is_refused(tmp_path):
     with pytest.raises(CompressionError, match=r"\.html, \.md or \.json"):
-        write_report(tmp_path / "r.pdf", make_facts(), make_history())
+        write_report(tmp_path / "r.pdf", WHOLE, make_history())
 
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
@@ -247,7 +199,7 @@ def test_without_its_packages_html_is_a_clear_error_or_passed_over(package, tmp_
     monkeypatch.setitem(sys.modules, package, None)
 
     with pytest.raises(CompressionError, match=r"pbcompress\[report\]"):
-        write_report(tmp_path / "r.html", make_facts(), make_history())
-    write_report(tmp_path / "r.html", make_facts(), make_history(), optional=True)
+        write_report(tmp_path / "r.html", WHOLE, make_history())
+    write_report(tmp_path / "r.html", WHOLE, make_history(), optional=True)
 
     assert not list(tmp_path.iterdir())

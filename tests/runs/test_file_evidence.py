@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ from torch import nn
 import pbcompress as pb
 from pbcompress.cli.main import main
 from pbcompress.errors import CompressionError, StateMismatchError
-from pbcompress.report.writing import read_run, to_html, to_json, to_markdown
-from pbcompress.runs.file_evidence import with_evidence
-from pbcompress.runs.file_inspection import inspect_file, misfits
+from pbcompress.report.writing import to_html, to_markdown
+from pbcompress.runs.facts import RunFacts
+from pbcompress.runs.file_evidence import misfits, with_evidence
+from pbcompress.runs.file_inspection import inspect_file
+from pbcompress.runs.finished_run import read_run
 from tests.support import hostile_files as hostile
 
 SIDE = 6  # of the images
@@ -75,10 +78,10 @@ def finished(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evidence(finished):
-    """Facts of the run with its evidence, as the JSON report has them."""
-    facts, history = read_run(finished)
-    return json.loads(to_json(with_evidence(facts, finished, data=make_data()), history))
+def looked_at(finished) -> RunFacts:
+    """Facts of the run with its evidence."""
+    facts, _ = read_run(finished)
+    return with_evidence(facts, finished, data=make_data())
 
 
 @pytest.fixture
@@ -88,34 +91,34 @@ def run_dir(finished, tmp_path, monkeypatch) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def problems(run_dir: Path) -> list[str]:
+def problems(run_dir: Path) -> tuple[str, ...]:
     facts, _ = read_run(run_dir)
-    return with_evidence(facts, run_dir)["evidence"]["problems"]
+    return with_evidence(facts, run_dir).evidence.problems
 
 
 # --- every number, another way --------------------------------------------------------------------
 
 
-def test_every_figure_about_the_file_is_derived_from_its_bytes(finished, evidence):
+def test_every_figure_about_the_file_is_derived_from_its_bytes(finished, looked_at):
     path = finished / "model.onnx"
     proto = onnx.load(path)
-    (file,) = evidence["evidence"]["files"]
-    shipped = evidence["deployment"]
-    assert evidence["evidence"]["problems"] == []
-    assert file["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert file["file_bytes"] == shipped["bytes_after"] == path.stat().st_size
+    (file,) = looked_at.evidence.files
+    shipped = looked_at.shipped
+    assert looked_at.problems == ()
+    assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert file.file_bytes == shipped.bytes_after == path.stat().st_size
     floats = [numpy_helper.to_array(t) for t in proto.graph.initializer]
-    assert file["weights"] == sum(a.size for a in floats if a.dtype == np.float32)
+    assert file.weights == sum(a.size for a in floats if a.dtype == np.float32)
     kinds = Counter(node.op_type for node in proto.graph.node)
-    assert file["operations"] == shipped["proof"]["operations"] == dict(kinds)
-    assert file["opset"] == shipped["proof"]["opset"] == proto.opset_import[0].version
-    assert file["input_names"] == [value.name for value in proto.graph.input]
-    assert file["output_names"] == [value.name for value in proto.graph.output]
-    assert file["metadata"] == {entry.key: entry.value for entry in proto.metadata_props}
-    assert shipped["file"] == file
+    assert file.operations == shipped.proof.operations == dict(kinds)
+    assert file.opset == shipped.proof.opset == proto.opset_import[0].version
+    assert file.input_names == tuple(value.name for value in proto.graph.input)
+    assert file.output_names == tuple(value.name for value in proto.graph.output)
+    assert file.metadata == {entry.key: entry.value for entry in proto.metadata_props}
+    assert shipped.file == file
 
 
-def test_work_and_memory_of_the_file_by_running_every_node(finished, evidence):
+def test_work_and_memory_of_the_file_by_running_every_node(finished, looked_at):
     """Every value of the graph is asked for, and the work read off the shapes that come out."""
     proto = onnx.load(finished / "model.onnx")
     values = [name for node in proto.graph.node for name in node.output if name]
@@ -132,56 +135,53 @@ def test_work_and_memory_of_the_file_by_running_every_node(finished, evidence):
             reads = math.prod(weights[node.input[1]])
             outputs = weights[node.input[1]][1 if node.op_type == "MatMul" else 0]
             work += found[node.output[0]].size * reads // outputs
-    (file,) = evidence["evidence"]["files"]
-    assert file["flops"] == work
+    (file,) = looked_at.evidence.files
+    assert file.flops == work
     largest = max(array.nbytes for array in found.values())
-    assert largest < file["peak_activations"] <= sum(array.nbytes for array in found.values())
+    assert largest < file.peak_activations <= sum(array.nbytes for array in found.values())
 
 
-def test_the_accuracy_is_that_of_the_file(finished, evidence):
+def test_the_accuracy_is_that_of_the_file(finished, looked_at):
     session = onnxruntime.InferenceSession(finished / "model.onnx")
     name = session.get_inputs()[0].name
     hits = sum(
         int((session.run(None, {name: x.numpy()})[0].argmax(1) == y.numpy()).sum())
         for x, y in make_data().test
     )
-    (score,) = evidence["evidence"]["scores"]
+    (score,) = looked_at.evidence.scores
     interval = stats.binomtest(hits, 120).proportion_ci(method="wilson")
-    assert score["value"] == pytest.approx(hits / 120) == evidence["after"]["score"]["test"]
-    assert (score["low"], score["high"]) == pytest.approx((interval.low, interval.high))
+    assert score.value == pytest.approx(hits / 120) == looked_at.after.score.test
+    assert (score.low, score.high) == pytest.approx((interval.low, interval.high))
 
 
-def test_costs_of_the_run_are_those_of_the_networks(finished, evidence):
+def test_costs_of_the_run_are_those_of_the_networks(finished, looked_at):
     model = pb.load(finished, make_network)
-    for network, arm in ((make_network(), "before"), (model, "after")):
-        cost = pb.measure(network, torch.zeros(1, 1, SIDE, SIDE))
-        for key, value in cost.to_dict().items():
-            assert evidence[arm][key] == json.loads(json.dumps(value)), key
+    for network, facts in ((make_network(), looked_at.before), (model, looked_at.after)):
+        assert facts.cost == pb.measure(network, torch.zeros(1, 1, SIDE, SIDE))
 
 
-def test_the_benchmark_is_of_the_file(evidence):
-    (timed,) = evidence["evidence"]["bench"]["files"]
-    (file,) = evidence["evidence"]["files"]
-    assert timed["name"] == file["name"] == "model.onnx"
-    assert (timed["params"], timed["flops"], timed["file_bytes"], timed["peak_activations"]) == (
-        file["weights"], file["flops"], file["file_bytes"], file["peak_activations"],
+def test_the_benchmark_is_of_the_file(looked_at):
+    (timed,) = looked_at.evidence.bench.files
+    (file,) = looked_at.evidence.files
+    assert timed.name == file.name == "model.onnx"
+    assert (timed.params, timed.flops, timed.file_bytes, timed.peak_activations) == (
+        file.weights, file.flops, file.file_bytes, file.peak_activations,
     )  # fmt: skip
-    assert 0 < timed["latency"]["median"] <= timed["latency"]["p95"]
+    assert 0 < timed.latency.median <= timed.latency.p95
 
 
-def test_page_and_markdown_hold_every_number_of_the_file(finished, evidence):
-    facts = {key: value for key, value in evidence.items() if key != "history"}
+def test_page_and_markdown_hold_every_number_of_the_file(finished, looked_at):
     _, history = read_run(finished)
-    (file,) = facts["evidence"]["files"]
-    (score,) = facts["evidence"]["scores"]
-    timed = facts["evidence"]["bench"]["files"][0]
-    for text in (to_html(facts, history), to_markdown(facts, history)):
+    (file,) = looked_at.evidence.files
+    (score,) = looked_at.evidence.scores
+    timed = looked_at.evidence.bench.files[0]
+    for text in (to_html(looked_at, history), to_markdown(looked_at, history)):
         for number in (
-            file["sha256"][:12], f"{file['file_bytes']:,}", f"{file['weights']:,}",
-            f"{file['flops']:,}", f"{file['peak_activations']:,}",
-            f"{timed['latency']['median']:.3f}", f"{timed['peak_memory']:,}",
-            f"{score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f})",
-            f"{sum(facts['before']['dispatched'].values()):,}",
+            file.sha256[:12], f"{file.file_bytes:,}", f"{file.weights:,}",
+            f"{file.flops:,}", f"{file.peak_activations:,}",
+            f"{timed.latency.median:.3f}", f"{timed.peak_memory:,}",
+            f"{score.value:.4f} ({score.low:.4f} to {score.high:.4f})",
+            f"{sum(looked_at.before.cost.dispatched.values()):,}",
         ):  # fmt: skip
             assert number in text, number
         assert "when this report was made" in text
@@ -196,10 +196,10 @@ def test_a_report_without_the_folder_has_the_file_as_the_run_read_it(finished):
 
 def test_the_run_and_its_facts_stay_as_they_were(run_dir):
     facts, _ = read_run(run_dir)
-    text = json.dumps(facts)
+    text = repr(facts)
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     with_evidence(facts, run_dir)
-    assert json.dumps(facts) == text
+    assert repr(facts) == text
     assert before == {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
 
 
@@ -235,17 +235,9 @@ def test_one_changed_weight_is_told(run_dir):
     assert "SHA-256" in found
 
 
-def test_runs_that_noted_less_are_held_against_what_they_noted(run_dir):
-    facts, _ = read_run(run_dir)
-    del facts["deployment"]["file"]
-    assert misfits(inspect_file(run_dir / "model.onnx"), facts) == []
-    other_file(run_dir)
-    assert len(misfits(inspect_file(run_dir / "model.onnx"), facts)) == 2  # bytes and operations
-
-
 def test_a_file_that_names_another_run_is_told(run_dir):
     facts, _ = read_run(run_dir)
-    del facts["deployment"]["file"]
+    assert misfits(inspect_file(run_dir / "model.onnx"), facts) == ()
     proto = onnx.load(run_dir / "model.onnx")
     onnx.helper.set_model_props(proto, {"fingerprint": "0123456789abcdef"})
     onnx.save(proto, run_dir / "model.onnx")
@@ -268,12 +260,12 @@ def test_a_missing_file_is_told(run_dir):
 @pytest.mark.parametrize("reason", [None, "the exporter stopped"])
 def test_a_run_that_exported_nothing_has_nothing_to_fit(reason, run_dir):
     facts, history = read_run(run_dir)
-    facts["deployment"] = reason
-    (found,) = with_evidence(facts, run_dir)["evidence"]["problems"]
+    facts = replace(facts, deployment=reason)
+    (found,) = with_evidence(facts, run_dir).problems
     assert "exported nothing, and there is a model.onnx" in found
     (run_dir / "model.onnx").unlink()
     plain = with_evidence(facts, run_dir)
-    assert plain["evidence"]["problems"] == []
+    assert plain.problems == ()
     assert "The shipped file" not in to_html(plain, history)
 
 
@@ -281,8 +273,8 @@ def test_every_file_of_the_folder_has_a_column(run_dir):
     shutil.copy(run_dir / "model.onnx", run_dir / "a.onnx")
     facts, history = read_run(run_dir)
     facts = with_evidence(facts, run_dir, data=make_data())
-    assert [file["name"] for file in facts["evidence"]["files"]] == ["model.onnx", "a.onnx"]
-    assert len(facts["evidence"]["scores"]) == 2
+    assert [file.name for file in facts.evidence.files] == ["model.onnx", "a.onnx"]
+    assert len(facts.evidence.scores) == 2
     assert "| model.onnx | a.onnx |" in to_markdown(facts, history)
 
 
@@ -300,7 +292,7 @@ def test_a_file_that_does_not_run_is_not_timed_and_the_report_says_so(finished, 
     hostile.runs_for_two_alone(tmp_path).rename(folder / "model.onnx")
     facts, history = read_run(folder)
     facts = with_evidence(facts, folder)
-    assert "not timed, for one of them does not run" in facts["evidence"]["bench"]
+    assert "not timed, for one of them does not run" in facts.evidence.bench
     assert "<script" not in to_html(facts, history)
 
 
@@ -337,7 +329,7 @@ def test_damaged_run_files_are_named(run_dir, capsys):
 
 def test_data_of_the_wrong_shape_are_named_and_no_report_is_written(run_dir, capsys):
     (run_dir / "report.html").unlink()
-    command = ["report", str(run_dir), "--data", "tests.test_evidence:make_wrong_data"]
+    command = ["report", str(run_dir), "--data", "tests.runs.test_file_evidence:make_wrong_data"]
     assert main(command) == 1
     assert "model.onnx was to be run on the data" in capsys.readouterr().err
     assert not (run_dir / "report.html").exists()
@@ -362,7 +354,7 @@ def test_the_command_writes_every_form(run_dir, tmp_path):
     for ending in ("html", "md", "json"):
         target = tmp_path / f"r.{ending}"
         command = ["report", str(run_dir), "--out", str(target)]
-        assert main([*command, "--data", "tests.test_evidence:make_data"]) == 0
+        assert main([*command, "--data", "tests.runs.test_file_evidence:make_data"]) == 0
         assert "(n=120)" in target.read_text() or ending == "json"
     data = json.loads((tmp_path / "r.json").read_text())
-    assert data["evidence"]["scores"][0]["method"] == "Wilson"
+    assert data["facts"]["evidence"]["scores"][0]["method"] == "Wilson"

@@ -57,7 +57,7 @@ def test_outputs_are_bit_identical_in_a_new_process(tmp_path):
     x = torch.linspace(-1, 1, 72).reshape(1, 2, 6, 6)
     script = (
         "import torch, pbcompress as pb\n"
-        "from tests.test_checkpoint import make_network\n"
+        "from tests.runs.test_run_state import make_network\n"
         "torch.set_num_threads(1)\n"
         "x = torch.linspace(-1, 1, 72).reshape(1, 2, 6, 6)\n"
         f"y = pb.load({str(tmp_path)!r}, make_network)(x)\n"
@@ -135,7 +135,11 @@ DAMAGES = {
         lambda folder: (folder / WEIGHTS_FILE).write_bytes(b"PK\x03\x04" * 30),
         "of another kind",
     ),
-    "a newer version": (lambda folder: newer(folder / STATE_FILE), "Update pbcompress"),
+    "a newer version": (lambda folder: of_version(folder / STATE_FILE, 99), "Update pbcompress"),
+    "an older version": (
+        lambda folder: of_version(folder / STATE_FILE, 1),
+        "has version 1, which an older pbcompress wrote",
+    ),
 }
 
 
@@ -143,13 +147,13 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-20])
 
 
-def newer(path):
-    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
+def of_version(path, version):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": version}))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_each_damage_has_its_own_sentence(damage, tmp_path):
-    assert len(DAMAGES) == 7
+    assert len(DAMAGES) == 8
     save(tmp_path, nn.Sequential(nn.Linear(3, 3)))
     harm, sentence = DAMAGES[damage]
     harm(tmp_path)

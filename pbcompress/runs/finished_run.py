@@ -1,0 +1,63 @@
+"""A finished run on disk: what `compress` and `CompressionResult.save` leave in its folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from pbcompress.core.records import from_data
+from pbcompress.core.tensor_files import write_bytes
+from pbcompress.errors import StateMismatchError
+from pbcompress.pruning.cuts import LayerCut
+from pbcompress.runs.facts import RunFacts
+from pbcompress.runs.run_state import STATE_FILE, read_state, save
+from pbcompress.runs.sample import SAMPLE_FILE, Sample, write_sample
+from pbcompress.training.history import History
+
+__all__ = ["read_facts", "read_run", "save_run"]
+
+HISTORY_FILE = "history.jsonl"
+
+
+def save_run(
+    directory: str | Path,
+    model: nn.Module,
+    steps: Sequence[LayerCut],
+    facts: RunFacts,
+    history: History,
+    sample: Sample,
+) -> None:
+    """Write what `load`, `read_run` and `package` need; see `run_state.save`."""
+    save(directory, model, steps, facts)
+    write_bytes(Path(directory) / HISTORY_FILE, history.to_jsonl().encode())
+    write_sample(Path(directory) / SAMPLE_FILE, sample)
+
+
+def read_facts(directory: str | Path) -> RunFacts:
+    """Return the facts of a saved run.
+
+    Raises:
+        StateMismatchError: The file is missing, truncated, damaged, of another kind or version, or
+            holds a network alone.
+    """
+    facts = read_state(directory).get("facts")
+    if facts is None:
+        raise StateMismatchError(f"{directory} holds a network without the facts of its run.")
+    return from_data(RunFacts, facts, f"What {Path(directory) / STATE_FILE} tells of its run")
+
+
+def read_run(directory: str | Path) -> tuple[RunFacts, History]:
+    """Return facts and history of a saved run.
+
+    Raises:
+        StateMismatchError: As from `read_facts`, or the history is truncated.
+    """
+    facts, path = read_facts(directory), Path(directory) / HISTORY_FILE
+    if not path.is_file():
+        return facts, History()
+    try:
+        return facts, History.from_jsonl(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise StateMismatchError(
+            f"{path} is truncated or no JSON ({err}). Delete it for a report without the training."
+        ) from err
