@@ -73,7 +73,7 @@ class Inputs:
                 f"The example inputs were bound to forward{inspect.signature(network.forward)}: "
                 f"{err}. Give a tuple in this order, or a dict with these names."
             ) from err
-        self.call: Call = (bound.args, bound.kwargs)
+        self.call = Call(bound.args, bound.kwargs)
         self.arguments: dict[str, Any] = dict(bound.arguments)
         self.tensors = tensors_of(self.call)
         self.names = leaf_names(self.arguments) or [f"x{i}" for i in range(len(self.tensors))]
