@@ -23,7 +23,7 @@ from pbcompress.core.inputs import as_call, single_sample
 from pbcompress.core.modules import copy_model
 from pbcompress.costs.latency_model import Measured, Rounding
 from pbcompress.export.onnx_export import write_onnx
-from pbcompress.planning.exported_candidates import Workshop
+from pbcompress.planning.exported_candidates import ExportBench
 from pbcompress.planning.measured_budget import MeasuredBudget, confirmed, fastest
 from pbcompress.planning.planner import _Planner
 from pbcompress.planning.width_search import Request
@@ -240,7 +240,7 @@ def test_a_budget_of_all_kinds_on_the_real_runtime():
 def test_every_layer_of_an_exported_network_has_its_time():
     model = small_cnn().eval()
     layers = {name for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    with Workshop(model, as_call(IMAGE), layers) as bench:
+    with ExportBench(model, as_call(IMAGE), layers) as bench:
         assert set(bench.original.by_layer) == layers
         told = sum(bench.original.by_layer.values())
         assert told + bench.original.other == pytest.approx(bench.original.milliseconds)
