@@ -159,7 +159,7 @@ class CompressionResult:
     def _contents(self, folder: Path, data: Data | None) -> Contents:
         """Export into a folder what a package needs."""
         models = [folder / MODEL_FILE]
-        exported = asdict(self.export_onnx(models[0]))
+        exported = self.export_onnx(models[0]).to_dict()
         proof = proof_sentence({"deployment": {"proof": exported}})
         if data is not None:
             small = folder / "model.int8.onnx"

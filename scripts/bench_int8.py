@@ -2,7 +2,7 @@
 
 Small networks are trained on real data, with and without dendrites (form "full", rule "gradient",
 one set from the start, the same epochs), put into their inference form and written in float32, in
-fp16, in int8 with each calibration, and as `export_onnx(quantize="int8", recover_epochs=...)`
+fp16, in int8 with each calibration, and as `export_onnx(quantize=Int8(recover_epochs=...))`
 takes it, which says which guard failed. "unequal" is the small CNN with the same function and
 channels of unequal range: each channel between two layers is multiplied by exp(spread z), z
 normal, and divided again by the next one. Metrics are accuracies through ONNX Runtime, speeds
@@ -123,7 +123,7 @@ def measure(name: str, folder: Path, *, dendrites: bool) -> Iterator[dict[str, A
             network = recovered(model, x, data)
             yield {"form": RECOVERED, **scores.of(int8_of(network, x, data, place / "a"))}
         report = pb.export_onnx(
-            model, target, x, quantize="int8", data=data, recover_epochs=RECOVERY
+            model, target, x, quantize=pb.Int8(recover_epochs=RECOVERY), data=data
         )
         found = report.quantization
         assert found is not None
@@ -211,7 +211,7 @@ from trained to their end, one run each. Accuracies are those of the file throug
 speed is the median of ratios of interleaved runs at batch 1 on one thread beside other work, above
 1 is faster than float32. Bytes are those of the whole file, the exporter's notes included. The int8
 rows quantise convolutions and products alone. "What ships" is the file of
-`export_onnx(quantize="int8", recover_epochs={RECOVERY})`; the line below each table is its report.
+`export_onnx(quantize=Int8(recover_epochs={RECOVERY}))`; the line below each table is its report.
 
 "unequal" and "very unequal" are the small CNN with its function unchanged and the ranges of its
 channels multiplied by exp(s z), z normal, s = {SPREADS["unequal"]} and {SPREADS["very unequal"]}.

@@ -48,7 +48,7 @@ class Deployment:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data."""
-        return asdict(self)
+        return {**asdict(self), "proof": self.proof.to_dict()}
 
 
 def file_notes(
