@@ -1,6 +1,5 @@
 """Export to ONNX; `parity` proves that the file computes what the network computes."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,23 +11,15 @@ from torch import nn
 
 from pbcompress.core.inputs import Call, as_call, to_device
 from pbcompress.core.modules import copy_model, device_of
-from pbcompress.core.source_lines import line_of
-from pbcompress.core.versions import version_of
 from pbcompress.errors import CompressionError, first_line
-from pbcompress.export.free_axes import (
-    Dynamic,
-    FreeAxis,
-    Inputs,
-    check_samples,
-    name_arguments_,
-    other_sizes,
-)
-from pbcompress.export.parity import Parity, prove
-from pbcompress.export.translation import fixed_line, output_of, translate
-from pbcompress.onnx_files.contents import FileFacts, facts_of, write_metadata
+from pbcompress.export.file_writer import FileWriter
+from pbcompress.export.free_axes import Dynamic, Inputs, check_samples, name_arguments_
+from pbcompress.export.parity import Parity
+from pbcompress.export.translation import output_of, translate
+from pbcompress.onnx_files.contents import FileFacts, facts_of
 from pbcompress.onnx_files.network import OnnxNetwork
 from pbcompress.onnx_files.session import CPU, check_providers
-from pbcompress.onnx_files.store import AXES, drafting, install, size_of
+from pbcompress.onnx_files.store import drafting, install, size_of
 from pbcompress.quantization.acceptance import Quantization, quantize_file, requested
 from pbcompress.quantization.precisions import Quantize
 from pbcompress.training.loop import evaluate
@@ -218,7 +209,7 @@ def export_onnx(
     if data is not None:
         others.append(_validation_inputs(network, data, task or Task()))
     names = (input_names, output_names)
-    writer = _Writer(inputs, others, names, opset, metadata or {}, providers)
+    writer = FileWriter(inputs, others, names, opset, metadata or {}, providers)
     with drafting(target) as draft:
         free, facts, parity = writer.write(network, draft, free, is_auto=dynamic == "auto")
         scores = _scores(network, inputs.call, draft, data, task or Task())
@@ -250,11 +241,6 @@ def _check_choices(opset: int, dynamic: Dynamic) -> None:
             f'dynamic={dynamic!r} was asked for; it is "batch", "auto", None, or a dict by '
             'forward\'s arguments such as {"x": {2: "height"}}.'
         )
-
-
-def _sizes_note(free: Sequence[FreeAxis]) -> dict[str, str]:
-    sizes = {axis.name: axis.size for axis in free if not axis.is_batch}
-    return {AXES: json.dumps(sizes)} if sizes else {}
 
 
 def _prepared(model: nn.Module, example_inputs: object) -> tuple[nn.Module, Inputs]:
@@ -319,85 +305,3 @@ def write_onnx(model: nn.Module, path: Path, example_inputs: object) -> None:
         is_free = False
     if not is_free:
         translate(network, inputs, path, [], opset=20)
-
-
-@dataclass(frozen=True)
-class _Writer:
-    """Writes files of one export, whose networks take the same inputs, and proves them."""
-
-    inputs: Inputs
-    others: Sequence[Inputs]
-    names: tuple[Sequence[str] | None, Sequence[str] | None]
-    opset: int
-    metadata: Mapping[str, str]
-    providers: Sequence[str]
-
-    def write(
-        self, network: nn.Module, file: Path, free: Sequence[FreeAxis], *, is_auto: bool = False
-    ) -> tuple[list[FreeAxis], FileFacts, Parity]:
-        """Write a file, and return its free axes, its outside and its proof."""
-        found = self._translated(network, file, free, is_auto=is_auto)
-        notes = {"pbcompress": version_of("pbcompress"), **_sizes_note(found), **self.metadata}
-        write_metadata(file, notes)
-        facts = facts_of(file)  # raises where it is no valid file
-        parity = prove(network, file, [self.inputs, *self.others], found, self.providers)
-        return found, facts, parity
-
-    def _translated(
-        self, network: nn.Module, file: Path, free: Sequence[FreeAxis], *, is_auto: bool
-    ) -> list[FreeAxis]:
-        """Write the graph, and return the axes that are free in it and in the network."""
-        inputs, (input_names, output_names) = self.inputs, self.names
-
-        def run(axes: Sequence[FreeAxis]) -> list[FreeAxis]:
-            return translate(
-                network,
-                inputs,
-                file,
-                axes,
-                opset=self.opset,
-                input_names=input_names,
-                output_names=output_names,
-            )
-
-        for axis in free if not is_auto else ():
-            if not axis.is_batch:
-                _check_runs(network, inputs, axis)
-        found = run(free)
-        if is_auto:
-            kept = [a for a in found if a.is_batch or _other_sizes(network, inputs, a)[0]]
-            if len(kept) < len(found):
-                found = run(kept)
-            return found
-        there = {place for axis in found for place in axis.places}
-        for axis in free:
-            if not there.issuperset(axis.places):
-                raise _fixed(inputs, axis, fixed_line(network, inputs, free, axis))
-        return found
-
-
-def _other_sizes(
-    network: nn.Module, inputs: Inputs, axis: FreeAxis
-) -> tuple[list[int], Exception | None]:
-    return other_sizes(lambda call: output_of(network, call), inputs.call, axis)
-
-
-def _check_runs(network: nn.Module, inputs: Inputs, axis: FreeAxis) -> None:
-    sizes, problem = _other_sizes(network, inputs, axis)
-    if not sizes and problem is not None:
-        line = f"{line_of(problem) or 'one of its layers'}: {first_line(problem)}"
-        raise _fixed(inputs, axis, line)
-
-
-def _fixed(inputs: Inputs, axis: FreeAxis, line: str) -> CompressionError:
-    where = " and ".join(f"axis {place} of {inputs.names[i]!r}" for i, place in axis.places)
-    what = (
-        "Pass dynamic=None if the batch size is fixed"
-        if axis.is_batch
-        else "Leave it out of dynamic"
-    )
-    return CompressionError(
-        f"{axis.name!r}, {where}, was to be free in the file, and the network fixes it at "
-        f"{axis.size}, at {line}. {what}, or let that line follow the shape of its input (no int() "
-        "or numbers in views; adaptive pooling)."
-    )
