@@ -28,7 +28,7 @@ from pbcompress.training.task import Data, Task
 
 __all__ = ["Quantization", "Request", "quantize_file", "requested", "way_named"]
 
-WAYS: dict[str, type[Int8 | Fp16]] = {way.precision: way for way in (Int8, Fp16)}
+WAYS: dict[str, type[Int8 | Fp16]] = {way.kind: way for way in (Int8, Fp16)}
 REFUSED = {"bf16": f"ONNX Runtime {version()} has no bfloat16 products on a CPU; fp16 is as small"}
 
 
@@ -265,7 +265,7 @@ class _Judge:
             "speed": speed < way.least_speedup,
         }
         return Quantization(
-            precision=way.precision,
+            precision=way.kind,
             accepted=not any(failed.values()),
             failures=tuple(guard for guard, is_failed in failed.items() if is_failed),
             metric_name=request.task.metric_name,

@@ -30,7 +30,7 @@ class Int8:
     max_drop: float = 0.005
     recover_epochs: int = 0
 
-    precision: ClassVar[Precision] = "int8"
+    kind: ClassVar[Precision] = "int8"
     least_speedup: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class Fp16:
 
     max_drop: float = 0.005
 
-    precision: ClassVar[Precision] = "fp16"
+    kind: ClassVar[Precision] = "fp16"
     least_speedup: ClassVar[float] = 0.5
 
     def __post_init__(self) -> None:

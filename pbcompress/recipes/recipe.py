@@ -206,7 +206,7 @@ def export_result(recipe: Recipe, result: CompressionResult) -> ExportReport:
     """Write ``RUN_DIR/model.int8.onnx`` as the table [export] says; no file if it is not taken."""
     assert recipe.export is not None
     data = load_data(recipe.data["build"], recipe.data.get("arguments", {}))
-    path = Path(recipe.run_dir) / f"model.{recipe.export.precision}.onnx"
+    path = Path(recipe.run_dir) / f"model.{recipe.export.kind}.onnx"
     report = result.export_onnx(path, data=data, quantize=recipe.export)
     if report.quantization and not report.quantization.accepted:
         path.unlink()  # it is the float32 one, which is there as model.onnx
