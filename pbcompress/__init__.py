@@ -34,6 +34,8 @@ from pbcompress.planning.width_plan import plan_widths as plan_widths
 from pbcompress.pruning.cuts import LayerCut as LayerCut
 from pbcompress.pruning.shrinking import shrink as shrink
 from pbcompress.pruning.shrinking import shrink_ as shrink_
+from pbcompress.quantization.precisions import Fp16 as Fp16
+from pbcompress.quantization.precisions import Int8 as Int8
 from pbcompress.recovery.initialization import initialize_candidates_ as initialize_candidates_
 from pbcompress.recovery.phase_cycles import Phase as Phase
 from pbcompress.recovery.phase_cycles import cycles as cycles

@@ -1,46 +1,29 @@
 """The path from a model to a smaller one, in one call."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pbcompress.comparison.intervals import Estimate
 from pbcompress.comparison.scoring import paired_change, split_of
 from pbcompress.config import Budget, CompressConfig
-from pbcompress.core.accepted_models import check_model
-from pbcompress.core.inputs import as_call, to_device
-from pbcompress.core.modules import copy_model
-from pbcompress.core.tensor_files import write_bytes
-from pbcompress.costs.measured import measure
-from pbcompress.dendrites.layer import dendrite_layers
-from pbcompress.errors import CompressionError, StateMismatchError
-from pbcompress.planning.importance import sample_for
-from pbcompress.planning.planner import resolve_target
-from pbcompress.planning.width_plan import WidthPlan, plan_widths
 from pbcompress.pruning.shrinking import shrink
-from pbcompress.recovery.checkpoint import Checkpoint
-from pbcompress.recovery.policy import is_better
-from pbcompress.recovery.recover import recover_
-from pbcompress.recovery.trial import remainder_of, trial_of
 from pbcompress.result import CompressionResult
+from pbcompress.runs.contender_training import (
+    ContenderTraining,
+    plan_with_dendrites,
+    plan_without_dendrites,
+)
 from pbcompress.runs.contenders import Contender, Score
-from pbcompress.runs.deployment import deploy, file_notes
-from pbcompress.runs.finished_run import read_facts
-from pbcompress.runs.run_state import STATE_FILE
-from pbcompress.training.batch_statistics import reestimate_batchnorm_
+from pbcompress.runs.deployment import Deployment, deploy, file_notes
+from pbcompress.runs.job import Job, check_job
+from pbcompress.runs.race import Outcome, race
 from pbcompress.training.callbacks import Callback
-from pbcompress.training.engine import choose_device, world_size
-from pbcompress.training.history import History
-from pbcompress.training.loop import evaluate
 from pbcompress.training.progress import ProgressBar
-from pbcompress.training.task import Data, Task, check_data, inputs_of
+from pbcompress.training.task import Data, Task
 
 __all__ = ["compress"]
 
@@ -101,303 +84,107 @@ def compress(
         >>> result.cost_after.params <= 353
         True
     """
-    job = _Job(
-        model, target_params, example_inputs, data, task, config, device, seed, run_dir, callbacks
+    job = check_job(
+        model,
+        target_params,
+        example_inputs=example_inputs,
+        data=data,
+        task=task or Task(),
+        config=config or CompressConfig(),
+        device=device,
+        seed=seed,
+        run_dir=run_dir,
     )
-    if progress and data is not None:
-        job.callbacks = (*job.callbacks, ProgressBar())
-    return job.shrink_only() if data is None else job.shrink_and_recover(data, control)
+    if job.experiment is None:
+        return _finished(job, _shrunk(job), None)
+    told = (*callbacks, ProgressBar()) if progress else tuple(callbacks)
+    training = ContenderTraining(job, job.experiment, told)
+    before = training.score(job.original)
+    return _finished(job, _trained(training, control=control), before)
 
 
-class _Way(NamedTuple):
-    """A network to make: its name in the history, its configuration and its widths."""
-
-    name: str
-    config: CompressConfig
-    plan: WidthPlan
-
-
-class _Job:
-    """One call of `compress`, checked before anything changes."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        target_params: float | Budget,
-        example_inputs: object,
-        data: Data | None,
-        task: Task | None,
-        config: CompressConfig | None,
-        device: str | torch.device | None,
-        seed: int,
-        run_dir: str | Path | None,
-        callbacks: Sequence[Callback],
-    ) -> None:
-        if example_inputs is None and data is None:
-            raise CompressionError(
-                "compress(model, target) does not know what goes into the model. Call "
-                "compress(model, target, example_inputs=torch.zeros(1, 3, 32, 32)) with inputs of "
-                "your model, or pass data=pb.Data(train=..., val=...)."
-            )
-        if world_size() > 1:
-            raise CompressionError(
-                f"compress was called in one of {world_size()} processes; it plans, compares and "
-                "writes files in one. Call shrink before torchrun, and recover_ in its processes."
-            )
-        check_model(model)
-        self.config, self.task, self.seed = config or CompressConfig(), task or Task(), seed
-        self.data, self.target, self.callbacks = data, target_params, tuple(callbacks)
-        sample_for(self.config.width, data, self.task, seed)  # raises where data are missing
-        self.device = choose_device(device)
-        self.original = copy_model(model).to(self.device).eval()
-        if data is not None:
-            check_data(data, self.task, self.original, self.device)
-        if example_inputs is not None:
-            self.call = to_device(as_call(example_inputs), self.device)
-        else:
-            assert data is not None
-            self.call = inputs_of(data, self.task, self.original, self.device)
-        self.cost_before = measure(self.original, self._inputs())
-        self.bound = resolve_target(target_params, self.cost_before)[0]
-        self.run_dir = Path(run_dir) if run_dir is not None else None
-        self.fingerprint = self._fingerprint()
-        if self.run_dir is not None:
-            _check_run_dir(self.run_dir, self.fingerprint)
-
-    def _inputs(self) -> object:
-        args, kwargs = self.call
-        if kwargs and args:
-            raise CompressionError(
-                "Task.forward calls the model with positional and named inputs at once. Pass "
-                "example_inputs as a tuple or a dict."
-            )
-        return kwargs or args
-
-    def _fingerprint(self) -> str:
-        """Identify what decides the outcome: weights, target, configuration, seed and task."""
-        digest = hashlib.sha256()
-        for name, tensor in self.original.state_dict().items():
-            digest.update(name.encode())
-            if isinstance(tensor, Tensor):
-                digest.update(str(tensor.dtype).encode() + str(tuple(tensor.shape)).encode())
-                flat = tensor.detach().cpu().contiguous().reshape(-1)
-                digest.update(flat.view(torch.uint8).numpy().tobytes())
-        target = self.target.to_dict() if isinstance(self.target, Budget) else self.target
-        choices = [self.config.to_dict(), target, self.seed, self.task.metric_name]
-        digest.update(json.dumps(choices, sort_keys=True).encode())
-        return digest.hexdigest()
-
-    def _plan(self, stage: str, config: CompressConfig) -> WidthPlan:
-        """Return the plan of an arm; a run that goes on takes the one that it began with."""
-        path = None
-        if self.run_dir is not None:
-            path = self.run_dir / "checkpoints" / f"{stage}-{self.fingerprint[:16]}.plan.json"
-            if path.is_file():
-                return WidthPlan.from_json(path.read_text())
-        plan = plan_widths(
-            self.original,
-            self._inputs(),
-            self.target,
-            config=config,
-            data=self.data,
-            task=self.task,
-            seed=self.seed,
-        )
-        if path is not None:
-            write_bytes(path, plan.to_json().encode())
-        return plan
-
-    # --- the two ways ---------------------------------------------------------------------------
-
-    def shrink_only(self) -> CompressionResult:
-        """Shrink without training."""
-        note = "No data was given: the network was only shrunk, and its accuracy was not recovered."
-        logger.warning(note)
-        plan = self._plan("width", _without_dendrites(self.config))
-        arm = Contender(
-            "width", shrink(self.original, plan).eval(), plan, plan.cost_after, None, None, 0
-        )
-        return self._finish(arm, None, None, History(), note)
-
-    def shrink_and_recover(self, data: Data, control: bool) -> CompressionResult:
-        """Train the arms, choose by validation, and score the test split once each."""
-        before = self._score(self.original, data)
-        grown = self._grown_way()
-        other: Contender | None = None
-        if grown is None:
-            chosen, note = self._train(self._wide_way(), data), self._why_width_alone()
-        elif self.config.dendrites.share == "auto":
-            chosen, other, note = self._race(grown, self._wide_way(), data, control)
-        else:
-            chosen, note = self._train(grown, data), "One network was trained: dendrites."
-            if control or not chosen.sets:
-                other = self._train(self._wide_way(), data, lengths=chosen.phase_lengths)
-                note = "The share of the dendrites was given; width alone is the control."
-            if other and not chosen.sets:
-                chosen, other = other, chosen
-                note = "No dendrite set helped on validation: the result is width alone."
-        history = History.joined([arm.history for arm in (chosen, other) if arm and arm.history])
-        return self._finish(chosen, other, before, history, note)
-
-    def _way(self, name: str, config: CompressConfig) -> _Way:
-        return _Way(name, config, self._plan(name, config))
-
-    def _wide_way(self) -> _Way:
-        return self._way("width", _without_dendrites(self.config))
-
-    def _grown_way(self) -> _Way | None:
-        dendrites = self.config.dendrites
-        if not dendrites.max_sets or dendrites.share == 0:
-            return None
-        share = 1.0 if dendrites.share == "auto" else dendrites.share
-        config = replace(self.config, dendrites=replace(dendrites, share=share))
-        way = self._way("dendrites", config)
-        return way if way.plan.grow else None
-
-    def _why_width_alone(self) -> str:
-        dendrites = self.config.dendrites
-        why = "no dendrites were asked for"
-        if dendrites.max_sets and dendrites.share != 0:
-            why = "the target has no room for a set of dendrites"
-            if dendrites.max_price is not None:
-                why += f" that cost at most {dendrites.max_price:g} of a neuron each"
-        return f"One network was trained, width alone, for {why}."
-
-    def _race(
-        self, grown: _Way, wide: _Way, data: Data, control: bool
-    ) -> tuple[Contender, Contender, str]:
-        """Return the network that validation favours after a trial of both, and the other one."""
-        small = grown._replace(config=trial_of(grown.config))
-        first = self._train(small, data, part="-trial")
-        second = self._train(wide, data, part="-trial", lengths=first.phase_lengths)
-        assert first.score is not None
-        assert second.score is not None
-        of_grown, of_wide = (self.task.score(score.val) for score in (first.score, second.score))
-        is_grown = is_better(of_grown, of_wide, 0, self.config.recovery)
-        epochs = sum(first.phase_lengths)
-
-        def train_on(way: _Way, arm: Contender) -> Contender:
-            rest = remainder_of(grown.config, 2 * epochs, arm.sets)
-            return self._train(way._replace(config=rest), data, start=arm)
-
-        ways = [(grown, first), (wide, second)]
-        winner, loser = ways if is_grown else ways[::-1]
-        chosen = train_on(*winner)
-        note = (
-            f"After a trial of {epochs} epochs each, {self.task.metric_name} on validation was "
-            f"{first.score.val:.4f} with dendrites and {second.score.val:.4f} by width alone, so "
-            f"{'dendrites' if is_grown else 'width alone'} had the rest of the training."
-        )
-        return chosen, train_on(*loser) if control else loser[1], note
-
-    def _train(
-        self,
-        way: _Way,
-        data: Data,
-        *,
-        part: str = "",
-        lengths: Sequence[int] | None = None,
-        start: Contender | None = None,
-    ) -> Contender:
-        """Train a network of a plan, or train one on after its trial."""
-        if start is None:
-            network = shrink(self.original, way.plan)
-            reestimate_batchnorm_(network, data, self.task, seed=self.seed)
-        else:
-            network = copy_model(start.network)
-        checkpoint = None
-        if self.run_dir is not None:
-            path = self.run_dir / "checkpoints" / f"{way.name}{part}.safetensors"
-            checkpoint = Checkpoint(path, self.fingerprint)
-        history = recover_(
-            network,
-            data,
-            self.task,
-            config=way.config,
-            seed=self.seed + (start is not None),  # other batches than those of the trial
-            callbacks=self.callbacks,
-            stage=way.name,
-            layers=way.plan.grow or None,
-            lengths=lengths,
-            checkpoint=checkpoint,
-            teacher=self.original,
-        )
-        trial = None
-        if start is not None and start.history and start.score:
-            history, trial = History.joined([start.history, history]), start.score.val
-        sets = max((layer.num_sets for layer in dendrite_layers(network).values()), default=0)
-        score = self._score(network, replace(data, test=None) if part else data)
-        cost = measure(network, self._inputs())
-        return Contender(way.name, network, way.plan, cost, score, history, sets, trial)
-
-    def _score(self, network: nn.Module, data: Data) -> Score:
-        value, samples = evaluate(network, data.val, self.task)
-        if data.test is None:
-            return Score(value, samples)
-        return Score(value, samples, *evaluate(network, data.test, self.task))
-
-    def _finish(
-        self,
-        chosen: Contender,
-        other: Contender | None,
-        before: Score | None,
-        history: History,
-        note: str,
-    ) -> CompressionResult:
-        if chosen.cost.params > self.bound:
-            raise AssertionError(f"result has {chosen.cost.params} parameters of {self.bound}")
-        deployment = self._deploy(chosen) if self.config.deploy else None
-        result = CompressionResult(
-            cost_before=self.cost_before,
-            target_params=self.bound,
-            score_before=before,
-            chosen=chosen,
-            other=other,
-            deployment=deployment,
-            history=history,
-            config=self.config,
-            task=self.task,
-            seed=self.seed,
-            note=note,
-            example_inputs=self._inputs(),
-            fingerprint=self.fingerprint,
-            over_control=self._over_control(chosen, other),
-        )
-        if self.run_dir is not None:
-            result.save(self.run_dir)
-            result.write_reports(self.run_dir)
-        return result
-
-    def _over_control(self, chosen: Contender, other: Contender | None) -> Estimate | None:
-        if other is None or (other.trial is None and chosen.trial is not None):
-            return None  # what lost a trial was trained no further
-        assert chosen.score is not None
-        assert other.score is not None
-        return paired_change(
-            (other.network, chosen.network),
-            (other.name, chosen.name),
-            split_of(self.data),
-            self.task,
-            (other.score.shown, chosen.score.shown),
-        )
-
-    def _deploy(self, chosen: Contender) -> Any:
-        path = self.run_dir / "model.onnx" if self.run_dir else None
-        notes = file_notes(chosen.cost, chosen.plan, self.fingerprint, self.task, chosen.score)
-        inputs = self._inputs()
-        return deploy(self.original, chosen.network, inputs, path, self.data, self.task, notes)
+def _shrunk(job: Job) -> Outcome:
+    """Shrink without training."""
+    note = "No data was given: the network was only shrunk, and its accuracy was not recovered."
+    logger.warning(note)
+    plan = plan_without_dendrites(job).plan
+    network = shrink(job.original, plan).eval()
+    return Outcome(Contender("width", network, plan, plan.cost_after, None, None, 0), None, note)
 
 
-def _without_dendrites(config: CompressConfig) -> CompressConfig:
-    return replace(config, dendrites=replace(config.dendrites, max_sets=0))
+def _trained(training: ContenderTraining, *, control: bool) -> Outcome:
+    """Plan and train the networks that the configuration asks for; validation decides."""
+    job = training.job
+    grown = plan_with_dendrites(job)
+    if grown is None:
+        contender = training.train(plan_without_dendrites(job))
+        return Outcome(contender, None, _why_width_alone(job.config))
+    if job.config.dendrites.share == "auto":
+        return race(training, grown, plan_without_dendrites(job), control=control)
+    chosen = training.train(grown)
+    if chosen.sets and not control:
+        return Outcome(chosen, None, "One network was trained: dendrites.")
+    other = training.train(plan_without_dendrites(job), lengths=chosen.phase_lengths)
+    if chosen.sets:
+        note = "The share of the dendrites was given; width alone is the control."
+        return Outcome(chosen, other, note)
+    note = "No dendrite set helped on validation: the result is width alone."
+    return Outcome(other, chosen, note)
 
 
-def _check_run_dir(folder: Path, fingerprint: str) -> None:
-    if (folder / STATE_FILE).is_file() and read_facts(folder).fingerprint != fingerprint:
-        raise StateMismatchError(
-            f"{folder} holds a run of another model, target, configuration or seed. Choose another "
-            "run_dir, or delete this one."
-        )
-    probe = folder / ".writable"
-    write_bytes(probe, b"")
-    probe.unlink()
+def _why_width_alone(config: CompressConfig) -> str:
+    dendrites = config.dendrites
+    why = "no dendrites were asked for"
+    if dendrites.max_sets and dendrites.share != 0:
+        why = "the target has no room for a set of dendrites"
+        if dendrites.max_price is not None:
+            why += f" that cost at most {dendrites.max_price:g} of a neuron each"
+    return f"One network was trained, width alone, for {why}."
+
+
+def _finished(job: Job, outcome: Outcome, before: Score | None) -> CompressionResult:
+    """Measure the result as it ships, and write it into the folder of the run."""
+    chosen = outcome.chosen
+    if chosen.cost.params > job.bound:
+        raise AssertionError(f"result has {chosen.cost.params} parameters of {job.bound}")
+    result = CompressionResult(
+        cost_before=job.cost_before,
+        target_params=job.bound,
+        score_before=before,
+        chosen=chosen,
+        other=outcome.other,
+        deployment=_deployed(job, chosen) if job.config.deploy else None,
+        history=outcome.history,
+        config=job.config,
+        task=job.task,
+        seed=job.seed,
+        note=outcome.note,
+        example_inputs=job.inputs.example_inputs,
+        fingerprint=job.fingerprint,
+        over_control=_over_control(job, chosen, outcome.other),
+    )
+    if job.run_dir is not None:
+        result.save(job.run_dir)
+        result.write_reports(job.run_dir)
+    return result
+
+
+def _deployed(job: Job, chosen: Contender) -> Deployment | str:
+    path = job.run_dir / "model.onnx" if job.run_dir else None
+    notes = file_notes(chosen.cost, chosen.plan, job.fingerprint, job.task, chosen.score)
+    return deploy(job.original, chosen.network, job.inputs, path, job.data, job.task, notes)
+
+
+def _over_control(job: Job, chosen: Contender, other: Contender | None) -> Estimate | None:
+    """Return how much better the result is than its control, where one was trained to the end."""
+    if other is None or (other.trial is None and chosen.trial is not None):
+        return None  # what lost a trial was trained no further
+    assert chosen.score is not None
+    assert other.score is not None
+    return paired_change(
+        (other.network, chosen.network),
+        (other.name, chosen.name),
+        split_of(job.data),
+        job.task,
+        (other.score.shown, chosen.score.shown),
+    )

@@ -353,7 +353,7 @@ def test_a_run_that_goes_on_takes_the_plans_that_it_began_with(tmp_path, monkeyp
     def again(*_, **__):
         raise AssertionError("it was planned again")
 
-    monkeypatch.setattr("pbcompress.pipeline.plan_widths", again)
+    monkeypatch.setattr("pbcompress.runs.contender_training.make_plan", again)
     second = pb.compress(make_network(), 0.4, **options)
     assert second.plan == first.plan
     assert all(torch.equal(v, weights(second.model)[k]) for k, v in weights(first.model).items())

@@ -16,6 +16,7 @@ from pbcompress.cli.packaging import add_package
 from pbcompress.errors import CompressionError
 
 if TYPE_CHECKING:
+    from pbcompress.quantization.precisions import Fp16, Int8
     from pbcompress.recipes.recipe import Recipe
     from pbcompress.result import CompressionResult
 
@@ -216,13 +217,11 @@ def _add_outputs(commands: Any) -> None:
     export.add_argument(
         "--max-drop",
         type=float,
-        default=0.005,
         help="how much worse the validation metric may be (default: 0.005)",
     )
     export.add_argument(
         "--recover-epochs",
         type=int,
-        default=0,
         help="epochs of training under rounding where int8 does not pass (default: 0)",
     )
     export.set_defaults(run=_export)
@@ -306,7 +305,6 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from pbcompress.export.free_axes import Dynamic
     from pbcompress.export.fusion import fuse
     from pbcompress.export.onnx_export import export_onnx
     from pbcompress.onnx_files.contents import metadata_of
@@ -321,7 +319,6 @@ def _export(arguments: argparse.Namespace) -> None:
     tensors = inputs_of(arguments)
     named = not all(name.isdigit() for name in shapes)
     inputs: object = dict(zip(shapes, tensors, strict=True)) if named else tensors
-    dynamic: Dynamic = "auto" if arguments.dynamic else None
     own = Path(arguments.run_dir) / "model.onnx"
     notes = metadata_of(own) if own.is_file() else {}
     report = export_onnx(
@@ -329,15 +326,29 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.output,
         inputs,
         opset=arguments.opset,
-        dynamic=dynamic,
-        quantize=arguments.quantize,
+        dynamic="auto" if arguments.dynamic else "batch",
+        quantize=_way_of(arguments),
         data=load_data(arguments.data, {}) if arguments.data else None,
         task=load_task(arguments.task) if arguments.task else None,
-        max_drop=arguments.max_drop,
-        recover_epochs=arguments.recover_epochs,
         metadata={name: text for name, text in notes.items() if name not in ("pbcompress", AXES)},
     )
     print(report)
+
+
+def _way_of(arguments: argparse.Namespace) -> "Int8 | Fp16 | None":
+    """Return the way of quantising that was asked for, with the choices that were given."""
+    from pbcompress.quantization.acceptance import way_named
+
+    given = {name: getattr(arguments, name) for name in ("max_drop", "recover_epochs")}
+    choices = {name: value for name, value in given.items() if value is not None}
+    if arguments.quantize is not None:
+        return way_named(arguments.quantize, choices)
+    if choices:
+        raise CompressionError(
+            f"--{next(iter(choices)).replace('_', '-')} was given without --quantize. Say which "
+            "bits it is for: --quantize int8 or fp16."
+        )
+    return None
 
 
 def _bench(arguments: argparse.Namespace) -> None:

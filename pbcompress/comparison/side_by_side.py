@@ -123,7 +123,7 @@ def _contender(model: Given, draft: Path, example_inputs: object) -> _Contender:
     except ExportMismatchError:
         raise
     except CompressionError:  # its batch size may be fixed
-        export_onnx(frozen, draft, example_inputs, dynamic_batch=False)
+        export_onnx(frozen, draft, example_inputs, dynamic=None)
     cost = measure(model, example_inputs)
     return _Contender(type(model).__name__, draft, Session(draft), copy_model(model).eval(), cost)
 
@@ -165,7 +165,7 @@ def _sides(contenders: Sequence[_Contender], tensors: Sequence[Tensor]) -> list[
         raise CompressionError(
             f"The networks run on the example inputs, and one of them not on a single sample, "
             f"shapes {shapes}: {first_line(err)}. Give example inputs of one sample, or export it "
-            "with dynamic_batch=False."
+            "with dynamic=None."
         ) from err
     memories = [peak_memory(c.file, feed) for c, feed in zip(contenders, feeds, strict=True)]
     return [_side(*parts) for parts in zip(contenders, latencies, memories, strict=True)]

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +13,50 @@ from pbcompress.errors import CompressionError
 
 __all__ = ["Call", "as_call", "map_tensors", "single_sample", "tensors_of", "to_device"]
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 _CACHES = ("transformers.cache_utils",)
 
 
+class Call(NamedTuple):
+    """The inputs of one forward pass, as the network is called with them.
+
+    Attributes:
+        args: Positional ones.
+        kwargs: Named ones.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def example_inputs(self) -> tuple[Any, ...] | dict[str, Any]:
+        """The same as a user gives them: a tuple, or a dict where they are named.
+
+        Raises:
+            CompressionError: Some are positional and some are named.
+        """
+        if self.args and self.kwargs:
+            raise CompressionError(
+                "Task.forward calls the model with positional and named inputs at once. Pass "
+                "example_inputs as a tuple or a dict."
+            )
+        return self.kwargs or self.args
+
+
 def as_call(example_inputs: object) -> Call:
-    """Return ``(args, kwargs)`` of one forward pass from a tensor, a tuple or list, or a dict.
+    """Return the call that a tensor, a tuple or list, or a dict stands for; a `Call` is one.
 
     Example:
         >>> as_call({"x": 1})
-        ((), {'x': 1})
+        Call(args=(), kwargs={'x': 1})
     """
+    if isinstance(example_inputs, Call):
+        return example_inputs
     if isinstance(example_inputs, Tensor):
-        return (example_inputs,), {}
+        return Call((example_inputs,), {})
     if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
+        return Call((), dict(example_inputs))
     if isinstance(example_inputs, tuple | list):
-        return tuple(example_inputs), {}
+        return Call(tuple(example_inputs), {})
     raise CompressionError(
         "example_inputs must be the inputs of one forward pass: a tensor, a tuple of positional "
         f"or a dict of named inputs. Found {type(example_inputs).__name__}."
@@ -49,8 +76,8 @@ def map_tensors(call: Call, change: Callable[[Tensor], Tensor]) -> Call:
             object.__setattr__(other, name, tree_map(changed, value))  # it may be frozen
         return other
 
-    args, kwargs = tree_map(changed, call)
-    return args, kwargs
+    args, kwargs = tree_map(changed, tuple(call))
+    return Call(args, kwargs)
 
 
 def tensors_of(values: object) -> list[Tensor]:

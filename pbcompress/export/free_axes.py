@@ -25,7 +25,8 @@ __all__ = [
     "resized",
 ]
 
-Dynamic = Mapping[str, Mapping[int, str]] | Literal["auto"] | None
+Axes = Mapping[int, str | None]  # None: this axis is fixed
+Dynamic = Mapping[str, Axes] | Literal["batch", "auto"] | None
 BATCH = "batch"
 
 
@@ -73,7 +74,7 @@ class Inputs:
                 f"The example inputs were bound to forward{inspect.signature(network.forward)}: "
                 f"{err}. Give a tuple in this order, or a dict with these names."
             ) from err
-        self.call: Call = (bound.args, bound.kwargs)
+        self.call = Call(bound.args, bound.kwargs)
         self.arguments: dict[str, Any] = dict(bound.arguments)
         self.tensors = tensors_of(self.call)
         self.names = leaf_names(self.arguments) or [f"x{i}" for i in range(len(self.tensors))]
@@ -84,13 +85,18 @@ class Inputs:
         places = [(i, 0) for i, t in enumerate(self.tensors) if t.dim() and len(t) == size]
         return FreeAxis(BATCH, size, tuple(places), is_batch=True)
 
-    def free(self, dynamic: Dynamic, *, dynamic_batch: bool) -> list[FreeAxis]:
+    def free(self, dynamic: Dynamic) -> list[FreeAxis]:
         """Return the axes that were asked for, the batch first where it is free.
+
+        Args:
+            dynamic: See `export_onnx`.
 
         Raises:
             CompressionError: There is no such argument or axis, or one name is for two sizes.
         """
-        batch = [self.batch()] if dynamic_batch and self.batch().places else []
+        batch = [self.batch()] if dynamic is not None and self.batch().places else []
+        if dynamic is None or dynamic == "batch":
+            return batch
         if dynamic == "auto":
             taken = {place for axis in batch for place in axis.places}
             return batch + [
@@ -100,9 +106,15 @@ class Inputs:
                 if size > 1 and (i, axis) not in taken
             ]
         named: dict[str, list[tuple[int, int]]] = {}
-        for argument, axes in (dynamic or {}).items():
+        fixed: set[tuple[int, int]] = set()
+        for argument, axes in dynamic.items():
             for axis, name in self._checked(argument, axes).items():
-                named.setdefault(name, []).extend(self._places(argument, axis))
+                places = self._places(argument, axis)
+                if name is None:
+                    fixed.update(places)
+                else:
+                    named.setdefault(name, []).extend(places)
+        batch = [axis for axis in batch if fixed.isdisjoint(axis.places)]
         if batch:
             ours = set(batch[0].places)
             own = [name for name, places in named.items() if ours & set(places)]
@@ -110,14 +122,14 @@ class Inputs:
             batch = [replace(batch[0], name=own[0] if own else BATCH)]
         return batch + [self._axis(name, places) for name, places in named.items() if places]
 
-    def _checked(self, argument: str, axes: object) -> Mapping[int, str]:
+    def _checked(self, argument: str, axes: object) -> Axes:
         if argument not in self.arguments:
             raise CompressionError(
                 f"dynamic names {argument!r}, and forward was called with "
                 f"{', '.join(self.arguments)}. Use the names of forward's arguments."
             )
         is_right = isinstance(axes, Mapping) and all(
-            isinstance(axis, int) and isinstance(name, str) for axis, name in axes.items()
+            isinstance(axis, int) and isinstance(name, str | None) for axis, name in axes.items()
         )
         if not is_right:
             raise CompressionError(

@@ -1,6 +1,5 @@
 """Export to ONNX; `parity` proves that the file computes what the network computes."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,24 +11,17 @@ from torch import nn
 
 from pbcompress.core.inputs import Call, as_call, to_device
 from pbcompress.core.modules import copy_model, device_of
-from pbcompress.core.source_lines import line_of
-from pbcompress.core.versions import version_of
 from pbcompress.errors import CompressionError, first_line
-from pbcompress.export.free_axes import (
-    Dynamic,
-    FreeAxis,
-    Inputs,
-    check_samples,
-    name_arguments_,
-    other_sizes,
-)
-from pbcompress.export.parity import Parity, prove
-from pbcompress.export.translation import fixed_line, output_of, translate
-from pbcompress.onnx_files.contents import FileFacts, facts_of, write_metadata
+from pbcompress.export.file_writer import FileWriter
+from pbcompress.export.free_axes import Dynamic, Inputs, check_samples, name_arguments_
+from pbcompress.export.parity import Parity
+from pbcompress.export.translation import output_of, translate
+from pbcompress.onnx_files.contents import FileFacts, facts_of
 from pbcompress.onnx_files.network import OnnxNetwork
 from pbcompress.onnx_files.session import CPU, check_providers
-from pbcompress.onnx_files.store import AXES, drafting, install, size_of
-from pbcompress.quantization.acceptance import Precision, Quantization, quantize_file, requested
+from pbcompress.onnx_files.store import drafting, install, size_of
+from pbcompress.quantization.acceptance import Quantization, quantize_file, requested
+from pbcompress.quantization.precisions import Quantize
 from pbcompress.training.loop import evaluate
 from pbcompress.training.task import Data, Task, inputs_of
 
@@ -39,13 +31,14 @@ OPSETS = range(18, 26)
 
 
 @dataclass(frozen=True)
-class ExportReport(FileFacts, Parity):
+class ExportReport:
     """What was exported and how it was proven.
 
+    What is known of the file and of the proof is there by name too: ``report.max_difference``.
+
     Attributes:
-        opset, input_names, output_names, operations: Of the file; see `FileFacts`.
-        max_difference, max_relative, file_error, torch_error, agreement, batch_sizes, axis_sizes,
-            checks: How far it is from the network, over all runs; see `Parity`.
+        file: The outside of the file.
+        parity: How far it is from the network, over all runs.
         path: The ONNX file.
         file_bytes: Size of the file.
         metric_name: Of the task, where data was given.
@@ -55,6 +48,8 @@ class ExportReport(FileFacts, Parity):
             the file that was written, the differences those of its float32 form.
     """
 
+    file: FileFacts
+    parity: Parity
     path: str
     file_bytes: int
     metric_name: str = ""
@@ -76,9 +71,70 @@ class ExportReport(FileFacts, Parity):
             f"{self.max_difference:.2e} over {self.checks} runs at batch sizes {sizes}{score}{int8}"
         )
 
+    @property
+    def opset(self) -> int:
+        """Operator set of the file."""
+        return self.file.opset
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Inputs of the file."""
+        return self.file.input_names
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Outputs of the file."""
+        return self.file.output_names
+
+    @property
+    def operations(self) -> Mapping[str, int]:
+        """Number of nodes by operation."""
+        return self.file.operations
+
+    @property
+    def max_difference(self) -> float:
+        """Largest absolute difference of an output from torch in float32."""
+        return self.parity.max_difference
+
+    @property
+    def max_relative(self) -> float:
+        """The same, relative to the largest output magnitude of its run."""
+        return self.parity.max_relative
+
+    @property
+    def file_error(self) -> float | None:
+        """Largest relative difference from torch in float64, where that runs."""
+        return self.parity.file_error
+
+    @property
+    def torch_error(self) -> float | None:
+        """The same of torch in float32."""
+        return self.parity.torch_error
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of samples with the same highest output, where there are classes."""
+        return self.parity.agreement
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Batch sizes that were run."""
+        return self.parity.batch_sizes
+
+    @property
+    def axis_sizes(self) -> Mapping[str, tuple[int, ...]]:
+        """Sizes of every other free axis that were run."""
+        return self.parity.axis_sizes
+
+    @property
+    def checks(self) -> int:
+        """Forward passes compared."""
+        return self.parity.checks
+
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON data."""
-        return asdict(self)
+        """Return JSON data, in which what is known of file and proof has its own names."""
+        data = asdict(self)
+        return {**data.pop("parity"), **data.pop("file"), **data}
 
 
 def export_onnx(
@@ -86,14 +142,11 @@ def export_onnx(
     path: str | Path,
     example_inputs: object,
     *,
-    quantize: Precision | None = None,
+    quantize: Quantize = None,
     data: Data | None = None,
     task: Task | None = None,
-    max_drop: float = 0.005,
-    recover_epochs: int = 0,
     opset: int = 20,
-    dynamic_batch: bool = True,
-    dynamic: Dynamic = None,
+    dynamic: Dynamic = "batch",
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     samples: Sequence[object] = (),
@@ -111,20 +164,16 @@ def export_onnx(
         model: Usually from `fuse`; exported as a copy in eval mode on the CPU.
         path: The file to write; weights of more than 2 GB go into ``path.data`` beside it.
         example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
-        quantize: "int8": write the file in 8 bits if that is smaller, within ``max_drop`` and not
-            slower on this machine. "fp16": in 16 bits if that is smaller, within ``max_drop`` and
-            at least half as fast; CPUs compute it in float32. Else the file is float32, and
+        quantize: `Int8` or `Fp16`: write fewer bits if the file is then smaller, as good and fast
+            enough; "int8" and "fp16" are these with their defaults. Else the file is float32, and
             ``report.quantization`` says which of these failed.
         data: ``val`` is scored by torch and by the file. For fewer bits, ``train`` calibrates.
         task: The metric; None is classification.
-        max_drop: For fewer bits: how much worse the validation metric may be, absolute, at least 0.
-        recover_epochs: For int8: where it does not pass, a copy is trained for so many epochs on
-            ``data.train`` with rounded weights and values, and tried again.
         opset: ONNX operator set, 18 to 25.
-        dynamic_batch: Whether the file takes any batch size.
-        dynamic: Further axes of any size, by forward's arguments:
-            ``{"x": {2: "height", 3: "width"}}``; one name at two places is one size. "auto": all
-            that the network allows.
+        dynamic: Which axes may have any size. "batch": the batch; "auto": all that the network
+            allows; None: none. A dict names further axes than the batch by forward's arguments:
+            ``{"x": {2: "height", 3: "width"}}``; one name at two places is one size, and None in
+            place of a name fixes the axis, the batch's too.
         input_names: Names in the file; None: those of forward's arguments.
         output_names: The same; None: the keys of a dict, "output" or "output_0" and so on.
         samples: Further inputs to compare on, e.g. real batches.
@@ -149,18 +198,18 @@ def export_onnx(
         >>> report.operations["Gemm"], report.batch_sizes
         (1, (1, 2, 5, 64))
     """
-    request = requested(quantize, data, task, max_drop, recover_epochs)
+    request = requested(quantize, data, task)
     _check_choices(opset, dynamic)
     check_providers(providers)
     target = Path(path)
     network, inputs = _prepared(model, example_inputs)
     others = [_inputs(network, sample) for sample in samples]
-    free = inputs.free(dynamic, dynamic_batch=dynamic_batch)
+    free = inputs.free(dynamic)
     check_samples(inputs, others, free)
     if data is not None:
         others.append(_validation_inputs(network, data, task or Task()))
     names = (input_names, output_names)
-    writer = _Writer(inputs, others, names, opset, metadata or {}, providers)
+    writer = FileWriter(inputs, others, names, opset, metadata or {}, providers)
     with drafting(target) as draft:
         free, facts, parity = writer.write(network, draft, free, is_auto=dynamic == "auto")
         scores = _scores(network, inputs.call, draft, data, task or Task())
@@ -173,10 +222,10 @@ def export_onnx(
             facts = facts_of(draft)
         install(draft, target)
     return ExportReport(
+        file=facts,
+        parity=parity,
         path=str(target),
         file_bytes=size_of(target),
-        **vars(facts),
-        **vars(parity),
         **scores,
         quantization=quantization,
     )
@@ -187,16 +236,11 @@ def _check_choices(opset: int, dynamic: Dynamic) -> None:
         raise CompressionError(
             f"opset={opset} was asked for; this version writes {OPSETS[0]} to {OPSETS[-1]}."
         )
-    if dynamic is not None and dynamic != "auto" and not isinstance(dynamic, Mapping):
+    if dynamic not in ("batch", "auto", None) and not isinstance(dynamic, Mapping):
         raise CompressionError(
-            f'dynamic={dynamic!r} was asked for; it is "auto", or a dict by forward\'s arguments '
-            'such as {"x": {2: "height"}}.'
+            f'dynamic={dynamic!r} was asked for; it is "batch", "auto", None, or a dict by '
+            'forward\'s arguments such as {"x": {2: "height"}}.'
         )
-
-
-def _sizes_note(free: Sequence[FreeAxis]) -> dict[str, str]:
-    sizes = {axis.name: axis.size for axis in free if not axis.is_batch}
-    return {AXES: json.dumps(sizes)} if sizes else {}
 
 
 def _prepared(model: nn.Module, example_inputs: object) -> tuple[nn.Module, Inputs]:
@@ -255,92 +299,9 @@ def write_onnx(model: nn.Module, path: Path, example_inputs: object) -> None:
         CompressionError: The network cannot be exported.
     """
     network, inputs = _prepared(model, example_inputs)
-    batch = inputs.free(None, dynamic_batch=True)
     try:
-        is_free = bool(translate(network, inputs, path, batch, opset=20))
+        is_free = bool(translate(network, inputs, path, inputs.free("batch"), opset=20))
     except CompressionError:
         is_free = False
     if not is_free:
         translate(network, inputs, path, [], opset=20)
-
-
-@dataclass(frozen=True)
-class _Writer:
-    """Writes files of one export, whose networks take the same inputs, and proves them."""
-
-    inputs: Inputs
-    others: Sequence[Inputs]
-    names: tuple[Sequence[str] | None, Sequence[str] | None]
-    opset: int
-    metadata: Mapping[str, str]
-    providers: Sequence[str]
-
-    def write(
-        self, network: nn.Module, file: Path, free: Sequence[FreeAxis], *, is_auto: bool = False
-    ) -> tuple[list[FreeAxis], FileFacts, Parity]:
-        """Write a file, and return its free axes, its outside and its proof."""
-        found = self._translated(network, file, free, is_auto=is_auto)
-        notes = {"pbcompress": version_of("pbcompress"), **_sizes_note(found), **self.metadata}
-        write_metadata(file, notes)
-        facts = facts_of(file)  # raises where it is no valid file
-        parity = prove(network, file, [self.inputs, *self.others], found, self.providers)
-        return found, facts, parity
-
-    def _translated(
-        self, network: nn.Module, file: Path, free: Sequence[FreeAxis], *, is_auto: bool
-    ) -> list[FreeAxis]:
-        """Write the graph, and return the axes that are free in it and in the network."""
-        inputs, (input_names, output_names) = self.inputs, self.names
-
-        def run(axes: Sequence[FreeAxis]) -> list[FreeAxis]:
-            return translate(
-                network,
-                inputs,
-                file,
-                axes,
-                opset=self.opset,
-                input_names=input_names,
-                output_names=output_names,
-            )
-
-        for axis in free if not is_auto else ():
-            if not axis.is_batch:
-                _check_runs(network, inputs, axis)
-        found = run(free)
-        if is_auto:
-            kept = [a for a in found if a.is_batch or _other_sizes(network, inputs, a)[0]]
-            if len(kept) < len(found):
-                found = run(kept)
-            return found
-        there = {place for axis in found for place in axis.places}
-        for axis in free:
-            if not there.issuperset(axis.places):
-                raise _fixed(inputs, axis, fixed_line(network, inputs, free, axis))
-        return found
-
-
-def _other_sizes(
-    network: nn.Module, inputs: Inputs, axis: FreeAxis
-) -> tuple[list[int], Exception | None]:
-    return other_sizes(lambda call: output_of(network, call), inputs.call, axis)
-
-
-def _check_runs(network: nn.Module, inputs: Inputs, axis: FreeAxis) -> None:
-    sizes, problem = _other_sizes(network, inputs, axis)
-    if not sizes and problem is not None:
-        line = f"{line_of(problem) or 'one of its layers'}: {first_line(problem)}"
-        raise _fixed(inputs, axis, line)
-
-
-def _fixed(inputs: Inputs, axis: FreeAxis, line: str) -> CompressionError:
-    where = " and ".join(f"axis {place} of {inputs.names[i]!r}" for i, place in axis.places)
-    what = (
-        "Pass dynamic_batch=False if the batch size is fixed"
-        if axis.is_batch
-        else "Leave it out of dynamic"
-    )
-    return CompressionError(
-        f"{axis.name!r}, {where}, was to be free in the file, and the network fixes it at "
-        f"{axis.size}, at {line}. {what}, or let that line follow the shape of its input (no int() "
-        "or numbers in views; adaptive pooling)."
-    )

@@ -209,8 +209,8 @@ def _run(
         line = line_of(err)
         raise CompressionError(
             f"The exported file and the model were to be run at {at}, and one of them "
-            f"failed{f' at {line}' if line else ''}: {first_line(err)}. Pass dynamic_batch=False "
-            "if the batch size is fixed; leave other axes that are fixed out of dynamic."
+            f"failed{f' at {line}' if line else ''}: {first_line(err)}. Pass dynamic=None if "
+            "the batch size is fixed; leave other axes that are fixed out of dynamic."
         ) from err
 
 

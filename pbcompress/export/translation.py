@@ -115,7 +115,7 @@ def _refusal(asked: str, err: Exception, *, is_batch_free: bool) -> CompressionE
     parts = [f"{asked}{f' at {line}' if line else ''}: {first_line(err)}."]
     parts += [hint] if hint else []
     parts += ["Change that line."] if line and not hint else []
-    parts += ["Pass dynamic_batch=False if its batch size is fixed."] if is_batch_free else []
+    parts += ["Pass dynamic=None if its batch size is fixed."] if is_batch_free else []
     return CompressionError(" ".join(parts))
 
 

@@ -16,14 +16,16 @@ from pbcompress.export.onnx_export import write_onnx
 from pbcompress.onnx_files.contents import node_owners, write_probe
 from pbcompress.onnx_files.session import Session, interleaved_latency, kernel_times
 
-__all__ = ["Workshop"]
+__all__ = ["ExportBench"]
 
 ROUNDS = 100
 PROBE_ROUNDS = 100
 
 
-class Workshop:
-    """A folder of exported networks, the original first; to be used in a ``with``.
+class ExportBench:
+    """Measures networks as exported, beside the original; to be used in a ``with``.
+
+    It is the `Bench` of a search for widths. The files lie in a folder of their own.
 
     Args:
         original: What every network is timed against.
@@ -66,7 +68,7 @@ class Workshop:
         """Export a network and time it in turn with the original.
 
         Its time is that of the original divided by the median ratio, so that all networks of a
-        workshop can be compared, whatever else the machine did meanwhile.
+        bench can be compared, whatever else the machine did meanwhile.
         """
         path = self._export(network)
         sessions = [self._first, Session(path, self.threads)]
@@ -95,8 +97,7 @@ class Workshop:
     def _export(self, network: nn.Module) -> Path:
         path = Path(self._folder.name) / f"{self._count}.onnx"
         self._count += 1
-        args, kwargs = self.call
-        write_onnx(fuse(network), path, kwargs or args)
+        write_onnx(fuse(network), path, self.call)
         return path
 
     def _measured(self, path: Path, milliseconds: float) -> Measured:

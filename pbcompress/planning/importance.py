@@ -15,7 +15,7 @@ from pbcompress.errors import CompressionError
 from pbcompress.structure.channel_groups import ChannelGroup, Member
 from pbcompress.structure.layer_geometry import is_depthwise
 from pbcompress.training.batch_statistics import Sample, gradients, input_variances
-from pbcompress.training.task import Data, Task
+from pbcompress.training.experiment import Experiment
 
 __all__ = ["sample_for", "unit_scores"]
 
@@ -25,9 +25,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd
 
 
-def sample_for(
-    config: WidthConfig, data: Data | None, task: Task | None, seed: int
-) -> Sample | None:
+def sample_for(config: WidthConfig, experiment: Experiment | None) -> Sample | None:
     """Return the batches for the importance that ``config`` names, None if it takes none.
 
     Raises:
@@ -35,13 +33,14 @@ def sample_for(
     """
     if config.importance not in _WITH_DATA:
         return None
-    if data is None:
+    if experiment is None:
         raise CompressionError(
             f"WidthConfig(importance={config.importance!r}) was asked for, which looks at train "
             "batches, and no data was given. Pass data=pb.Data(train=..., val=...), or choose "
             "'magnitude' or 'bn_scale'."
         )
-    return Sample(data.train, task or Task(), config.importance_batches, seed)
+    batches, task, seed = experiment.data.train, experiment.task, experiment.seed
+    return Sample(batches, task, config.importance_batches, seed)
 
 
 def unit_scores(

@@ -3,12 +3,14 @@
 Predict, export, measure, and solve again with what was learned. What is returned was measured.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from torch import nn
 
+from pbcompress.core.inputs import Call
 from pbcompress.costs.closed_form import Widths
 from pbcompress.costs.exported_model import Calibration, layer_kinds
 from pbcompress.costs.latency_model import NANOSECONDS, LayerKind, Measured, Rounding, Shipped
@@ -18,7 +20,7 @@ from pbcompress.errors import TargetUnreachableError
 from pbcompress.planning.width_search import Request
 from pbcompress.structure.channel_groups import Grouping
 
-__all__ = ["Bench", "MeasuredBudget", "Plan", "Planner", "confirmed", "fastest"]
+__all__ = ["Bench", "MeasuredBudget", "OpenBench", "Plan", "Planner", "confirmed", "fastest"]
 
 # Of a latency bound, round by round: half of all measurements lie above the prediction.
 AIMS = (0.97, 0.96, 0.94, 0.91, 0.87)
@@ -64,6 +66,10 @@ class Bench(Protocol):
 
     def roundings(self, kinds: Sequence[LayerKind]) -> Mapping[LayerKind, Rounding]:
         """Measure which widths the runtime is fast with."""
+
+
+# Opens a bench for an original, the inputs of one sample, and the layers to tell the time of.
+OpenBench = Callable[[nn.Module, Call, Collection[str]], AbstractContextManager[Bench]]
 
 
 @dataclass(frozen=True)

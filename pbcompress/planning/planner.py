@@ -19,7 +19,7 @@ from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.errors import TargetUnreachableError
 from pbcompress.planning.explanation import reasons_text
 from pbcompress.planning.importance import unit_scores
-from pbcompress.planning.measured_budget import MeasuredBudget, confirmed, fastest
+from pbcompress.planning.measured_budget import MeasuredBudget, OpenBench, confirmed, fastest
 from pbcompress.planning.width_search import Removed, Request, WidthSearch, cuts_of, without_kept
 from pbcompress.pruning.cuts import LayerCut
 from pbcompress.pruning.proof import proof_failure
@@ -108,7 +108,8 @@ def find_widths(
     call: Call,
     target: float | Budget,
     config: CompressConfig,
-    sample: Sample | None = None,
+    sample: Sample | None,
+    open_bench: OpenBench,
 ) -> Solution:
     """Search for widths that fit a target, and prove the cuts on a copy; see `plan_widths`.
 
@@ -118,6 +119,7 @@ def find_widths(
         target: The bounds.
         config: The choices.
         sample: Batches for an importance that needs some.
+        open_bench: Measures networks as they ship; used where the target or the rounding asks.
     """
     network = copy_model(model).eval()
     planner = _Planner(model, network, map_tensors(call, torch.clone), config, sample)
@@ -127,18 +129,16 @@ def find_widths(
     asked = target if isinstance(target, Budget) else Budget(params=params)
     on_file = (asked.latency_ms, asked.file_bytes) != (None, None)
     if on_file or round_to == "auto":
-        return _measured(planner, request, asked)
+        return _measured(planner, request, asked, open_bench)
     return planner.propose(request)[0]
 
 
-def _measured(planner: "_Planner", request: Request, asked: Budget) -> Solution:
-    """Return a plan that was chosen by measuring exported networks."""
-    from pbcompress.planning.exported_candidates import (
-        Workshop,  # onnx and its runtime, only where they are needed
-    )
-
+def _measured(
+    planner: "_Planner", request: Request, asked: Budget, open_bench: OpenBench
+) -> Solution:
+    """Return a plan that was chosen by measuring networks as they ship."""
     layers = {work.module for work in planner.grouping.works}
-    with Workshop(planner.model, planner.call, layers) as bench:
+    with open_bench(planner.model, planner.call, layers) as bench:
         budget = MeasuredBudget.of(asked.latency_ms, asked.file_bytes, bench.original)
         if budget == MeasuredBudget(None, None):
             plan, shipped = fastest(planner, bench, request)
@@ -184,8 +184,7 @@ class _Planner:
             return plan, widths
         bound = request.flops
         for _ in range(FLOPS_TRIALS):
-            args, kwargs = self.call
-            grown = measure(self.network_of(plan), kwargs or args).flops
+            grown = measure(self.network_of(plan), self.call).flops
             if grown <= request.flops:
                 return replace(plan, target_flops=request.flops), widths
             bound = bound * request.flops // grown

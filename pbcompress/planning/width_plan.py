@@ -1,7 +1,8 @@
 """A plan of narrower widths: made, explained, edited, compared, kept as text."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 
 from pbcompress.config import Budget, CompressConfig
 from pbcompress.core.accepted_models import check_model
-from pbcompress.core.inputs import as_call, single_sample, to_device
+from pbcompress.core.inputs import Call, as_call, single_sample, to_device
 from pbcompress.core.json_documents import parse
 from pbcompress.core.modules import device_of
 from pbcompress.costs.latency_model import Shipped
@@ -19,30 +20,79 @@ from pbcompress.costs.measured import ModelCost
 from pbcompress.errors import StateMismatchError
 from pbcompress.planning.explanation import PlanDiff, plan_text, widths_of
 from pbcompress.planning.importance import sample_for
+from pbcompress.planning.measured_budget import Bench
 from pbcompress.planning.picture import width_picture
 from pbcompress.planning.planner import Solution, find_widths
 from pbcompress.pruning.cuts import LayerCut, check_cuts
+from pbcompress.training.experiment import Experiment
 from pbcompress.training.task import Data, Task
 
-__all__ = ["WidthPlan", "plan_widths"]
+__all__ = ["WidthPlan", "make_plan", "plan_widths"]
 
 KIND = "pbcompress plan"
 PLAN_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class WidthPlan(Solution):
+class WidthPlan:
     """What to cut where: data only, replayed by `shrink` with no data, trace or chance.
 
-    ``print(plan)`` explains every layer. What the planner found are the attributes of `Solution`.
+    ``print(plan)`` explains every layer.
 
     Attributes:
+        solution: What the planner found; its attributes are the plan's too.
         config: The choices that it was made with.
         budget: What was asked for: counts, or shares of the original.
     """
 
+    solution: Solution
     config: CompressConfig
     budget: Budget
+
+    @property
+    def steps(self) -> tuple[LayerCut, ...]:
+        """The cuts, one for each dimension of each layer that changes."""
+        return self.solution.steps
+
+    @property
+    def cost_before(self) -> ModelCost:
+        """Cost of the original."""
+        return self.solution.cost_before
+
+    @property
+    def cost_after(self) -> ModelCost:
+        """Cost of the shrunk network, predicted from the structure of the original."""
+        return self.solution.cost_after
+
+    @property
+    def target_params(self) -> int:
+        """The bound on parameters, dendrites included."""
+        return self.solution.target_params
+
+    @property
+    def target_flops(self) -> int | None:
+        """The bound on multiply-adds; None if there is none."""
+        return self.solution.target_flops
+
+    @property
+    def reserved_params(self) -> int:
+        """Part of the target kept free for dendrites."""
+        return self.solution.reserved_params
+
+    @property
+    def grow(self) -> Mapping[str, bool]:
+        """Layers that the reserve is for, with whether each dendrite has its own BatchNorm."""
+        return self.solution.grow
+
+    @property
+    def left_alone(self) -> Mapping[str, str]:
+        """Layers that keep their width, with the reason."""
+        return self.solution.left_alone
+
+    @property
+    def shipped(self) -> Shipped | None:
+        """The exported networks as measured, where the target asked for it."""
+        return self.solution.shipped
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole plan as JSON data."""
@@ -83,7 +133,7 @@ class WidthPlan(Solution):
         """
         data = parse(text, KIND, PLAN_VERSION, "The plan")
         try:
-            return cls(
+            solution = Solution(
                 steps=tuple(map(LayerCut.from_list, data["steps"])),
                 cost_before=ModelCost.from_dict(data["before"]),
                 cost_after=ModelCost.from_dict(data["after"]),
@@ -93,6 +143,9 @@ class WidthPlan(Solution):
                 grow=dict(data["grow"]),
                 left_alone=dict(data["left_alone"]),
                 shipped=Shipped(**data["shipped"]) if data["shipped"] else None,
+            )
+            return cls(
+                solution=solution,
                 config=CompressConfig.from_dict(data["config"]),
                 budget=Budget.from_dict(data["budget"]),
             )
@@ -222,12 +275,32 @@ def plan_widths(
         Coupled channels: Fang et al., DepGraph, 2023, https://arxiv.org/abs/2301.12900.
     """
     config = config or CompressConfig()
+    experiment = None if data is None else Experiment(data, task or Task(), seed)
+    return make_plan(model, example_inputs, target_params, config, experiment)
+
+
+def make_plan(
+    model: nn.Module,
+    example_inputs: object,
+    target: float | Budget,
+    config: CompressConfig,
+    experiment: Experiment | None,
+) -> WidthPlan:
+    """Return the plan of `plan_widths`, whose data, task and seed are one value here."""
     check_model(model)
-    sample = sample_for(config.width, data, task, seed)
+    sample = sample_for(config.width, experiment)
     with torch.inference_mode(False):  # tensors made in it cannot be followed
         call = to_device(single_sample(as_call(example_inputs)), device_of(model))
-        found = find_widths(model, call, target_params, config, sample)
-    return WidthPlan(**vars(found), config=config, budget=_budget(target_params, found))
+        solution = find_widths(model, call, target, config, sample, _open_bench)
+    return WidthPlan(solution=solution, config=config, budget=_budget(target, solution))
+
+
+def _open_bench(
+    model: nn.Module, call: Call, layers: Collection[str]
+) -> AbstractContextManager[Bench]:
+    from pbcompress.planning.exported_candidates import ExportBench  # needs onnx and its runtime
+
+    return ExportBench(model, call, layers)
 
 
 def _budget(target: float | Budget, found: Solution) -> Budget:

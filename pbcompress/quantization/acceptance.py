@@ -1,10 +1,10 @@
 """Whether a file in fewer bits is worth shipping: smaller, as good within a guard, fast enough."""
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,15 +21,14 @@ from pbcompress.quantization.int8_search import (
     calibration_feeds,
     speedups,
 )
+from pbcompress.quantization.precisions import Fp16, Int8, Precision, Quantize
 from pbcompress.quantization.rounding_aware import train_quantized
 from pbcompress.training.loop import evaluate
 from pbcompress.training.task import Data, Task
 
-__all__ = ["Precision", "Quantization", "Request", "quantize_file", "requested"]
+__all__ = ["Quantization", "Request", "quantize_file", "requested", "way_named"]
 
-Precision = Literal["int8", "fp16"]
-# At least so many times as fast as float32. The CPU computes fp16 in float32: it is for the size.
-LEAST_SPEED: dict[Precision, float] = {"int8": 1.0, "fp16": 0.5}
+WAYS: dict[str, type[Int8 | Fp16]] = {way.kind: way for way in (Int8, Fp16)}
 REFUSED = {"bf16": f"ONNX Runtime {version()} has no bfloat16 products on a CPU; fp16 is as small"}
 
 
@@ -94,51 +93,67 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for; see `requested`."""
+    """What was asked for; see `requested`.
 
-    precision: Precision
+    Attributes:
+        way: In which bits, and within which guard.
+        data: ``train`` calibrates, and trains a recovery; ``val`` is scored.
+        task: Metric, and how a batch calls the network.
+    """
+
+    way: Int8 | Fp16
     data: Data
     task: Task
-    max_drop: float
-    recover_epochs: int
 
 
-def requested(
-    precision: Precision | None,
-    data: Data | None,
-    task: Task | None,
-    max_drop: float,
-    recover_epochs: int,
-) -> Request | None:
+def requested(quantize: Quantize, data: Data | None, task: Task | None) -> Request | None:
     """Check what was asked for; None for float32.
 
     Args:
-        precision: "int8", "fp16" or None.
-        data: ``train`` calibrates, and trains a recovery; ``val`` is scored.
-        task: Metric, and how a batch calls the network; None is classification.
-        max_drop: How much worse the metric may be, absolute, at least 0.
-        recover_epochs: Epochs of a recovery where int8 does not pass, 0 for none.
+        quantize: The way, its name, or None.
+        data: See `Request`.
+        task: See `Request`; None is classification.
 
     Raises:
-        CompressionError: A value is out of range, or ONNX Runtime has no kernels.
+        CompressionError: There are no data, no such way, or no kernels of it in ONNX Runtime.
     """
-    asked = f"quantize={precision!r}"
-    if precision not in (None, *get_args(Precision)):
-        reason = REFUSED.get(str(precision), 'it is "int8", "fp16" or None')
-        raise CompressionError(f"{asked} was asked for; {reason}.")
-    if recover_epochs < 0 or (recover_epochs and precision != "int8"):
-        raise CompressionError(
-            f"recover_epochs={recover_epochs} was asked for with {asked}; it is a number of epochs "
-            'from 0, and above 0 for "int8" alone.'
-        )
-    if precision is None:
+    if quantize is None:
         return None
-    if data is None or not max_drop >= 0:
+    way = quantize if isinstance(quantize, Int8 | Fp16) else way_named(quantize)
+    if data is None:
         raise CompressionError(
-            f"{asked} needs data=Data(train, val) to calibrate and to score, and max_drop of at "
-            f"least 0; found {type(data).__name__} and {max_drop}."
+            f"quantize={quantize!r} needs data=Data(train, val) to calibrate and to score; found "
+            "None."
         )
-    return Request(precision, data, task or Task(), max_drop, recover_epochs)
+    return Request(way, data, task or Task())
+
+
+def way_named(name: str, choices: Mapping[str, Any] | None = None) -> Int8 | Fp16:
+    """Return a way of quantising by its name, as a command line or a recipe has it.
+
+    Args:
+        name: "int8" or "fp16".
+        choices: Its own ones.
+
+    Raises:
+        CompressionError: There is no such way, no such choice, or a choice is out of range.
+
+    Example:
+        >>> way_named("int8", {"max_drop": 0.01})
+        Int8(max_drop=0.01, recover_epochs=0)
+    """
+    way = WAYS.get(str(name))
+    if way is None:
+        reason = REFUSED.get(str(name), 'it is "int8", "fp16", Int8(...), Fp16(...) or None')
+        raise CompressionError(f"quantize={name!r} was asked for; {reason}.")
+    known = [field.name for field in fields(way)]
+    for choice, value in (choices or {}).items():
+        if choice not in known:
+            raise CompressionError(
+                f"{choice}={value!r} was asked for with quantize={name!r}, which takes "
+                f"{' and '.join(known)} alone."
+            )
+    return way(**(choices or {}))
 
 
 def quantize_file(
@@ -172,29 +187,32 @@ def quantize_file(
         like = network(*args, **kwargs)
     judge = _Judge(path, like, request)
     with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
-        if request.precision == "fp16":
+        way = request.way
+        if isinstance(way, Fp16):
             file, found = judge.fp16(path, Path(folder))
         else:
             file, found = judge.int8(path, Path(folder))
             is_inexact = "accuracy" in found.failures or found.excluded
-            if request.recover_epochs and found.failures and is_inexact:
+            if way.recover_epochs and found.failures and is_inexact:
                 recovered = Path(folder) / "recovered"
                 recovered.mkdir()
                 source = recovered / "float32.onnx"
-                write(_recovered(network, call, request, device), source)
+                write(_recovered(network, call, request, way.recover_epochs, device), source)
                 file, found = judge.better((file, found), judge.int8(source, recovered))
         if found.accepted:
             path.write_bytes(file.read_bytes())
     return found
 
 
-def _recovered(network: nn.Module, call: Call, request: Request, device: torch.device) -> nn.Module:
+def _recovered(
+    network: nn.Module, call: Call, request: Request, epochs: int, device: torch.device
+) -> nn.Module:
     return train_quantized(
         copy_model(network).to(device),
         to_device(call, device),
         request.data,
         request.task,
-        epochs=request.recover_epochs,
+        epochs=epochs,
         bits=weight_bits(),
         samples=CALIBRATION_SAMPLES,
     ).cpu()
@@ -213,7 +231,7 @@ class _Judge:
 
     def _is_good(self, metric: float) -> bool:
         score = self.request.task.score
-        return score(self.metric) - score(metric) <= self.request.max_drop
+        return score(self.metric) - score(metric) <= self.request.way.max_drop
 
     def fp16(self, source: Path, folder: Path) -> tuple[Path, Quantization]:
         """Return the fp16 form of a file, and what it brings."""
@@ -240,24 +258,24 @@ class _Judge:
 
     def _judged(self, file: Path, metric: float, speed: float, **facts: Any) -> Quantization:
         request, before = self.request, self.path.stat().st_size
-        after, least = file.stat().st_size, LEAST_SPEED[request.precision]
+        after, way = file.stat().st_size, request.way
         failed = {
             "size": after >= before,
             "accuracy": not self._is_good(metric),
-            "speed": speed < least,
+            "speed": speed < way.least_speedup,
         }
         return Quantization(
-            precision=request.precision,
+            precision=way.kind,
             accepted=not any(failed.values()),
             failures=tuple(guard for guard, is_failed in failed.items() if is_failed),
             metric_name=request.task.metric_name,
             metric_before=self.metric,
             metric_after=metric,
-            guard=request.max_drop,
+            guard=way.max_drop,
             bytes_before=before,
             bytes_after=after,
             speedup=speed,
-            least_speedup=least,
+            least_speedup=way.least_speedup,
             **facts,
         )
 

@@ -16,6 +16,8 @@ from pbcompress.core.tensor_files import read_tensors
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.export.onnx_export import ExportReport
 from pbcompress.pipeline import compress
+from pbcompress.quantization.acceptance import way_named
+from pbcompress.quantization.precisions import Fp16, Int8
 from pbcompress.recovery.checkpoint import Checkpoint
 from pbcompress.recovery.recover import recover_
 from pbcompress.result import CompressionResult
@@ -49,7 +51,7 @@ class Recipe:
         train: How to train the base network; None if it has weights.
         seed: Seed of the base network and of the compression.
         control: See `compress`.
-        export: The table [export]; empty if nothing but RUN_DIR/model.onnx is wanted.
+        export: What the table [export] says; None if nothing but RUN_DIR/model.onnx is wanted.
     """
 
     model: Mapping[str, Any]
@@ -60,7 +62,7 @@ class Recipe:
     train: RecoveryConfig | None = None
     seed: int = 0
     control: bool = False
-    export: Mapping[str, Any] = field(default_factory=dict)
+    export: Int8 | Fp16 | None = None
     digest: str = field(default="", repr=False)
 
     @classmethod
@@ -99,11 +101,12 @@ class Recipe:
                 raise ValueError(f"[{name}] takes build, arguments, weights; not {tables[name]}")
         if train is None and "weights" not in tables["model"]:
             raise ValueError("[model] has no weights and there is no [train] to make them")
-        model, data, export = tables["model"], tables["data"], tables.get("export", {})
+        model, data, export = tables["model"], tables["data"], dict(tables.get("export", {}))
         extra = set(export) - {"quantize", "max_drop", "recover_epochs"}
         if extra or ("export" in tables and "quantize" not in export):
             raise ValueError(f"[export] takes quantize, max_drop, recover_epochs; not {export}")
-        return cls(model, data, config=config, train=train, export=export, digest=digest, **choices)
+        way = way_named(export.pop("quantize"), export) if export else None
+        return cls(model, data, config=config, train=train, export=way, digest=digest, **choices)
 
     def make_model(self) -> nn.Module:
         """Build the original architecture."""
@@ -201,9 +204,10 @@ def run_recipe(recipe: Recipe, *, progress: bool = True) -> CompressionResult:
 
 def export_result(recipe: Recipe, result: CompressionResult) -> ExportReport:
     """Write ``RUN_DIR/model.int8.onnx`` as the table [export] says; no file if it is not taken."""
+    assert recipe.export is not None
     data = load_data(recipe.data["build"], recipe.data.get("arguments", {}))
-    path = Path(recipe.run_dir) / f"model.{recipe.export['quantize']}.onnx"
-    report = result.export_onnx(path, data=data, **recipe.export)
+    path = Path(recipe.run_dir) / f"model.{recipe.export.kind}.onnx"
+    report = result.export_onnx(path, data=data, quantize=recipe.export)
     if report.quantization and not report.quantization.accepted:
         path.unlink()  # it is the float32 one, which is there as model.onnx
     return report

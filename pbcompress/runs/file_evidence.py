@@ -9,6 +9,7 @@ from pbcompress.comparison.intervals import Estimate
 from pbcompress.comparison.scoring import estimates, file_network, predictions, split_of
 from pbcompress.errors import CompressionError, first_line
 from pbcompress.onnx_files.benchmark import Benchmark, bench
+from pbcompress.onnx_files.contents import FileFacts
 from pbcompress.runs.deployment import Deployment
 from pbcompress.runs.facts import FileEvidence, RunFacts
 from pbcompress.runs.file_inspection import Inspection, inspect_file
@@ -86,10 +87,7 @@ def _renewed(shipped: Deployment, file: Inspection) -> Deployment:
     proof = replace(
         shipped.proof,
         file_bytes=file.file_bytes,
-        opset=file.opset,
-        input_names=file.input_names,
-        output_names=file.output_names,
-        operations=file.operations,
+        file=FileFacts(file.opset, file.input_names, file.output_names, file.operations),
     )
     return replace(shipped, bytes_after=file.file_bytes, proof=proof, file=file)
 

@@ -1,5 +1,6 @@
 """Which channels of a network belong together, found by one pass that follows labels.
 
 It says what may be narrowed, and never how far or which channel goes.
-Start at `channel_groups`; `compute_rules` and `shape_rules` hold a rule for each operation.
+Start at `channel_groups`; `rules` has a rule for each operation, from `compute_rules`,
+`attention_rules` and `shape_rules`.
 """

@@ -6,12 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pbcompress.structure.compute_rules import Axes, broadcast, rule
 from pbcompress.structure.labels import Labels
+from pbcompress.structure.rule_table import Axes, RuleTable, broadcast
 from pbcompress.structure.sizes import Attribute
 from pbcompress.structure.tracer import Tracer
 
-__all__ = ["attention_layer"]
+__all__ = ["RULES", "attention_layer"]
+
+RULES = RuleTable()
+rule = RULES.entry
 
 
 @rule(

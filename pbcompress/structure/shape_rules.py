@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pbcompress.structure.compute_rules import RULES, Axes, broadcast, rule, unknown
 from pbcompress.structure.labels import Labels
+from pbcompress.structure.rule_table import Axes, RuleTable, broadcast, unknown
 from pbcompress.structure.tracer import Tracer
 
 __all__ = ["RULES"]
+
+RULES = RuleTable()
+rule = RULES.entry
 
 
 @rule("view", "_unsafe_view", "_reshape_alias")

@@ -24,8 +24,8 @@ from pbcompress.core.modules import plain_kernels
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError
 from pbcompress.structure.attention_rules import attention_layer
-from pbcompress.structure.compute_rules import unknown
-from pbcompress.structure.shape_rules import RULES
+from pbcompress.structure.rule_table import unknown
+from pbcompress.structure.rules import RULES
 from pbcompress.structure.sizes import Attribute, Reader, Size
 from pbcompress.structure.tracer import Trace, Tracer, UserCall
 

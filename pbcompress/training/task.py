@@ -168,11 +168,11 @@ def first_batch(split: Any, name: str) -> Any:
 
 
 def inputs_of(data: Data, task: Task, model: nn.Module, device: torch.device) -> Call:
-    """Return the ``(args, kwargs)`` with which the first train batch calls the model."""
-    network, calls = copy_model(model).to(device).eval(), []
+    """Return the inputs with which the first train batch calls the model."""
+    network, calls = copy_model(model).to(device).eval(), list[Call]()
 
     def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append((args, kwargs))
+        calls.append(Call(args, kwargs))
 
     network.register_forward_pre_hook(record, with_kwargs=True)
     batch = moved(first_batch(data.train, "train"), device)

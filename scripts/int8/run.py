@@ -2,7 +2,7 @@
 
 Small networks are trained on real data, with and without dendrites (form "full", rule "gradient",
 one set from the start, the same epochs), put into their inference form and written in float32, in
-fp16, in int8 with each calibration, and as `export_onnx(quantize="int8", recover_epochs=...)`
+fp16, in int8 with each calibration, and as `export_onnx(quantize=Int8(recover_epochs=...))`
 takes it, which says which guard failed. "unequal" is the small CNN with the same function and
 channels of unequal range: each channel between two layers is multiplied by exp(spread z), z
 normal, and divided again by the next one. Metrics are accuracies through ONNX Runtime, speeds
@@ -122,7 +122,7 @@ def measure(name: str, folder: Path, *, dendrites: bool) -> Iterator[dict[str, A
             network = recovered(model, x, data)
             yield {"form": RECOVERED, **scores.of(int8_of(network, x, data, place / "a"))}
         report = pb.export_onnx(
-            model, target, x, quantize="int8", data=data, recover_epochs=RECOVERY
+            model, target, x, quantize=pb.Int8(recover_epochs=RECOVERY), data=data
         )
         found = report.quantization
         assert found is not None

@@ -17,7 +17,7 @@ from trained to their end, one run each. Accuracies are those of the file throug
 speed is the median of ratios of interleaved runs at batch 1 on one thread beside other work, above
 1 is faster than float32. Bytes are those of the whole file, the exporter's notes included. The int8
 rows quantise convolutions and products alone. "What ships" is the file of
-`export_onnx(quantize="int8", recover_epochs={RECOVERY})`; the line below each table is its report.
+`export_onnx(quantize=Int8(recover_epochs={RECOVERY}))`; the line below each table is its report.
 
 "unequal" and "very unequal" are the small CNN with its function unchanged and the ranges of its
 channels multiplied by exp(s z), z normal, s = {SPREADS["unequal"]} and {SPREADS["very unequal"]}.

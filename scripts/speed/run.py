@@ -26,7 +26,7 @@ from torch import nn
 import pbcompress as pb
 from model_zoo import create_model
 from pbcompress.core.inputs import as_call
-from pbcompress.planning.exported_candidates import Workshop
+from pbcompress.planning.exported_candidates import ExportBench
 from scripts.lines import append_line, read_lines
 from scripts.planner.networks import torchvision_classifiers
 
@@ -61,7 +61,7 @@ def rounding(model: nn.Module, inputs: Any, multiple: int) -> dict[str, Any]:
     """Shrink with one multiple, and time the result beside the original."""
     config = pb.CompressConfig(width=pb.WidthConfig(allocation="uniform", round_to=multiple))
     plan = pb.plan_widths(model, inputs, SHARE, config=config)
-    with Workshop(model, as_call(inputs), ()) as bench:
+    with ExportBench(model, as_call(inputs), ()) as bench:
         after = bench.measure(pb.shrink(model, plan))
         speed = bench.original.milliseconds / after.milliseconds
     return {

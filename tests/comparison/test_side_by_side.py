@@ -351,7 +351,7 @@ def outputs_of(output):
 
 
 def test_a_file_of_a_fixed_batch_size_is_timed_at_that(tmp_path):
-    export_onnx(network(4), tmp_path / "a.onnx", torch.randn(3, 6), dynamic_batch=False)
+    export_onnx(network(4), tmp_path / "a.onnx", torch.randn(3, 6), dynamic=None)
     found = compare(network(4), tmp_path / "a.onnx", torch.randn(3, 6))
     assert found.batch == 3
     assert [side.flops_by["ONNX graph"] for side in found.sides] == [36, 3 * 36]

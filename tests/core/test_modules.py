@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pbcompress.core.inputs import as_call, map_tensors, single_sample, to_device
+from pbcompress.core.inputs import Call, as_call, map_tensors, single_sample, to_device
 from pbcompress.core.modules import (
     channel_axis,
     copy_model,
@@ -35,6 +35,15 @@ def test_example_inputs_become_positions_and_names():
     assert as_call(x) == ((x,), {})
     assert as_call((x, 3)) == as_call([x, 3]) == ((x, 3), {})
     assert as_call({"a": x}) == ((), {"a": x})
+    assert as_call(as_call({"a": x})) == as_call({"a": x})
+
+
+def test_a_call_is_given_back_as_a_tuple_or_a_dict():
+    x = torch.zeros(2)
+    assert as_call(x).example_inputs == (x,)
+    assert as_call({"a": x}).example_inputs == {"a": x}
+    with pytest.raises(CompressionError, match="positional and named inputs at once"):
+        _ = Call((x,), {"a": x}).example_inputs
 
 
 @pytest.mark.parametrize("wrong", [None, 3, "x", {1, 2}, np.zeros(3)])

@@ -154,10 +154,22 @@ def test_a_file_takes_other_sizes_of_its_free_axes(name, tmp_path):
 def test_recurrent_layers_keep_their_time_axis_the_second_time_too(tmp_path):
     network = nn.Sequential(nn.GRU(5, 6, batch_first=True)).eval()
     inputs = Inputs(network, ((torch.randn(2, 7, 5),), {}))
-    free = inputs.free({"input": {1: "time"}}, dynamic_batch=True)
+    free = inputs.free({"input": {1: "time"}})
     for _ in range(2):
         found = translate(network, inputs, tmp_path / "a.onnx", free, opset=20)
         assert [axis.name for axis in found] == ["batch", "time"]
+
+
+def test_none_in_place_of_a_name_fixes_the_batch_and_leaves_other_axes_free(tmp_path):
+    network, x = nn.GRU(5, 6, batch_first=True).eval(), torch.randn(2, 7, 5)
+    dynamic = {"input": {0: None, 1: "time"}}
+    report = export_onnx(network, tmp_path / "a.onnx", x, dynamic=dynamic)
+    assert (report.batch_sizes, report.axis_sizes) == ((2,), {"time": (8, 3)})
+    axes = onnx.load(str(tmp_path / "a.onnx")).graph.input[0].type.tensor_type.shape.dim
+    assert [a.dim_param or a.dim_value for a in axes] == [2, "time", 5]
+    export_onnx(network, tmp_path / "b.onnx", x, dynamic=None)
+    axes = onnx.load(str(tmp_path / "b.onnx")).graph.input[0].type.tensor_type.shape.dim
+    assert [a.dim_value for a in axes] == [2, 7, 5]
 
 
 def test_a_file_knows_the_sizes_of_its_example(tmp_path):
@@ -187,7 +199,7 @@ def test_an_axis_that_the_network_fixes_is_refused_with_the_line(
 ):
     with pytest.raises(CompressionError, match=line) as caught:
         export_onnx(make().eval(), tmp_path / "a.onnx", inputs, dynamic=dynamic)
-    assert "test_axes.py, line" in str(caught.value)
+    assert "test_free_axes.py, line" in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 

@@ -193,11 +193,11 @@ def test_a_fixed_batch_is_a_clear_error_and_can_be_exported_as_such(tmp_path):
         def forward(self, x):
             return self.layer(x).reshape(2, 2, 2)
 
-    with pytest.raises(CompressionError, match="dynamic_batch=False"):
+    with pytest.raises(CompressionError, match="dynamic=None"):
         export_onnx(Fixed(), tmp_path / "x.onnx", torch.randn(2, 4))
     assert not list(tmp_path.iterdir())
 
-    report = export_onnx(Fixed(), tmp_path / "x.onnx", torch.randn(2, 4), dynamic_batch=False)
+    report = export_onnx(Fixed(), tmp_path / "x.onnx", torch.randn(2, 4), dynamic=None)
     assert report.batch_sizes == (2,)
 
 

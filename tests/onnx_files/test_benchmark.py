@@ -27,7 +27,7 @@ def files(tmp_path_factory):
     x = torch.zeros(2, 3, 8, 8)
     pb.export_onnx(small, folder / "small.onnx", x)
     pb.export_onnx(large, folder / "large.onnx", x)
-    pb.export_onnx(small, folder / "fixed.onnx", x[:1], dynamic_batch=False)
+    pb.export_onnx(small, folder / "fixed.onnx", x[:1], dynamic=None)
     return folder
 
 
@@ -151,7 +151,7 @@ def test_dendrites_of_any_form_widen_no_tensor_between_layers(form: str, tmp_pat
 def test_a_fixed_batch_is_told_and_samples_are_counted(tmp_path, files) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 8))
     path = tmp_path / "four.onnx"
-    pb.export_onnx(network, path, torch.zeros(4, 3, 8, 8), dynamic_batch=False)
+    pb.export_onnx(network, path, torch.zeros(4, 3, 8, 8), dynamic=None)
     found = pb.bench([files / "small.onnx", path], rounds=5)
     assert [file.batch for file in found.files] == [1, 4]
     four = found.files[1]

@@ -1,6 +1,7 @@
 """Bounds on what ships: the rounds on a synthetic runtime, and the real one end to end."""
 
 import math
+from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
@@ -23,9 +24,9 @@ from pbcompress.core.inputs import as_call, single_sample
 from pbcompress.core.modules import copy_model
 from pbcompress.costs.latency_model import Measured, Rounding
 from pbcompress.export.onnx_export import write_onnx
-from pbcompress.planning.exported_candidates import Workshop
+from pbcompress.planning.exported_candidates import ExportBench
 from pbcompress.planning.measured_budget import MeasuredBudget, confirmed, fastest
-from pbcompress.planning.planner import _Planner
+from pbcompress.planning.planner import _Planner, find_widths
 from pbcompress.planning.width_search import Request
 from tests.support.nets import CASES
 
@@ -110,6 +111,26 @@ def test_a_bound_on_latency_holds_and_is_nearly_reached(share, error):
     assert shipped.latency_predicted == pytest.approx(shipped.latency_after, rel=0.15)
     assert shipped.round_to == BLOCK
     assert len(bench.measured) <= 8
+
+
+def test_a_search_takes_whatever_bench_it_is_handed():
+    model, opened = small_cnn(), []
+
+    @contextmanager
+    def open_bench(original, call, layers):
+        assert original is model
+        assert set(layers) <= {name for name, _ in model.named_modules()}
+        opened.append(SyntheticRuntime(original, call))
+        yield opened[-1]
+
+    call = single_sample(as_call(IMAGE))
+    config = CompressConfig()
+    found = find_widths(model, call, Budget(latency_ms=0.5), config, None, open_bench)
+    (bench,) = opened
+    assert found.shipped.latency_after == bench.measure(shrink(model, found)).milliseconds
+    assert 0.4 < found.shipped.latency_after / bench.original.milliseconds <= 0.5
+    assert find_widths(model, call, 0.5, config, None, open_bench).shipped is None
+    assert len(opened) == 1  # parameters are counted
 
 
 def test_all_bounds_hold_at_once():
@@ -240,7 +261,7 @@ def test_a_budget_of_all_kinds_on_the_real_runtime():
 def test_every_layer_of_an_exported_network_has_its_time():
     model = small_cnn().eval()
     layers = {name for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    with Workshop(model, as_call(IMAGE), layers) as bench:
+    with ExportBench(model, as_call(IMAGE), layers) as bench:
         assert set(bench.original.by_layer) == layers
         told = sum(bench.original.by_layer.values())
         assert told + bench.original.other == pytest.approx(bench.original.milliseconds)

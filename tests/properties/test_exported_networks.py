@@ -67,9 +67,9 @@ def both_agree(model: nn.Module, inputs: object, folder) -> None:
         try:
             export_onnx(network, folder / f"{name}.onnx", inputs)
         except CompressionError as err:
-            if "dynamic_batch=False" not in str(err):
+            if "dynamic=None" not in str(err):
                 raise
-            export_onnx(network, folder / f"{name}.onnx", inputs, dynamic_batch=False)
+            export_onnx(network, folder / f"{name}.onnx", inputs, dynamic=None)
         session = Session(folder / f"{name}.onnx")
         outputs.append(session.run(session.feeds(Inputs(network, as_call(inputs)).tensors)))
     for a, b in zip(*outputs, strict=True):

@@ -19,6 +19,7 @@ from pbcompress.onnx_files.session import Latency
 from pbcompress.quantization import acceptance as precision
 from pbcompress.quantization import converter as quantization
 from pbcompress.quantization import int8_search as int8
+from pbcompress.quantization.acceptance import way_named
 from pbcompress.quantization.converter import METHODS, Quantizer, weight_bits
 from pbcompress.quantization.int8_search import Int8Search, calibration_feeds
 from pbcompress.quantization.rounding_aware import train_quantized
@@ -142,18 +143,23 @@ def test_bf16_is_refused_because_the_runtime_has_no_products(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("choices", "message"),
+    ("name", "choices", "message"),
     [
-        ({"recover_epochs": 2}, "quantize=None"),
-        ({"recover_epochs": 2, "quantize": "fp16"}, "above 0 for \"int8\" alone"),
-        ({"recover_epochs": -1, "quantize": "int8"}, "recover_epochs=-1"),
-        ({"quantize": "fp16", "max_drop": float("nan")}, "max_drop"),
+        ("fp16", {"recover_epochs": 2}, "recover_epochs=2 .* which takes max_drop alone"),
+        ("int8", {"recover_epochs": -1}, "recover_epochs=-1.*a number of epochs from 0"),
+        ("int8", {"max_drop": -0.1}, "max_drop=-0.1.*a number of at least 0"),
+        ("fp16", {"max_drop": float("nan")}, "max_drop=nan.*a number of at least 0"),
+        ("int4", {}, "quantize='int4' was asked for"),
     ],
-)  # fmt: skip
-def test_senseless_choices(choices, message, tmp_path) -> None:
+)
+def test_senseless_choices(name, choices, message) -> None:
     with pytest.raises(CompressionError, match=message):
-        export(network(), tmp_path / "a.onnx", data_of(network()), **choices)
-    assert list(tmp_path.iterdir()) == []
+        way_named(name, choices)
+
+
+def test_a_name_stands_for_the_way_with_its_defaults() -> None:
+    assert way_named("int8") == pb.Int8() == pb.Int8(max_drop=0.005, recover_epochs=0)
+    assert way_named("fp16", {"max_drop": 0.1}) == pb.Fp16(max_drop=0.1) != pb.Fp16()
 
 
 # --- the search of int8 ---------------------------------------------------------------------------
@@ -234,14 +240,14 @@ def test_types_are_those_of_the_machines_kernels(
     assert {z.dtype for z in zeros} == {np.dtype(kind)}
 
 
-@pytest.mark.parametrize("bits", ["int8", "fp16"])
-def test_a_file_with_a_fixed_batch(bits: str, tmp_path) -> None:
+@pytest.mark.parametrize("way", [pb.Int8(max_drop=1.0), pb.Fp16(max_drop=1.0)])
+def test_a_file_with_a_fixed_batch(way, tmp_path) -> None:
     model, x = network(), torch.randn(12, 3, 8, 8)
     with torch.no_grad():
         batches = [(part, model(part).argmax(1)) for part in x.split(4)]
-    choices = {"data": pb.Data(batches, batches), "max_drop": 1.0, "dynamic_batch": False}
+    choices = {"data": pb.Data(batches, batches), "dynamic": None}
     path = tmp_path / "a.onnx"
-    q = pb.export_onnx(model, path, x[:4], quantize=bits, **choices).quantization
+    q = pb.export_onnx(model, path, x[:4], quantize=way, **choices).quantization
     assert set(q.failures) <= {"speed"}
     assert q.metric_before == 1.0
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -259,9 +265,8 @@ def test_a_scope_that_cannot_be_quantised_leaves_the_other(tmp_path, monkeypatch
     monkeypatch.setattr(Quantizer, "write", refuse)
     fixed(2.0)
     refused = {"all"}
-    q = export(
-        model, tmp_path / "a.onnx", data_of(model), quantize="int8", max_drop=1.0
-    ).quantization
+    way = pb.Int8(max_drop=1.0)
+    q = export(model, tmp_path / "a.onnx", data_of(model), quantize=way).quantization
     assert (q.accepted, q.scope) == (True, "products")
     refused = {"all", "products"}
     with pytest.raises(CompressionError, match="no all"):
@@ -282,8 +287,8 @@ def test_a_recovery_that_helps_is_taken(tmp_path, monkeypatch, fixed) -> None:
     monkeypatch.setattr(precision, "train_quantized", train)
     monkeypatch.setattr(int8, "_by_harm", lambda quantizer: tuple(quantizer.products))
     fixed(2.0)
-    choices = {"quantize": "int8", "max_drop": 0.03, "recover_epochs": 5}
-    report = export(model, path, data_of(network()), metadata={"for": "a test"}, **choices)
+    way = pb.Int8(max_drop=0.03, recover_epochs=5)
+    report = export(model, path, data_of(network()), metadata={"for": "a test"}, quantize=way)
     q = report.quantization
     assert [(c["epochs"], c["samples"]) for c in calls] == [(5, 256)]
     assert (q.accepted, q.recovered, q.metric_before) == (True, True, 1.0)
@@ -305,8 +310,8 @@ def test_a_recovery_that_does_not_help_leaves_the_float32_file(
 
     monkeypatch.setattr(precision, "train_quantized", worse)
     fixed(2.0)
-    choices = {"quantize": "int8", "max_drop": 0.0, "recover_epochs": 1}
-    report = export(model, path, data_of(network()), **choices)
+    way = pb.Int8(max_drop=0.0, recover_epochs=1)
+    report = export(model, path, data_of(network()), quantize=way)
     q = report.quantization
     assert (q.accepted, q.recovered, q.failures) == (False, False, ("accuracy",))
     assert q.metric_untrained == q.metric_after
@@ -322,8 +327,8 @@ def test_what_passes_is_not_trained(tmp_path, monkeypatch, fixed) -> None:
     monkeypatch.setattr(precision, "train_quantized", lambda *_, **__: 1 / 0)
     for speedup, failures in ((2.0, ()), (0.5, ("speed",))):  # training makes nothing faster
         fixed(speedup)
-        choices = {"quantize": "int8", "max_drop": 0.5, "recover_epochs": 1}
-        q = export(model, tmp_path / "a.onnx", data_of(model), **choices).quantization
+        way = pb.Int8(max_drop=0.5, recover_epochs=1)
+        q = export(model, tmp_path / "a.onnx", data_of(model), quantize=way).quantization
         assert (q.failures, q.metric_untrained) == (failures, None)
 
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pbcompress.core.modules import plain_kernels
-from pbcompress.structure.shape_rules import RULES
+from pbcompress.structure.rules import RULES
 from pbcompress.structure.tracing import trace
 
 aten = torch.ops.aten

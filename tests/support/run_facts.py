@@ -8,7 +8,9 @@ from pbcompress.comparison.intervals import Estimate
 from pbcompress.config import CompressConfig, WidthConfig
 from pbcompress.costs.measured import LayerCost, ModelCost
 from pbcompress.export.onnx_export import ExportReport
+from pbcompress.export.parity import Parity
 from pbcompress.onnx_files.benchmark import Benchmark, FileBenchmark
+from pbcompress.onnx_files.contents import FileFacts
 from pbcompress.onnx_files.session import Latency
 from pbcompress.quantization.acceptance import Quantization
 from pbcompress.runs.contenders import Score
@@ -53,22 +55,22 @@ def contender(
 
 def make_proof(**changes: Any) -> ExportReport:
     whole = ExportReport(
+        file=FileFacts(20, ("x",), ("y",), {"Conv": 2, "Gemm": 1}),
+        parity=Parity(
+            max_difference=2.4e-6,
+            max_relative=3.7e-7,
+            file_error=None,
+            torch_error=None,
+            agreement=None,
+            batch_sizes=(1, 2, 5),
+            axis_sizes={},
+            checks=12,
+        ),
         path="model.onnx",
-        opset=20,
         file_bytes=6_789,
-        max_difference=2.4e-6,
-        max_relative=3.7e-7,
-        file_error=None,
-        torch_error=None,
-        agreement=None,
-        batch_sizes=(1, 2, 5),
-        axis_sizes={},
-        checks=12,
-        input_names=("x",),
-        output_names=("y",),
-        operations={"Conv": 2, "Gemm": 1},
     )
-    return replace(whole, **changes)
+    of_parity = {name: changes.pop(name) for name in vars(whole.parity).keys() & changes.keys()}
+    return replace(whole, parity=replace(whole.parity, **of_parity), **changes)
 
 
 def make_deployment(**changes: Any) -> Deployment:

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import pbcompress.pipeline
 from pbcompress import (
     CompressConfig,
     CompressionError,
@@ -22,6 +21,7 @@ from pbcompress import (
     reestimate_batchnorm_,
     shrink,
 )
+from pbcompress.runs import contender_training
 
 
 def batches_of(sizes, *shape, seed=0):
@@ -242,14 +242,14 @@ def test_both_arms_start_with_statistics_of_their_own(monkeypatch):
     batches = [(torch.randn(16, 6), torch.randint(3, (16,))) for _ in range(3)]
     data = Data(train=batches, val=batches)
     started = {}
-    recover = pbcompress.pipeline.recover_
+    recover = contender_training.recover_
 
     def spied(network, *args, stage, **others):
         begun = {k: v.clone() for k, v in network.state_dict().items()}
         started.setdefault(stage, begun)  # the winner of the trial trains on from there
         return recover(network, *args, stage=stage, **others)
 
-    monkeypatch.setattr(pbcompress.pipeline, "recover_", spied)
+    monkeypatch.setattr(contender_training, "recover_", spied)
     config = CompressConfig(
         dendrites=DendriteConfig(form="shared", nodes=2),
         recovery=RecoveryConfig(epochs=1, dendrite_epochs=1, max_failures=1),

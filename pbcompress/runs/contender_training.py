@@ -1,0 +1,154 @@
+"""Makes the networks of a job: planned, cut from the original, trained, and scored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from pbcompress.config import CompressConfig
+from pbcompress.core.modules import copy_model
+from pbcompress.core.tensor_files import write_bytes
+from pbcompress.costs.measured import measure
+from pbcompress.dendrites.layer import dendrite_layers
+from pbcompress.planning.width_plan import WidthPlan, make_plan
+from pbcompress.pruning.shrinking import shrink
+from pbcompress.recovery.checkpoint import Checkpoint
+from pbcompress.recovery.recover import recover_
+from pbcompress.runs.contenders import Contender, Score
+from pbcompress.runs.job import Job
+from pbcompress.training.batch_statistics import reestimate_batchnorm_
+from pbcompress.training.callbacks import Callback
+from pbcompress.training.experiment import Experiment
+from pbcompress.training.history import History
+from pbcompress.training.loop import evaluate
+from pbcompress.training.task import Data
+
+__all__ = ["ContenderSpec", "ContenderTraining", "plan_with_dendrites", "plan_without_dendrites"]
+
+
+@dataclass(frozen=True)
+class ContenderSpec:
+    """A network to make.
+
+    Attributes:
+        name: "dendrites" or "width".
+        config: How it is trained.
+        plan: Its widths.
+    """
+
+    name: str
+    config: CompressConfig
+    plan: WidthPlan
+
+
+def plan_without_dendrites(job: Job) -> ContenderSpec:
+    """Plan the network that spends the whole target on width."""
+    dendrites = replace(job.config.dendrites, max_sets=0)
+    return _planned(job, "width", replace(job.config, dendrites=dendrites))
+
+
+def plan_with_dendrites(job: Job) -> ContenderSpec | None:
+    """Plan the network that keeps room for dendrites; None where there are none, or no room."""
+    dendrites = job.config.dendrites
+    if not dendrites.max_sets or dendrites.share == 0:
+        return None
+    share = 1.0 if dendrites.share == "auto" else dendrites.share
+    config = replace(job.config, dendrites=replace(dendrites, share=share))
+    spec = _planned(job, "dendrites", config)
+    return spec if spec.plan.grow else None
+
+
+def _planned(job: Job, name: str, config: CompressConfig) -> ContenderSpec:
+    """Plan a network; a run that goes on takes the plan that it began with."""
+    path = job.checkpoint_path(f"{name}-{job.fingerprint[:16]}.plan.json")
+    if path is not None and path.is_file():
+        return ContenderSpec(name, config, WidthPlan.from_json(path.read_text()))
+    plan = make_plan(job.original, job.inputs, job.target, config, job.experiment)
+    if path is not None:
+        write_bytes(path, plan.to_json().encode())
+    return ContenderSpec(name, config, plan)
+
+
+@dataclass(frozen=True)
+class ContenderTraining:
+    """Trains and scores networks of a job, all on the same data.
+
+    Attributes:
+        job: The job.
+        experiment: What they learn from.
+        callbacks: Told of every epoch.
+    """
+
+    job: Job
+    experiment: Experiment
+    callbacks: Sequence[Callback] = ()
+
+    def train(
+        self, spec: ContenderSpec, *, is_trial: bool = False, lengths: Sequence[int] | None = None
+    ) -> Contender:
+        """Cut a network from the original, train it and score it.
+
+        Args:
+            spec: The network.
+            is_trial: Whether this is the trial before a choice: the test split is left alone.
+            lengths: Epochs of every phase, where they are given.
+        """
+        of = self.experiment
+        network = shrink(self.job.original, spec.plan)
+        reestimate_batchnorm_(network, of.data, of.task, seed=of.seed)
+        file = f"{spec.name}-trial" if is_trial else spec.name
+        history = self._recovered(network, spec, file, of.seed, lengths)
+        data = replace(of.data, test=None) if is_trial else of.data
+        return self._contender(network, spec, self._score(network, data), history)
+
+    def train_on(self, spec: ContenderSpec, trial: Contender) -> Contender:
+        """Train a copy of a network on after its trial, and score it."""
+        assert trial.history is not None
+        assert trial.score is not None
+        network = copy_model(trial.network)
+        seed = self.experiment.seed + 1  # other batches than those of the trial
+        rest = self._recovered(network, spec, spec.name, seed)
+        history = History.joined([trial.history, rest])
+        contender = self._contender(network, spec, self.score(network), history)
+        return replace(contender, trial=trial.score.val)
+
+    def score(self, network: nn.Module) -> Score:
+        """Return the metric of a network on validation, and on test where there is one."""
+        return self._score(network, self.experiment.data)
+
+    def _score(self, network: nn.Module, data: Data) -> Score:
+        task = self.experiment.task
+        value, samples = evaluate(network, data.val, task)
+        if data.test is None:
+            return Score(value, samples)
+        return Score(value, samples, *evaluate(network, data.test, task))
+
+    def _recovered(
+        self,
+        network: nn.Module,
+        spec: ContenderSpec,
+        file: str,
+        seed: int,
+        lengths: Sequence[int] | None = None,
+    ) -> History:
+        path = self.job.checkpoint_path(f"{file}.safetensors")
+        return recover_(
+            network,
+            self.experiment.data,
+            self.experiment.task,
+            config=spec.config,
+            seed=seed,
+            callbacks=self.callbacks,
+            stage=spec.name,
+            layers=spec.plan.grow or None,
+            lengths=lengths,
+            checkpoint=None if path is None else Checkpoint(path, self.job.fingerprint),
+            teacher=self.job.original,
+        )
+
+    def _contender(
+        self, network: nn.Module, spec: ContenderSpec, score: Score, history: History
+    ) -> Contender:
+        sets = max((layer.num_sets for layer in dendrite_layers(network).values()), default=0)
+        cost = measure(network, self.job.inputs)
+        return Contender(spec.name, network, spec.plan, cost, score, history, sets)

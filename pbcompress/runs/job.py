@@ -1,0 +1,160 @@
+"""A call of `compress` as a job: checked as a whole before anything changes."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pbcompress.config import Budget, CompressConfig
+from pbcompress.core.accepted_models import check_model
+from pbcompress.core.inputs import Call, as_call, to_device
+from pbcompress.core.modules import copy_model
+from pbcompress.core.tensor_files import write_bytes
+from pbcompress.costs.measured import ModelCost, measure
+from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.planning.importance import sample_for
+from pbcompress.planning.planner import resolve_target
+from pbcompress.runs.finished_run import read_facts
+from pbcompress.runs.run_state import STATE_FILE
+from pbcompress.training.engine import choose_device, world_size
+from pbcompress.training.experiment import Experiment
+from pbcompress.training.task import Data, Task, check_data, inputs_of
+
+__all__ = ["Job", "check_job"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run starts from; nothing of it changes while it runs.
+
+    Attributes:
+        original: A copy of the model in eval mode, on the device that trains.
+        inputs: Of one forward pass, on the same device.
+        target: What was asked for.
+        config: All further choices.
+        data: Batches; None where the network is only shrunk.
+        task: Loss and metric.
+        seed: Seed of everything random.
+        run_dir: Folder of the run; None: nothing is kept.
+        cost_before: Cost of the original.
+        bound: Parameters at most, dendrites included.
+        fingerprint: Identifies what decides the outcome.
+    """
+
+    original: nn.Module
+    inputs: Call
+    target: float | Budget
+    config: CompressConfig
+    data: Data | None
+    task: Task
+    seed: int
+    run_dir: Path | None
+    cost_before: ModelCost
+    bound: int
+    fingerprint: str
+
+    @property
+    def experiment(self) -> Experiment | None:
+        """What the networks learn from; None where the network is only shrunk."""
+        return _experiment(self.data, self.task, self.seed)
+
+    def checkpoint_path(self, name: str) -> Path | None:
+        """Return where the run keeps what it needs to go on; None: it keeps nothing."""
+        return None if self.run_dir is None else self.run_dir / "checkpoints" / name
+
+
+def check_job(
+    model: nn.Module,
+    target: float | Budget,
+    *,
+    example_inputs: object,
+    data: Data | None,
+    task: Task,
+    config: CompressConfig,
+    device: str | torch.device | None,
+    seed: int,
+    run_dir: str | Path | None,
+) -> Job:
+    """Check a call of `compress`, whose arguments these are, and return it as a job.
+
+    Raises:
+        TargetUnreachableError: The target is not below the original.
+        CompressionError: The model, inputs, data or folder cannot be used.
+        StateMismatchError: ``run_dir`` holds another run.
+    """
+    if example_inputs is None and data is None:
+        raise CompressionError(
+            "compress(model, target) does not know what goes into the model. Call "
+            "compress(model, target, example_inputs=torch.zeros(1, 3, 32, 32)) with inputs of "
+            "your model, or pass data=pb.Data(train=..., val=...)."
+        )
+    if world_size() > 1:
+        raise CompressionError(
+            f"compress was called in one of {world_size()} processes; it plans, compares and "
+            "writes files in one. Call shrink before torchrun, and recover_ in its processes."
+        )
+    check_model(model)
+    sample_for(config.width, _experiment(data, task, seed))  # raises where data are missing
+    place = choose_device(device)
+    original = copy_model(model).to(place).eval()
+    if data is not None:
+        check_data(data, task, original, place)
+    if example_inputs is not None:
+        inputs = to_device(as_call(example_inputs), place)
+    else:
+        assert data is not None
+        inputs = inputs_of(data, task, original, place)
+    cost = measure(original, inputs.example_inputs)
+    bound, _ = resolve_target(target, cost)
+    fingerprint = _fingerprint(original, target, config, seed, task)
+    folder = None if run_dir is None else Path(run_dir)
+    if folder is not None:
+        _check_folder(folder, fingerprint)
+    return Job(
+        original=original,
+        inputs=inputs,
+        target=target,
+        config=config,
+        data=data,
+        task=task,
+        seed=seed,
+        run_dir=folder,
+        cost_before=cost,
+        bound=bound,
+        fingerprint=fingerprint,
+    )
+
+
+def _experiment(data: Data | None, task: Task, seed: int) -> Experiment | None:
+    return None if data is None else Experiment(data, task, seed)
+
+
+def _fingerprint(
+    original: nn.Module, target: float | Budget, config: CompressConfig, seed: int, task: Task
+) -> str:
+    """Identify what decides the outcome: weights, target, configuration, seed and task."""
+    digest = hashlib.sha256()
+    for name, tensor in original.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(tensor, Tensor):
+            digest.update(str(tensor.dtype).encode() + str(tuple(tensor.shape)).encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+    asked = target.to_dict() if isinstance(target, Budget) else target
+    choices = [config.to_dict(), asked, seed, task.metric_name]
+    digest.update(json.dumps(choices, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _check_folder(folder: Path, fingerprint: str) -> None:
+    if (folder / STATE_FILE).is_file() and read_facts(folder).fingerprint != fingerprint:
+        raise StateMismatchError(
+            f"{folder} holds a run of another model, target, configuration or seed. Choose another "
+            "run_dir, or delete this one."
+        )
+    probe = folder / ".writable"
+    write_bytes(probe, b"")
+    probe.unlink()

@@ -1,0 +1,14 @@
+"""The rules of all operations that are known, in one table."""
+
+from collections.abc import Mapping
+
+from pbcompress.structure import attention_rules, compute_rules, shape_rules
+from pbcompress.structure.rule_table import Rule
+
+__all__ = ["RULES"]
+
+RULES: Mapping[str, Rule] = {
+    **compute_rules.RULES,
+    **attention_rules.RULES,
+    **shape_rules.RULES,
+}
