@@ -208,7 +208,7 @@ def test_a_layer_that_is_called_twice_has_the_mean_score_of_its_calls() -> None:
 
     layer.register_forward_hook(watch)
     loss_of(network(torch.randint(7, (6, 4)))).backward()
-    means = layer.summed_scores()[:, 0] / 2
+    means = layer.pool.summed_scores()[:, 0] / 2
     assert (means[COUNT] == 1).all()
     expected = [
         np.diag(

@@ -474,7 +474,7 @@ def test_a_failed_second_set_leaves_the_first(rule: str) -> None:
             phase.report(0.9 if helps else 0.1)
     assert equal(snapshot(model), best)
     assert {layer.num_sets for layer in dendrite_layers(model).values()} == {1}
-    assert all(layer.candidate is None for layer in dendrite_layers(model).values())
+    assert all(layer.pool is None for layer in dendrite_layers(model).values())
 
 
 def test_each_attempt_starts_from_the_best_weights_with_new_candidates() -> None:

@@ -1,0 +1,22 @@
+"""What a network learns from: data, task and seed, which travel together."""
+
+from dataclasses import dataclass
+
+from pbcompress.training.task import Data, Task
+
+__all__ = ["Experiment"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The data, the task on them, and the seed of everything random.
+
+    Attributes:
+        data: Batches to train, decide and test on.
+        task: Loss and metric.
+        seed: Seed of everything random.
+    """
+
+    data: Data
+    task: Task
+    seed: int = 0
