@@ -30,6 +30,8 @@ from pbcompress.recovery.policy import PhaseKind
 from pbcompress.recovery.replay import Replay
 from pbcompress.training.batch_statistics import Sample
 from pbcompress.training.channels_last import takes_channels_last
+from pbcompress.training.engine import Engine
+from pbcompress.training.loop import Stepper
 
 Step = Callable[[], None]
 # Trained: network, its arguments, batch size. The second has widths of 64 to 256.
@@ -304,6 +306,8 @@ def _phase_from_memory(
     """Return a dendrite phase of the default length: one pass, and all of its epochs."""
     parameters = growth.phase.parameters()
     optimizer = torch.optim.Adam(parameters, 1e-6)
+    config = pb.RecoveryConfig(schedule="constant")
+    stepper = Stepper(Engine(), growth.model, optimizer, config, length=EPOCHS)
 
     def phase() -> None:
         if is_spectral:
@@ -313,7 +317,7 @@ def _phase_from_memory(
             replay = Replay.within(growth.model, sample, pb.RecoveryConfig().replay)
         assert replay is not None
         for epoch in range(EPOCHS):
-            replay.epoch(optimizer, lambda _: None, steps=len(batches), seed=(epoch,))
+            replay.epoch(stepper, steps=len(batches), seed=(epoch,))
 
     return phase
 

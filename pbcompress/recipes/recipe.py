@@ -19,6 +19,7 @@ from pbcompress.pipeline import compress
 from pbcompress.recovery.checkpoint import Checkpoint
 from pbcompress.recovery.recover import recover_
 from pbcompress.result import CompressionResult
+from pbcompress.training.history import Stage
 from pbcompress.training.progress import ProgressBar
 from pbcompress.training.task import Data, Task
 
@@ -183,7 +184,7 @@ def run_recipe(recipe: Recipe, *, progress: bool = True) -> CompressionResult:
             data,
             config=base,
             seed=recipe.seed,
-            stage="base",
+            stage=Stage.BASE,
             callbacks=callbacks,
             checkpoint=checkpoint,
         )

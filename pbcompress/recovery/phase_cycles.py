@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pbcompress.config import CompressConfig, DendriteConfig
 from pbcompress.core.accepted_models import check_whole
+from pbcompress.dendrites.forms import GrowableLayers
 from pbcompress.dendrites.growth import attach_dendrites_, detach_dendrites_
 from pbcompress.dendrites.layer import (
     candidate_pools,
@@ -50,7 +51,7 @@ class Cycles(Iterator[Phase]):
         model: nn.Module,
         config: CompressConfig,
         *,
-        layers: Mapping[str, bool] | None = None,
+        layers: GrowableLayers | None = None,
         lengths: Sequence[int] | None = None,
         seed: int = 0,
     ) -> None:
@@ -291,8 +292,8 @@ class Cycles(Iterator[Phase]):
 
 
 def _what_grows(
-    model: nn.Module, dendrites: DendriteConfig, layers: Mapping[str, bool] | None
-) -> tuple[DendriteConfig, Mapping[str, bool] | None]:
+    model: nn.Module, dendrites: DendriteConfig, layers: GrowableLayers | None
+) -> tuple[DendriteConfig, GrowableLayers | None]:
     """Return what grows and where: more of what the model has already, or what was asked for."""
     grown = dendrite_layers(model)
     if not grown:
@@ -326,7 +327,7 @@ def cycles(
     model: nn.Module,
     *,
     config: CompressConfig | None = None,
-    layers: Mapping[str, bool] | None = None,
+    layers: GrowableLayers | None = None,
     lengths: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Cycles:

@@ -38,7 +38,7 @@ class SharedTraining:
         engine: Runs the steps.
         batches: This process's part of the train split.
         objective: Loss of the neurons, with what the teacher says.
-        stage: Name of the training in the history.
+        stage: Name of the training in the history, and part of the seed of every epoch.
         factory: Makes the optimizers; None: as the configuration says.
         images: Networks that train on images in channels-last memory, the teacher among them.
     """
@@ -95,7 +95,7 @@ class PhaseTrainer:
     def _epoch(self) -> tuple[float, int]:
         number = self._stepper.epoch = self._phase.epoch
         self._phase.train()
-        seed = (self._shared.experiment.seed, str(self._shared.stage), self.index, number)
+        seed = (self._shared.experiment.seed, self._shared.stage, self.index, number)
         if self._replay is not None:
             steps = self._steps(self._replay.batches)
             return self._replay.epoch(self._stepper, steps=steps, seed=seed)

@@ -14,6 +14,7 @@ from pbcompress.config import CompressConfig
 from pbcompress.core.accepted_models import check_whole
 from pbcompress.core.modules import device_of, kept_modes
 from pbcompress.core.tensor_files import write_tensors
+from pbcompress.dendrites.forms import GrowableLayers
 from pbcompress.errors import DivergedError, StateMismatchError
 from pbcompress.recovery.checkpoint import CHECKPOINT_FORMAT, Checkpoint
 from pbcompress.recovery.initialization import initialize_candidates_
@@ -26,7 +27,7 @@ from pbcompress.training.channels_last import that_take_channels_last
 from pbcompress.training.distillation import make_objective
 from pbcompress.training.engine import make_engine
 from pbcompress.training.experiment import Experiment
-from pbcompress.training.history import History
+from pbcompress.training.history import History, Stage
 from pbcompress.training.loop import evaluate
 from pbcompress.training.task import Data, Task, check_data
 
@@ -44,8 +45,8 @@ def recover_(
     config: CompressConfig | None = None,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
-    stage: str = "dendrites",
-    layers: Mapping[str, bool] | None = None,
+    stage: str = Stage.DENDRITES,
+    layers: GrowableLayers | None = None,
     lengths: Sequence[int] | None = None,
     checkpoint: Checkpoint | None = None,
     teacher: nn.Module | None = None,
@@ -64,7 +65,8 @@ def recover_(
         config: ``dendrites`` and ``recovery``.
         seed: Seed of everything random.
         callbacks: Told of every epoch.
-        stage: Name of this training in the history.
+        stage: Name of this training in the history: a `Stage`, or one of your own. It is part of
+            the seed of every epoch.
         layers: Exactly these layers grow, with whether each dendrite has its own BatchNorm.
         lengths: Grow nothing, and train phases of so many epochs: the control by width alone.
         checkpoint: Where to keep the state after every epoch, and to go on from.
@@ -108,7 +110,7 @@ def recover_(
         engine=engine,
         batches=engine.batches(data.train),
         objective=make_objective(experiment.task, config.recovery, teacher, model),
-        stage=stage,
+        stage=str(stage),
         factory=optimizer,
         images=images,
     )
@@ -182,7 +184,7 @@ class _Run:
         metric = self.history.records[-1]["metric"] if is_at_rest else self._metric()
         phase.report(self.shared.experiment.task.score(metric))
         record: dict[str, Any] = {
-            "stage": str(self.shared.stage),
+            "stage": self.shared.stage,
             "phase": phase.index,
             "kind": str(phase.kind),
             "epoch": epoch,
