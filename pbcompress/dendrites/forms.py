@@ -17,12 +17,15 @@ __all__ = [
     "ChannelAffine",
     "FeatureNorm",
     "GroupedLinear",
+    "GrowableLayers",
     "growable_layers",
     "make_branch",
     "node_count",
     "set_params",
     "spatial_dims",
 ]
+
+GrowableLayers = Mapping[str, bool]  # by name: whether each dendrite has its own BatchNorm
 
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}

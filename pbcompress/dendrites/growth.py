@@ -1,13 +1,11 @@
 """Put dendrites into a network, one set at a time, and take them out again."""
 
-from collections.abc import Mapping
-
 from torch import nn
 
 from pbcompress.config import DendriteConfig
 from pbcompress.core.accepted_models import check_whole
 from pbcompress.core.modules import replace_module
-from pbcompress.dendrites.forms import growable_layers
+from pbcompress.dendrites.forms import GrowableLayers, growable_layers
 from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
 from pbcompress.errors import CompressionError
 
@@ -18,7 +16,7 @@ def attach_dendrites_(
     model: nn.Module,
     config: DendriteConfig | None = None,
     *,
-    layers: Mapping[str, bool] | None = None,
+    layers: GrowableLayers | None = None,
     seed: int = 0,
 ) -> tuple[str, ...]:
     """Add one dendrite set in place; the function of ``model`` stays bit-equal.

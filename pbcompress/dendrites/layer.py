@@ -7,15 +7,24 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.config import DendriteConfig
-from pbcompress.dendrites.correlation import CorrelationProbe, process_count, score_leaf
+from pbcompress.dendrites.candidate_pool import Candidate, CandidatePool
+from pbcompress.dendrites.correlation import score_leaf
 from pbcompress.dendrites.forms import make_branch, node_count, spatial_dims
 from pbcompress.dendrites.nodes import Slots, narrowed
-from pbcompress.dendrites.positions import Window, position_axes
-from pbcompress.dendrites.signals import activate, add_set, hear
+from pbcompress.dendrites.positions import position_axes
+from pbcompress.dendrites.signals import activate, add_links, add_set
 from pbcompress.errors import CompressionError
 
-__all__ = ["DendriteLayer", "Watcher", "dendrite_layers", "neuron_parameters"]
+__all__ = [
+    "DendriteLayer",
+    "Watcher",
+    "candidate_pools",
+    "dendrite_layers",
+    "neuron_parameters",
+    "set_count",
+]
 
+Seed = tuple[int | str, ...]
 Watcher = Callable[[Tensor, Tensor, list[Tensor | None]], Tensor]
 
 
@@ -32,7 +41,8 @@ class DendriteLayer(nn.Module):
     calls; weights that it shares with other layers stay shared, and its dendrites are its own.
 
     A new set has U = 0, so it never changes the function. With form "shared" the nodes are fewer
-    than the channels, and U[d] is a dense map from nodes to channels.
+    than the channels, and U[d] is a dense map from nodes to channels. While a dendrite phase lasts,
+    the newest set is a candidate: it trains beside its rivals in the pool, and is not in the sum.
 
     Args:
         base_layer: A Linear, Conv1d/2d/3d or ConvTranspose1d/2d/3d; kept as it is.
@@ -45,12 +55,10 @@ class DendriteLayer(nn.Module):
         gains: U: entry d has shape (nodes,), or (nodes, channels) for shared nodes.
         links: V: entry d has shape (d, nodes), the weights from the earlier dendrites.
         slots: Which channels (shared nodes: which nodes) each set has.
-        rivals: While a dendrite phase lasts, the rest of the pool beside the newest set.
-        frozen_sets: The first so many sets are fixed: no gradient, BatchNorm in eval mode.
-        candidate: While a dendrite phase lasts, the score leaf of the pool; else None.
-        loss_scale: What the loss is multiplied by before its backward pass.
+        frozen_sets: This many of the first sets are fixed: no gradient, BatchNorm in eval mode.
+        pool: While a dendrite phase lasts, what trains the newest set; else None.
         watcher: While inputs and errors are observed: gets the output, what dendrites read and the
-            activations of those that speak, and returns the output.
+            activations of the sets in the sum, and returns the output.
 
     Example:
         >>> layer, x = nn.Linear(3, 2), torch.ones(4, 3)
@@ -64,6 +72,7 @@ class DendriteLayer(nn.Module):
         https://arxiv.org/abs/2501.18018.
     """
 
+    pool: CandidatePool | None
     watcher: Watcher | None = None
 
     def __init__(self, base_layer: nn.Module, config: DendriteConfig, *, normalized: bool) -> None:
@@ -73,13 +82,10 @@ class DendriteLayer(nn.Module):
         self.gains = nn.ParameterList()
         self.links = nn.ParameterList()
         self.slots = nn.ModuleList()
-        self.rivals = nn.ModuleList()
-        self.rival_links = nn.ParameterList()
+        self.register_module("pool", None)
         self.config = config
         self.normalized = normalized
         self.frozen_sets = 0
-        self.candidate: Tensor | None = None
-        self.loss_scale = 1.0
         self.channels = int(getattr(base_layer, "out_channels", 0) or base_layer.out_features)  # type: ignore[arg-type]
         self.nodes = node_count(self.channels, config)
         self.dims = spatial_dims(base_layer)
@@ -92,35 +98,31 @@ class DendriteLayer(nn.Module):
     @property
     def trained_sets(self) -> int:
         """Number of sets up to the newest one that adds something: whose U is not zero."""
-        speaking = [index for index, gain in enumerate(self.gains) if bool(gain.any())]
-        return max(speaking, default=-1) + 1
+        adding = [index for index, gain in enumerate(self.gains) if bool(gain.any())]
+        return max(adding, default=-1) + 1
 
     @property
     def _weight(self) -> Tensor:
         weight: Tensor = self.base_layer.weight  # type: ignore[assignment]
         return weight.detach()
 
-    def add_set(self, seed: tuple[int | str, ...]) -> None:
+    def add_set(self, seed: Seed) -> None:
         """Add one set with U = 0 and V = 0; ``seed`` names the random stream of its weights."""
-        self.dendrites.append(self._branch(seed))
-        self.links.append(self._silent_links())
-        is_shared = self.config.form == "shared"
-        shape = (self.nodes, self.channels) if is_shared else (self.channels,)
-        self.gains.append(nn.Parameter(self._weight.new_zeros(shape)))
+        candidate = self._candidate(seed, earlier=self.num_sets)
+        self.dendrites.append(candidate.branch)
+        self.links.append(candidate.links)
+        self.gains.append(nn.Parameter(self._weight.new_zeros(self._gain_shape)))
         self.slots.append(Slots(self.nodes).to(self._weight.device).train(self.training))
 
-    def add_rival(self, seed: tuple[int | str, ...]) -> None:
-        """Add a candidate to the pool of the newest set."""
-        self.rivals.append(self._branch(seed))
-        self.rival_links.append(self._silent_links())
-
-    def _branch(self, seed: tuple[int | str, ...]) -> nn.Module:
+    def _candidate(self, seed: Seed, earlier: int) -> Candidate:
         branch = make_branch(self.base_layer, self.config, normalized=self.normalized, seed=seed)
-        return branch.train(self.training)
+        links = self._weight.new_zeros(earlier if self.config.cascade else 0, self.nodes)
+        return Candidate(branch.train(self.training), nn.Parameter(links))
 
-    def _silent_links(self) -> nn.Parameter:
-        earlier = self.num_sets - 1 if self.config.cascade else 0
-        return nn.Parameter(self._weight.new_zeros(max(earlier, 0), self.nodes))
+    @property
+    def _gain_shape(self) -> tuple[int, ...]:
+        """Shape of U of a whole set."""
+        return (self.nodes, self.channels) if self.config.form == "shared" else (self.nodes,)
 
     def remove_set(self) -> None:
         """Remove the newest set."""
@@ -164,27 +166,29 @@ class DendriteLayer(nn.Module):
         return [*self.dendrites[index].parameters(), self.links[index]]
 
     @property
-    def pool(self) -> list[tuple[nn.Module, Tensor]]:
-        """The candidates of the newest set: input map and links of each."""
-        links = [self.links[-1], *self.rival_links]
-        return list(zip([self.dendrites[-1], *self.rivals], links, strict=True))
+    def candidates(self) -> list[Candidate]:
+        """The newest set and, while a dendrite phase lasts, its rivals."""
+        newest = Candidate(self.dendrites[-1], self.links[-1])
+        return [newest, *(self.pool.rivals if self.pool is not None else ())]
 
-    def begin_candidacy(self) -> None:
-        """Train the pool of the newest set by correlation from now on, and collect its scores."""
-        shape = (self.nodes, self.channels) if self.config.form == "shared" else (self.nodes,)
-        self.loss_scale = 1.0
-        self.candidate = score_leaf(self._weight, len(self.pool), *shape)
+    def begin_candidacy(self, rivals: Sequence[Seed] = ()) -> None:
+        """Take the newest set out of the sum, and train it by correlation beside its rivals.
+
+        Args:
+            rivals: For each of them, what names the random stream of its weights.
+        """
+        leaf = score_leaf(self._weight, 1 + len(rivals), *self._gain_shape)
+        self.pool = CandidatePool(
+            [self._candidate(seed, earlier=self.num_sets - 1) for seed in rivals],
+            self.config,
+            leaf,
+            dims=self.dims,
+            normalized=self.normalized,
+        ).train(self.training)
 
     def end_candidacy(self) -> None:
-        """Let the newest set speak, and forget the rest of the pool and the scores."""
-        self.candidate, self.loss_scale = None, 1.0
-        self.rivals, self.rival_links = nn.ModuleList(), nn.ParameterList()
-
-    def summed_scores(self) -> Tensor | None:
-        """Return the sums over the phase, with the rows of `score_leaf`; a copy."""
-        if self.candidate is None or self.candidate.grad is None:
-            return None
-        return self.candidate.grad.clone()
+        """Put the newest set into the sum, and forget its rivals and the scores."""
+        self.pool = None
 
     def freeze(self, num_sets: int) -> None:
         """Fix the first ``num_sets`` sets and let the others train."""
@@ -192,7 +196,7 @@ class DendriteLayer(nn.Module):
         for index in range(self.num_sets):
             for parameter in self.set_parameters(index):  # an empty one would wait for ever
                 parameter.requires_grad_(index >= num_sets and parameter.numel() > 0)
-        for parameter in [*self.rivals.parameters(), *self.rival_links]:
+        for parameter in () if self.pool is None else self.pool.parameters():
             parameter.requires_grad_(self.num_sets > num_sets and parameter.numel() > 0)
         self.train(self.training)
 
@@ -204,11 +208,17 @@ class DendriteLayer(nn.Module):
         return self
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the base layer, as its size or weight, that other code reads."""
+        """Return what other code reads of the base layer: a tensor, a size, or a note on it.
+
+        Whatever the base layer itself holds is served; what its class holds, as methods, is not.
+        """
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("base_layer"), name)
+            base: Any = super().__getattr__("base_layer")
+            if any(name in held for held in (vars(base), base._parameters, base._buffers)):
+                return getattr(base, name)
+            raise
 
     def forward(self, input: Tensor, *others: Any, **named: Any) -> Tensor:
         """Map the base layer's input to its output plus the dendrites' signal."""
@@ -221,22 +231,21 @@ class DendriteLayer(nn.Module):
         own, read = y, input if self.config.backprop_through else input.detach()
         if self.config.form == "tied":
             read = own if self.config.backprop_through else own.detach()
-        heard: list[Tensor | None] = []
-        speaking = self.num_sets - (self.candidate is not None)
-        for index in range(speaking):
+        earlier: list[Tensor | None] = []
+        for index in range(self.num_sets - (self.pool is not None)):
             slots: Any = self.slots[index]
             if slots.count == 0:
-                heard.append(None)
+                earlier.append(None)
                 continue
-            z = self.dendrites[index](read)
-            a = self._activation(z, self.links[index], heard, slots)
+            a = self._activations(index, read, earlier)
             y = add_set(y, a, self.gains[index], slots, self.dims)
-            heard.append(slots.spread(a, -1 - self.dims) if self.config.cascade else None)
+            earlier.append(slots.spread(a, -1 - self.dims) if self.config.cascade else None)
         if self.watcher is not None:
-            return self.watcher(y, read.detach(), heard)
-        if self.candidate is None or not torch.is_grad_enabled():
+            return self.watcher(y, read.detach(), earlier)
+        if self.pool is None or not torch.is_grad_enabled():
             return y
-        return self._probed(y, read.detach(), heard)
+        axes = position_axes(self.base_layer, y, self.dims)
+        return self.pool.probe(y, read.detach(), earlier, self.candidates, axes)
 
     def _based(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """Return the neurons' sums and what they read, which hooks of the user may change."""
@@ -247,32 +256,12 @@ class DendriteLayer(nn.Module):
         with note:  # it is the last of them
             return self.base_layer(input), read[-1]
 
-    def _activation(
-        self, z: Tensor, links: Tensor, heard: Sequence[Tensor | None], slots: Slots
-    ) -> Tensor:
-        return activate(hear(z, links, heard, slots, self.dims), self.config.activation)
-
-    def _window(self, y: Tensor) -> Window:
-        axes = position_axes(self.base_layer, y, self.dims)
-        sizes = [len(y) * process_count(), *(y.shape[axis] for axis in axes)]
-        return Window.drawn(sizes, axes, self.config.samples)
-
-    def _probed(self, y: Tensor, x: Tensor, heard: Sequence[Tensor | None]) -> Tensor:
-        """Return y, whose error will train the candidates: they listen, and do not speak."""
-        if self.normalized and y.numel() == self.channels and process_count() == 1:
-            return y  # one sample has no correlation, and a BatchNorm refuses it
-        window, slots = self._window(y), self.slots[-1]
-        quiet = [None if a is None else window.take(a.detach()) for a in heard]
-        activations = [
-            self._activation(window.run(branch, x), links, quiet, slots)  # type: ignore[arg-type]
-            for branch, links in self.pool
-        ]
-        pairwise = self.config.form != "shared"
-        probe: Any = CorrelationProbe.apply
-        how = (-1 - self.dims, pairwise, self.loss_scale, window)
-        y = y.clone() if self.config.form == "tied" else y  # its candidates need y as it is
-        probed: Tensor = probe(y, self.candidate, *how, *activations)
-        return probed
+    def _activations(self, index: int, read: Tensor, earlier: Sequence[Tensor | None]) -> Tensor:
+        """Return the activations of a set's nodes."""
+        slots: Any = self.slots[index]
+        z = self.dendrites[index](read)
+        own = [None if a is None else slots.take(a, -1 - self.dims) for a in earlier]
+        return activate(add_links(z, self.links[index], own, self.dims), self.config.activation)
 
     def extra_repr(self) -> str:
         """Return what ``print(model)`` shows of this layer."""
@@ -283,6 +272,17 @@ class DendriteLayer(nn.Module):
 def dendrite_layers(model: nn.Module) -> dict[str, DendriteLayer]:
     """Return the layers of ``model`` that have dendrites, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, DendriteLayer)}
+
+
+def candidate_pools(model: nn.Module) -> dict[str, CandidatePool]:
+    """Return the pools of the layers whose newest set is a candidate, by name of the layer."""
+    pools = {name: layer.pool for name, layer in dendrite_layers(model).items()}
+    return {name: pool for name, pool in pools.items() if pool is not None}
+
+
+def set_count(model: nn.Module) -> int:
+    """Return the dendrite sets of a network, a candidate included: those of its largest layer."""
+    return max((layer.num_sets for layer in dendrite_layers(model).values()), default=0)
 
 
 def neuron_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,4 +1,4 @@
-"""What a dendrite does with its sum: it hears earlier ones, and adds to its neuron's output."""
+"""What becomes of a dendrite's sum: earlier dendrites add to it, and it adds to its neuron."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from pbcompress.dendrites.nodes import Slots
 
-__all__ = ["ACTIVATIONS", "CONVOLUTIONS", "activate", "add_set", "hear"]
+__all__ = ["ACTIVATIONS", "CONVOLUTIONS", "activate", "add_links", "add_set"]
 
 ACTIVATIONS = {
     "relu": torch.relu,
@@ -51,21 +51,18 @@ def activate(z: Tensor, name: str) -> Tensor:
     return (function or ACTIVATIONS[name])(z)
 
 
-def hear(
-    z: Tensor, links: Tensor, earlier: Sequence[Tensor | None], slots: Slots, dims: int
-) -> Tensor:
-    """Return the sum of a dendrite with what it hears of the earlier ones of its neuron.
+def add_links(z: Tensor, links: Tensor, earlier: Sequence[Tensor | None], dims: int) -> Tensor:
+    """Return the sums of a set's nodes, with what its links add of the earlier sets.
 
     Args:
         z: Nodes on the channel axis; overwritten where it needs no gradient.
         links: V of the set, shape (earlier sets, nodes).
-        earlier: Activations of the earlier sets in all slots; None: the set has no node.
-        slots: Slots of the nodes.
+        earlier: Activations of the earlier sets in the slots of its nodes; None: the set has no
+            node.
         dims: Spatial axes of the layer: 0 for Linear, 1 to 3 otherwise.
     """
     for link, a in zip(links, earlier, strict=False):
         if a is not None:
-            heard = slots.take(a, -1 - dims).to(z.dtype)
-            link = link.to(z.dtype).reshape(-1, *[1] * dims)
-            z = torch.addcmul(z, heard, link) if z.requires_grad else z.addcmul_(heard, link)
+            a, link = a.to(z.dtype), link.to(z.dtype).reshape(-1, *[1] * dims)
+            z = torch.addcmul(z, a, link) if z.requires_grad else z.addcmul_(a, link)
     return z

@@ -20,7 +20,7 @@ from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError, first_line
 from pbcompress.training.distillation import make_objective
 from pbcompress.training.engine import Engine
-from pbcompress.training.loop import evaluate, lr_factor, make_optimizer, train_epoch
+from pbcompress.training.loop import Stepper, evaluate, make_optimizer, train_epoch
 from pbcompress.training.snapshots import weights_of
 from pbcompress.training.task import Batches, Data, Task, moved, seeded_generators
 
@@ -203,25 +203,13 @@ def train_quantized(
     parameters = list(twin.parameters())
     config = RecoveryConfig(epochs=epochs, lr=lr)
     optimizer = make_optimizer(parameters, config, is_dendrite=False)
+    stepper = Stepper(Engine(), twin, optimizer, config, length=epochs)
+    objective = make_objective(task, config, None)
     best: tuple[float, dict[str, Tensor]] | None = None
     for epoch in range(epochs):
-
-        def set_lr(part: float, done: int = epoch) -> None:
-            for group in optimizer.param_groups:
-                group["lr"] = lr * lr_factor(config, (done + part) / epochs)
-
+        stepper.epoch = epoch
         observe_(twin, data.train, task, samples)
-        train_epoch(
-            Engine(),
-            twin,
-            data.train,
-            make_objective(task, config, None),
-            optimizer,
-            set_lr,
-            lambda _: None,
-            seed=("int8", epoch),
-            config=config,
-        )
+        train_epoch(stepper, data.train, objective, seed=("int8", epoch))
         observe_(twin, data.train, task, samples)
         score = task.score(evaluate(twin, data.val, task)[0])
         if best is None or score > best[0]:

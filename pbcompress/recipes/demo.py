@@ -12,6 +12,7 @@ from pbcompress.errors import CompressionError
 from pbcompress.pipeline import compress
 from pbcompress.recovery.recover import recover_
 from pbcompress.result import CompressionResult
+from pbcompress.training.history import Stage
 from pbcompress.training.progress import ProgressBar
 from pbcompress.training.task import Data
 
@@ -104,7 +105,7 @@ def run_demo(folder: str | Path, *, seed: int = 0, progress: bool = True) -> Com
         model = make_network()
     callbacks = (ProgressBar(),) if progress else ()
     base = CompressConfig(dendrites=DendriteConfig(max_sets=0), recovery=BASE_TRAINING)
-    recover_(model, data, config=base, seed=seed, stage="base", callbacks=callbacks)
+    recover_(model, data, config=base, seed=seed, stage=Stage.BASE, callbacks=callbacks)
     return compress(
         model, TARGET, data=data, config=CONFIG, seed=seed, run_dir=folder, progress=progress
     )

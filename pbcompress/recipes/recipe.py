@@ -21,6 +21,7 @@ from pbcompress.quantization.precisions import Fp16, Int8
 from pbcompress.recovery.checkpoint import Checkpoint
 from pbcompress.recovery.recover import recover_
 from pbcompress.result import CompressionResult
+from pbcompress.training.history import Stage
 from pbcompress.training.progress import ProgressBar
 from pbcompress.training.task import Data, Task
 
@@ -186,7 +187,7 @@ def run_recipe(recipe: Recipe, *, progress: bool = True) -> CompressionResult:
             data,
             config=base,
             seed=recipe.seed,
-            stage="base",
+            stage=Stage.BASE,
             callbacks=callbacks,
             checkpoint=checkpoint,
         )

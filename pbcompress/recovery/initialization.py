@@ -51,7 +51,7 @@ def initialize_candidates_(
     the start of a dendrite phase; of a pool the first candidate changes.
 
     Args:
-        model: Network with dendrites whose newest set is silent (U = 0).
+        model: Network with dendrites whose newest set adds nothing yet (U = 0).
         batches: Batches of the train split, or a loader of them.
         task: Loss and forward; the default is classification.
         batches_used: Batches at most, at least 1; the model runs in eval mode.
@@ -64,8 +64,8 @@ def initialize_candidates_(
         transposed convolutions, keep their weights and are missing.
 
     Raises:
-        CompressionError: There is no set, it speaks already, or there is no batch; nothing has
-            changed.
+        CompressionError: There is no set, it adds to the output already, or there is no batch;
+            nothing has changed.
         DivergedError: The loss of a batch is not finite; nothing has changed.
 
     Example:
@@ -89,8 +89,8 @@ def initialize_candidates_(
     for name, layer in layers.items():
         if bool(layer.gains[-1].any()):
             raise CompressionError(
-                f"The newest dendrite set of {name!r} speaks already (its U is not zero). Call "
-                "initialize_candidates_ at the start of a dendrite phase."
+                f"The newest dendrite set of {name!r} adds to the output already (its U is not "
+                "zero). Call initialize_candidates_ at the start of a dendrite phase."
             )
     for name, value in (("batches_used", batches_used), ("rows", rows), ("directions", directions)):
         if value < 1:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pbcompress.dendrites.candidate_pool import CandidatePool
 from pbcompress.dendrites.correlation import mean_scores, node_scores
-from pbcompress.dendrites.layer import DendriteLayer
 
 __all__ = ["NodeScores"]
 
@@ -42,11 +42,11 @@ class NodeScores:
         """|r| of every node in the last epoch, the best one of its candidates, by layer."""
         return {name: _of_nodes(sums) for name, sums in self.latest.items()}
 
-    def take(self, layers: Mapping[str, DendriteLayer]) -> int:
+    def take(self, pools: Mapping[str, CandidatePool]) -> int:
         """Read the scores of one epoch; return how many nodes improved their own."""
         improved = 0
-        for name, layer in layers.items():
-            summed = layer.summed_scores()
+        for name, pool in pools.items():
+            summed = pool.summed_scores()
             if summed is None:  # the loss does not depend on this layer
                 continue
             self.latest[name] = summed - self._summed.get(name, torch.zeros_like(summed))

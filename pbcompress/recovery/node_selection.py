@@ -64,7 +64,7 @@ def _units(worth: Tensor, layer: DendriteLayer) -> Tensor:
 
 
 def accept_(layers: Mapping[str, DendriteLayer], sums: Mapping[str, Tensor]) -> None:
-    """End the dendrite phase of ``layers``: their newest sets speak from now on.
+    """End the dendrite phase of ``layers``: their newest sets add to the output from now on.
 
     Each node takes the candidate of the pool with the highest |r|. With ``node_share`` below 1 the
     nodes of all layers compete for that part of the set's parameters; a node is worth the squared
@@ -96,7 +96,7 @@ def _adopt_best_(layer: DendriteLayer, scores: Tensor) -> Tensor:
         best = scores.mean(1).argmax().expand(scores.shape[1])
     else:
         best = scores.argmax(0)
-    for number, (branch, links) in enumerate(layer.pool[1:], 1):
+    for number, (branch, links) in enumerate(layer.candidates[1:], 1):
         winners = best == number
         if layer.config.form == "lowrank" and bool(winners.all()):
             layer.dendrites[-1].load_state_dict(branch.state_dict())

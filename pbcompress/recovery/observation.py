@@ -27,28 +27,29 @@ class Observed:
     Attributes:
         inputs: Shape (groups, n, fan-in of a group): what the nodes of a group read.
         errors: dLoss/dOutput, shape (n, channels), as in a batch of mean size.
-        heard: Of each earlier set, its activations in all slots, shape (n, nodes); None: silent.
+        earlier: Activations of each earlier set in all slots, shape (n, nodes); None: the set has
+            no node.
         samples: Mean size of the batches.
         outputs: Outputs of the layer in a batch, samples x positions.
     """
 
     inputs: Tensor
     errors: Tensor
-    heard: tuple[Tensor | None, ...] = ()
+    earlier: tuple[Tensor | None, ...] = ()
     samples: float = 1.0
     outputs: float = 1.0
 
     def rows(self, index: slice) -> "Observed":
         """Return neighbouring rows, as views."""
-        heard = tuple(None if h is None else h[index] for h in self.heard)
+        earlier = tuple(None if h is None else h[index] for h in self.earlier)
         inputs, errors = self.inputs[:, index], self.errors[index]
-        return replace(self, inputs=inputs, errors=errors, heard=heard)
+        return replace(self, inputs=inputs, errors=errors, earlier=earlier)
 
     def picked(self, index: Tensor) -> "Observed":
         """Return the rows of these numbers."""
-        heard = tuple(None if h is None else h.index_select(0, index) for h in self.heard)
+        earlier = tuple(None if h is None else h.index_select(0, index) for h in self.earlier)
         inputs, errors = self.inputs.index_select(1, index), self.errors.index_select(0, index)
-        return replace(self, inputs=inputs, errors=errors, heard=heard)
+        return replace(self, inputs=inputs, errors=errors, earlier=earlier)
 
 
 def observe(
@@ -149,10 +150,10 @@ def _fixed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _watched(model: nn.Module, watched: Mapping[int, Watcher]) -> Iterator[None]:
-    """Show some layers to their watchers; candidates of all are silent and keep no score."""
+    """Show some layers to their watchers; no candidate trains or keeps a score."""
     layers = list(dendrite_layers(model).values())
     for layer in layers:
-        layer.watcher = watched.get(id(layer), lambda y, read, heard: y)
+        layer.watcher = watched.get(id(layer), lambda y, read, earlier: y)
     try:
         yield
     finally:
@@ -189,16 +190,16 @@ class _Drawing:
             self._expected = max(self._outputs * batches, self._rows)
             self._credit = int(torch.randint(self._expected, ()))  # small batches get some too
 
-    def watch(self, y: Tensor, read: Tensor, heard: list[Tensor | None]) -> Tensor:
+    def watch(self, y: Tensor, read: Tensor, earlier: list[Tensor | None]) -> Tensor:
         """Return y, whose error will be taken."""
         if self._is_open:
             self._outputs += y.numel() // self.layer.channels
-        quiet = [None if h is None else h.detach() for h in heard[: self.layer.num_sets - 1]]
+        given = [None if h is None else h.detach() for h in earlier[: self.layer.num_sets - 1]]
         tap: Any = _Tap.apply
-        tapped: Tensor = tap(y, self._anchor, self._take, read, *quiet)
+        tapped: Tensor = tap(y, self._anchor, self._take, read, *given)
         return tapped
 
-    def _take(self, error: Tensor, read: Tensor, *heard: Tensor | None) -> None:
+    def _take(self, error: Tensor, read: Tensor, *earlier: Tensor | None) -> None:
         if self._is_open:  # a gradient that the forward pass takes is not that of the loss
             return
         layer = self.layer
@@ -206,7 +207,7 @@ class _Drawing:
         samples = len(error) if is_batched else 1
         if layer.dims and not is_batched:
             read, error = read[None], error[None]
-            heard = tuple(None if h is None else h[None] for h in heard)
+            earlier = tuple(None if h is None else h[None] for h in earlier)
         outputs = error.numel() // layer.channels
         count, self._credit = divmod(self._credit + outputs * self._rows, self._expected)
         while self._drawn + count > self._rows:
@@ -215,8 +216,8 @@ class _Drawing:
         self._drawn += count
         places = draw_places(layer, error, count)
         seen = read_at(layer, read, places), outputs_at(layer, error, places)
-        hears = tuple(None if h is None else outputs_at(layer, h, places) for h in heard)
-        self.parts.append(Observed(*seen, hears, samples, outputs))
+        before = tuple(None if h is None else outputs_at(layer, h, places) for h in earlier)
+        self.parts.append(Observed(*seen, before, samples, outputs))
 
     def _halve(self) -> None:
         """Draw half of the rows from now on, and forget half of those that there are."""
@@ -233,15 +234,15 @@ class _Drawing:
         samples = sum(part.samples for part in parts) / len(parts)
         inputs = torch.cat([part.inputs for part in parts], 1).to(working)
         scaled = [part.errors.to(working) * (part.samples / samples) for part in parts]
-        columns = zip(*(part.heard for part in parts), strict=True)
-        heard = tuple(None if own[0] is None else torch.cat(own).to(working) for own in columns)
+        columns = zip(*(part.earlier for part in parts), strict=True)
+        earlier = tuple(None if own[0] is None else torch.cat(own).to(working) for own in columns)
         outputs = sum(part.outputs for part in parts) / batches
-        whole = Observed(inputs, torch.cat(scaled), heard, samples, outputs)
-        totals = [t.sum() for t in (inputs, whole.errors, *heard) if t is not None]
+        whole = Observed(inputs, torch.cat(scaled), earlier, samples, outputs)
+        totals = [t.sum() for t in (inputs, whole.errors, *earlier) if t is not None]
         if bool(torch.stack(totals).isfinite().all()):
             return whole
         is_finite = inputs.isfinite().all(-1).all(0) & whole.errors.isfinite().all(-1)
-        for own in heard:
+        for own in earlier:
             is_finite &= True if own is None else own.isfinite().all(-1)
         return whole.picked(is_finite.nonzero()[:, 0])
 

@@ -5,7 +5,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from pbcompress.core.modules import rest_
-from pbcompress.dendrites.layer import dendrite_layers
+from pbcompress.dendrites.layer import candidate_pools, dendrite_layers
 from pbcompress.recovery.node_scores import NodeScores
 from pbcompress.recovery.policy import PhaseKind, PhaseLog
 
@@ -20,6 +20,8 @@ class _Growth(Protocol):
     scores: NodeScores
 
     def take(self, phase: "Phase", score: float) -> None: ...
+    def is_over(self, phase: "Phase") -> bool: ...
+    def length_of(self, phase: "Phase") -> int: ...
 
 
 class Phase:
@@ -28,14 +30,27 @@ class Phase:
     Attributes:
         kind: ``PhaseKind.NEURON``, ``DENDRITE`` or ``THAW``.
         index: Number of the phase, from 0.
-        done: Whether the phase is over; then go on to the next one.
     """
 
     def __init__(self, owner: "_Growth", index: int, kind: PhaseKind) -> None:
         self._owner = owner
         self.index = index
         self.kind = kind
-        self.done = False
+
+    @property
+    def done(self) -> bool:
+        """Whether the phase is over; then go on to the next one."""
+        return self._owner.is_over(self)
+
+    @property
+    def epoch(self) -> int:
+        """Number of the current epoch, from 0: how many scores were reported."""
+        return len(self._owner.log[self.index].scores)
+
+    @property
+    def length(self) -> int:
+        """Most epochs that the phase can take: what a learning rate schedule spans."""
+        return self._owner.length_of(self)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what trains in this phase; make a fresh optimizer over it."""
@@ -53,7 +68,7 @@ class Phase:
             return
         rest_(model)
         for layer in dendrite_layers(model).values():
-            for branch, _ in layer.pool:
+            for branch, _ in layer.candidates:
                 branch.train()
 
     def set_loss_scale(self, factor: float) -> None:
@@ -64,8 +79,8 @@ class Phase:
         small. Set ``scaler.get_scale()`` before each step, over the batches of a step where the
         loss is divided by their number.
         """
-        for layer in dendrite_layers(self._owner.model).values():
-            layer.loss_scale = factor
+        for pool in candidate_pools(self._owner.model).values():
+            pool.loss_scale = factor
 
     def report(self, score: float) -> bool:
         """Take the validation score of one epoch, higher is better.

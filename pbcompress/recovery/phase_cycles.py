@@ -11,42 +11,57 @@ from torch import Tensor, nn
 
 from pbcompress.config import CompressConfig, DendriteConfig
 from pbcompress.core.accepted_models import check_whole
+from pbcompress.dendrites.forms import GrowableLayers
 from pbcompress.dendrites.growth import attach_dendrites_, detach_dendrites_
-from pbcompress.dendrites.layer import dendrite_layers, neuron_parameters
+from pbcompress.dendrites.layer import (
+    candidate_pools,
+    dendrite_layers,
+    neuron_parameters,
+    set_count,
+)
 from pbcompress.errors import CompressionError, DivergedError
+from pbcompress.recovery.best_weights import BestWeights
+from pbcompress.recovery.freezing import let_train_, put_buffers_, resting_buffers
 from pbcompress.recovery.node_scores import NodeScores
 from pbcompress.recovery.node_selection import accept_
 from pbcompress.recovery.phase import Phase
-from pbcompress.recovery.policy import Action, PhaseKind, PhaseLog, best_epoch, next_action
+from pbcompress.recovery.policy import (
+    Action,
+    PhaseKind,
+    PhaseLog,
+    best_epoch,
+    longest,
+    next_action,
+)
 from pbcompress.training.snapshots import check_weights, put_weights_, weights_of
 
 __all__ = ["Cycles", "Phase", "cycles"]
 
 logger = logging.getLogger(__name__)
 
-Weights = dict[str, Tensor]
-
 
 class Cycles(Iterator[Phase]):
-    """The iterator that `cycles` returns; it also can be saved and restored between epochs."""
+    """The iterator that `cycles` returns; it also can be saved and restored between epochs.
+
+    `policy.next_action` decides what comes next; this carries it out on the model.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         config: CompressConfig,
         *,
-        layers: Mapping[str, bool] | None = None,
+        layers: GrowableLayers | None = None,
         lengths: Sequence[int] | None = None,
         seed: int = 0,
     ) -> None:
         self.model = model
         self.seed = seed
-        self.layers = layers
-        self.dendrites: DendriteConfig = config.dendrites
         self.lengths = lengths
         self._trainable = {n for n, p in neuron_parameters(model).items() if p.requires_grad}
         self._check()
-        self._untrained = self._take_untrained_sets()
+        self.dendrites, self.layers = _what_grows(model, config.dendrites, layers)
+        self._untrained = _detach_untrained_(model)
         if lengths is not None:
             self.dendrites = replace(self.dendrites, max_sets=0)
         self.recovery = config.recovery
@@ -54,13 +69,12 @@ class Cycles(Iterator[Phase]):
         self.minutes = 0.0
         self.scores = NodeScores(config.recovery.node_improvement)
         self.phase: Phase | None = None
-        self._started: Weights = {}
-        self._keep_best()
-        self._first_sets = self._best_sets
+        self._best = BestWeights(model)
+        self._first_sets = self._best.sets
         self._attempts = 0
         self._reported = True
         self.keep_time(time.monotonic)
-        self._fixed_buffers: Weights = {}
+        self._resting: dict[str, Tensor] = {}
 
     def _check(self) -> None:
         check_whole(self.model)
@@ -80,11 +94,11 @@ class Cycles(Iterator[Phase]):
         """Measure ``minutes`` by a clock in seconds; several processes need one that they share."""
         self._time, self._clock = clock, clock()
 
-    # --- the iterator -------------------------------------------------------------------------
+    # --- from phase to phase ------------------------------------------------------------------
 
     def __next__(self) -> Phase:
         """Return the current phase while it lasts, then the next one."""
-        if self.phase is not None and not self.phase.done:
+        if self.phase is not None and not self.is_over(self.phase):
             if not self._reported:
                 raise CompressionError(
                     "The loop came back for the next phase without a score. Call "
@@ -93,7 +107,7 @@ class Cycles(Iterator[Phase]):
             self._reported = False
             return self.phase
         if self.phase is None:
-            if self.dendrites.at_start and self.dendrites.max_sets and not self._num_sets:
+            if self.dendrites.at_start and self.dendrites.max_sets and not set_count(self.model):
                 self._start_set()
             else:
                 self._start(PhaseKind.NEURON)
@@ -103,14 +117,22 @@ class Cycles(Iterator[Phase]):
         assert self.phase is not None  # _advance raises StopIteration at the end
         return self.phase
 
+    def _action(self) -> Action:
+        """Return the next action; with fixed lengths, phases follow each other by count alone."""
+        if self.lengths is None:
+            return next_action(self.log, self.recovery, self.dendrites, minutes=self.minutes)
+        if len(self.log[-1].scores) < self.lengths[len(self.log) - 1]:
+            return Action.CONTINUE
+        return Action.GROW if len(self.log) < len(self.lengths) else Action.STOP
+
     def _advance(self, action: Action) -> None:
         if action is Action.ACCEPT:
             layers = dendrite_layers(self.model)
-            _tell_of_silent([name for name in layers if name not in self.scores.latest])
+            _warn_of_unreached([name for name in layers if name not in self.scores.latest])
             accept_(layers, self.scores.latest)
             self._start(PhaseKind.NEURON)
             return
-        self._load_best()
+        self._best.put_back_()
         if action is Action.STOP:
             self._let_train(PhaseKind.NEURON)
             raise StopIteration
@@ -124,54 +146,53 @@ class Cycles(Iterator[Phase]):
         is_gradient = self.dendrites.rule == "gradient"
         self._start(PhaseKind.NEURON if is_gradient else PhaseKind.DENDRITE)
 
-    def _action(self) -> Action:
-        """Return the next action; with fixed lengths, phases follow each other by count alone."""
-        if self.lengths is None:
-            return next_action(self.log, self.recovery, self.dendrites, minutes=self.minutes)
-        if len(self.log[-1].scores) < self.lengths[len(self.log) - 1]:
-            return Action.CONTINUE
-        return Action.GROW if len(self.log) < len(self.lengths) else Action.STOP
-
     def _start(self, kind: PhaseKind) -> None:
-        self.log.append(PhaseLog(kind, self._num_sets))
+        self.log.append(PhaseLog(kind, set_count(self.model)))
         if kind is PhaseKind.DENDRITE:
             self._begin_candidacy()
             self.scores.begin()
         self._open_phase()
-        self._started = weights_of(self.model)
-
-    def rewind(self) -> None:
-        """Put back the best weights of the current phase, those of its start where it has none."""
-        phase = self.log[-1]
-        is_best_of_phase = best_epoch(self.log, self.recovery)[0] == len(self.log) - 1
-        put_weights_(self.model, self.best if is_best_of_phase else self._started)
-        if phase.kind is PhaseKind.DENDRITE:
-            self.scores.begin()
-            for layer in dendrite_layers(self.model).values():
-                layer.begin_candidacy()
-
-    def _begin_candidacy(self) -> None:
-        for name, layer in dendrite_layers(self.model).items():
-            for rival in range(1, self.dendrites.candidates):
-                layer.add_rival((self.seed, self._attempts, name, layer.num_sets, rival))
-            layer.begin_candidacy()
+        self._best.begin_phase()
 
     def _open_phase(self) -> None:
         kind = self.log[-1].kind
         self.phase = Phase(self, len(self.log) - 1, kind)
         self._let_train(kind)
         self.model.zero_grad(set_to_none=True)  # a gradient left on what is frozen now is stale
-        newest = _newest_prefixes(self.model)
-        self._fixed_buffers = {
-            name: buffer.clone()
-            for name, buffer in self.model.named_buffers()
-            if kind is PhaseKind.DENDRITE and not name.startswith(newest)
-        }
+        self._resting = resting_buffers(self.model) if kind is PhaseKind.DENDRITE else {}
 
-    # --- scores -------------------------------------------------------------------------------
+    def _let_train(self, kind: PhaseKind) -> None:
+        let_train_(self.model, kind, self._trainable, self.dendrites)
+
+    def _grow(self) -> None:
+        wrapped = dendrite_layers(self.model)
+        config = next(iter(wrapped.values())).config if wrapped else self.dendrites
+        seed = self.seed + 1000 * self._attempts
+        attach_dendrites_(self.model, config, layers=self.layers, seed=seed)
+        self._attempts += 1
+
+    def _begin_candidacy(self) -> None:
+        rivals = range(1, self.dendrites.candidates)
+        for name, layer in dendrite_layers(self.model).items():
+            of_layer = (self.seed, self._attempts, name, layer.num_sets)
+            layer.begin_candidacy([(*of_layer, rival) for rival in rivals])
+
+    # --- what a phase asks and says -----------------------------------------------------------
+
+    def is_over(self, phase: Phase) -> bool:
+        """Tell whether a phase has had its last epoch."""
+        if phase is not self.phase:
+            return True
+        return bool(self.log[-1].scores) and self._action() is not Action.CONTINUE
+
+    def length_of(self, phase: Phase) -> int:
+        """Return the most epochs of a phase."""
+        if self.lengths is not None:
+            return self.lengths[phase.index]
+        return longest(phase.kind, self.recovery, self.dendrites)
 
     def take(self, phase: Phase, score: float) -> None:
-        """Record the score of one epoch of ``phase`` and decide whether it is over."""
+        """Record the score of one epoch of ``phase``."""
         if phase is not self.phase:
             raise CompressionError(
                 f"A score was reported to phase {phase.index}, and a later one has begun. Report "
@@ -188,21 +209,12 @@ class Cycles(Iterator[Phase]):
         self._clock, self._reported = now, True
         improved = 0
         if phase.kind is PhaseKind.DENDRITE:
-            improved = self.scores.take(dendrite_layers(self.model))
-            for name, buffer in self.model.named_buffers():
-                if name in self._fixed_buffers:  # a loop that called model.train() moved them
-                    buffer.copy_(self._fixed_buffers[name])
+            improved = self.scores.take(candidate_pools(self.model))
+            put_buffers_(self.model, self._resting)  # a loop that called model.train() moved them
         self.log[-1] = self.log[-1].with_epoch(score, improved)
         latest = (len(self.log) - 1, len(self.log[-1].scores) - 1)
         if best_epoch(self.log, self.recovery) == latest:
-            self._keep_best()
-        phase.done = self._action() is not Action.CONTINUE
-
-    # --- structure and who trains --------------------------------------------------------------
-
-    @property
-    def _num_sets(self) -> int:
-        return max((layer.num_sets for layer in dendrite_layers(self.model).values()), default=0)
+            self._best.keep()
 
     @property
     def newest_nodes(self) -> dict[str, list[int]]:
@@ -213,81 +225,44 @@ class Cycles(Iterator[Phase]):
             counts[name] = [slots.count, layer.nodes]
         return counts
 
-    def _take_untrained_sets(self) -> int:
-        """Put sets that were attached and never trained back in line as candidates."""
-        layers = dendrite_layers(self.model)
-        if not layers:
-            return 0
-        any_layer = next(iter(layers.values()))
-        self.dendrites = replace(any_layer.config, max_sets=self.dendrites.max_sets)
-        self.layers = {name: layer.normalized for name, layer in layers.items()}
-        trained = max(layer.trained_sets for layer in layers.values())
-        untrained = self._num_sets - trained
-        if untrained:
-            detach_dendrites_(self.model, untrained)
-        return untrained
+    # --- back to good weights -----------------------------------------------------------------
 
-    def _grow(self) -> None:
-        wrapped = dendrite_layers(self.model)
-        config = next(iter(wrapped.values())).config if wrapped else self.dendrites
-        seed = self.seed + 1000 * self._attempts
-        attach_dendrites_(self.model, config, layers=self.layers, seed=seed)
-        self._attempts += 1
-
-    def _let_train(self, kind: PhaseKind) -> None:
-        is_neuron = kind is not PhaseKind.DENDRITE
-        for name, parameter in neuron_parameters(self.model).items():
-            parameter.requires_grad_(is_neuron and name in self._trainable)
-        newest_trains = not is_neuron or self.dendrites.rule != "correlation"
-        for layer in dendrite_layers(self.model).values():
-            for gain in layer.gains:
-                gain.requires_grad_(is_neuron and gain.numel() > 0)
-            if kind is PhaseKind.THAW or (is_neuron and not self.dendrites.freeze_after):
-                layer.freeze(0)
-            else:
-                layer.freeze(layer.num_sets - int(newest_trains))
+    def rewind(self) -> None:
+        """Put back the best weights of the current phase, those of its start where it has none."""
+        self._best.rewind_(to_best=best_epoch(self.log, self.recovery)[0] == len(self.log) - 1)
+        if self.log[-1].kind is PhaseKind.DENDRITE:
+            self.scores.begin()
+            for pool in candidate_pools(self.model).values():
+                pool.restart()
 
     def abandon(self) -> None:
         """Leave a training that failed: the model gets its best weights so far.
 
         Before the first score these are the ones that it came with, with the sets it came with.
         """
-        self._load_best()
+        self._best.put_back_()
         self._let_train(PhaseKind.NEURON)
-        if self._num_sets == self._first_sets:
+        if set_count(self.model) == self._first_sets:
             self._attempts = 0
             for _ in range(self._untrained):
                 self._grow()
-
-    def _keep_best(self) -> None:
-        self.best = weights_of(self.model)
-        self._best_sets = self._num_sets
-
-    def _load_best(self) -> None:
-        surplus = self._num_sets - self._best_sets
-        if surplus:
-            detach_dendrites_(self.model, surplus)
-        for layer in dendrite_layers(self.model).values():
-            layer.end_candidacy()
-        put_weights_(self.model, self.best)
 
     # --- save and restore ---------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all that a fresh `Cycles` over the original model needs to go on from here."""
         tensors = {f"model.{k}": v for k, v in weights_of(self.model).items()}
-        tensors |= {f"best.{k}": v for k, v in self.best.items()}
-        tensors |= {f"started.{k}": v for k, v in self._started.items()}
-        for name, layer in dendrite_layers(self.model).items():
-            summed = layer.summed_scores()
+        tensors |= self._best.state()
+        for name, pool in candidate_pools(self.model).items():
+            summed = pool.summed_scores()
             if summed is not None:
                 tensors[f"candidate.{name}"] = summed
         tensors |= {f"scores.{k}": v for k, v in self.scores.state().items()}
         return tensors, {
             "log": [phase.to_dict() for phase in self.log],
-            "sets": self._num_sets,
+            "sets": set_count(self.model),
             "nodes": {n: layer.kept_nodes for n, layer in dendrite_layers(self.model).items()},
-            "best_sets": self._best_sets,
+            "best_sets": self._best.sets,
             "attempts": self._attempts,
             "minutes": self.minutes,
             "correlation": self.scores.mean,
@@ -295,12 +270,12 @@ class Cycles(Iterator[Phase]):
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on from `state`; call it before the first phase."""
-        parts: dict[str, Weights] = {}
+        parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             part, _, key = name.partition(".")
             parts.setdefault(part, {})[key] = tensor
         self.log = [PhaseLog.from_dict(phase) for phase in state["log"]]
-        while self._num_sets < state["sets"]:
+        while set_count(self.model) < state["sets"]:
             self._grow()
         for name, layer in dendrite_layers(self.model).items():
             layer.keep_all_nodes(state["nodes"][name])
@@ -309,19 +284,35 @@ class Cycles(Iterator[Phase]):
         if self.log[-1].kind is PhaseKind.DENDRITE:
             self._begin_candidacy()
         put_weights_(self.model, parts["model"])
-        self.best, self._best_sets = parts["best"], state["best_sets"]
-        self._started = parts["started"]
+        self._best.restore(parts["best"], parts["started"], state["best_sets"])
         self._open_phase()
-        if self.log[-1].kind is PhaseKind.DENDRITE:
-            for name, layer in dendrite_layers(self.model).items():
-                assert layer.candidate is not None
-                layer.candidate.grad = parts.get("candidate", {}).get(name)
+        for name, pool in candidate_pools(self.model).items():
+            pool.restart(parts.get("candidate", {}).get(name))
         self.scores.restore(parts.get("scores", {}), state["correlation"])
-        assert self.phase is not None
-        self.phase.done = bool(self.log[-1].scores) and self._action() is not Action.CONTINUE
 
 
-def _tell_of_silent(names: Sequence[str]) -> None:
+def _what_grows(
+    model: nn.Module, dendrites: DendriteConfig, layers: GrowableLayers | None
+) -> tuple[DendriteConfig, GrowableLayers | None]:
+    """Return what grows and where: more of what the model has already, or what was asked for."""
+    grown = dendrite_layers(model)
+    if not grown:
+        return dendrites, layers
+    own = next(iter(grown.values())).config
+    where = {name: layer.normalized for name, layer in grown.items()}
+    return replace(own, max_sets=dendrites.max_sets), where
+
+
+def _detach_untrained_(model: nn.Module) -> int:
+    """Remove the sets that were attached and never trained; return how many of them."""
+    trained = [layer.trained_sets for layer in dendrite_layers(model).values()]
+    untrained = set_count(model) - max(trained, default=0)
+    if untrained:
+        detach_dendrites_(model, untrained)
+    return untrained
+
+
+def _warn_of_unreached(names: Sequence[str]) -> None:
     if names:
         logger.warning(
             "No error reached the candidates of %s%s, which stay as they began. The loss does not "
@@ -332,19 +323,11 @@ def _tell_of_silent(names: Sequence[str]) -> None:
         )
 
 
-def _newest_prefixes(model: nn.Module) -> tuple[str, ...]:
-    return tuple(
-        f"{name}.{part}"
-        for name, layer in dendrite_layers(model).items()
-        for part in (f"dendrites.{layer.num_sets - 1}.", "rivals.")
-    )
-
-
 def cycles(
     model: nn.Module,
     *,
     config: CompressConfig | None = None,
-    layers: Mapping[str, bool] | None = None,
+    layers: GrowableLayers | None = None,
     lengths: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Cycles:

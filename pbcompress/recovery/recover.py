@@ -14,17 +14,20 @@ from pbcompress.config import CompressConfig
 from pbcompress.core.accepted_models import check_whole
 from pbcompress.core.modules import device_of, kept_modes
 from pbcompress.core.tensor_files import write_tensors
+from pbcompress.dendrites.forms import GrowableLayers
 from pbcompress.errors import DivergedError, StateMismatchError
 from pbcompress.recovery.checkpoint import CHECKPOINT_FORMAT, Checkpoint
+from pbcompress.recovery.initialization import initialize_candidates_
 from pbcompress.recovery.phase import Phase
 from pbcompress.recovery.phase_cycles import Cycles
-from pbcompress.recovery.phase_trainer import OptimizerFactory, PhaseTrainer, Training
+from pbcompress.recovery.phase_trainer import OptimizerFactory, PhaseTrainer, SharedTraining
 from pbcompress.recovery.policy import PhaseKind, planned_epochs
 from pbcompress.training.callbacks import Callback
 from pbcompress.training.channels_last import that_take_channels_last
 from pbcompress.training.distillation import make_objective
 from pbcompress.training.engine import make_engine
-from pbcompress.training.history import History
+from pbcompress.training.experiment import Experiment
+from pbcompress.training.history import History, Stage
 from pbcompress.training.loop import evaluate
 from pbcompress.training.task import Data, Task, check_data
 
@@ -42,8 +45,8 @@ def recover_(
     config: CompressConfig | None = None,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
-    stage: str = "dendrites",
-    layers: Mapping[str, bool] | None = None,
+    stage: str = Stage.DENDRITES,
+    layers: GrowableLayers | None = None,
     lengths: Sequence[int] | None = None,
     checkpoint: Checkpoint | None = None,
     teacher: nn.Module | None = None,
@@ -62,7 +65,8 @@ def recover_(
         config: ``dendrites`` and ``recovery``.
         seed: Seed of everything random.
         callbacks: Told of every epoch.
-        stage: Name of this training in the history.
+        stage: Name of this training in the history: a `Stage`, or one of your own. It is part of
+            the seed of every epoch.
         layers: Exactly these layers grow, with whether each dendrite has its own BatchNorm.
         lengths: Grow nothing, and train phases of so many epochs: the control by width alone.
         checkpoint: Where to keep the state after every epoch, and to go on from.
@@ -89,22 +93,28 @@ def recover_(
         >>> [record["kind"] for record in history][:3]
         ['neuron', 'neuron', 'dendrite']
     """
-    task, config = task or Task(), config or CompressConfig()
+    experiment, config = Experiment(data, task or Task(), seed), config or CompressConfig()
     check_whole(model)
-    check_data(data, task, model, device_of(model))
+    check_data(data, experiment.task, model, device_of(model))
     r, networks = config.recovery, [model]
     if teacher is not None and (r.distillation or r.feature_distillation):
         networks.append(teacher)
-    images = that_take_channels_last(networks, data, task) if r.channels_last else ()
+    images = that_take_channels_last(networks, data, experiment.task) if r.channels_last else ()
     saved = None if checkpoint is None else checkpoint.read(device_of(model))
     engine = make_engine(model, config.recovery)
     growth = Cycles(model, config, layers=layers, lengths=lengths, seed=seed)
-    objective = make_objective(task, config.recovery, teacher, model)
-    batches = engine.batches(data.train)
-    shared = Training(
-        growth, engine, data, batches, task, objective, seed, stage, optimizer, images
+    shared = SharedTraining(
+        model=model,
+        config=config.recovery,
+        experiment=experiment,
+        engine=engine,
+        batches=engine.batches(data.train),
+        objective=make_objective(experiment.task, config.recovery, teacher, model),
+        stage=str(stage),
+        factory=optimizer,
+        images=images,
     )
-    run = _Run(shared, checkpoint)
+    run = _Run(shared, growth, checkpoint)
     with kept_modes(model):
         try:
             if saved is not None:
@@ -122,7 +132,7 @@ def recover_(
 def _train(run: "_Run", callbacks: Sequence[Callback]) -> None:
     most, callbacks = _most_epochs(run.growth), run.told(callbacks)
     for callback in callbacks:
-        callback.on_stage(run.stage, most)
+        callback.on_stage(run.shared.stage, most)
         for record in run.history:
             callback.on_epoch(record)
     for phase in run.growth:
@@ -150,13 +160,13 @@ def _most_epochs(growth: Cycles) -> int:
 class _Run:
     """The state of one recovery between two epochs."""
 
-    def __init__(self, training: Training, checkpoint: Checkpoint | None) -> None:
-        self.training, self.growth, self.engine = training, training.growth, training.engine
-        self.config, self.stage = self.growth.recovery, training.stage
-        self.checkpoint = checkpoint
+    def __init__(
+        self, shared: SharedTraining, growth: Cycles, checkpoint: Checkpoint | None
+    ) -> None:
+        self.shared, self.growth, self.checkpoint = shared, growth, checkpoint
+        self.engine = engine = shared.engine
         self.history = History()
-        engine = training.engine
-        self.growth.keep_time(lambda: engine.agreed(time.monotonic()))
+        growth.keep_time(lambda: engine.agreed(time.monotonic()))
         self._retried: int | None = None
         self._trainer: PhaseTrainer | None = None
 
@@ -166,16 +176,15 @@ class _Run:
 
     def epoch(self, phase: Phase) -> dict[str, Any]:
         """Train and score one epoch, record it, and keep the state."""
-        started = time.monotonic()
-        epoch = len(self.growth.log[phase.index].scores)
+        started, epoch = time.monotonic(), phase.epoch
         trainer = self._trainer_of(phase)
         loss, steps = trainer.epoch()
-        self.engine.share(self.growth.model)
+        self.engine.share(self.shared.model)
         is_at_rest = phase.kind is PhaseKind.DENDRITE and epoch > 0  # candidates say nothing
         metric = self.history.records[-1]["metric"] if is_at_rest else self._metric()
-        phase.report(self.training.task.score(metric))
+        phase.report(self.shared.experiment.task.score(metric))
         record: dict[str, Any] = {
-            "stage": self.stage,
+            "stage": self.shared.stage,
             "phase": phase.index,
             "kind": str(phase.kind),
             "epoch": epoch,
@@ -197,8 +206,8 @@ class _Run:
         return record
 
     def _metric(self) -> float:
-        of = self.training
-        value, _ = evaluate(self.growth.model, of.data.val, of.task, self.engine)
+        data, task = self.shared.experiment.data, self.shared.experiment.task
+        value, _ = evaluate(self.shared.model, data.val, task, self.engine)
         metric = self.engine.agreed(value)
         if not math.isfinite(metric):
             raise DivergedError(
@@ -215,7 +224,7 @@ class _Run:
             "%s Phase %d goes on from its best weights at %g of its learning rate.",
             error,
             phase.index,
-            self.config.retry_lr,
+            self.shared.config.retry_lr,
         )
         self.growth.rewind()
         self._retried, self._trainer = phase.index, None
@@ -223,9 +232,23 @@ class _Run:
     def _trainer_of(self, phase: Phase) -> PhaseTrainer:
         """Return what trains a phase, a fresh one where the phase is new."""
         if self._trainer is None or self._trainer.index != phase.index:
-            factor = self.config.retry_lr if self._retried == phase.index else 1.0
-            self._trainer = PhaseTrainer(self.training, phase, factor)
+            if phase.kind is PhaseKind.DENDRITE and phase.epoch == 0:
+                self._initialize_candidates_(phase)
+            factor = self.shared.config.retry_lr if self._retried == phase.index else 1.0
+            self._trainer = PhaseTrainer(self.shared, phase, factor)
         return self._trainer
+
+    def _initialize_candidates_(self, phase: Phase) -> None:
+        if self.growth.dendrites.initialization != "spectral":
+            return
+        experiment = self.shared.experiment
+        initialize_candidates_(
+            self.shared.model,
+            experiment.data.train,  # the same batches in every process
+            experiment.task,
+            batches_used=16 * self.engine.world,
+            seed=experiment.seed + 1000 * phase.index,
+        )
 
     def leave(self) -> None:
         """Forget what trained a phase, with all that it holds in memory."""

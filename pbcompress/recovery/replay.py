@@ -5,9 +5,9 @@ would learn too few rows by heart; if memory holds no more, the phase passes thr
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import nn
@@ -15,10 +15,11 @@ from torch import nn
 from pbcompress.core.randomness import seeded
 from pbcompress.dendrites.correlation import Centred, centred, listen, process_count
 from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
-from pbcompress.dendrites.signals import activate, hear
+from pbcompress.dendrites.signals import activate, add_links
 from pbcompress.recovery.layer_reading import fan_in, is_observable, map_rows, row_size
 from pbcompress.recovery.observation import Observed, observe_together
 from pbcompress.training.batch_statistics import Sample
+from pbcompress.training.loop import Stepper
 
 __all__ = ["Replay", "share_rows"]
 
@@ -107,40 +108,25 @@ class Replay:
         return made
 
     def epoch(
-        self,
-        optimizer: torch.optim.Optimizer,
-        set_lr: Callable[[float], None],
-        *,
-        steps: int,
-        seed: tuple[int | str, ...],
-        accumulate: int = 1,
-        max_grad_norm: float | None = None,
+        self, stepper: Stepper, *, steps: int, seed: tuple[int | str, ...]
     ) -> tuple[float, int]:
         """Train the candidates for some steps, in the mode that they are in.
 
         Args:
-            optimizer: Holds their parameters.
-            set_lr: Called before every step with the share of the epoch that is done halfway
-                through it.
+            stepper: Takes the steps, each on the rows of ``accumulate`` batches.
             steps: Optimizer steps.
             seed: Names where in the rows an epoch begins.
-            accumulate: Batches whose rows one step takes.
-            max_grad_norm: Clip the gradient's norm; None: do not.
 
         Returns:
             Mean loss of the network on the train split, and the number of steps.
         """
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
         with seeded(*seed), torch.enable_grad():
             starts = [int(torch.randint(2**31, ())) for _ in self._held]
             for step in range(steps):
-                set_lr((step + 0.5) / steps)
-                optimizer.zero_grad(set_to_none=True)
+                stepper.begin_step((step + 0.5) / steps)
                 for held, start in zip(self._held, starts, strict=True):
-                    _learn(held, held.slice(start, step, accumulate))
-                if max_grad_norm is not None:
-                    nn.utils.clip_grad_norm_(trained, max_grad_norm)
-                optimizer.step()
+                    _learn(held, held.slice(start, step, stepper.accumulate))
+                stepper.step()
         return self._loss, steps
 
 
@@ -151,8 +137,8 @@ def _enough(layer: DendriteLayer, outputs: float) -> float:
 
 def _numbers(layer: DendriteLayer) -> int:
     """Return how many numbers a row of a layer has."""
-    heard = layer.num_sets - 1 if layer.config.cascade else 0
-    return row_size(layer) + layer.channels + layer.nodes * heard
+    earlier = layer.num_sets - 1 if layer.config.cascade else 0
+    return row_size(layer) + layer.channels + layer.nodes * earlier
 
 
 class _Held(NamedTuple):
@@ -178,12 +164,15 @@ class _Held(NamedTuple):
 def _learn(held: _Held, index: slice) -> None:
     """Add gradients and scores of the candidates of a layer, for some of its rows."""
     layer, seen = held.layer, held.seen.rows(index)
-    name, slots = layer.config.activation, layer.slots[-1]
     activations = [
-        activate(hear(map_rows(branch, seen.inputs), links, seen.heard, slots, 0), name)  # type: ignore[arg-type]
-        for branch, links in layer.pool
+        activate(
+            add_links(map_rows(branch, seen.inputs), links, seen.earlier, 0),
+            layer.config.activation,
+        )
+        for branch, links in layer.candidates
     ]
-    leaf: Any = layer.candidate
+    assert layer.pool is not None
+    leaf = layer.pool.leaf
     with torch.no_grad():
         scores, gradients = listen(
             [a.detach() for a in activations],

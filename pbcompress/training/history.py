@@ -3,16 +3,29 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
-__all__ = ["History"]
+__all__ = ["History", "Stage"]
+
+
+class Stage(StrEnum):
+    """Which network a training is of.
+
+    The value stands in records and in names of files, and is part of the seed of every epoch: the
+    same training under another name draws other batches.
+    """
+
+    BASE = "base"
+    WIDTH = "width"
+    DENDRITES = "dendrites"
 
 
 @dataclass
 class History:
     """Records of epochs, in order; it decides nothing.
 
-    Each record is a dict with ``stage`` (the network that was trained: "dendrites" or "width"),
+    Each record is a dict with ``stage`` (the network that was trained, see `Stage`),
     ``phase`` (0, 1, ...), ``kind`` ("neuron", "dendrite" or "thaw"), ``epoch`` (within its phase),
     ``sets``, ``loss`` (mean train loss), ``metric`` (validation), ``steps`` (optimizer steps),
     ``lr`` (at the end of the epoch), ``seconds``, and in dendrite phases ``correlation`` (mean |r|

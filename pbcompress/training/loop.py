@@ -1,7 +1,7 @@
-"""One epoch, and one score: a plain loop that knows nothing of compression."""
+"""One step, one epoch, and one score: a plain loop that knows nothing of compression."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from pbcompress.training.task import (
     to_number,
 )
 
-__all__ = ["evaluate", "lr_factor", "make_optimizer", "predict", "train_epoch"]
+__all__ = ["Stepper", "evaluate", "lr_factor", "make_optimizer", "predict", "train_epoch"]
 
 
 def lr_factor(config: RecoveryConfig, progress: float) -> float:
@@ -54,31 +54,87 @@ def make_optimizer(
     return kind(parameters, lr=lr, weight_decay=decay)
 
 
-def train_epoch(
-    engine: Engine,
-    network: nn.Module,
-    batches: Batches,
-    objective: Objective,
-    optimizer: Any,
-    set_lr: Callable[[float], None],
-    set_loss_scale: Callable[[float], None],
-    *,
-    seed: tuple[int | str, ...],
-    config: RecoveryConfig,
-) -> tuple[float, int]:
-    """Train on every batch once, in the mode that ``network`` is in.
+class Stepper:
+    """Takes the optimizer steps of a phase of training, along its schedule.
+
+    A step is `begin_step`, a backward pass for each of its batches, and `step`.
 
     Args:
-        engine: Runs the steps.
-        network: Trained in place; what ``engine.setup`` returned.
+        engine: Runs the network and the steps.
+        network: Trained in place.
+        optimizer: Holds what trains, at the peak rates of the schedule.
+        config: Schedule, ``accumulate`` and ``max_grad_norm``.
+        length: Epochs of the schedule, at least 1.
+
+    Attributes:
+        network: What runs the network while this phase lasts.
+        epoch: Number of the current epoch in the schedule, from 0.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> config = RecoveryConfig(schedule="linear", warmup=0.0)
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+        >>> stepper = Stepper(Engine(), net, optimizer, config, length=2)
+        >>> stepper.begin_step(0.5)  # halfway through the first of two epochs
+        >>> stepper.lr
+        0.375
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: RecoveryConfig,
+        *,
+        length: int,
+    ) -> None:
+        self.engine, self.epoch = engine, 0
+        self.network, self._engine_optimizer = engine.setup(network, optimizer)
+        self._optimizer, self._config, self._length = optimizer, config, length
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+
+    @property
+    def accumulate(self) -> int:
+        """Batches of one step."""
+        return self._config.accumulate
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the latest step."""
+        rate: float = self._optimizer.param_groups[0]["lr"]
+        return rate
+
+    def begin_step(self, progress: float) -> None:
+        """Set the learning rate, and drop the gradients of the step before.
+
+        Args:
+            progress: Share of the epoch that is done halfway through this step, so no step of a
+                warm-up is lost to a rate of zero.
+        """
+        factor = lr_factor(self._config, min((self.epoch + progress) / self._length, 1.0))
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        self._engine_optimizer.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """Clip the gradients where that is asked for, and update the weights."""
+        if self._config.max_grad_norm is not None:
+            self.engine.clip(self.network, self._engine_optimizer, self._config.max_grad_norm)
+        self._engine_optimizer.step()
+
+
+def train_epoch(
+    stepper: Stepper, batches: Batches, objective: Objective, *, seed: tuple[int | str, ...]
+) -> tuple[float, int]:
+    """Train on every batch once, in the mode that the network is in.
+
+    Args:
+        stepper: Has the network, and takes the steps.
         batches: The train split, or this process's part of it.
         objective: Loss of the network on a batch.
-        optimizer: Holds what trains; what ``engine.setup`` returned.
-        set_lr: Called before every step with the share of the epoch that is done halfway
-            through it, so no step of a warm-up is lost to a rate of zero.
-        set_loss_scale: Told what each loss will be multiplied by before its backward pass.
         seed: Names the random stream of this epoch: order of samples, dropout, augmentation.
-        config: ``accumulate`` and ``max_grad_norm``.
 
     Returns:
         Mean loss over the batches, and the number of optimizer steps.
@@ -86,15 +142,14 @@ def train_epoch(
     Raises:
         DivergedError: A loss is not finite; the message says if the data was not.
     """
-    device, group = device_of(network), config.accumulate
+    engine, network, group = stepper.engine, stepper.network, stepper.accumulate
+    device = device_of(network)
     expected = math.ceil(batch_count(batches) / group)
     total, seen, steps = 0.0, 0, 0
     with seeded(*seed), seeded_generators(batches, torch.initial_seed() % 2**63):
         for raw, is_last in _marked(batches, group):
             if seen % group == 0:
-                set_lr(min((steps + 0.5) / expected, 1.0) if expected else 0.5)
-                set_loss_scale(engine.loss_scale / group)
-                optimizer.zero_grad(set_to_none=True)
+                stepper.begin_step(min((steps + 0.5) / expected, 1.0) if expected else 0.5)
             batch = moved(raw, device)
             seen += 1
             ends = is_last or seen % group == 0
@@ -109,9 +164,7 @@ def train_epoch(
                 engine.backward(loss if group == 1 else loss / group)
             total += loss.item()
             if ends:
-                if config.max_grad_norm is not None:
-                    engine.clip(network, optimizer, config.max_grad_norm)
-                optimizer.step()
+                stepper.step()
                 steps += 1
     if seen == 0:
         raise CompressionError(

@@ -28,6 +28,8 @@ from pbcompress.recovery.policy import PhaseKind
 from pbcompress.recovery.replay import Replay
 from pbcompress.training.batch_statistics import Sample
 from pbcompress.training.channels_last import takes_channels_last
+from pbcompress.training.engine import Engine
+from pbcompress.training.loop import Stepper
 from scripts.lines import append_line
 
 Step = Callable[[], None]
@@ -303,6 +305,8 @@ def _phase_from_memory(
     """Return a dendrite phase of the default length: one pass, and all of its epochs."""
     parameters = growth.phase.parameters()
     optimizer = torch.optim.Adam(parameters, 1e-6)
+    config = pb.RecoveryConfig(schedule="constant")
+    stepper = Stepper(Engine(), growth.model, optimizer, config, length=EPOCHS)
 
     def phase() -> None:
         if is_spectral:
@@ -312,7 +316,7 @@ def _phase_from_memory(
             replay = Replay.within(growth.model, sample, pb.RecoveryConfig().replay)
         assert replay is not None
         for epoch in range(EPOCHS):
-            replay.epoch(optimizer, lambda _: None, steps=len(batches), seed=(epoch,))
+            replay.epoch(stepper, steps=len(batches), seed=(epoch,))
 
     return phase
 

@@ -127,6 +127,21 @@ def test_weights_travel_through_a_state_dict() -> None:
     assert torch.equal(target(x), source(x))
 
 
+def test_other_code_reads_what_the_base_layer_holds_and_calls_none_of_its_methods() -> None:
+    base = nn.Conv2d(3, 4, 3, stride=2)
+    base.note = "of the user"  # type: ignore[assignment]
+    network = nn.Sequential(base)
+    attach_dendrites_(network)
+    layer = network[0]
+    assert layer.weight is base.weight
+    assert layer.bias is base.bias
+    for name in ("in_channels", "kernel_size", "stride", "padding_mode", "note"):
+        assert getattr(layer, name) == getattr(base, name)
+    assert not hasattr(layer, "reset_parameters")
+    with pytest.raises(AttributeError, match="'DendriteLayer' object has no attribute 'in_feat"):
+        _ = layer.in_features
+
+
 # --- what may grow --------------------------------------------------------------------------------
 
 
@@ -208,7 +223,7 @@ def test_a_layer_that_is_called_twice_has_the_mean_score_of_its_calls() -> None:
 
     layer.register_forward_hook(watch)
     loss_of(network(torch.randint(7, (6, 4)))).backward()
-    means = layer.summed_scores()[:, 0] / 2
+    means = layer.pool.summed_scores()[:, 0] / 2
     assert (means[COUNT] == 1).all()
     expected = [
         np.diag(

@@ -124,14 +124,12 @@ def test_slots_spread_and_take_are_inverse(total, chosen) -> None:
 @pytest.mark.parametrize(("kind", "form", "normed"), CASES)
 def test_every_node_keeps_its_best_candidate(kind, form, normed) -> None:
     layer = grown(kind, form, normed, "correlation", 2).eval()
-    for rival in (1, 2):
-        layer.add_rival((7, rival))
-    for branch, links in layer.pool[1:]:
+    layer.double().begin_candidacy([(7, rival) for rival in (1, 2)])
+    for branch, links in layer.pool.rivals:
         for tensor in [*branch.parameters(), *branch.buffers(), links]:
             if tensor.is_floating_point():
                 nn.init.uniform_(tensor, 0.2, 1)
-    layer.double().begin_candidacy()
-    sums = torch.zeros_like(layer.candidate)
+    sums = torch.zeros_like(layer.pool.leaf)
     sums[COUNT] = 2
     nodes = torch.arange(layer.nodes)
     best = nodes % 3 if form != "lowrank" else torch.full_like(nodes, 1)
@@ -140,7 +138,7 @@ def test_every_node_keeps_its_best_candidate(kind, form, normed) -> None:
     sums[R, best, nodes] = -0.5
     x = inputs_of(kind)
     alone = []
-    for number, (branch, links) in enumerate(layer.pool):
+    for number, (branch, links) in enumerate(layer.candidates):
         single = copy.deepcopy(layer)
         single.end_candidacy()
         single.dendrites[-1] = copy.deepcopy(branch)
@@ -152,26 +150,23 @@ def test_every_node_keeps_its_best_candidate(kind, form, normed) -> None:
         alone.append(single(x) - without(x))
     expected = without(x) + sum(alone)
     accept_({"layer": layer}, {"layer": sums})
-    assert layer.candidate is None
-    assert len(layer.rivals) == len(layer.rival_links) == 0
+    assert layer.pool is None
     torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_candidate_of_a_pool_gets_the_gradient_that_it_gets_alone(form) -> None:
     layer = grown("conv2d", form, False, "correlation", 1)
-    layer.add_rival((5,))
-    layer.double()
-    single = copy.deepcopy(layer)
-    single.dendrites[-1] = single.rivals[0]
-    single.end_candidacy()
+    layer.double().begin_candidacy([(5,)])
+    (rival, _), single = layer.pool.rivals[0], copy.deepcopy(layer)
+    single.dendrites[-1] = copy.deepcopy(rival)
+    single.begin_candidacy()
     x = inputs_of("conv2d")
     for one in (layer, single):
-        one.begin_candidacy()
         one(x).logsumexp(1).sum().backward()
-    found = zip(layer.rivals[0].parameters(), single.dendrites[0].parameters(), strict=True)
+    found = zip(rival.parameters(), single.dendrites[0].parameters(), strict=True)
     assert all(torch.equal(a.grad, b.grad) for a, b in found)
-    assert torch.equal(layer.summed_scores()[:, 1], single.summed_scores()[:, 0])
+    assert torch.equal(layer.pool.summed_scores()[:, 1], single.pool.summed_scores()[:, 0])
 
 
 def test_scores_of_a_leaf() -> None:
@@ -182,7 +177,7 @@ def test_scores_of_a_leaf() -> None:
     y.retain_grad()
     (0.5 * (y - target).square()).sum(1).mean().backward()
     a = torch.tanh(layer.dendrites[0](x)).detach()
-    means = layer.summed_scores()[:, 0]
+    means = layer.pool.summed_scores()[:, 0]
     for c in range(4):
         r = torch.corrcoef(torch.stack([a[:, c], y.grad[:, c]]))[0, 1]
         torch.testing.assert_close(means[R, c], r)
@@ -192,7 +187,9 @@ def test_scores_of_a_leaf() -> None:
         ).solution[0, 0]
         torch.testing.assert_close(means[SLOPE, c], fit)
     assert (means[COUNT] == 1).all()
-    torch.testing.assert_close(node_scores(layer.summed_scores()[:COUNT]), means[R].abs()[None])
+    torch.testing.assert_close(
+        node_scores(layer.pool.summed_scores()[:COUNT]), means[R].abs()[None]
+    )
 
 
 # --- the selection --------------------------------------------------------------------------------
@@ -231,7 +228,7 @@ def test_kept_nodes_stay_within_their_share(form, share) -> None:
         layers, sums = dendrite_layers(network), {}
         for name, layer in layers.items():
             layer.begin_candidacy()
-            sums[name] = torch.rand_like(layer.candidate)
+            sums[name] = torch.rand_like(layer.pool.leaf)
         accept_(layers, sums)
     reserved = sum(
         set_params(g, g.out_width, g.in_width, config, normalized=layers[n].normalized)
@@ -301,7 +298,7 @@ def test_the_least_squares_gain_lowers_the_loss_at_once() -> None:
         loss = 0.5 * (model(x) - y).square().sum(1).mean()
         loss.backward()
         before = loss.item()
-        accept_({"0": layer}, {"0": layer.summed_scores()})
+        accept_({"0": layer}, {"0": layer.pool.summed_scores()})
         losses[first] = 0.5 * (model(x) - y).square().sum(1).mean().item()
     assert losses["zero"] == before
     assert losses["least_squares"] < 0.999 * before
@@ -346,10 +343,9 @@ def test_a_restored_growth_goes_on_as_the_one_that_was_not_stopped() -> None:
 def test_adopting_no_node_changes_nothing() -> None:
     for form in ("full", "grouped", "shared", "tied"):
         layer = grown("conv2d grouped", form, True, "correlation", 1)
-        layer.add_rival((1,))
+        layer.begin_candidacy([(1,)])
         before = copy.deepcopy(layer.dendrites[0].state_dict())
-        adopt_nodes_(
-            layer.dendrites[0], layer.rivals[0], torch.zeros(layer.nodes, dtype=torch.bool)
-        )
+        rival, _ = layer.pool.rivals[0]
+        adopt_nodes_(layer.dendrites[0], rival, torch.zeros(layer.nodes, dtype=torch.bool))
         after = layer.dendrites[0].state_dict()
         assert all(torch.equal(before[k], after[k]) for k in before)

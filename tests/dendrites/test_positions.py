@@ -138,14 +138,14 @@ def test_a_candidate_learns_and_scores_at_the_positions_of_its_window(kind: str,
     loss_of(y).backward()
 
     torch.set_rng_state(state)
-    window = layer._window(y)
+    window = layer.pool.window(y, position_axes(layer.base_layer, y, layer.dims))
     assert window.steps == tuple(y.shape[axis] for axis in window.axes)
     branch = layer.dendrites[0]
     a = torch.tanh(window.take(branch(read_by(layer, x).detach())))
     errors = torch.autograd.grad(loss_of(probed := y.detach().requires_grad_()), probed)[0]
     axis = KINDS[kind].axis
     r, gradient = correlate(a.detach(), window.take(errors), pairwise=form != "shared", axis=axis)
-    torch.testing.assert_close(layer.candidate.grad[R, 0], r)
+    torch.testing.assert_close(layer.pool.leaf.grad[R, 0], r)
     expected = torch.autograd.grad(a, list(branch.parameters()), gradient)
     for parameter, wanted in zip(branch.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, wanted)
@@ -162,7 +162,7 @@ def test_a_checkpointed_layer_sees_the_same_window_twice() -> None:
         torch.manual_seed(4)
         for _ in range(3):  # offsets of one step must not be those of another
             run(x).square().sum().backward()
-        found.append([layer.summed_scores() for layer in dendrite_layers(net).values()])
+        found.append([layer.pool.summed_scores() for layer in dendrite_layers(net).values()])
     torch.testing.assert_close(found[0], found[1])
 
 
@@ -180,8 +180,10 @@ def test_a_candidate_is_not_computed_where_nothing_will_train_it() -> None:
 
 
 def test_all_positions_are_the_choice_of_zero() -> None:
-    layer = grown("conv2d", "full", False, "correlation", 1)
-    layer.config = replace(layer.config, samples=0)
-    assert layer._window(torch.zeros(512, 4, 64, 64)).is_whole
-    layer.config = replace(layer.config, samples=4096)
-    assert layer._window(torch.zeros(512, 4, 64, 64)).steps == (23, 22)
+    layer, y = grown("conv2d", "full", False, "correlation", 1), torch.zeros(512, 4, 64, 64)
+    steps = {}
+    for samples in (0, 4096):
+        layer.config = replace(layer.config, samples=samples)
+        layer.begin_candidacy()
+        steps[samples] = layer.pool.window(y, position_axes(layer.base_layer, y, layer.dims)).steps
+    assert steps == {0: (1, 1), 4096: (23, 22)}

@@ -191,7 +191,7 @@ def test_a_copy_of_a_model_in_mid_phase_trains_on(duplicate: Callable[[Any], Any
     x, y = batches()[1]
     for one in (model, twin):
         for layer in dendrite_layers(one).values():
-            layer.candidate.grad = None  # a pickle has no gradients
+            layer.pool.leaf.grad = None  # a pickle has no gradients
         one.zero_grad()
         nn.functional.cross_entropy(one(x), y).backward()
     pairs = list(zip(model.parameters(), twin.parameters(), strict=True))
@@ -199,8 +199,8 @@ def test_a_copy_of_a_model_in_mid_phase_trains_on(duplicate: Callable[[Any], Any
     assert all(torch.equal(a.grad, b.grad) for a, b in pairs if a.grad is not None)
     for name, layer in dendrite_layers(model).items():
         other = dendrite_layers(twin)[name]
-        assert other.candidate is not layer.candidate
-        scores, theirs = layer.summed_scores(), other.summed_scores()
+        assert other.pool.leaf is not layer.pool.leaf
+        scores, theirs = layer.pool.summed_scores(), other.pool.summed_scores()
         assert (scores is None) == (theirs is None) == (name == "aside")
         assert scores is None or torch.equal(scores, theirs)
 
@@ -221,8 +221,8 @@ def test_a_copy_goes_on_as_its_original_in_every_phase(duplicate: Callable[[Any]
             optimizer = torch.optim.SGD(trained, 0.1)
             optimizer.zero_grad()
             for layer in dendrite_layers(one).values():
-                if layer.candidate is not None:
-                    layer.candidate.grad = None  # a pickle has no gradients
+                if layer.pool is not None:
+                    layer.pool.leaf.grad = None  # a pickle has no gradients
             loss = nn.functional.cross_entropy(one(x), y)
             loss.backward()
             optimizer.step()

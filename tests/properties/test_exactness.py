@@ -276,7 +276,7 @@ def test_what_follows_a_candidate_may_work_in_place(form: str, sets: int, activa
             layer.begin_candidacy()
         network(torch.randn(5, 2, 6, 6)).logsumexp(1).sum().backward()
         found = [p.grad for p in network.parameters() if p.grad is not None]
-        outcomes.append(found + [m.summed_scores() for m in dendrite_layers(network).values()])
+        outcomes.append(found + [m.pool.summed_scores() for m in dendrite_layers(network).values()])
         assert len(found) >= 6 + 3
     assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
 
@@ -295,7 +295,7 @@ def test_scores_are_summed_and_batches_counted(form: str) -> None:
         e = np.moveaxis(numbers(y.grad), -3, -1).reshape(len(a), -1)
         table = np.corrcoef(a, e, rowvar=False)[: a.shape[1], a.shape[1] :]
         total = total + (table if form == "shared" else np.diag(table))
-    summed = numbers(layer.summed_scores())
+    summed = numbers(layer.pool.summed_scores())
     np.testing.assert_allclose(summed[R, 0], total, atol=1e-10)
     assert (summed[COUNT] == 3).all()
 
@@ -306,7 +306,7 @@ def test_scores_of_a_half_precision_layer_are_summed_in_float32() -> None:
     network[0].begin_candidacy()
     for _ in range(300):  # bfloat16 cannot count beyond 256
         network(torch.randn(8, 6).bfloat16()).float().square().sum().backward()
-    assert (network[0].summed_scores()[COUNT] == 300).all()
+    assert (network[0].pool.summed_scores()[COUNT] == 300).all()
 
 
 def test_a_candidate_under_autocast_trains() -> None:
@@ -319,7 +319,7 @@ def test_a_candidate_under_autocast_trains() -> None:
     loss.backward()
     for layer in dendrite_layers(network).values():
         assert layer.dendrites[0].weight.grad.any()
-        assert (layer.summed_scores()[COUNT] == 1).all()
+        assert (layer.pool.summed_scores()[COUNT] == 1).all()
 
 
 def test_a_network_can_be_copied_while_a_candidate_listens() -> None:
@@ -328,7 +328,7 @@ def test_a_network_can_be_copied_while_a_candidate_listens() -> None:
     network[0].begin_candidacy()
     network(torch.randn(8, 6)).square().sum().backward()
     twin = copy.deepcopy(network)
-    assert torch.equal(twin[0].summed_scores(), network[0].summed_scores())
+    assert torch.equal(twin[0].pool.summed_scores(), network[0].pool.summed_scores())
 
 
 # --- perforated or not ----------------------------------------------------------------------------

@@ -189,7 +189,7 @@ def test_only_the_candidates_weights_change(training, in_phase):
             layer.begin_candidacy()
         nn.functional.cross_entropy(net(data[0][0]), data[0][1]).backward()
         net.requires_grad_(False)
-    sums = [None if m.candidate is None else m.candidate.grad.clone() for m in layers.values()]
+    sums = [m.pool and m.pool.summed_scores() for m in layers.values()]
     net.train(training)
     before, state = everything(net), torch.get_rng_state()
     initialize_candidates_(net, data)
@@ -200,8 +200,8 @@ def test_only_the_candidates_weights_change(training, in_phase):
         "5.dendrites.0.bias",
     }
     for layer, former in zip(layers.values(), sums, strict=True):
-        assert (layer.candidate is not None) == in_phase
-        assert not in_phase or torch.equal(layer.candidate.grad, former)
+        assert (layer.pool is not None) == in_phase
+        assert not in_phase or torch.equal(layer.pool.leaf.grad, former)
 
 
 def test_same_seed_same_weights_and_the_function_stays():
@@ -346,7 +346,7 @@ def test_it_refuses_what_it_cannot_begin_with():
     with pytest.raises(ValueError, match="batches_used was given as 0"):
         initialize_candidates_(net, [], PLANTED, batches_used=0)
     net[0].gains[-1].data.fill_(1)
-    with pytest.raises(CompressionError, match="speaks already"):
+    with pytest.raises(CompressionError, match="adds to the output already"):
         initialize_candidates_(net, [], PLANTED)
     detach_dendrites_(net)
 
@@ -356,14 +356,14 @@ def test_recovery_begins_dendrite_phases_with_it_in_the_first_candidate(monkeypa
     seen = []
 
     def spy(model, *args, **kwargs):
-        pools = [[copy.deepcopy(b.state_dict()) for b, _ in m.pool] for m in
+        pools = [[copy.deepcopy(b.state_dict()) for b, _ in m.candidates] for m in
                  dendrite_layers(model).values()]  # fmt: skip
         initialize_candidates_(model, *args, **kwargs)
         for former, layer in zip(pools, dendrite_layers(model).values(), strict=True):
-            now = [b.state_dict() for b, _ in layer.pool]
+            now = [b.state_dict() for b, _ in layer.candidates]
             seen.append([all(torch.equal(a[k], b[k]) for k in a) for a, b in zip(former, now)])  # noqa: B905
 
-    monkeypatch.setattr("pbcompress.recovery.phase_trainer.initialize_candidates_", spy)
+    monkeypatch.setattr("pbcompress.recovery.recover.initialize_candidates_", spy)
     data = Data(*[[(torch.randn(64, 4), torch.randint(2, (64,)))] for _ in range(2)])
     recovery = RecoveryConfig(epochs=1, dendrite_epochs=2, max_failures=1)
     for initialization in ("random", None):

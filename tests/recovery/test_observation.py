@@ -140,7 +140,7 @@ def test_candidates_keep_no_score_of_an_observation():
         layer.begin_candidacy()
     batches = [(x[:, None], y) for x, y in batches_of()]
     initialize_candidates_(net, batches)
-    assert [layer.summed_scores() for layer in dendrite_layers(net).values()] == [None, None]
+    assert [layer.pool.summed_scores() for layer in dendrite_layers(net).values()] == [None, None]
 
 
 def test_a_single_sample_counts_as_one():

@@ -192,6 +192,16 @@ def test_report_says_whether_the_phase_goes_on() -> None:
     assert phase.done
 
 
+def test_a_phase_says_where_it_is_and_nobody_else_ends_it() -> None:
+    growth = cycles(network(), config=config_of(recovery={"epochs": 2, "dendrite_epochs": 3}))
+    seen = [(phase.epoch, phase.length) for phase in follow(growth, RISING)]
+    assert seen == [(0, 2), (1, 2), (0, 3), (1, 3), (2, 3), (0, 2), (1, 2), (0, 2), (1, 2)]
+    phase = next(cycles(network(), config=config_of(), lengths=(4, 1)))
+    assert phase.length == 4
+    with pytest.raises(AttributeError):
+        phase.done = True  # type: ignore[misc]
+
+
 def test_a_turn_without_a_report_is_an_error_that_says_what_to_do() -> None:
     growth = cycles(network(), config=config_of())
     next(growth)
@@ -474,7 +484,7 @@ def test_a_failed_second_set_leaves_the_first(rule: str) -> None:
             phase.report(0.9 if helps else 0.1)
     assert equal(snapshot(model), best)
     assert {layer.num_sets for layer in dendrite_layers(model).values()} == {1}
-    assert all(layer.candidate is None for layer in dendrite_layers(model).values())
+    assert all(layer.pool is None for layer in dendrite_layers(model).values())
 
 
 def test_each_attempt_starts_from_the_best_weights_with_new_candidates() -> None:

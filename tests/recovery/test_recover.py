@@ -19,7 +19,7 @@ from pbcompress.core.tensor_files import read_tensors, write_bytes, write_tensor
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.errors import CompressionError, DivergedError, StateMismatchError
-from pbcompress.recovery.checkpoint import Checkpoint
+from pbcompress.recovery.checkpoint import CHECKPOINT_FORMAT, Checkpoint
 from pbcompress.recovery.recover import recover_
 from pbcompress.training.callbacks import Callback
 from pbcompress.training.history import History
@@ -397,7 +397,12 @@ def of_another_call(path: Path) -> None:
 
 def of_a_newer_version(path: Path) -> None:
     tensors, state = read_tensors(path)
-    write_tensors(path, tensors, state | {"format": 3})
+    write_tensors(path, tensors, state | {"format": CHECKPOINT_FORMAT + 1})
+
+
+def of_an_older_version(path: Path) -> None:
+    tensors, state = read_tensors(path)
+    write_tensors(path, tensors, state | {"format": CHECKPOINT_FORMAT - 1})
 
 
 def truncated(path: Path) -> None:
@@ -419,7 +424,8 @@ def of_another_model(path: Path) -> None:
 
 MISFITS: dict[Callable[[Path], None], str] = {
     of_another_call: "belongs to another model, target, configuration or seed",
-    of_a_newer_version: "is a checkpoint of version 3; this pbcompress reads 2",
+    of_a_newer_version: f"of version {CHECKPOINT_FORMAT + 1}; this pbcompress reads 3",
+    of_an_older_version: f"of version {CHECKPOINT_FORMAT - 1}; this pbcompress reads 3",
     truncated: "truncated or of another kind",
     of_another_kind: "truncated or of another kind",
     weights_of_a_result: "was to be a checkpoint and is another file of pbcompress",
@@ -428,7 +434,7 @@ MISFITS: dict[Callable[[Path], None], str] = {
 
 
 def test_the_list_of_misfits_is_whole() -> None:
-    assert len(MISFITS) == 6
+    assert len(MISFITS) == 7
 
 
 @pytest.mark.parametrize("spoil", MISFITS)

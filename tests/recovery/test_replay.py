@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
-from pbcompress.dendrites.correlation import COUNT, centred, listen, score_leaf
+from pbcompress.dendrites.correlation import COUNT, centred, listen
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.errors import CompressionError
@@ -24,6 +24,8 @@ from pbcompress.recovery.recover import recover_
 from pbcompress.recovery.replay import ROWS_PER_INPUT, Replay, _Held, share_rows
 from pbcompress.training.batch_statistics import Sample
 from pbcompress.training.callbacks import Callback
+from pbcompress.training.engine import Engine
+from pbcompress.training.loop import Stepper
 from pbcompress.training.task import Data, Task
 from tests.recovery.test_initialization import FORMS, LAYERS, PLANTED, everything, grown
 from tests.recovery.test_observation import ALL_ROWS, EVERY, batches_of, planted, small_net
@@ -33,23 +35,26 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 
 
 def in_a_dendrite_phase(net, sets, candidates, seed=0):
-    """Bring the newest of so many sets into a pool; the earlier ones speak."""
+    """Bring the newest of so many sets into a pool; the earlier ones are in the sum."""
     layer = net[0]
     for index in range(1, sets):
         nn.init.normal_(layer.gains[index - 1], generator=torch.Generator().manual_seed(index))
         layer.add_set((seed, index))
     for link in layer.links:
         nn.init.normal_(link, generator=torch.Generator().manual_seed(9))
-    for rival in range(1, candidates):
-        layer.add_rival((seed, "rival", rival))
     net.double()
+    layer.begin_candidacy([(seed, "rival", rival) for rival in range(1, candidates)])
     layer.freeze(sets - 1)
-    layer.begin_candidacy()
-    layer.candidate = score_leaf(layer.base_layer.weight, *layer.candidate.shape[1:])
+
+
+def stepper(net, optimizer):
+    return Stepper(Engine(), net, optimizer, RecoveryConfig(schedule="constant"), length=1)
 
 
 def pool_of(layer):
-    return [p for branch, links in layer.pool for p in (*branch.parameters(), links) if p.numel()]
+    return [
+        p for branch, links in layer.candidates for p in (*branch.parameters(), links) if p.numel()
+    ]
 
 
 @pytest.mark.parametrize(("name", "form", "normalized"), EVERY)
@@ -62,7 +67,7 @@ def test_a_step_on_all_rows_of_a_batch_is_the_step_through_the_network(name, for
     other = copy.deepcopy(live)
     for net in (live, other):
         net.train(False)
-        for branch, _ in net[0].pool:
+        for branch, _ in net[0].candidates:
             branch.train()
     (live(x) * error).sum().backward()
     trained, wanted = pool_of(other[0]), [p.grad for p in pool_of(live[0])]
@@ -73,15 +78,15 @@ def test_a_step_on_all_rows_of_a_batch_is_the_step_through_the_network(name, for
         def step(self):
             seen.update({id(p): p.grad.clone() for p in trained})
 
-    replay.epoch(Noted(trained, 0.1), lambda done: None, steps=1, seed=(0,))
+    replay.epoch(stepper(other, Noted(trained, 0.1)), steps=1, seed=(0,))
     assert len(wanted) == len(trained) > 0
     scale = max(float(w.abs().max()) for w in wanted)
     assert scale > 0
     for parameter, gradient in zip(trained, wanted, strict=True):
         torch.testing.assert_close(seen[id(parameter)], gradient, rtol=1e-7, atol=1e-10 * scale)
-    scores = live[0].summed_scores()
+    scores = live[0].pool.summed_scores()
     assert bool((scores[COUNT] == 1).all())
-    torch.testing.assert_close(other[0].summed_scores(), scores, rtol=1e-7, atol=1e-12)
+    torch.testing.assert_close(other[0].pool.summed_scores(), scores, rtol=1e-7, atol=1e-12)
 
 
 @pytest.mark.parametrize(("samples", "wanted"), [(0, 80), (4096, 80), (30, 30)])
@@ -97,7 +102,7 @@ def test_a_step_looks_at_as_many_rows_as_a_batch_has(samples, wanted, monkeypatc
     monkeypatch.setattr("pbcompress.recovery.replay.listen", noted)
     replay = Replay(net, Sample(batches, PLANTED, 3), ALL_ROWS)
     optimizer = torch.optim.SGD(pool_of(net[0]), 0.1)
-    replay.epoch(optimizer, lambda done: None, steps=7, seed=(0,))
+    replay.epoch(stepper(net, optimizer), steps=7, seed=(0,))
     assert counts == [wanted] * 7
 
 
@@ -442,7 +447,7 @@ def test_only_the_candidates_change():
     replay = Replay(net, Sample(batches, Task(), 4), dict.fromkeys("02", 10**6))
     phase.train()
     optimizer = torch.optim.AdamW(phase.parameters(), 0.01, weight_decay=0.5)
-    loss, steps = replay.epoch(optimizer, lambda done: None, steps=5, seed=("x",))
+    loss, steps = replay.epoch(stepper(net, optimizer), steps=5, seed=("x",))
     after = everything(net)
     changed = {k for k, v in before.items() if torch.is_tensor(v) and not torch.equal(v, after[k])}
     assert changed == {f"{i}.dendrites.0.{p}" for i in (0, 2) for p in ("weight", "bias")}

@@ -17,7 +17,7 @@ from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.recovery.policy import PhaseKind
 from pbcompress.training.distillation import make_objective
 from pbcompress.training.engine import Engine, make_engine
-from pbcompress.training.loop import train_epoch
+from pbcompress.training.loop import Stepper, train_epoch
 
 RULES = ("correlation", "hybrid", "gradient")
 
@@ -109,7 +109,7 @@ def test_a_batch_whose_error_overflows_is_no_score_and_tells_the_scaler() -> Non
         y.backward(torch.linspace(-1, 1, 48).reshape(16, 3) * factor)
         is_finite = all(p.grad.isfinite().all() for p in layer.dendrites.parameters())
         assert is_finite == (factor == 1.0)
-    scores = layer.summed_scores()
+    scores = layer.pool.summed_scores()
     assert (scores[COUNT] == 2).all()
     assert scores.isfinite().all()
 
@@ -124,15 +124,17 @@ def test_accumulated_batches_make_the_step_of_a_large_one_in_neuron_phases(
     batches = [(x.double(), y) for x, y in whole.train]
     engine, taken = Engine(), []
     for choices, split in (
-        (RecoveryConfig(accumulate=group), batches),
-        (RecoveryConfig(), joined(batches, group)),
+        (RecoveryConfig(schedule="constant", accumulate=group), batches),
+        (RecoveryConfig(schedule="constant"), joined(batches, group)),
     ):
         model = copy.deepcopy(linear)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         _, steps = train_epoch(
-            engine, model, split, make_objective(task, choices, None), optimizer,
-            lambda done: None, lambda factor: None, seed=(0,), config=choices,
-        )  # fmt: skip
+            Stepper(engine, model, optimizer, choices, length=1),
+            split,
+            make_objective(task, choices, None),
+            seed=(0,),
+        )
         taken.append((steps, list(model.parameters())))
     assert taken[0][0] == taken[1][0] == -(-4 // group)
     if 4 % group == 0:
@@ -158,14 +160,14 @@ def test_accumulated_candidates_get_the_mean_gradient() -> None:
         layer(x[part]).backward(error[part])
         gradients.append([p.grad.clone() for p in layer.dendrites.parameters()])
         if part == 0:
-            direction = layer.candidate.grad.clone()
+            direction = layer.pool.leaf.grad.clone()
     layer.begin_candidacy()
     layer.zero_grad()
-    layer.loss_scale = 0.5
+    layer.pool.loss_scale = 0.5
     for part in (0, 1):
         layer(x[part]).backward(0.5 * error[part])
     found = [p.grad for p in layer.dendrites.parameters()]
-    scores = layer.summed_scores()
+    scores = layer.pool.summed_scores()
     same = (direction[R, 0].sign() * (scores[R, 0] - direction[R, 0]).sign()) > 0
     for (a, b), mean in zip(zip(*gradients, strict=True), found, strict=True):
         torch.testing.assert_close(((a + b) / 2)[same], mean[same], rtol=1e-10, atol=1e-12)

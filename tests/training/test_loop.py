@@ -17,7 +17,7 @@ from pbcompress.config import RecoveryConfig
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.training.distillation import make_objective
 from pbcompress.training.engine import Engine
-from pbcompress.training.loop import evaluate, lr_factor, make_optimizer, train_epoch
+from pbcompress.training.loop import Stepper, evaluate, lr_factor, make_optimizer, train_epoch
 from pbcompress.training.task import Data, Task, accuracy, check_data, inputs_of
 
 CPU = torch.device("cpu")
@@ -38,25 +38,27 @@ def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr)
 
 
-def no_lr(_: float) -> None:
-    pass
+class Noting(Stepper):
+    """Notes where in the epoch each step is."""
+
+    def __init__(self, *args: Any, **choices: Any) -> None:
+        super().__init__(*args, **choices)
+        self.seen: list[float] = []
+
+    def begin_step(self, progress: float) -> None:
+        super().begin_step(progress)
+        self.seen.append(progress)
+
+
+def stepper(model: nn.Module, optimizer: Any = None, **choices: Any) -> Noting:
+    config = RecoveryConfig(**({"schedule": "constant"} | choices))
+    return Noting(Engine(), model, optimizer or sgd(model), config, length=1)
 
 
 def train(model: nn.Module, loader: Any, task: Task | None = None, **choices: Any) -> Any:
-    seed = choices.pop("seed", (0,))
-    optimizer = choices.pop("optimizer", None) or sgd(model)
-    set_lr = choices.pop("set_lr", no_lr)
-    return train_epoch(
-        Engine(),
-        model,
-        loader,
-        make_objective(task or Task(), RecoveryConfig(), None),
-        optimizer,
-        set_lr,
-        lambda factor: None,
-        seed=seed,
-        config=RecoveryConfig(**choices),
-    )
+    seed, steps = choices.pop("seed", (0,)), choices.pop("steps", None)
+    objective = make_objective(task or Task(), RecoveryConfig(), None)
+    return train_epoch(steps or stepper(model, **choices), loader, objective, seed=seed)
 
 
 def random_states() -> tuple[Any, ...]:
@@ -451,16 +453,17 @@ class Stream(IterableDataset[Any]):
 
 
 def test_a_stream_without_a_length_trains_at_the_rate_of_mid_epoch() -> None:
-    seen: list[float] = []
-    source = DataLoader(Stream(), batch_size=4)
-    _, count = train(nn.Linear(1, 1), source, Task(loss=MSE), set_lr=seen.append)
-    assert (count, seen) == (3, [0.5, 0.5, 0.5])
+    model, source = nn.Linear(1, 1), DataLoader(Stream(), batch_size=4)
+    steps = stepper(model)
+    _, count = train(model, source, Task(loss=MSE), steps=steps)
+    assert (count, steps.seen) == (3, [0.5, 0.5, 0.5])
 
 
 def test_the_rate_is_that_of_the_middle_of_each_step() -> None:
-    seen: list[float] = []
-    train(make_model(), batches(4), set_lr=seen.append)
-    assert seen == [0.125, 0.375, 0.625, 0.875]
+    model = make_model()
+    steps = stepper(model)
+    train(model, batches(4), steps=steps)
+    assert steps.seen == [0.125, 0.375, 0.625, 0.875]
 
 
 def test_gradients_are_clipped_together() -> None:
