@@ -13,7 +13,11 @@ from torch import Tensor, nn
 
 from pbcompress.comparison.intervals import Estimate
 from pbcompress.comparison.scoring import paired_change, split_of
-from pbcompress.config import Budget, CompressConfig
+from pbcompress.config.budget import Budget
+from pbcompress.config.dendrites import DendriteConfig
+from pbcompress.config.recovery import RecoveryConfig
+from pbcompress.config.whole import CompressConfig, whole_config
+from pbcompress.config.widths import WidthConfig
 from pbcompress.core.accepted_models import check_model
 from pbcompress.core.inputs import as_call, to_device
 from pbcompress.core.modules import copy_model
@@ -53,7 +57,7 @@ def compress(
     example_inputs: object = None,
     data: Data | None = None,
     task: Task | None = None,
-    config: CompressConfig | None = None,
+    config: CompressConfig | WidthConfig | DendriteConfig | RecoveryConfig | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     run_dir: str | Path | None = None,
@@ -75,7 +79,8 @@ def compress(
             train batch.
         data: Batches to train, decide and test on; None shrinks only, and leaves the accuracy low.
         task: Loss and metric; default: classification.
-        config: All further choices.
+        config: All further choices, or one part of them: how widths are chosen, what grows or how
+            weights are trained.
         device: Where to train; default: CUDA, then MPS, then CPU.
         seed: Seed of everything random. The same call gives the same numbers on the same machine.
         run_dir: Folder for checkpoints, weights, history and report. The same call with the same
@@ -100,8 +105,9 @@ def compress(
         >>> result.cost_after.params <= 353
         True
     """
+    choices = whole_config(config, WidthConfig, DendriteConfig, RecoveryConfig)
     job = _Job(
-        model, target_params, example_inputs, data, task, config, device, seed, run_dir, callbacks
+        model, target_params, example_inputs, data, task, choices, device, seed, run_dir, callbacks
     )
     if progress and data is not None:
         job.callbacks = (*job.callbacks, ProgressBar())
@@ -126,7 +132,7 @@ class _Job:
         example_inputs: object,
         data: Data | None,
         task: Task | None,
-        config: CompressConfig | None,
+        config: CompressConfig,
         device: str | torch.device | None,
         seed: int,
         run_dir: str | Path | None,
@@ -144,7 +150,7 @@ class _Job:
                 "writes files in one. Call shrink before torchrun, and recover_ in its processes."
             )
         check_model(model)
-        self.config, self.task, self.seed = config or CompressConfig(), task or Task(), seed
+        self.config, self.task, self.seed = config, task or Task(), seed
         self.data, self.target, self.callbacks = data, target_params, tuple(callbacks)
         sample_for(self.config.width, data, self.task, seed)  # raises where data are missing
         self.device = choose_device(device)

@@ -131,9 +131,16 @@ class Arm:
     wide_first: bool = False
 
 
+RANDOM = {"initialization": "random"}  # as in the published method
+RULES = {
+    "correlation": pb.Correlation(**RANDOM),
+    "hybrid": pb.Hybrid(**RANDOM),
+    "gradient": pb.Gradient(),
+}
+
+
 def _grow(rule: str, **choices: Any) -> pb.DendriteConfig:
-    own = {"max_sets": 1, "share": 1.0, "initialization": "random"}  # as in the published method
-    return pb.DendriteConfig(rule=rule, **(own | choices))
+    return pb.DendriteConfig(**{"rule": RULES[rule], "share": 1.0} | choices)
 
 
 def _balanced(dendrites: pb.DendriteConfig, parts: tuple[float, ...]) -> Arm:
@@ -148,7 +155,8 @@ def _joint(form: str, distillation: float = 0.0, **choices: Any) -> Arm:
 
 STAGED = (0.35, 0.2, 0.3, 0.15)
 AT_ONCE = (0.4, 0.2, 0.4)
-SPECTRAL: dict[str, Any] = {"initialization": "spectral"}
+SPECTRAL: dict[str, Any] = {"rule": pb.Correlation(initialization="spectral")}
+SPECTRAL_HYBRID: dict[str, Any] = {"rule": pb.Hybrid(initialization="spectral")}
 ARMS = {
     "width": Arm(),
     "width, distilled": Arm(distillation=0.5),
@@ -165,7 +173,7 @@ ARMS = {
     "correlation, shared, spectral": Arm(_grow("correlation", form="shared", **SPECTRAL), STAGED),
     "gradient": Arm(_grow("gradient"), (0.5, 0.0, 0.5)),
     "hybrid": Arm(_grow("hybrid"), AT_ONCE),
-    "hybrid, spectral": Arm(_grow("hybrid", **SPECTRAL), AT_ONCE),
+    "hybrid, spectral": Arm(_grow("hybrid", **SPECTRAL_HYBRID), AT_ONCE),
     "hybrid, distilled": Arm(_grow("hybrid"), AT_ONCE, 0.5),
     "joint full": _joint("full"),
     "joint grouped": _joint("grouped"),

@@ -34,7 +34,7 @@ def arms() -> Iterator[tuple[str, pb.DendriteConfig, pb.WidthConfig]]:
         grouped = pb.DendriteConfig(rule=rule, form="grouped", share=1.0)
         yield f"grouped, {rule}", grouped, UNIFORM
         for nodes, share in ((8, 0.3), (16, 0.5)):
-            shared = pb.DendriteConfig(rule=rule, form="shared", nodes=nodes, share=share)
+            shared = pb.DendriteConfig(rule=rule, form=pb.Shared(nodes=nodes), share=share)
             yield f"shared {nodes}, {rule}", shared, UNIFORM
     for rule in ("correlation", "gradient"):
         early = pb.DendriteConfig(rule=rule, form="shared", share=1.0, layers=EARLY)

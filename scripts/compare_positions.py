@@ -1,7 +1,7 @@
 """What candidates miss that look at some positions only: |r| over all positions after the phase.
 
 For every seed one network is trained, and one dendrite phase is run with all positions and with
-windows (``DendriteConfig.samples``), on the same batches. Then the candidates rest, and r is taken
+windows (``Correlation.samples``), on the same batches. Then the candidates rest, and r is taken
 over all positions of all training images. One line of JSON for each run.
 
     python scripts/compare_positions.py lines.jsonl --folder data --seeds 5
@@ -44,7 +44,7 @@ def run(
     model: nn.Module, data: pb.Data, form: str, samples: int, rows: int, seed: int
 ) -> dict[str, Any]:
     """Run one dendrite phase; return the mean |r| of each layer and the time of a step."""
-    dendrites = pb.DendriteConfig(form=form, samples=samples)
+    dendrites = pb.DendriteConfig(rule=pb.Correlation(samples=samples), form=form)
     growth = pb.cycles(model, config=pb.CompressConfig(dendrites=dendrites), seed=seed)
     phase = next(growth)
     phase.report(0.0)  # the network is trained: no step is made
@@ -85,7 +85,7 @@ def correlations(model: nn.Module, batches: Any) -> dict[str, float]:
     """Return the mean |r| of each layer's candidates at rest, over all positions."""
     layers = dendrite_layers(model)
     for layer in layers.values():
-        layer.config = dataclasses.replace(layer.config, samples=0)
+        layer.config = dataclasses.replace(layer.config, rule=pb.Correlation(samples=0))
         layer.begin_candidacy()
         layer.dendrites.eval()
     for x, y in batches:

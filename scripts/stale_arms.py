@@ -40,7 +40,7 @@ class Arm:
             all layers, "early" on the first half of them and "late" on the other; "again" trains an
             accepted set by correlation a second time.
         initialization: First weights of candidates.
-        samples: ``DendriteConfig.samples``.
+        samples: ``Correlation.samples``.
         replays: Whether dendrites train on rows in memory.
     """
 
@@ -77,7 +77,7 @@ def train(model: nn.Module, data: pb.Data, arm: Arm, form: pb.DendriteConfig, se
     """
     total, best = 0, (-1.0, model.state_dict())
     trainer = _Trainer(model, data, arm, seed)
-    form = replace(form, samples=arm.samples)
+    form = replace(form, rule=pb.Correlation(samples=arm.samples))
     for number, (kind, epochs) in enumerate(arm.steps):
         if kind in _PARTS or kind == "again":
             accept = trainer.grow(kind, form, number)
@@ -110,7 +110,7 @@ class _Trainer:
         self.neurons = list(neuron_parameters(model).values())
         self.layers = growable_layers(model, pb.DendriteConfig())
         self.config = pb.RecoveryConfig()
-        self.objective = make_objective(pb.Task(), self.config, None)
+        self.objective = make_objective(pb.Task(), self.config.distillation, None)
         self.scores = NodeScores(0.1)
         self.candidates: dict[str, DendriteLayer] = {}
         self.replay: Replay | None = None
@@ -182,8 +182,10 @@ class _Trainer:
         """Train one epoch; return its optimizer steps."""
         if self.optimizer is None:
             trained = [p for p in self.model.parameters() if p.requires_grad]
-            self.optimizer = make_optimizer(trained, self.config, is_dendrite=self.dendrites)
-        peak = self.config.lr  # of dendrites too: the defaults are alike
+            self.optimizer = make_optimizer(
+                trained, self.config.optimizer, is_dendrite=self.dendrites
+            )
+        peak = self.config.optimizer.lr  # of dendrites too: the defaults are alike
         if kind == "refit":
             self._measure_norms()
         self.model.train(not self.dendrites)
@@ -193,7 +195,8 @@ class _Trainer:
 
         def set_lr(done: float) -> None:
             for group in self.optimizer.param_groups if self.optimizer else ():
-                group["lr"] = peak * lr_factor(self.config, min((epoch + done) / epochs, 1.0))
+                part = min((epoch + done) / epochs, 1.0)
+                group["lr"] = peak * lr_factor(self.config.optimizer, part)
 
         if self.replay is not None:
             steps = len(self.data.train)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from pbcompress.core.text_tables import render_markdown
 from pbcompress.onnx_files.contents import metadata_of
 from pbcompress.recovery.policy import planned_epochs
 from pbcompress.report.tables import dendrite_account
+from tests.support.configs import dendrites_of
 
 FAST = pb.RecoveryConfig(epochs=3, dendrite_epochs=2, max_failures=1)
 
@@ -56,7 +57,7 @@ def make_data() -> pb.Data:
 
 
 def fast_config(**dendrites) -> pb.CompressConfig:
-    return pb.CompressConfig(recovery=FAST, dendrites=pb.DendriteConfig(**dendrites), deploy=False)
+    return pb.CompressConfig(recovery=FAST, dendrites=dendrites_of(**dendrites), deploy=False)
 
 
 def weights(model):

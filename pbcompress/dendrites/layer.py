@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbcompress.config import DendriteConfig
+from pbcompress.config.dendrites import DendriteConfig, Shared, Tied
 from pbcompress.dendrites.correlation import CorrelationProbe, process_count, score_leaf
 from pbcompress.dendrites.forms import make_branch, node_count, spatial_dims
 from pbcompress.dendrites.nodes import Slots, narrowed
@@ -104,7 +104,7 @@ class DendriteLayer(nn.Module):
         """Add one set with U = 0 and V = 0; ``seed`` names the random stream of its weights."""
         self.dendrites.append(self._branch(seed))
         self.links.append(self._silent_links())
-        is_shared = self.config.form == "shared"
+        is_shared = isinstance(self.config.form, Shared)
         shape = (self.nodes, self.channels) if is_shared else (self.channels,)
         self.gains.append(nn.Parameter(self._weight.new_zeros(shape)))
         self.slots.append(Slots(self.nodes).to(self._weight.device).train(self.training))
@@ -171,7 +171,9 @@ class DendriteLayer(nn.Module):
 
     def begin_candidacy(self) -> None:
         """Train the pool of the newest set by correlation from now on, and collect its scores."""
-        shape = (self.nodes, self.channels) if self.config.form == "shared" else (self.nodes,)
+        shape = (
+            (self.nodes, self.channels) if isinstance(self.config.form, Shared) else (self.nodes,)
+        )
         self.loss_scale = 1.0
         self.candidate = score_leaf(self._weight, len(self.pool), *shape)
 
@@ -219,7 +221,7 @@ class DendriteLayer(nn.Module):
             )
         y, input = self._based(input)
         own, read = y, input if self.config.backprop_through else input.detach()
-        if self.config.form == "tied":
+        if isinstance(self.config.form, Tied):
             read = own if self.config.backprop_through else own.detach()
         heard: list[Tensor | None] = []
         speaking = self.num_sets - (self.candidate is not None)
@@ -255,7 +257,7 @@ class DendriteLayer(nn.Module):
     def _window(self, y: Tensor) -> Window:
         axes = position_axes(self.base_layer, y, self.dims)
         sizes = [len(y) * process_count(), *(y.shape[axis] for axis in axes)]
-        return Window.drawn(sizes, axes, self.config.samples)
+        return Window.drawn(sizes, axes, self.config.scored_rule.samples)
 
     def _probed(self, y: Tensor, x: Tensor, heard: Sequence[Tensor | None]) -> Tensor:
         """Return y, whose error will train the candidates: they listen, and do not speak."""
@@ -267,17 +269,18 @@ class DendriteLayer(nn.Module):
             self._activation(window.run(branch, x), links, quiet, slots)  # type: ignore[arg-type]
             for branch, links in self.pool
         ]
-        pairwise = self.config.form != "shared"
+        pairwise = not isinstance(self.config.form, Shared)
         probe: Any = CorrelationProbe.apply
         how = (-1 - self.dims, pairwise, self.loss_scale, window)
-        y = y.clone() if self.config.form == "tied" else y  # its candidates need y as it is
+        y = y.clone() if isinstance(self.config.form, Tied) else y  # its candidates need y as it is
         probed: Tensor = probe(y, self.candidate, *how, *activations)
         return probed
 
     def extra_repr(self) -> str:
         """Return what ``print(model)`` shows of this layer."""
         c = self.config
-        return f"sets={self.num_sets}, form={c.form}, rule={c.rule}, activation={c.activation}"
+        kinds = f"form={c.form.kind}, rule={c.rule.kind}"
+        return f"sets={self.num_sets}, {kinds}, activation={c.activation}"
 
 
 def dendrite_layers(model: nn.Module) -> dict[str, DendriteLayer]:

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.utils._pytree import tree_map
 
-from pbcompress.config import RecoveryConfig
+from pbcompress.config.recovery import OptimizerConfig, RecoveryConfig
 from pbcompress.core.inputs import Call, tensors_of
 from pbcompress.core.modules import copy_model, device_of
 from pbcompress.core.randomness import seeded
@@ -196,21 +196,21 @@ def train_quantized(
     twin = fake_quantized(network, call, bits)
     twin.requires_grad_()
     parameters = list(twin.parameters())
-    config = RecoveryConfig(epochs=epochs, lr=lr)
-    optimizer = make_optimizer(parameters, config, is_dendrite=False)
+    config = RecoveryConfig(epochs=epochs, optimizer=OptimizerConfig(lr=lr))
+    optimizer = make_optimizer(parameters, config.optimizer, is_dendrite=False)
     best: tuple[float, dict[str, Tensor]] | None = None
     for epoch in range(epochs):
 
         def set_lr(part: float, done: int = epoch) -> None:
             for group in optimizer.param_groups:
-                group["lr"] = lr * lr_factor(config, (done + part) / epochs)
+                group["lr"] = lr * lr_factor(config.optimizer, (done + part) / epochs)
 
         observe_(twin, data.train, task, samples)
         train_epoch(
             Engine(),
             twin,
             data.train,
-            make_objective(task, config, None),
+            make_objective(task, config.distillation, None),
             optimizer,
             set_lr,
             lambda _: None,

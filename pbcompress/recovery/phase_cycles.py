@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pbcompress.config import CompressConfig, DendriteConfig
+from pbcompress.config.dendrites import Correlation, DendriteConfig, Gradient
+from pbcompress.config.recovery import RecoveryConfig
+from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.core.accepted_models import check_whole
 from pbcompress.dendrites.growth import attach_dendrites_, detach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers, neuron_parameters
@@ -121,7 +123,7 @@ class Cycles(Iterator[Phase]):
 
     def _start_set(self) -> None:
         self._grow()
-        is_gradient = self.dendrites.rule == "gradient"
+        is_gradient = isinstance(self.dendrites.rule, Gradient)
         self._start(PhaseKind.NEURON if is_gradient else PhaseKind.DENDRITE)
 
     def _action(self) -> Action:
@@ -152,7 +154,7 @@ class Cycles(Iterator[Phase]):
 
     def _begin_candidacy(self) -> None:
         for name, layer in dendrite_layers(self.model).items():
-            for rival in range(1, self.dendrites.candidates):
+            for rival in range(1, self.dendrites.scored_rule.candidates):
                 layer.add_rival((self.seed, self._attempts, name, layer.num_sets, rival))
             layer.begin_candidacy()
 
@@ -238,7 +240,7 @@ class Cycles(Iterator[Phase]):
         is_neuron = kind is not PhaseKind.DENDRITE
         for name, parameter in neuron_parameters(self.model).items():
             parameter.requires_grad_(is_neuron and name in self._trainable)
-        newest_trains = not is_neuron or self.dendrites.rule != "correlation"
+        newest_trains = not is_neuron or not isinstance(self.dendrites.rule, Correlation)
         for layer in dendrite_layers(self.model).values():
             for gain in layer.gains:
                 gain.requires_grad_(is_neuron and gain.numel() > 0)
@@ -343,7 +345,7 @@ def _newest_prefixes(model: nn.Module) -> tuple[str, ...]:
 def cycles(
     model: nn.Module,
     *,
-    config: CompressConfig | None = None,
+    config: CompressConfig | DendriteConfig | RecoveryConfig | None = None,
     layers: Mapping[str, bool] | None = None,
     lengths: Sequence[int] | None = None,
     seed: int = 0,
@@ -357,7 +359,8 @@ def cycles(
 
     Args:
         model: Trained network, grown in place.
-        config: ``dendrites`` and ``recovery`` (lengths, patience, bounds).
+        config: ``dendrites`` and ``recovery`` (lengths, patience, bounds); either may be given
+            alone.
         layers: Exactly these layers grow, with whether each dendrite has its own BatchNorm.
         lengths: Grow nothing, and run neuron phases of so many epochs each: the control.
         seed: Seed of the new weights.
@@ -369,7 +372,6 @@ def cycles(
         >>> import torch
         >>> net, x, y = nn.Linear(2, 1), torch.randn(8, 2), torch.randn(8, 1)
         >>> net = nn.Sequential(net)
-        >>> from pbcompress import RecoveryConfig
         >>> recovery = RecoveryConfig(epochs=2, dendrite_epochs=1)
         >>> config = CompressConfig(dendrites=DendriteConfig(), recovery=recovery)
         >>> kinds = []
@@ -386,4 +388,5 @@ def cycles(
         >>> kinds[:3]
         ['neuron', 'dendrite', 'neuron']
     """
-    return Cycles(model, config or CompressConfig(), layers=layers, lengths=lengths, seed=seed)
+    choices = whole_config(config, DendriteConfig, RecoveryConfig)
+    return Cycles(model, choices, layers=layers, lengths=lengths, seed=seed)

@@ -73,10 +73,10 @@ class PhaseTrainer:
         self._is_dendrite = phase.kind is PhaseKind.DENDRITE
         if self._is_dendrite:
             self._initialize_candidates_()
-        of_task = make_objective(training.task, self._config, None)
+        of_task = make_objective(training.task, self._config.distillation, None)
         self._objective = of_task if self._is_dendrite else training.objective
         if phase.sets and not self._is_dendrite:
-            lr_scale *= self._config.growth_lr
+            lr_scale *= self._config.optimizer.growth_lr
         self._optimizer = self._make_optimizer(lr_scale)
         self._replay = self._make_replay() if self._is_dendrite else None
         self._network: nn.Module = training.growth.model
@@ -93,7 +93,7 @@ class PhaseTrainer:
             if self._of.images:
                 err.add_note(
                     "Images were in channels-last memory, which one batch had been tried with. "
-                    "RecoveryConfig(channels_last=False) trains without."
+                    "EngineConfig(channels_last=False) trains without."
                 )
             raise
 
@@ -107,8 +107,8 @@ class PhaseTrainer:
                 self._set_lr,
                 steps=self._steps(self._replay.batches),
                 seed=seed,
-                accumulate=self._config.accumulate,
-                max_grad_norm=self._config.max_grad_norm,
+                accumulate=self._config.engine.accumulate,
+                max_grad_norm=self._config.optimizer.max_grad_norm,
             )
         # processes drop out other neurons, and look at the same positions in a dendrite phase
         is_apart = self._of.engine.world > 1 and not self._is_dendrite
@@ -142,14 +142,16 @@ class PhaseTrainer:
             length = growth.lengths[self.index]
         else:
             length = longest(self._phase.kind, self._config, growth.dendrites)
-        factor = lr_factor(self._config, min((epoch + done) / length, 1.0))
+        factor = lr_factor(self._config.optimizer, min((epoch + done) / length, 1.0))
         for group in self._optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
     def _make_optimizer(self, lr_scale: float) -> torch.optim.Optimizer:
         parameters = self._phase.parameters()
         if self._of.factory is None:
-            optimizer = make_optimizer(parameters, self._config, is_dendrite=self._is_dendrite)
+            optimizer = make_optimizer(
+                parameters, self._config.optimizer, is_dendrite=self._is_dendrite
+            )
         else:
             optimizer = self._of.factory(parameters)
             _check_optimizer(optimizer, parameters)
@@ -159,7 +161,10 @@ class PhaseTrainer:
 
     def _initialize_candidates_(self) -> None:
         growth = self._of.growth
-        if growth.dendrites.initialization != "spectral" or growth.log[self.index].scores:
+        if (
+            growth.dendrites.scored_rule.initialization != "spectral"
+            or growth.log[self.index].scores
+        ):
             return
         initialize_candidates_(
             growth.model,
@@ -182,7 +187,7 @@ class PhaseTrainer:
     def _steps(self, batches: int) -> int:
         """Return the optimizer steps of an epoch that passes through the network."""
         own = min(batch_count(self._of.batches), batches)
-        return math.ceil(own / self._config.accumulate)
+        return math.ceil(own / self._config.engine.accumulate)
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors of the optimizer, by parameter and slot."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pbcompress.config import RecoveryConfig
+from pbcompress.config.recovery import OptimizerConfig, RecoveryConfig
 from pbcompress.core.modules import device_of, preserved_mode
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError, DivergedError
@@ -27,11 +27,12 @@ from pbcompress.training.task import (
 __all__ = ["evaluate", "lr_factor", "make_optimizer", "predict", "train_epoch"]
 
 
-def lr_factor(config: RecoveryConfig, progress: float) -> float:
+def lr_factor(config: OptimizerConfig, progress: float) -> float:
     """Return the learning rate as a share of its peak at ``progress`` in [0, 1) of a phase.
 
     Example:
-        >>> lr_factor(RecoveryConfig(warmup=0.5), 0.25), lr_factor(RecoveryConfig(warmup=0.5), 0.75)
+        >>> config = OptimizerConfig(warmup=0.5)
+        >>> lr_factor(config, 0.25), lr_factor(config, 0.75)
         (0.5, 0.5)
     """
     if config.schedule == "constant":
@@ -43,14 +44,14 @@ def lr_factor(config: RecoveryConfig, progress: float) -> float:
 
 
 def make_optimizer(
-    parameters: Sequence[nn.Parameter], config: RecoveryConfig, *, is_dendrite: bool
+    parameters: Sequence[nn.Parameter], config: OptimizerConfig, *, is_dendrite: bool
 ) -> torch.optim.Optimizer:
     """Return a fresh optimizer over the parameters of one phase."""
     lr = config.dendrite_lr if is_dendrite else config.lr
     decay = 0.0 if is_dendrite else config.weight_decay
-    if config.optimizer == "sgd":
+    if config.algorithm == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    kind = torch.optim.AdamW if config.algorithm == "adamw" else torch.optim.Adam
     return kind(parameters, lr=lr, weight_decay=decay)
 
 
@@ -78,7 +79,7 @@ def train_epoch(
             through it, so no step of a warm-up is lost to a rate of zero.
         set_loss_scale: Told what each loss will be multiplied by before its backward pass.
         seed: Names the random stream of this epoch: order of samples, dropout, augmentation.
-        config: ``accumulate`` and ``max_grad_norm``.
+        config: ``engine.accumulate`` and ``optimizer.max_grad_norm``.
 
     Returns:
         Mean loss over the batches, and the number of optimizer steps.
@@ -86,7 +87,7 @@ def train_epoch(
     Raises:
         DivergedError: A loss is not finite; the message says if the data was not.
     """
-    device, group = device_of(network), config.accumulate
+    device, group = device_of(network), config.engine.accumulate
     expected = math.ceil(batch_count(batches) / group)
     total, seen, steps = 0.0, 0, 0
     with seeded(*seed), seeded_generators(batches, torch.initial_seed() % 2**63):
@@ -104,13 +105,13 @@ def train_epoch(
                     check_finite(batch, f"batch {seen - 1} of Data.train")
                     raise DivergedError(
                         f"The loss became {loss.item()} at step {steps} of an epoch on finite "
-                        "data. Lower RecoveryConfig.lr, or set max_grad_norm."
+                        "data. Lower OptimizerConfig.lr, or set max_grad_norm."
                     )
                 engine.backward(loss if group == 1 else loss / group)
             total += loss.item()
             if ends:
-                if config.max_grad_norm is not None:
-                    engine.clip(network, optimizer, config.max_grad_norm)
+                if config.optimizer.max_grad_norm is not None:
+                    engine.clip(network, optimizer, config.optimizer.max_grad_norm)
                 optimizer.step()
                 steps += 1
     if seen == 0:
@@ -120,7 +121,7 @@ def train_epoch(
     mean = engine.mean(total / seen)
     if not math.isfinite(mean):  # all processes stop together
         raise DivergedError(
-            f"The mean loss of an epoch became {mean}. Lower RecoveryConfig.lr, or set "
+            f"The mean loss of an epoch became {mean}. Lower OptimizerConfig.lr, or set "
             "max_grad_norm."
         )
     return mean, steps

@@ -43,7 +43,7 @@ def test_the_lists_of_windows_are_whole() -> None:
 
 
 def read_by(layer: DendriteLayer, x: Tensor) -> Tensor:
-    return layer.base_layer(x) if layer.config.form == "tied" else x
+    return layer.base_layer(x) if layer.config.form.kind == "tied" else x
 
 
 @pytest.mark.parametrize(("kind", "form"), WINDOWED)
@@ -154,7 +154,7 @@ def test_a_candidate_learns_and_scores_at_the_positions_of_its_window(kind: str,
 def test_a_checkpointed_layer_sees_the_same_window_twice() -> None:
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 1)).double()
     x, found = torch.randn(8, 1, 12, 12).double(), []
-    attach_dendrites_(net, pb.DendriteConfig(samples=16))
+    attach_dendrites_(net, pb.DendriteConfig(rule=pb.Correlation(samples=16)))
     for run in (net, lambda x: checkpoint(net, x, use_reentrant=False)):
         for layer in dendrite_layers(net).values():
             layer.begin_candidacy()
@@ -181,7 +181,7 @@ def test_a_candidate_is_not_computed_where_nothing_will_train_it() -> None:
 
 def test_all_positions_are_the_choice_of_zero() -> None:
     layer = grown("conv2d", "full", False, "correlation", 1)
-    layer.config = replace(layer.config, samples=0)
+    layer.config = replace(layer.config, rule=pb.Correlation(samples=0))
     assert layer._window(torch.zeros(512, 4, 64, 64)).is_whole
-    layer.config = replace(layer.config, samples=4096)
+    layer.config = replace(layer.config, rule=pb.Correlation(samples=4096))
     assert layer._window(torch.zeros(512, 4, 64, 64)).steps == (23, 22)

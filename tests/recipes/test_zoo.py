@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from model_zoo.datasets import load_loaders
+from pbcompress import CompressConfig
 from pbcompress.cli.main import main
-from pbcompress.config import CompressConfig
 from pbcompress.onnx_files.contents import measure_onnx, metadata_of
 from pbcompress.onnx_files.session import Session
 from pbcompress.recipes.recipe import Recipe
