@@ -298,7 +298,7 @@ KILLS = [
 def test_a_run_killed_after_any_epoch_ends_as_if_it_had_not_been(
     tmp_path: Path, rule: str, form: str, optimizer: str, choices: dict[str, Any]
 ) -> None:
-    config, whole = config_of(rule, form, optimizer=optimizer, **choices), network()
+    config, whole = config_of(rule, form, algorithm=optimizer, **choices), network()
     history = recover(whole, config)
     assert len(history) >= 4
     for after in range(1, len(history) + 1):
@@ -555,7 +555,7 @@ def test_a_metric_of_nan_is_divergence() -> None:
 def test_a_huge_learning_rate_diverges_with_an_error_of_ours() -> None:
     task = Task(loss=lambda o, t: o.exp().sum(), metric=TASK.metric, higher_is_better=False)
     with pytest.raises(DivergedError):
-        recover(network(), config_of(optimizer="sgd", lr=1e6, epochs=9), task=task)
+        recover(network(), config_of(algorithm="sgd", lr=1e6, epochs=9), task=task)
 
 
 def test_a_model_can_be_recovered_after_a_failed_recovery() -> None:

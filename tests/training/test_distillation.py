@@ -95,7 +95,7 @@ def test_the_objective_mixes_task_teacher_and_features() -> None:
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("choices", [{}, {"distillation": 0.5}, {"feature_distillation": 1.0}])
+@pytest.mark.parametrize("choices", [{}, {"share": 0.5}, {"features": 1.0}])
 def test_the_teacher_is_left_as_it_was(choices) -> None:
     student, teacher = network(), network(9).train()
     teacher[0].eval()
