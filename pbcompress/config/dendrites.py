@@ -23,6 +23,8 @@ __all__ = [
 ]
 
 Activation = Literal["relu", "tanh", "sigmoid", "gelu", "silu"]
+FormName = Literal["full", "grouped", "lowrank", "shared", "tied"]
+RuleName = Literal["correlation", "gradient", "hybrid"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,11 +152,11 @@ class DendriteConfig(Choices):
         rule: `Correlation` trains a dendrite to correlate with its neuron's remaining error and
             then accepts it; `Gradient` accepts it at once and trains it by the task loss;
             `Hybrid` does the first, then trains everything together. The names "correlation",
-            "gradient" and "hybrid" stand for these with their defaults.
+            "gradient" and "hybrid" become these with their defaults.
         form: `Full` is a copy of the layer; `Grouped` the same map in groups; `LowRank` a map
             through few channels; `Shared` a few nodes for the whole layer; `Tied` reads the
             neuron's own weighted sum. The names "full", "grouped", "lowrank", "shared" and "tied"
-            stand for these with their defaults.
+            become these with their defaults.
         backprop_through: False cuts the gradient from a dendrite to earlier layers (perforated).
             None is the rule's own: False for "correlation", True for the others.
         freeze_after: True fixes the input weights of an accepted dendrite for good. For "gradient"
@@ -190,8 +192,8 @@ class DendriteConfig(Choices):
         Fahlman and Lebiere, The Cascade-Correlation Learning Architecture, 1990.
     """
 
-    rule: Rule = Correlation()
-    form: Form = Full()
+    rule: Rule | RuleName = Correlation()
+    form: Form | FormName = Full()
     backprop_through: bool | None = None
     freeze_after: bool | None = None
     activation: Activation = "relu"

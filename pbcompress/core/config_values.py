@@ -16,7 +16,8 @@ class Choices:
 
     A field's annotation says what it takes, and in a last string of ``Annotated`` how a message
     puts that. A list becomes a tuple, and a mapping the tuple of its pairs. Where a field takes one
-    of several classes, each has a ``kind``, and its name stands for the class with its defaults.
+    of several classes, each has a ``kind``, and the name of a kind becomes a value of the class
+    with its defaults.
     """
 
     kind: ClassVar[str] = ""
@@ -32,6 +33,9 @@ class Choices:
                     f"{_described(hint)}."
                 ) from None
             object.__setattr__(self, name, value)
+
+    def __str__(self) -> str:
+        return self.kind or repr(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data from which `from_dict` makes an equal value."""

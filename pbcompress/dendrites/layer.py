@@ -279,8 +279,7 @@ class DendriteLayer(nn.Module):
     def extra_repr(self) -> str:
         """Return what ``print(model)`` shows of this layer."""
         c = self.config
-        kinds = f"form={c.form.kind}, rule={c.rule.kind}"
-        return f"sets={self.num_sets}, {kinds}, activation={c.activation}"
+        return f"sets={self.num_sets}, form={c.form}, rule={c.rule}, activation={c.activation}"
 
 
 def dendrite_layers(model: nn.Module) -> dict[str, DendriteLayer]:

@@ -273,9 +273,7 @@ def test_features_are_learnt_from_a_teacher_in_every_engine(how: dict[str, objec
     for choices in ({}, how):
         model, teacher = network(), network()
         nn.init.normal_(teacher[4].weight)
-        history = recover_(
-            model, data(), teacher=teacher, config=config(features=0.1, **choices)
-        )
+        history = recover_(model, data(), teacher=teacher, config=config(features=0.1, **choices))
         losses.append(history.records[0]["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
 
