@@ -3,8 +3,17 @@
 import dataclasses
 from collections.abc import Mapping
 from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
-from typing import get_type_hints as hints_of
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pbcompress.core.records import checked
 
@@ -58,7 +67,7 @@ class Choices:
 
 def _hints(cls: type) -> dict[str, Any]:
     """Return the annotations of the fields, by name."""
-    hints = hints_of(cls, include_extras=True)
+    hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
