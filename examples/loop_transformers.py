@@ -15,7 +15,7 @@ sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
 model = BertForSequenceClassification(BertConfig(vocab_size=50, num_hidden_layers=1, **sizes))
 layers = ("*.intermediate.dense", "*.output.dense")
 config = pb.CompressConfig(
-    dendrites=pb.DendriteConfig(layers=layers, form="shared", nodes=4),
+    dendrites=pb.DendriteConfig(layers=layers, form=pb.Shared(nodes=4)),
     recovery=pb.RecoveryConfig(epochs=3, dendrite_epochs=2),
 )
 with tempfile.TemporaryDirectory() as folder:

@@ -7,11 +7,22 @@ torch.export are resolved on first use, so that ``import pbcompress`` stays ligh
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pbcompress.config import Budget as Budget
-from pbcompress.config import CompressConfig as CompressConfig
-from pbcompress.config import DendriteConfig as DendriteConfig
-from pbcompress.config import RecoveryConfig as RecoveryConfig
-from pbcompress.config import WidthConfig as WidthConfig
+from pbcompress.config.budget import Budget as Budget
+from pbcompress.config.dendrites import Correlation as Correlation
+from pbcompress.config.dendrites import DendriteConfig as DendriteConfig
+from pbcompress.config.dendrites import Full as Full
+from pbcompress.config.dendrites import Gradient as Gradient
+from pbcompress.config.dendrites import Grouped as Grouped
+from pbcompress.config.dendrites import Hybrid as Hybrid
+from pbcompress.config.dendrites import LowRank as LowRank
+from pbcompress.config.dendrites import Shared as Shared
+from pbcompress.config.dendrites import Tied as Tied
+from pbcompress.config.recovery import DistillationConfig as DistillationConfig
+from pbcompress.config.recovery import EngineConfig as EngineConfig
+from pbcompress.config.recovery import OptimizerConfig as OptimizerConfig
+from pbcompress.config.recovery import RecoveryConfig as RecoveryConfig
+from pbcompress.config.whole import CompressConfig as CompressConfig
+from pbcompress.config.widths import WidthConfig as WidthConfig
 from pbcompress.costs.measured import LayerCost as LayerCost
 from pbcompress.costs.measured import ModelCost as ModelCost
 from pbcompress.costs.measured import measure as measure

@@ -9,7 +9,11 @@ from torch import nn
 
 from pbcompress.comparison.intervals import Estimate
 from pbcompress.comparison.scoring import paired_change, split_of
-from pbcompress.config import Budget, CompressConfig
+from pbcompress.config.budget import Budget
+from pbcompress.config.dendrites import DendriteConfig
+from pbcompress.config.recovery import RecoveryConfig
+from pbcompress.config.whole import CompressConfig, whole_config
+from pbcompress.config.widths import WidthConfig
 from pbcompress.pruning.shrinking import shrink
 from pbcompress.result import CompressionResult
 from pbcompress.runs.contender_training import (
@@ -37,7 +41,7 @@ def compress(
     example_inputs: object = None,
     data: Data | None = None,
     task: Task | None = None,
-    config: CompressConfig | None = None,
+    config: CompressConfig | WidthConfig | DendriteConfig | RecoveryConfig | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     run_dir: str | Path | None = None,
@@ -59,7 +63,8 @@ def compress(
             train batch.
         data: Batches to train, decide and test on; None shrinks only, and leaves the accuracy low.
         task: Loss and metric; default: classification.
-        config: All further choices.
+        config: All further choices, or one part of them: how widths are chosen, what grows or how
+            weights are trained.
         device: Where to train; default: CUDA, then MPS, then CPU.
         seed: Seed of everything random. The same call gives the same numbers on the same machine.
         run_dir: Folder for checkpoints, weights, history and report. The same call with the same
@@ -90,7 +95,7 @@ def compress(
         example_inputs=example_inputs,
         data=data,
         task=task or Task(),
-        config=config or CompressConfig(),
+        config=whole_config(config, WidthConfig, DendriteConfig, RecoveryConfig),
         device=device,
         seed=seed,
         run_dir=run_dir,

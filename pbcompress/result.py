@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pbcompress.comparison.intervals import Estimate
-from pbcompress.config import CompressConfig
+from pbcompress.config.whole import CompressConfig
 from pbcompress.core.text_tables import render_text
 from pbcompress.core.versions import version_of
 from pbcompress.costs.measured import ModelCost

@@ -5,14 +5,28 @@ import json
 
 import pytest
 
-from pbcompress.config import (
+from pbcompress import (
     Budget,
     CompressConfig,
+    Correlation,
     DendriteConfig,
+    DistillationConfig,
+    EngineConfig,
+    Full,
+    Gradient,
+    Grouped,
+    Hybrid,
+    LowRank,
+    OptimizerConfig,
     RecoveryConfig,
+    Shared,
+    StateMismatchError,
+    Tied,
     WidthConfig,
 )
-from pbcompress.errors import StateMismatchError
+from pbcompress.config.whole import whole_config
+from pbcompress.core.config_values import Choices
+from tests.support.configs import FORMS, RULES
 
 OTHERS = [
     Budget(params=0.25, flops=10_000),
@@ -28,70 +42,78 @@ OTHERS = [
         max_seconds=9.0,
         pin=(("a", 3), ("b.*", 0.5)),
     ),
-    DendriteConfig(
-        rule="hybrid",
-        backprop_through=True,
-        freeze_after=False,
-        form="shared",
-        activation="tanh",
-        cascade=False,
-        normalize=False,
-        layers=("fc",),
-        max_price=0.5,
-        max_sets=3,
-        at_start=True,
+    Full(),
+    Grouped(groups=2),
+    LowRank(rank=3),
+    Shared(nodes=5),
+    Tied(),
+    Correlation(candidates=2, node_share=0.1),
+    Gradient(),
+    Hybrid(
         candidates=4,
         node_share=0.5,
         samples=64,
         initial_gain="least_squares",
         initialization="random",
-        share=0.2,
-        groups=2,
-        rank=3,
-        nodes=5,
     ),
-    RecoveryConfig(
-        epochs=3,
-        dendrite_epochs=2,
-        patience=4,
-        dendrite_patience=1,
-        node_improvement=0.5,
-        improvement=(0.1, 0.0),
-        trial=0.3,
-        max_failures=1,
-        max_epochs=9,
-        max_minutes=0.5,
-        optimizer="sgd",
+    OptimizerConfig(
+        algorithm="sgd",
         lr=0.1,
         dendrite_lr=0.2,
+        growth_lr=0.5,
+        retry_lr=0.5,
         weight_decay=0.0,
         momentum=0.5,
         schedule="linear",
         warmup=0.0,
         max_grad_norm=1.0,
-        precision="bf16",
-        accumulate=2,
-        compile=True,
-        channels_last=False,
-        retry_lr=0.5,
-        replay=0.25,
-        thaw_epochs=2,
-        growth_lr=0.5,
-        distillation=0.5,
-        temperature=2.0,
-        feature_distillation=0.1,
     ),
+    EngineConfig(precision="bf16", accumulate=2, compile=True, channels_last=False),
+    DistillationConfig(share=0.5, temperature=2.0, features=0.1),
 ]
-OTHERS.append(
-    CompressConfig(width=OTHERS[1], dendrites=OTHERS[2], recovery=OTHERS[3], deploy=False)
+DENDRITES = DendriteConfig(
+    rule=OTHERS[9],
+    form=OTHERS[5],
+    backprop_through=True,
+    freeze_after=False,
+    activation="tanh",
+    cascade=False,
+    normalize=False,
+    layers=("fc",),
+    max_price=0.5,
+    max_sets=3,
+    at_start=True,
+    share=0.2,
 )
+RECOVERY = RecoveryConfig(
+    epochs=3,
+    dendrite_epochs=2,
+    thaw_epochs=2,
+    patience=4,
+    dendrite_patience=1,
+    node_improvement=0.5,
+    improvement=(0.1, 0.0),
+    trial=0.3,
+    max_failures=1,
+    max_epochs=9,
+    max_minutes=0.5,
+    replay=0.25,
+    optimizer=OTHERS[10],
+    engine=OTHERS[11],
+    distillation=OTHERS[12],
+)
+WHOLE = CompressConfig(width=OTHERS[1], dendrites=DENDRITES, recovery=RECOVERY, deploy=False)
+OTHERS += [DENDRITES, RECOVERY, WHOLE]
 ids = [type(config).__name__ for config in OTHERS]
 
 
 def test_every_configuration_is_in_the_list():
-    subclasses = Budget.__mro__[1].__subclasses__()
-    assert {type(config) for config in OTHERS} == set(subclasses)
-    assert len(OTHERS) == 5
+    kinds, found = [Choices], set()
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        found |= {kind} - {c for k in kinds for c in k.__bases__}
+    assert {type(config) for config in OTHERS} == found
+    assert len(OTHERS) == 16
 
 
 def test_every_field_of_the_list_differs_from_its_default():
@@ -101,6 +123,7 @@ def test_every_field_of_the_list_differs_from_its_default():
             f.name
             for f in dataclasses.fields(config)
             if getattr(config, f.name) == getattr(default, f.name)
+            and type(config) is not Correlation  # Hybrid has the same fields
         ]
         assert same == []
 
@@ -118,9 +141,10 @@ def test_missing_fields_take_their_defaults(kind):
 
 @pytest.mark.parametrize("config", OTHERS, ids=ids)
 def test_an_unknown_name_is_refused_with_the_known_ones(config):
-    first = dataclasses.fields(config)[0].name
-    with pytest.raises(ValueError, match=rf"{type(config).__name__} has no nonsense.*{first}"):
-        type(config).from_dict({**config.to_dict(), "nonsense": 1})
+    known = [f.name for f in dataclasses.fields(config)] or ["no fields"]
+    data = {**config.to_dict(), "nonsense": 1}
+    with pytest.raises(ValueError, match=rf"{type(config).__name__} has no nonsense.*{known[0]}"):
+        type(config).from_dict(data)
 
 
 def test_an_unknown_name_inside_is_refused():
@@ -133,8 +157,11 @@ def test_an_unknown_name_inside_is_refused():
 @pytest.mark.parametrize("config", OTHERS, ids=ids)
 def test_a_configuration_is_frozen_and_hashable(config):
     with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(config, dataclasses.fields(config)[0].name, 1)
-    assert hash(config) == hash(type(config).from_dict(config.to_dict()))
+        config.anything = 1
+    for field in dataclasses.fields(config):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(config, field.name, 1)
+    assert hash(config) == hash(dataclasses.replace(config))
 
 
 @pytest.mark.parametrize("kind", [type(c) for c in OTHERS[1:]], ids=ids[1:])
@@ -151,8 +178,11 @@ BAD = [
     (WidthConfig, "min_width", [0, 2.0, False]),
     (WidthConfig, "max_ratio", [0, 1, -0.1, 1.5, float("nan"), True, "0.5"]),
     (WidthConfig, "keep", ["head", b"head", (1,), None, {"a"}]),
-    (DendriteConfig, "rule", ["hebb", None]),
-    (DendriteConfig, "form", ["half"]),
+    (WidthConfig, "attention", ["tokens", None]),
+    (WidthConfig, "max_seconds", [0, -1]),
+    (WidthConfig, "pin", ["a", 3, {"a": 0}, {"a": 1.5}, (("a",),)]),
+    (DendriteConfig, "rule", ["hebb", None, {"kind": "hybrid"}, Full()]),
+    (DendriteConfig, "form", ["half", None, {"kind": "shared"}, Gradient(), Shared]),
     (DendriteConfig, "activation", ["softmax"]),
     (DendriteConfig, "backprop_through", [1, "yes"]),
     (DendriteConfig, "freeze_after", [0, "no"]),
@@ -162,47 +192,53 @@ BAD = [
     (DendriteConfig, "max_sets", [-1, 1.0, True]),
     (DendriteConfig, "at_start", [1, None]),
     (DendriteConfig, "max_price", [0, -1.0, "low"]),
-    (DendriteConfig, "candidates", [0, 1.0]),
-    (DendriteConfig, "node_share", [0, 1.5, -0.1, True]),
-    (DendriteConfig, "samples", [-1, 1.5, None, True]),
-    (DendriteConfig, "initial_gain", ["one", 0.0]),
-    (DendriteConfig, "initialization", ["closed", 1]),
     (DendriteConfig, "share", ["all", -0.1, 1.1, float("nan"), True, None]),
-    (DendriteConfig, "groups", [0, 1.5]),
-    (DendriteConfig, "rank", [0, "4"]),
-    (DendriteConfig, "nodes", [0, None]),
+    (Grouped, "groups", [0, 1.5]),
+    (LowRank, "rank", [0, "4"]),
+    (Shared, "nodes", [0, None]),
+    *(
+        (kind, name, values)
+        for kind in (Correlation, Hybrid)
+        for name, values in {
+            "candidates": [0, 1.0],
+            "node_share": [0, 1.5, -0.1, True],
+            "samples": [-1, 1.5, None, True],
+            "initial_gain": ["one", 0.0],
+            "initialization": ["closed", 1, None],
+        }.items()
+    ),
     (RecoveryConfig, "epochs", [0, 1.5, "3", True]),
     (RecoveryConfig, "dendrite_epochs", [0]),
     (RecoveryConfig, "patience", [0, -1, 1.5]),
     (RecoveryConfig, "dendrite_patience", [0, None]),
     (RecoveryConfig, "node_improvement", [-0.1, float("nan")]),
     (RecoveryConfig, "improvement", [(), 0.1, ("a",), (float("nan"),)]),
-    (WidthConfig, "attention", ["tokens", None]),
-    (WidthConfig, "max_seconds", [0, -1]),
-    (WidthConfig, "pin", ["a", 3, {"a": 0}, {"a": 1.5}, (("a",),)]),
     (RecoveryConfig, "trial", [0, 0.5, -0.1, "short"]),
     (RecoveryConfig, "max_failures", [0]),
     (RecoveryConfig, "max_epochs", [0, 2.5]),
     (RecoveryConfig, "max_minutes", [0, -1, float("inf")]),
-    (RecoveryConfig, "optimizer", ["lion", None]),
-    (RecoveryConfig, "lr", [0, -1, float("nan"), float("inf"), "1e-3"]),
-    (RecoveryConfig, "dendrite_lr", [0, None]),
-    (RecoveryConfig, "weight_decay", [-1e-9, float("inf")]),
-    (RecoveryConfig, "momentum", [-1]),
-    (RecoveryConfig, "schedule", ["step"]),
-    (RecoveryConfig, "warmup", [-0.1, 1, 2.0]),
-    (RecoveryConfig, "max_grad_norm", [0, -1]),
-    (RecoveryConfig, "precision", ["64", 16]),
-    (RecoveryConfig, "accumulate", [0, 1.0]),
-    (RecoveryConfig, "compile", [1, None]),
-    (RecoveryConfig, "channels_last", [1, None]),
-    (RecoveryConfig, "retry_lr", [0, 1, -0.1]),
-    (RecoveryConfig, "replay", [-0.1, "much", float("inf")]),
     (RecoveryConfig, "thaw_epochs", [-1, 1.0]),
-    (RecoveryConfig, "growth_lr", [0, -1.0]),
-    (RecoveryConfig, "distillation", [-0.1, 1.1]),
-    (RecoveryConfig, "temperature", [0, -1.0]),
-    (RecoveryConfig, "feature_distillation", [-1.0, None]),
+    (RecoveryConfig, "replay", [-0.1, "much", float("inf")]),
+    (RecoveryConfig, "optimizer", ["sgd", {"lr": 0.1}, EngineConfig()]),
+    (RecoveryConfig, "engine", ["fast", None]),
+    (RecoveryConfig, "distillation", [0.5]),
+    (OptimizerConfig, "algorithm", ["lion", None]),
+    (OptimizerConfig, "lr", [0, -1, float("nan"), float("inf"), "1e-3"]),
+    (OptimizerConfig, "dendrite_lr", [0, None]),
+    (OptimizerConfig, "growth_lr", [0, -1.0]),
+    (OptimizerConfig, "retry_lr", [0, 1, -0.1]),
+    (OptimizerConfig, "weight_decay", [-1e-9, float("inf")]),
+    (OptimizerConfig, "momentum", [-1]),
+    (OptimizerConfig, "schedule", ["step"]),
+    (OptimizerConfig, "warmup", [-0.1, 1, 2.0]),
+    (OptimizerConfig, "max_grad_norm", [0, -1]),
+    (EngineConfig, "precision", ["64", 16]),
+    (EngineConfig, "accumulate", [0, 1.0]),
+    (EngineConfig, "compile", [1, None]),
+    (EngineConfig, "channels_last", [1, None]),
+    (DistillationConfig, "share", [-0.1, 1.1]),
+    (DistillationConfig, "temperature", [0, -1.0]),
+    (DistillationConfig, "features", [-1.0, None]),
     (CompressConfig, "width", [None, {"round_to": 4}, DendriteConfig()]),
     (CompressConfig, "dendrites", [WidthConfig()]),
     (CompressConfig, "recovery", [3]),
@@ -255,11 +291,13 @@ def test_a_rule_brings_its_own_switches(rule, through, frozen):
     assert (turned.backprop_through, turned.freeze_after) == (not through, not frozen)
 
 
-def test_the_version_is_written_and_a_newer_one_is_refused():
+def test_the_version_is_written_and_another_one_is_refused():
     data = CompressConfig().to_dict()
-    assert data["version"] == 1
-    with pytest.raises(StateMismatchError, match=r"version 2.*up to 1.*Update"):
-        CompressConfig.from_dict({**data, "version": 2})
+    assert data["version"] == 2
+    with pytest.raises(StateMismatchError, match=r"version 3.*reads version 2.*Update"):
+        CompressConfig.from_dict({**data, "version": 3})
+    with pytest.raises(StateMismatchError, match=r"version 1.*reads version 2.*Write it anew"):
+        CompressConfig.from_dict({**data, "version": 1})
 
 
 @pytest.mark.parametrize("data", [[], "config", None, {"version": "1"}, {"version": None}])
@@ -271,3 +309,51 @@ def test_what_is_no_configuration_is_refused(data):
 def test_a_part_that_is_no_dict_is_refused():
     with pytest.raises(ValueError, match="WidthConfig is made from a dict"):
         CompressConfig.from_dict({"width": 4})
+
+
+@pytest.mark.parametrize("kinds", [FORMS, RULES], ids=["form", "rule"])
+def test_a_name_stands_for_a_value_with_its_defaults(kinds):
+    assert len(kinds) in (5, 3)
+    name = "form" if kinds is FORMS else "rule"
+    for kind, cls in kinds.items():
+        config = DendriteConfig(**{name: kind})
+        assert getattr(config, name) == cls()
+        assert config == DendriteConfig(**{name: cls()})
+        assert config == DendriteConfig.from_dict({name: kind})
+        assert config == DendriteConfig.from_dict({name: {"kind": kind}})
+
+
+def test_a_value_is_told_by_its_kind():
+    data = {"form": {"kind": "grouped", "groups": 2}, "rule": {"kind": "hybrid", "samples": 9}}
+    config = DendriteConfig.from_dict(data)
+    assert config == DendriteConfig(form=Grouped(groups=2), rule=Hybrid(samples=9))
+    assert data["form"] == config.to_dict()["form"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"rule": {"kind": "gradient", "samples": 9}}, "Gradient has no samples; it has no fields"),
+        ({"form": {"kind": "shared", "rank": 2}}, "Shared has no rank; it has nodes"),
+        ({"form": {"kind": "half"}}, "form was given as .*one of 'full', 'grouped'"),
+        ({"form": {"rank": 2}}, "form was given as .*or a value of Full, Grouped"),
+    ],
+)
+def test_what_cannot_be_combined_is_refused_by_name(data, message):
+    with pytest.raises(ValueError, match=message):
+        DendriteConfig.from_dict(data)
+
+
+def test_a_part_may_stand_for_the_whole():
+    parts = {"width": OTHERS[1], "dendrites": DENDRITES, "recovery": RECOVERY}
+    kinds = [type(part) for part in parts.values()]
+    for name, part in parts.items():
+        assert whole_config(part, *kinds) == CompressConfig(**{name: part})
+    assert whole_config(WHOLE) is WHOLE
+    assert whole_config(None) == CompressConfig()
+
+
+@pytest.mark.parametrize("config", [RecoveryConfig(), Budget(params=1), {"width": {}}, 3])
+def test_what_is_no_part_is_refused_with_those_that_are(config):
+    with pytest.raises(ValueError, match=r"given as .*a WidthConfig, a Dend.* or a CompressConfig"):
+        whole_config(config, WidthConfig, DendriteConfig)

@@ -19,6 +19,7 @@ from pbcompress.onnx_files.contents import metadata_of
 from pbcompress.recovery.policy import planned_epochs
 from pbcompress.report.tables import dendrite_account
 from pbcompress.runs.facts import RunFacts
+from tests.support.configs import dendrites_of
 
 FAST = pb.RecoveryConfig(epochs=3, dendrite_epochs=2, max_failures=1)
 
@@ -58,7 +59,7 @@ def make_data() -> pb.Data:
 
 
 def fast_config(**dendrites) -> pb.CompressConfig:
-    return pb.CompressConfig(recovery=FAST, dendrites=pb.DendriteConfig(**dendrites), deploy=False)
+    return pb.CompressConfig(recovery=FAST, dendrites=dendrites_of(**dendrites), deploy=False)
 
 
 def weights(model):

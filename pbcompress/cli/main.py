@@ -183,7 +183,7 @@ def _number(text: str) -> int | float:
 
 
 def _pin(text: str) -> tuple[str, int | float]:
-    from pbcompress.config import WidthConfig
+    from pbcompress.config.widths import WidthConfig
 
     layer, _, width = text.rpartition("=")
     return WidthConfig(pin=((layer, _number(width)),)).pin[0]  # which checks it
@@ -288,7 +288,8 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from pbcompress.config import CompressConfig, WidthConfig
+    from pbcompress.config.whole import CompressConfig
+    from pbcompress.config.widths import WidthConfig
     from pbcompress.core.tensor_files import write_bytes
     from pbcompress.planning.width_plan import plan_widths
 

@@ -1,45 +1,117 @@
 """What all configurations are: values checked against their annotations, and JSON."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from types import UnionType
-from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-__all__ = ["Choices", "require"]
+from pbcompress.core.records import checked
+
+__all__ = ["Choices"]
 
 
-def require(condition: bool, config: object, name: str, wanted: str) -> None:
-    """Raise ValueError that names a field, what it was given as and what is wanted."""
-    if not condition:
-        found = getattr(config, name)
-        kind = type(config).__name__
-        raise ValueError(f"{kind}.{name} was given as {found!r}; it must be {wanted}.")
+class Choices:
+    """The base of frozen dataclasses of choices: checks each field, and turns into JSON and back.
+
+    A field's annotation says what it takes, and in a last string of ``Annotated`` how a message
+    puts that. A list becomes a tuple, and a mapping the tuple of its pairs. Where a field takes one
+    of several classes, each has a ``kind``, and the name of a kind becomes a value of the class
+    with its defaults.
+    """
+
+    kind: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():
+            given = getattr(self, name)
+            try:
+                value = checked(hint, _named(hint, _frozen(given)))
+            except ValueError:
+                raise ValueError(
+                    f"{type(self).__name__}.{name} was given as {given!r}; it must be "
+                    f"{_described(hint)}."
+                ) from None
+            object.__setattr__(self, name, value)
+
+    def __str__(self) -> str:
+        return self.kind or repr(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data from which `from_dict` makes an equal value."""
+        data = {name: _plain(getattr(self, name)) for name in _hints(type(self))}
+        return {"kind": self.kind, **data} if self.kind else data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild a configuration; unknown names are refused, missing ones take their default."""
+        hints = _hints(cls)
+        if not isinstance(data, Mapping):
+            raise ValueError(f"{cls.__name__} is made from a dict of its fields; found {data!r}.")
+        data = {name: v for name, v in data.items() if (name, v) != ("kind", cls.kind)}
+        unknown = sorted(set(data) - set(hints))
+        if unknown:
+            has = f"it has {', '.join(hints)}" if hints else "it has no fields"
+            raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; {has}.")
+        return cls(**{name: _built(hints[name], value) for name, value in data.items()})
 
 
-def _fits(value: object, hint: Any) -> bool:
-    """Tell whether a value is what a field's annotation says; a bool is no number."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return any(_fits(value, option) for option in args)
-    if origin is Literal:
-        return isinstance(value, str) and value in args
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        hints = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        return len(hints) == len(value) and all(map(_fits, value, hints))
-    if hint in (int, float):
-        kinds = (int,) if hint is int else (int, float)
-        is_number = isinstance(value, kinds) and not isinstance(value, bool)
-        return is_number and math.isfinite(value)  # type: ignore[arg-type]
-    return isinstance(value, hint)
+def _hints(cls: type) -> dict[str, Any]:
+    """Return the annotations of the fields, by name."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _configurations(hint: Any) -> dict[str, type[Choices]]:
+    """Return the configurations that a field takes, by kind."""
+    classes = [o for o in _options(hint) if isinstance(o, type) and issubclass(o, Choices)]
+    return {cls.kind: cls for cls in classes}
+
+
+def _named(hint: Any, value: Any) -> Any:
+    """Return the value that a name stands for."""
+    kinds = _configurations(hint)
+    return kinds[value]() if isinstance(value, str) and value in kinds else value
+
+
+def _built(hint: Any, value: Any) -> Any:
+    """Return the configuration that JSON data describe, where a field takes one."""
+    kinds = _configurations(hint)
+    if "" in kinds:
+        return kinds[""].from_dict(value)
+    if isinstance(value, Mapping) and value.get("kind") in kinds:
+        return kinds[value["kind"]].from_dict(value)
+    return value
 
 
 def _described(hint: Any) -> str:
+    if get_origin(hint) is Annotated:
+        return str(hint.__metadata__[-1])
     if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(repr, get_args(hint)))}"
-    return f"of type {getattr(hint, '__name__', None) if isinstance(hint, type) else hint}"
+        names = list(map(repr, get_args(hint)))
+        return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
+    kinds = _configurations(hint)
+    if len(kinds) > 1:
+        classes = ", ".join(cls.__name__ for cls in kinds.values())
+        return f"one of {', '.join(map(repr, kinds))}, or a value of {classes}"
+    if len(_options(hint)) > 1:
+        return " or ".join(map(_described, _options(hint)))
+    if hint is NoneType:
+        return "None"
+    return f"of type {hint.__name__ if isinstance(hint, type) else hint}"
 
 
 def _frozen(value: Any) -> Any:
@@ -50,44 +122,6 @@ def _frozen(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Choices):
+        return value.to_dict()
     return list(map(_plain, value)) if isinstance(value, tuple) else value
-
-
-class Choices:
-    """What all configurations share: checks of types and literals, and JSON."""
-
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if get_origin(hint) is tuple or isinstance(value, list):
-                object.__setattr__(self, name, _frozen(value))
-            require(_fits(getattr(self, name), hint), self, name, _described(hint))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data from which `from_dict` makes an equal value."""
-        data: dict[str, Any] = {}
-        for item in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, item.name)
-            if isinstance(value, Choices):
-                value = value.to_dict()
-            data[item.name] = _plain(value)
-        return data
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild a configuration; unknown names are refused, missing ones take their default."""
-        hints = get_type_hints(cls)
-        if not isinstance(data, Mapping):
-            raise ValueError(f"{cls.__name__} is made from a dict of its fields; found {data!r}.")
-        unknown = sorted(set(data) - set(hints))
-        if unknown:
-            raise ValueError(
-                f"{cls.__name__} has no {', '.join(unknown)}; it has {', '.join(hints)}."
-            )
-        values: dict[str, Any] = {}
-        for name, value in data.items():
-            hint = hints[name]
-            if isinstance(hint, type) and issubclass(hint, Choices):
-                value = hint.from_dict(value)
-            values[name] = value
-        return cls(**values)

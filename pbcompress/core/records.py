@@ -1,16 +1,46 @@
-"""Frozen dataclasses as JSON data and back. The only module that imports pydantic."""
+"""Values checked by their annotations, and frozen dataclasses as JSON data and back.
 
+The only module that imports pydantic.
+"""
+
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
-from pydantic import PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 
 from pbcompress.errors import StateMismatchError
 
-__all__ = ["from_data", "read_by", "to_data", "written_by"]
+__all__ = ["checked", "from_data", "read_by", "to_data", "written_by"]
 
 T = TypeVar("T")
+
+
+def checked(hint: Any, value: object) -> Any:
+    """Return a value if it is what an annotation says: a bool is no number, numbers are finite.
+
+    Raises:
+        ValueError: It is not.
+
+    Example:
+        >>> checked(float, 1), checked(tuple[int, ...], (3, 4))
+        (1.0, (3, 4))
+        >>> checked(int, True)
+        Traceback (most recent call last):
+        ValueError: Input should be a valid integer
+    """
+    try:
+        return _checker(hint).validate_python(value, strict=True)
+    except ValidationError as err:
+        raise ValueError(err.errors()[0]["msg"]) from None
+
+
+@cache
+def _checker(hint: Any) -> TypeAdapter[Any]:
+    finite = ConfigDict(allow_inf_nan=False)
+    return TypeAdapter(hint, config=None if dataclasses.is_dataclass(hint) else finite)
 
 
 def to_data(record: object) -> dict[str, Any]:

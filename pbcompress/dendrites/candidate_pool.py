@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from pbcompress.config import DendriteConfig
+from pbcompress.config.dendrites import DendriteConfig, Shared, Tied
 from pbcompress.dendrites.correlation import CorrelationProbe, process_count
 from pbcompress.dendrites.positions import Window
 from pbcompress.dendrites.signals import activate, add_links
@@ -77,7 +77,7 @@ class CandidatePool(nn.Module):
     def window(self, y: Tensor, axes: tuple[int, ...]) -> Window:
         """Return where in an output candidates look in one step; see `probe`."""
         sizes = [len(y) * process_count(), *(y.shape[axis] for axis in axes)]
-        return Window.drawn(sizes, axes, self.config.samples)
+        return Window.drawn(sizes, axes, self.config.scored_rule.samples)
 
     def probe(
         self,
@@ -107,8 +107,8 @@ class CandidatePool(nn.Module):
             )
             for branch, links in candidates
         ]
-        y = y.clone() if self.config.form == "tied" else y  # its candidates need y as it is
-        pairwise = self.config.form != "shared"
+        y = y.clone() if isinstance(self.config.form, Tied) else y  # its candidates need y as it is
+        pairwise = not isinstance(self.config.form, Shared)
         apply: Any = CorrelationProbe.apply
         probed: Tensor = apply(y, self.leaf, axis, pairwise, self.loss_scale, window, *activations)
         return probed

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from pbcompress.config import DendriteConfig
+from pbcompress.config.dendrites import (
+    DendriteConfig,
+    Full,
+    Grouped,
+    LowRank,
+    ScoredRule,
+    Shared,
+    Tied,
+)
 from pbcompress.core.modules import matches
 from pbcompress.core.randomness import seeded
 from pbcompress.dendrites.attention_projections import OpenAttention
@@ -140,13 +148,13 @@ class ChannelAffine(nn.Module):
 
 def node_count(out_width: int, config: DendriteConfig) -> int:
     """Return how many nodes one set has in a layer of ``out_width`` channels."""
-    return config.nodes if config.form == "shared" else out_width
+    return config.form.nodes if isinstance(config.form, Shared) else out_width
 
 
-def _groups(geometry: LayerGeometry, out_width: int, in_width: int, config: DendriteConfig) -> int:
+def _groups(geometry: LayerGeometry, out_width: int, in_width: int, form: Grouped) -> int:
     if geometry.groups == 0:
         return out_width
-    return math.gcd(math.gcd(in_width, out_width), config.groups * geometry.groups)
+    return math.gcd(math.gcd(in_width, out_width), form.groups * geometry.groups)
 
 
 def set_params(
@@ -164,20 +172,22 @@ def set_params(
     sets, nodes = config.max_sets, node_count(out_width, config)
     bias = min(geometry.per_channel, 1)
     dense = in_width * geometry.taps
-    if config.form == "full":
-        weights = geometry.weights(out_width, in_width)
-    elif config.form == "tied":  # a BatchNorm is scale and offset already
-        weights, bias = (0 if normalized else nodes), (0 if normalized else 1)
-    elif config.form == "grouped":
-        weights = out_width * dense // _groups(geometry, out_width, in_width, config)
-    elif config.form == "lowrank":
-        weights = config.rank * (dense + out_width)
-    else:
-        weights = nodes * dense
+    match config.form:
+        case Full():
+            weights = geometry.weights(out_width, in_width)
+        case Grouped() as form:
+            weights = out_width * dense // _groups(geometry, out_width, in_width, form)
+        case LowRank(rank=rank):
+            weights = rank * (dense + out_width)
+        case Shared():
+            weights = nodes * dense
+        case Tied():  # a BatchNorm is scale and offset already
+            weights, bias = (0 if normalized else nodes), (0 if normalized else 1)
     per_set = weights + nodes * bias + (2 * nodes if normalized else 0)
-    gains = out_width * nodes if config.form == "shared" else out_width
+    gains = out_width * nodes if isinstance(config.form, Shared) else out_width
     links = nodes * sets * (sets - 1) // 2 if config.cascade else 0
-    return math.floor(config.node_share * (sets * (per_set + gains) + links))
+    kept = config.rule.node_share if isinstance(config.rule, ScoredRule) else 1.0
+    return math.floor(kept * (sets * (per_set + gains) + links))
 
 
 def make_branch(
@@ -193,20 +203,23 @@ def make_branch(
     """
     geometry = LayerGeometry.of(layer)
     out_width, in_width = geometry.out_width, geometry.in_width
+    has_bias = geometry.per_channel > 0
     with seeded("branch", *seed):
-        if config.form == "tied":
-            branch: nn.Module = _tied(out_width, spatial_dims(layer), normalized)
-            normalized = False
-        elif config.form == "lowrank":
-            down = _like(layer, in_width, config.rank, 1, bias=False)
-            up = _pointwise(layer, config.rank, out_width)
-            branch = nn.Sequential(down, up)
-        else:
-            groups = {"full": getattr(layer, "groups", 1), "shared": 1}.get(
-                config.form, _groups(geometry, out_width, in_width, config)
-            )
-            nodes = node_count(out_width, config)
-            branch = _like(layer, in_width, nodes, groups, bias=geometry.per_channel > 0)
+        match config.form:
+            case Full():
+                groups = getattr(layer, "groups", 1)
+                branch = _like(layer, in_width, out_width, groups, bias=has_bias)
+            case Grouped() as form:
+                groups = _groups(geometry, out_width, in_width, form)
+                branch = _like(layer, in_width, out_width, groups, bias=has_bias)
+            case LowRank(rank=rank):
+                down = _like(layer, in_width, rank, 1, bias=False)
+                branch = nn.Sequential(down, _pointwise(layer, rank, out_width))
+            case Shared(nodes=nodes):
+                branch = _like(layer, in_width, nodes, 1, bias=has_bias)
+            case Tied():
+                branch = _tied(out_width, spatial_dims(layer), normalized)
+                normalized = False
     if normalized:
         norm = _NORMS[spatial_dims(layer)](node_count(out_width, config))
         branch = nn.Sequential(branch, norm)

@@ -1,8 +1,11 @@
 """Put dendrites into a network, one set at a time, and take them out again."""
 
+from dataclasses import replace
+
 from torch import nn
 
-from pbcompress.config import DendriteConfig
+from pbcompress.config.dendrites import DendriteConfig
+from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.core.accepted_models import check_whole
 from pbcompress.core.modules import replace_module
 from pbcompress.dendrites.forms import GrowableLayers, growable_layers
@@ -14,7 +17,7 @@ __all__ = ["attach_dendrites_", "detach_dendrites_"]
 
 def attach_dendrites_(
     model: nn.Module,
-    config: DendriteConfig | None = None,
+    config: DendriteConfig | CompressConfig | None = None,
     *,
     layers: GrowableLayers | None = None,
     seed: int = 0,
@@ -26,7 +29,7 @@ def attach_dendrites_(
 
     Args:
         model: Network of Linear and convolution layers.
-        config: What to grow, the default where None.
+        config: What to grow, `DendriteConfig` where None; of a `CompressConfig` its ``dendrites``.
         layers: Exactly these layers, with whether each has its own BatchNorm; None: what
             ``config`` selects.
         seed: Seed of the new weights; the global random state is left alone.
@@ -46,10 +49,10 @@ def attach_dendrites_(
         ('DendriteLayer', 'Linear')
     """
     check_whole(model)
-    config = config or DendriteConfig()
+    config = whole_config(config or DendriteConfig(), DendriteConfig).dendrites
     wrapped = dendrite_layers(model)
     for name, layer in wrapped.items():
-        if layer.config.to_dict() | {"max_sets": 0} != config.to_dict() | {"max_sets": 0}:
+        if replace(layer.config, max_sets=0) != replace(config, max_sets=0):
             raise CompressionError(
                 f"attach_dendrites_ was called with another DendriteConfig than the one that "
                 f"{name!r} grew with. Use the same, or detach_dendrites_ first."

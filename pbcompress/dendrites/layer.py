@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbcompress.config import DendriteConfig
+from pbcompress.config.dendrites import DendriteConfig, Shared, Tied
 from pbcompress.dendrites.candidate_pool import Candidate, CandidatePool
 from pbcompress.dendrites.correlation import score_leaf
 from pbcompress.dendrites.forms import make_branch, node_count, spatial_dims
@@ -122,7 +122,8 @@ class DendriteLayer(nn.Module):
     @property
     def _gain_shape(self) -> tuple[int, ...]:
         """Shape of U of a whole set."""
-        return (self.nodes, self.channels) if self.config.form == "shared" else (self.nodes,)
+        is_shared = isinstance(self.config.form, Shared)
+        return (self.nodes, self.channels) if is_shared else (self.nodes,)
 
     def remove_set(self) -> None:
         """Remove the newest set."""
@@ -229,7 +230,7 @@ class DendriteLayer(nn.Module):
             )
         y, input = self._based(input)
         own, read = y, input if self.config.backprop_through else input.detach()
-        if self.config.form == "tied":
+        if isinstance(self.config.form, Tied):
             read = own if self.config.backprop_through else own.detach()
         earlier: list[Tensor | None] = []
         for index in range(self.num_sets - (self.pool is not None)):

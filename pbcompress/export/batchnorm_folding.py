@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pbcompress.config.dendrites import Tied
 from pbcompress.dendrites.forms import ChannelAffine
 from pbcompress.dendrites.layer import DendriteLayer
 from pbcompress.dendrites.nodes import Picked, node_weight, set_node_weight_
@@ -60,7 +61,7 @@ def fold(layer: Any, norm: Any) -> nn.Module:
 def fold_into_dendrites_(layer: DendriteLayer, norm: Any) -> None:
     """Scale base and U alike: norm(base + sum U a) = folded base + sum (scale U) a."""
     scale, offset = scale_and_offset(norm)
-    if layer.config.form == "tied":
+    if isinstance(layer.config.form, Tied):
         _read_folded_(layer, scale, offset)
     layer.base_layer = fold(layer.base_layer, norm)
     for gain, slots in zip(layer.gains, layer.slots, strict=True):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from pbcompress.config.dendrites import Tied
 from pbcompress.core.modules import copy_model
 from pbcompress.dendrites.layer import DendriteLayer
 from pbcompress.dendrites.nodes import node_weight, set_node_weight_
@@ -86,7 +87,7 @@ class _Formula(nn.Module):
         maps = [folded(module) for module in [layer.base_layer, *layer.dendrites]]
         slots: Any = layer.slots
         speaking = [index for index, own in enumerate(slots, 1) if own.count]
-        self.is_tied = layer.config.form == "tied"
+        self.is_tied = isinstance(layer.config.form, Tied)
         reading = [0] if self.is_tied else [0, *speaking]
         pairs = [maps[i] if type(maps[i]) is nn.Sequential else (maps[i],) for i in reading]
         heads = dict(zip(reading, (pair[0] for pair in pairs), strict=True))  # type: ignore[index]

@@ -5,7 +5,9 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from torch import nn
 
-from pbcompress.config import CompressConfig
+from pbcompress.config.dendrites import DendriteConfig
+from pbcompress.config.recovery import RecoveryConfig
+from pbcompress.config.whole import CompressConfig
 from pbcompress.errors import CompressionError
 from pbcompress.recovery.phase import Phase
 from pbcompress.recovery.phase_cycles import Cycles, cycles
@@ -23,7 +25,7 @@ class GrowthCallback(pl.Callback):
     best weights so far. One device; under several the phases cannot be wrapped anew.
 
     Args:
-        config: ``dendrites`` and ``recovery`` (lengths, patience, bounds).
+        config: As for `cycles`.
         monitor: A metric that ``validation_step`` logs.
         mode: "max" where higher is better, else "min".
         module: Name of the submodule that grows; "" is the whole LightningModule.
@@ -36,7 +38,7 @@ class GrowthCallback(pl.Callback):
 
     def __init__(
         self,
-        config: CompressConfig,
+        config: CompressConfig | DendriteConfig | RecoveryConfig,
         monitor: str,
         *,
         mode: Literal["max", "min"] = "max",

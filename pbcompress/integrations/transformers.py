@@ -4,7 +4,9 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
-from pbcompress.config import CompressConfig
+from pbcompress.config.dendrites import DendriteConfig
+from pbcompress.config.recovery import RecoveryConfig
+from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.errors import CompressionError
 from pbcompress.recovery.phase import Phase
 from pbcompress.recovery.phase_cycles import cycles
@@ -14,7 +16,10 @@ __all__ = ["grow_with_trainer"]
 
 
 def grow_with_trainer(
-    trainer: Trainer, *, config: CompressConfig | None = None, seed: int = 0
+    trainer: Trainer,
+    *,
+    config: CompressConfig | DendriteConfig | RecoveryConfig | None = None,
+    seed: int = 0,
 ) -> list[Phase]:
     """Grow the model of a trainer, with one ``trainer.train()`` for each phase.
 
@@ -25,7 +30,7 @@ def grow_with_trainer(
 
     Args:
         trainer: Made with a dataset to evaluate on, without optimizers of its own.
-        config: ``dendrites`` and ``recovery``; the trainer's arguments give rates and batches.
+        config: As for `cycles`; the trainer's arguments give rates and batches.
         seed: Seed of the new weights.
 
     Returns:
@@ -36,10 +41,10 @@ def grow_with_trainer(
             on several devices. Before training nothing was changed.
         DivergedError: The metric is not finite; the model has its best weights.
     """
-    config, args = config or CompressConfig(), trainer.args
+    choices, args = whole_config(config, DendriteConfig, RecoveryConfig), trainer.args
     _check(trainer)
     model: Any = trainer.model
-    growth, phases = cycles(model, config=config, seed=seed), []
+    growth, phases = cycles(model, config=choices, seed=seed), []
     epochs = args.num_train_epochs
     reporter = _Reporter(trainer)
     trainer.add_callback(reporter)
@@ -47,7 +52,7 @@ def grow_with_trainer(
         for phase in growth:
             phases.append(phase)
             reporter.phase = phase
-            args.num_train_epochs = longest(phase.kind, config.recovery, config.dendrites)
+            args.num_train_epochs = longest(phase.kind, choices.recovery, choices.dendrites)
             trainer.optimizer = trainer.lr_scheduler = None
             trainer.model_wrapped = model
             trainer.train()

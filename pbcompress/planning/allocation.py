@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from pbcompress.config import WidthConfig
+from pbcompress.config.widths import WidthConfig
 from pbcompress.costs.closed_form import Widths
 from pbcompress.costs.loads import Bounds
 from pbcompress.planning.proportions import Preference

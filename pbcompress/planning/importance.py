@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from pbcompress.config import Importance, WidthConfig
+from pbcompress.config.widths import Importance, WidthConfig
 from pbcompress.core.modules import copy_model
 from pbcompress.errors import CompressionError
 from pbcompress.structure.channel_groups import ChannelGroup, Member

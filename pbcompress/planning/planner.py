@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pbcompress.config import Budget, CompressConfig
+from pbcompress.config.budget import Budget
+from pbcompress.config.whole import CompressConfig
 from pbcompress.core.deadline import Deadline
 from pbcompress.core.inputs import Call, map_tensors
 from pbcompress.core.modules import copy_model

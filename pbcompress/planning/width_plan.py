@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pbcompress.config import Budget, CompressConfig
+from pbcompress.config.budget import Budget
+from pbcompress.config.dendrites import DendriteConfig
+from pbcompress.config.whole import CompressConfig, whole_config
+from pbcompress.config.widths import WidthConfig
 from pbcompress.core.accepted_models import check_model
 from pbcompress.core.inputs import Call, as_call, single_sample, to_device
 from pbcompress.core.json_documents import parse
@@ -229,7 +232,7 @@ def plan_widths(
     example_inputs: object,
     target_params: float | Budget,
     *,
-    config: CompressConfig | None = None,
+    config: CompressConfig | WidthConfig | DendriteConfig | None = None,
     data: Data | None = None,
     task: Task | None = None,
     seed: int = 0,
@@ -248,7 +251,7 @@ def plan_widths(
             latency or a file size is confirmed on exported networks, which takes some seconds for
             each of them.
         config: ``width`` says how, and with a number as ``dendrites.share`` room is kept for
-            ``dendrites.max_sets`` sets; with "auto" none is.
+            ``dendrites.max_sets`` sets; with "auto" none is. Either part may be given alone.
         data: For an importance that needs train batches; no other split is touched.
         task: How the model runs on a batch, and its loss; default: classification.
         seed: Names the order of those batches.
@@ -274,9 +277,9 @@ def plan_widths(
     Source:
         Coupled channels: Fang et al., DepGraph, 2023, https://arxiv.org/abs/2301.12900.
     """
-    config = config or CompressConfig()
+    choices = whole_config(config, WidthConfig, DendriteConfig)
     experiment = None if data is None else Experiment(data, task or Task(), seed)
-    return make_plan(model, example_inputs, target_params, config, experiment)
+    return make_plan(model, example_inputs, target_params, choices, experiment)
 
 
 def make_plan(

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pbcompress.config import CompressConfig, WidthConfig
+from pbcompress.config.whole import CompressConfig
+from pbcompress.config.widths import WidthConfig
 from pbcompress.core.modules import matches
 from pbcompress.costs.closed_form import CostModel, Widths, parameter_costs, work_costs
 from pbcompress.costs.loads import Bounds, Cost

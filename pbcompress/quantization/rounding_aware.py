@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.utils._pytree import tree_map
 
-from pbcompress.config import RecoveryConfig
+from pbcompress.config.recovery import OptimizerConfig, RecoveryConfig
 from pbcompress.core.inputs import Call, tensors_of
 from pbcompress.core.modules import copy_model, device_of
 from pbcompress.core.randomness import seeded
@@ -201,10 +201,10 @@ def train_quantized(
     twin = fake_quantized(network, call, bits)
     twin.requires_grad_()
     parameters = list(twin.parameters())
-    config = RecoveryConfig(epochs=epochs, lr=lr)
-    optimizer = make_optimizer(parameters, config, is_dendrite=False)
+    config = RecoveryConfig(epochs=epochs, optimizer=OptimizerConfig(lr=lr))
+    optimizer = make_optimizer(parameters, config.optimizer, is_dendrite=False)
     stepper = Stepper(Engine(), twin, optimizer, config, length=epochs)
-    objective = make_objective(task, config, None)
+    objective = make_objective(task, config.distillation, None)
     best: tuple[float, dict[str, Tensor]] | None = None
     for epoch in range(epochs):
         stepper.epoch = epoch

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
+from pbcompress.config.dendrites import DendriteConfig, Hybrid, Shared
+from pbcompress.config.recovery import RecoveryConfig
+from pbcompress.config.whole import CompressConfig
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError
 from pbcompress.pipeline import compress
@@ -23,7 +25,7 @@ VAL_SAMPLES = TEST_SAMPLES = 360
 TARGET = 0.25
 BASE_TRAINING = RecoveryConfig(epochs=40)
 CONFIG = CompressConfig(
-    dendrites=DendriteConfig(rule="hybrid", form="shared", nodes=8, layers=("0", "3")),
+    dendrites=DendriteConfig(rule=Hybrid(), form=Shared(), layers=("0", "3")),
     recovery=RecoveryConfig(epochs=40, dendrite_epochs=10, max_failures=1),
 )
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
+from pbcompress.config.dendrites import DendriteConfig
+from pbcompress.config.recovery import RecoveryConfig
+from pbcompress.config.whole import CompressConfig
 from pbcompress.core.randomness import seeded
 from pbcompress.core.tensor_files import read_tensors
 from pbcompress.errors import CompressionError, StateMismatchError

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
-from pbcompress.config import DendriteConfig
+from pbcompress.config.dendrites import Correlation, DendriteConfig
 from pbcompress.dendrites.layer import dendrite_layers, neuron_parameters
 from pbcompress.recovery.policy import PhaseKind
 
@@ -25,7 +25,7 @@ def let_train_(
     is_neuron = kind is not PhaseKind.DENDRITE
     for name, parameter in neuron_parameters(model).items():
         parameter.requires_grad_(is_neuron and name in trainable)
-    newest_trains = not is_neuron or dendrites.rule != "correlation"
+    newest_trains = not is_neuron or not isinstance(dendrites.rule, Correlation)
     for layer in dendrite_layers(model).values():
         for gain in layer.gains:
             gain.requires_grad_(is_neuron and gain.numel() > 0)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbcompress.config import DendriteConfig
+from pbcompress.config.dendrites import DendriteConfig, LowRank, Shared, Tied
 from pbcompress.core.randomness import seeded
 from pbcompress.dendrites.forms import ChannelAffine, GroupedLinear
 from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
@@ -124,17 +124,19 @@ def _initialize_(layer: DendriteLayer, seen: Observed, directions: int) -> tuple
     basis = _whitening(inputs, directions)
     errors = _standardised(seen.errors)
     groups = len(inputs)
-    own = errors.expand(groups, -1, -1) if config.form == "shared" else _split(errors, groups)
+    own = (
+        errors.expand(groups, -1, -1) if isinstance(config.form, Shared) else _split(errors, groups)
+    )
     z = inputs @ basis
-    if config.form == "lowrank":
-        basis = basis @ _common(_moments(z, own))[..., : config.rank]
+    if isinstance(config.form, LowRank):
+        basis = basis @ _common(_moments(z, own))[..., : config.form.rank]
         z = inputs @ basis
     has_offset = norm is not None or maker.bias is not None
     shift = None if has_offset else (mean @ basis)[:, 0]
     best = _search(z, own, config, shift)
     before = _scores(_random_sums(layer, seen, maker, norm), own, config)
     won = best.r > before
-    if config.form == "lowrank":  # its nodes share a map
+    if isinstance(config.form, LowRank):  # its nodes share a map
         won = (best.r.mean() > before.mean()).expand_as(won)
     _write_(layer, best, basis, mean, won)
     return float(before.mean()), float(torch.where(won, best.r, before).mean())
@@ -217,11 +219,11 @@ def _search(z: Tensor, errors: Tensor, config: DendriteConfig, shift: Tensor | N
         config: Form, nodes and activation.
         shift: Whitened mean, shape (groups, k), where a node cannot have an offset of its own.
     """
-    moments = _moments(z, errors)
-    if config.form == "shared":
+    moments, form = _moments(z, errors), config.form
+    if isinstance(form, Shared):
         common = _common(moments).mT  # (1, k, k): one direction a row
-        turns = [common[:, torch.arange(config.nodes) % common.shape[1]]]
-        turns[0] = turns[0] * _both_ways(config.nodes, common.shape[1]).to(z)
+        turns = [common[:, torch.arange(form.nodes) % common.shape[1]]]
+        turns[0] = turns[0] * _both_ways(form.nodes, common.shape[1]).to(z)
     else:
         eigen = torch.linalg.eigh(moments.double())
         order = eigen.eigenvalues.abs().argsort(-1, descending=True)
@@ -260,16 +262,16 @@ def _better(one: _Best, other: _Best) -> _Best:
 def _scores(sums: Tensor, errors: Tensor, config: DendriteConfig) -> Tensor:
     """Return |r| of every node, shape (groups, nodes); of shared nodes the mean over channels."""
     a = _standardised(ACTIVATIONS[config.activation](sums))
-    if config.form == "shared":
+    if isinstance(config.form, Shared):
         return ((a.mT @ errors) / a.shape[1]).abs().mean(-1)
     return (a * errors).mean(1).abs()
 
 
 def _random_sums(layer: DendriteLayer, seen: Observed, maker: Any, norm: Any) -> Any:
     """Return the sums of the nodes with the weights that they have, shape (groups, n, nodes)."""
-    if layer.config.form == "tied":
+    if isinstance(layer.config.form, Tied):
         sums = seen.inputs
-    elif layer.config.form == "lowrank":
+    elif isinstance(layer.config.form, LowRank):
         down, up = (node_weight(m).flatten(1) for m in (_leaves(layer.dendrites[-1])[0], maker))
         sums = seen.inputs @ down.T.to(seen.inputs) @ up.T.to(seen.inputs)
     else:
@@ -297,16 +299,16 @@ def _write_(layer: DendriteLayer, best: _Best, basis: Tensor, mean: Tensor, won:
         mask = flat.reshape(-1, *[1] * (parameter.dim() - 1))
         parameter.copy_(torch.where(mask, values.reshape(parameter.shape), parameter))
 
-    if form == "tied":
+    if isinstance(form, Tied):
         put(maker.weight, best.direction.flatten() if norm is not None else weight.flatten())
         put(maker.bias, best.offset.flatten() if norm is not None else offset.flatten())
         return
     scale = torch.ones_like(best.offset)
-    if form == "lowrank":
+    if isinstance(form, LowRank):
         if bool(won.all()):
             down = _leaves(branch)[0].weight
             down.copy_(_padded(basis[0].mT, len(down)).reshape(down.shape))
-        weight = _padded(best.direction, layer.config.rank, -1).mT
+        weight = _padded(best.direction, form.rank, -1).mT
     elif layer.config.activation == "relu" or norm is not None:  # r is the same at any scale
         former = node_weight(maker).flatten(1).norm(dim=1).reshape(scale.shape)
         size = weight.norm(dim=1)

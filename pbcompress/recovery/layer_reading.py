@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pbcompress.config.dendrites import Tied
 from pbcompress.dendrites.forms import ChannelAffine, FeatureNorm, GroupedLinear
 from pbcompress.dendrites.layer import DendriteLayer
 from pbcompress.dendrites.nodes import BatchNorm, groups_of
@@ -33,7 +34,7 @@ _NORM_DIMS: dict[type, int] = {
 def is_observable(layer: DendriteLayer) -> bool:
     """Tell whether the newest set of a layer reads patches of its input, or its neuron's sum."""
     is_transposed = isinstance(layer.base_layer, nn.modules.conv._ConvTransposeNd)
-    return layer.config.form == "tied" or not is_transposed
+    return isinstance(layer.config.form, Tied) or not is_transposed
 
 
 def patches(conv: Any, x: Tensor, places: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def read_at(layer: DendriteLayer, read: Tensor, places: Tensor) -> Tensor:
         read: What dendrites read, with a batch axis.
         places: See `draw_places`.
     """
-    if layer.config.form == "tied":
+    if isinstance(layer.config.form, Tied):
         return outputs_at(layer, read, places).T[:, :, None]
     base: Any = layer.base_layer
     groups = groups_of(layer.dendrites[-1])
@@ -145,14 +146,14 @@ def draw_places(layer: DendriteLayer, output: Tensor, count: int) -> Tensor:
 
 def fan_in(layer: DendriteLayer) -> int:
     """Return how many numbers a node of the newest set reads at one place."""
-    if layer.config.form == "tied":
+    if isinstance(layer.config.form, Tied):
         return 1
     return row_size(layer) // groups_of(layer.dendrites[-1])
 
 
 def row_size(layer: DendriteLayer) -> int:
     """Return how many numbers `read_at` gives for one place."""
-    if layer.config.form == "tied":
+    if isinstance(layer.config.form, Tied):
         return layer.channels
     base: Any = layer.base_layer
     return int(base.weight[0].numel()) * max(getattr(base, "groups", 1), 1)

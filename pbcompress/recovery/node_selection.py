@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pbcompress.config.dendrites import LowRank
 from pbcompress.dendrites.correlation import GAIN, SLOPE, mean_scores, node_scores
 from pbcompress.dendrites.layer import DendriteLayer
 from pbcompress.dendrites.nodes import adopt_nodes_, groups_of
@@ -54,7 +55,7 @@ def selected(
 def _units(worth: Tensor, layer: DendriteLayer) -> Tensor:
     """Return nodes that go together: the nth best of every group, so that groups stay alike."""
     groups = groups_of(layer.dendrites[-1])
-    if layer.config.form == "lowrank":  # its nodes share a map
+    if isinstance(layer.config.form, LowRank):  # its nodes share a map
         return torch.arange(len(worth))[None]
     if groups == 1 or groups == len(worth):
         return torch.arange(len(worth))[:, None]
@@ -82,25 +83,25 @@ def accept_(layers: Mapping[str, DendriteLayer], sums: Mapping[str, Tensor]) -> 
             best = _adopt_best_(layer, node_scores(found))
             means[name] = found[:, best, torch.arange(found.shape[2], device=best.device)]
         layer.end_candidacy()
-    config = next(iter(layers.values())).config
-    if config.initial_gain == "least_squares":
+    rule = next(iter(layers.values())).config.scored_rule
+    if rule.initial_gain == "least_squares":
         for name, mean in means.items():
             layers[name].gains[-1].data.copy_(mean[SLOPE] / len(layers))
-    if config.node_share < 1:
-        _select_(layers, means, config.node_share)
+    if rule.node_share < 1:
+        _select_(layers, means, rule.node_share)
 
 
 def _adopt_best_(layer: DendriteLayer, scores: Tensor) -> Tensor:
     """Give each node the weights of its best candidate; return which one that was."""
-    if layer.config.form == "lowrank":  # its nodes share a map
+    if isinstance(layer.config.form, LowRank):  # its nodes share a map
         best = scores.mean(1).argmax().expand(scores.shape[1])
     else:
         best = scores.argmax(0)
     for number, (branch, links) in enumerate(layer.candidates[1:], 1):
         winners = best == number
-        if layer.config.form == "lowrank" and bool(winners.all()):
+        if isinstance(layer.config.form, LowRank) and bool(winners.all()):
             layer.dendrites[-1].load_state_dict(branch.state_dict())
-        elif layer.config.form != "lowrank":
+        elif not isinstance(layer.config.form, LowRank):
             adopt_nodes_(layer.dendrites[-1], branch, winners)
         layer.links[-1].data.copy_(torch.where(winners, links.detach(), layer.links[-1].detach()))
     return best

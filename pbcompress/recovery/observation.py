@@ -130,7 +130,7 @@ def _check(loss: Any, batch: Any) -> None:
         check_finite(batch, "a batch of Data.train")
         raise DivergedError(
             f"The loss became {loss.tolist()} at the start of a dendrite phase. Lower "
-            "RecoveryConfig.lr, or set max_grad_norm."
+            "OptimizerConfig.lr, or set max_grad_norm."
         )
     check_loss(loss)
 

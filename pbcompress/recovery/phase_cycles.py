@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pbcompress.config import CompressConfig, DendriteConfig
+from pbcompress.config.dendrites import DendriteConfig, Gradient
+from pbcompress.config.recovery import RecoveryConfig
+from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.core.accepted_models import check_whole
 from pbcompress.dendrites.forms import GrowableLayers
 from pbcompress.dendrites.growth import attach_dendrites_, detach_dendrites_
@@ -143,7 +145,7 @@ class Cycles(Iterator[Phase]):
 
     def _start_set(self) -> None:
         self._grow()
-        is_gradient = self.dendrites.rule == "gradient"
+        is_gradient = isinstance(self.dendrites.rule, Gradient)
         self._start(PhaseKind.NEURON if is_gradient else PhaseKind.DENDRITE)
 
     def _start(self, kind: PhaseKind) -> None:
@@ -172,7 +174,7 @@ class Cycles(Iterator[Phase]):
         self._attempts += 1
 
     def _begin_candidacy(self) -> None:
-        rivals = range(1, self.dendrites.candidates)
+        rivals = range(1, self.dendrites.scored_rule.candidates)
         for name, layer in dendrite_layers(self.model).items():
             of_layer = (self.seed, self._attempts, name, layer.num_sets)
             layer.begin_candidacy([(*of_layer, rival) for rival in rivals])
@@ -326,7 +328,7 @@ def _warn_of_unreached(names: Sequence[str]) -> None:
 def cycles(
     model: nn.Module,
     *,
-    config: CompressConfig | None = None,
+    config: CompressConfig | DendriteConfig | RecoveryConfig | None = None,
     layers: GrowableLayers | None = None,
     lengths: Sequence[int] | None = None,
     seed: int = 0,
@@ -340,7 +342,8 @@ def cycles(
 
     Args:
         model: Trained network, grown in place.
-        config: ``dendrites`` and ``recovery`` (lengths, patience, bounds).
+        config: ``dendrites`` and ``recovery`` (lengths, patience, bounds); either may be given
+            alone.
         layers: Exactly these layers grow, with whether each dendrite has its own BatchNorm.
         lengths: Grow nothing, and run neuron phases of so many epochs each: the control.
         seed: Seed of the new weights.
@@ -352,7 +355,6 @@ def cycles(
         >>> import torch
         >>> net, x, y = nn.Linear(2, 1), torch.randn(8, 2), torch.randn(8, 1)
         >>> net = nn.Sequential(net)
-        >>> from pbcompress import RecoveryConfig
         >>> recovery = RecoveryConfig(epochs=2, dendrite_epochs=1)
         >>> config = CompressConfig(dendrites=DendriteConfig(), recovery=recovery)
         >>> kinds = []
@@ -369,4 +371,5 @@ def cycles(
         >>> kinds[:3]
         ['neuron', 'dendrite', 'neuron']
     """
-    return Cycles(model, config or CompressConfig(), layers=layers, lengths=lengths, seed=seed)
+    choices = whole_config(config, DendriteConfig, RecoveryConfig)
+    return Cycles(model, choices, layers=layers, lengths=lengths, seed=seed)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbcompress.config import RecoveryConfig
+from pbcompress.config.recovery import RecoveryConfig
 from pbcompress.errors import CompressionError
 from pbcompress.recovery.phase import Phase
 from pbcompress.recovery.policy import PhaseKind
@@ -70,10 +70,10 @@ class PhaseTrainer:
         self._shared, self._phase, self.index = shared, phase, phase.index
         self._config = shared.config
         self._is_dendrite = phase.kind is PhaseKind.DENDRITE
-        of_task = make_objective(shared.experiment.task, self._config, None)
+        of_task = make_objective(shared.experiment.task, self._config.distillation, None)
         self._objective = of_task if self._is_dendrite else shared.objective
         if phase.sets and not self._is_dendrite:
-            lr_scale *= self._config.growth_lr
+            lr_scale *= self._config.optimizer.growth_lr
         self._optimizer = self._make_optimizer(lr_scale)
         self._replay = self._make_replay() if self._is_dendrite else None
         engine = shared.engine if self._replay is None else Engine()  # rows need no network
@@ -88,7 +88,7 @@ class PhaseTrainer:
             if self._shared.images:
                 err.add_note(
                     "Images were in channels-last memory, which one batch had been tried with. "
-                    "RecoveryConfig(channels_last=False) trains without."
+                    "EngineConfig(channels_last=False) trains without."
                 )
             raise
 
@@ -122,7 +122,9 @@ class PhaseTrainer:
     def _make_optimizer(self, lr_scale: float) -> torch.optim.Optimizer:
         parameters = self._phase.parameters()
         if self._shared.factory is None:
-            optimizer = make_optimizer(parameters, self._config, is_dendrite=self._is_dendrite)
+            optimizer = make_optimizer(
+                parameters, self._config.optimizer, is_dendrite=self._is_dendrite
+            )
         else:
             optimizer = self._shared.factory(parameters)
             _check_optimizer(optimizer, parameters)
@@ -143,7 +145,7 @@ class PhaseTrainer:
     def _steps(self, batches: int) -> int:
         """Return the optimizer steps of an epoch that passes through the network."""
         own = min(batch_count(self._shared.batches), batches)
-        return math.ceil(own / self._config.accumulate)
+        return math.ceil(own / self._config.engine.accumulate)
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors of the optimizer, by parameter and slot."""

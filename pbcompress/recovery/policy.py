@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from pbcompress.config import DendriteConfig, RecoveryConfig
+from pbcompress.config.dendrites import DendriteConfig, ScoredRule
+from pbcompress.config.recovery import RecoveryConfig
 
 __all__ = [
     "Action",
@@ -95,7 +96,7 @@ def longest(kind: PhaseKind, recovery: RecoveryConfig, dendrites: DendriteConfig
 
 def planned_epochs(recovery: RecoveryConfig, dendrites: DendriteConfig) -> int:
     """Return the epochs of a growth in which every set helps and no phase ends early."""
-    sets, has_phase = dendrites.max_sets, dendrites.rule != "gradient"
+    sets, has_phase = dendrites.max_sets, isinstance(dendrites.rule, ScoredRule)
     of_a_set = recovery.epochs + has_phase * recovery.dendrite_epochs
     first = 0 if sets and dendrites.at_start else recovery.epochs
     return first + sets * of_a_set + (thaw_length(recovery, dendrites) if sets else 0)

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbcompress.config import CompressConfig
+from pbcompress.config.dendrites import DendriteConfig
+from pbcompress.config.recovery import RecoveryConfig
+from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.core.accepted_models import check_whole
 from pbcompress.core.modules import device_of, kept_modes
 from pbcompress.core.tensor_files import write_tensors
@@ -42,7 +44,7 @@ def recover_(
     data: Data,
     task: Task | None = None,
     *,
-    config: CompressConfig | None = None,
+    config: CompressConfig | DendriteConfig | RecoveryConfig | None = None,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
     stage: str = Stage.DENDRITES,
@@ -62,7 +64,7 @@ def recover_(
         model: Network to train, on its device.
         data: ``train`` trains, ``val`` decides, ``test`` is not touched.
         task: Loss and metric; the default is classification.
-        config: ``dendrites`` and ``recovery``.
+        config: ``dendrites`` and ``recovery``; either may be given alone.
         seed: Seed of everything random.
         callbacks: Told of every epoch.
         stage: Name of this training in the history: a `Stage`, or one of your own. It is part of
@@ -83,7 +85,6 @@ def recover_(
             model has its best weights.
 
     Example:
-        >>> from pbcompress import DendriteConfig, RecoveryConfig
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> batches = [(torch.randn(16, 4), torch.randint(2, (16,)))]
         >>> recovery = RecoveryConfig(epochs=2, dendrite_epochs=1, max_failures=1)
@@ -93,23 +94,26 @@ def recover_(
         >>> [record["kind"] for record in history][:3]
         ['neuron', 'neuron', 'dendrite']
     """
-    experiment, config = Experiment(data, task or Task(), seed), config or CompressConfig()
+    choices = whole_config(config, DendriteConfig, RecoveryConfig)
+    experiment = Experiment(data, task or Task(), seed)
     check_whole(model)
     check_data(data, experiment.task, model, device_of(model))
-    r, networks = config.recovery, [model]
-    if teacher is not None and (r.distillation or r.feature_distillation):
+    r, networks = choices.recovery, [model]
+    if teacher is not None and r.distillation.is_on:
         networks.append(teacher)
-    images = that_take_channels_last(networks, data, experiment.task) if r.channels_last else ()
+    images = (
+        that_take_channels_last(networks, data, experiment.task) if r.engine.channels_last else ()
+    )
     saved = None if checkpoint is None else checkpoint.read(device_of(model))
-    engine = make_engine(model, config.recovery)
-    growth = Cycles(model, config, layers=layers, lengths=lengths, seed=seed)
+    engine = make_engine(model, r.engine)
+    growth = Cycles(model, choices, layers=layers, lengths=lengths, seed=seed)
     shared = SharedTraining(
         model=model,
-        config=config.recovery,
+        config=r,
         experiment=experiment,
         engine=engine,
         batches=engine.batches(data.train),
-        objective=make_objective(experiment.task, config.recovery, teacher, model),
+        objective=make_objective(experiment.task, r.distillation, teacher, model),
         stage=str(stage),
         factory=optimizer,
         images=images,
@@ -211,7 +215,7 @@ class _Run:
         metric = self.engine.agreed(value)
         if not math.isfinite(metric):
             raise DivergedError(
-                f"The validation metric of an epoch is {metric}. Lower RecoveryConfig.lr, or make "
+                f"The validation metric of an epoch is {metric}. Lower OptimizerConfig.lr, or make "
                 "the metric defined for every output."
             )
         return metric
@@ -224,7 +228,7 @@ class _Run:
             "%s Phase %d goes on from its best weights at %g of its learning rate.",
             error,
             phase.index,
-            self.shared.config.retry_lr,
+            self.shared.config.optimizer.retry_lr,
         )
         self.growth.rewind()
         self._retried, self._trainer = phase.index, None
@@ -234,12 +238,12 @@ class _Run:
         if self._trainer is None or self._trainer.index != phase.index:
             if phase.kind is PhaseKind.DENDRITE and phase.epoch == 0:
                 self._initialize_candidates_(phase)
-            factor = self.shared.config.retry_lr if self._retried == phase.index else 1.0
+            factor = self.shared.config.optimizer.retry_lr if self._retried == phase.index else 1.0
             self._trainer = PhaseTrainer(self.shared, phase, factor)
         return self._trainer
 
     def _initialize_candidates_(self, phase: Phase) -> None:
-        if self.growth.dendrites.initialization != "spectral":
+        if self.growth.dendrites.scored_rule.initialization != "spectral":
             return
         experiment = self.shared.experiment
         initialize_candidates_(

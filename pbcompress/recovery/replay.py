@@ -12,6 +12,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import nn
 
+from pbcompress.config.dendrites import Shared
 from pbcompress.core.randomness import seeded
 from pbcompress.dendrites.correlation import Centred, centred, listen, process_count
 from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
@@ -155,7 +156,7 @@ class _Held(NamedTuple):
         one round share none.
         """
         total, own = len(self.seen.errors), math.ceil(self.seen.outputs) * process_count()
-        count = min(min(self.layer.config.samples or own, own) * accumulate, total)
+        count = min(min(self.layer.config.scored_rule.samples or own, own) * accumulate, total)
         rounds = total // count
         first = start % (total - rounds * count + 1) + step % rounds * count
         return slice(first, first + count)
@@ -179,7 +180,7 @@ def _learn(held: _Held, index: slice) -> None:
             held.errors._replace(values=seen.errors - seen.errors.mean(0)),
             torch.zeros_like(leaf) if leaf.grad is None else leaf.grad,
             axis=-1,
-            pairwise=layer.config.form != "shared",
+            pairwise=not isinstance(layer.config.form, Shared),
             samples=seen.samples,
         )
         leaf.grad = scores if leaf.grad is None else leaf.grad + scores

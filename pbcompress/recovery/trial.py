@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from pbcompress.config import CompressConfig
+from pbcompress.config.whole import CompressConfig
 from pbcompress.recovery.policy import planned_epochs, thaw_length
 
 __all__ = ["remainder_of", "trial_of"]

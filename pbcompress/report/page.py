@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -285,10 +285,18 @@ def _settings(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]
     groups: dict[str, list[tuple[str, str]]] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
-            groups[name] = [(key, json.dumps(inner)) for key, inner in value.items()]
+            groups[name] = list(_rows_of(value))
         else:
             groups.setdefault("general", []).append((name, json.dumps(value)))
     return sorted(groups.items(), key=lambda item: item[0] == "general")
+
+
+def _rows_of(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in part.items():
+        if isinstance(value, Mapping):
+            yield from _rows_of(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, json.dumps(value)
 
 
 def _notes(facts: RunFacts) -> list[str]:

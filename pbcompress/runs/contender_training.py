@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from pbcompress.config import CompressConfig
+from pbcompress.config.whole import CompressConfig
 from pbcompress.core.modules import copy_model
 from pbcompress.core.tensor_files import write_bytes
 from pbcompress.costs.measured import measure

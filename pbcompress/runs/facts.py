@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pbcompress.comparison.intervals import Estimate
-from pbcompress.config import CompressConfig
+from pbcompress.config.whole import CompressConfig
 from pbcompress.core.records import read_by, written_by
 from pbcompress.costs.measured import ModelCost
 from pbcompress.onnx_files.benchmark import Benchmark

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pbcompress.config import Budget, CompressConfig
+from pbcompress.config.budget import Budget
+from pbcompress.config.whole import CompressConfig
 from pbcompress.core.accepted_models import check_model
 from pbcompress.core.inputs import Call, as_call, to_device
 from pbcompress.core.modules import copy_model

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from pbcompress.config import DendriteConfig
+from pbcompress.config.dendrites import DendriteConfig
 from pbcompress.core.json_documents import parse
 from pbcompress.core.modules import shared_parameter_names
 from pbcompress.core.records import to_data

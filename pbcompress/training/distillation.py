@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pbcompress.config import RecoveryConfig
+from pbcompress.config.recovery import DistillationConfig
 from pbcompress.core.modules import preserved_mode
 from pbcompress.errors import CompressionError
 from pbcompress.training.task import Task
@@ -60,7 +60,7 @@ def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor
 
 def make_objective(
     task: Task,
-    config: RecoveryConfig,
+    config: DistillationConfig,
     teacher: nn.Module | None,
     student: nn.Module | None = None,
 ) -> Objective:
@@ -68,24 +68,24 @@ def make_objective(
 
     Args:
         task: Loss and forward.
-        config: ``distillation``, ``temperature`` and ``feature_distillation``.
+        config: How much of the loss, and at which temperature.
         teacher: The network to learn from; None, or no share of it: the task alone.
         student: The plain network inside of the one that runs; None: they are one.
     """
-    if teacher is None or not (config.distillation or config.feature_distillation):
+    if teacher is None or not config.is_on:
         return lambda network, batch: task.loss(*task.run(network, batch))
     return _Distillation(task, config, teacher, student)
 
 
 class _Distillation:
     def __init__(
-        self, task: Task, config: RecoveryConfig, teacher: nn.Module, student: nn.Module | None
+        self, task: Task, config: DistillationConfig, teacher: nn.Module, student: nn.Module | None
     ) -> None:
         self.task, self.config, self.teacher, self.student = task, config, teacher, student
         self._features: tuple[str, ...] | None = None
 
     def __call__(self, network: nn.Module, batch: Any) -> Tensor:
-        share, weight = self.config.distillation, self.config.feature_distillation
+        share, weight = self.config.share, self.config.features
         student = network if self.student is None else self.student
         names = self._names(student, batch) if weight else ()
         with _quiet(self.teacher, names) as wanted:
@@ -121,8 +121,8 @@ class _Distillation:
             self._features = tuple(sorted(alike))
         if not self._features:
             raise CompressionError(
-                "feature_distillation was asked for, and no module has an output of the same shape "
-                "in both networks. Use distillation, or keep the width of some layers."
+                "DistillationConfig.features was given, and no module has an output of the same "
+                "shape in both networks. Use its share, or keep the width of some layers."
             )
         return self._features
 

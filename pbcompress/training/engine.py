@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pbcompress.config import RecoveryConfig
+from pbcompress.config.recovery import EngineConfig
 from pbcompress.core.modules import device_of
 from pbcompress.errors import CompressionError, first_line
 
@@ -97,7 +97,7 @@ class Engine:
 class _FabricEngine(Engine):
     """Mixed precision and several processes, by Lightning Fabric."""
 
-    def __init__(self, device: torch.device, config: RecoveryConfig) -> None:
+    def __init__(self, device: torch.device, config: EngineConfig) -> None:
         super().__init__(config.compile)
         fabric = _import_fabric()
         self._scaler: Any = None
@@ -235,7 +235,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def make_engine(model: nn.Module, config: RecoveryConfig) -> Engine:
+def make_engine(model: nn.Module, config: EngineConfig) -> Engine:
     """Return what runs the steps that ``config`` asks for, on the device of ``model``.
 
     Raises:
@@ -252,7 +252,7 @@ def _import_fabric() -> Any:
     except Exception as err:  # a broken torchvision shows as a RuntimeError
         raise CompressionError(
             "Mixed precision and several processes need Lightning Fabric, which could not be "
-            f"imported ({err}). Install pbcompress[engine], or use RecoveryConfig(precision='32') "
+            f"imported ({err}). Install pbcompress[engine], or use EngineConfig(precision='32') "
             "in one process."
         ) from err
     return fabric

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pbcompress.config import RecoveryConfig
+from pbcompress.config.recovery import OptimizerConfig, RecoveryConfig
 from pbcompress.core.modules import device_of, preserved_mode
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError, DivergedError
@@ -27,11 +27,12 @@ from pbcompress.training.task import (
 __all__ = ["Stepper", "evaluate", "lr_factor", "make_optimizer", "predict", "train_epoch"]
 
 
-def lr_factor(config: RecoveryConfig, progress: float) -> float:
+def lr_factor(config: OptimizerConfig, progress: float) -> float:
     """Return the learning rate as a share of its peak at ``progress`` in [0, 1) of a phase.
 
     Example:
-        >>> lr_factor(RecoveryConfig(warmup=0.5), 0.25), lr_factor(RecoveryConfig(warmup=0.5), 0.75)
+        >>> config = OptimizerConfig(warmup=0.5)
+        >>> lr_factor(config, 0.25), lr_factor(config, 0.75)
         (0.5, 0.5)
     """
     if config.schedule == "constant":
@@ -43,14 +44,14 @@ def lr_factor(config: RecoveryConfig, progress: float) -> float:
 
 
 def make_optimizer(
-    parameters: Sequence[nn.Parameter], config: RecoveryConfig, *, is_dendrite: bool
+    parameters: Sequence[nn.Parameter], config: OptimizerConfig, *, is_dendrite: bool
 ) -> torch.optim.Optimizer:
     """Return a fresh optimizer over the parameters of one phase."""
     lr = config.dendrite_lr if is_dendrite else config.lr
     decay = 0.0 if is_dendrite else config.weight_decay
-    if config.optimizer == "sgd":
+    if config.algorithm == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    kind = torch.optim.AdamW if config.algorithm == "adamw" else torch.optim.Adam
     return kind(parameters, lr=lr, weight_decay=decay)
 
 
@@ -63,7 +64,7 @@ class Stepper:
         engine: Runs the network and the steps.
         network: Trained in place.
         optimizer: Holds what trains, at the peak rates of the schedule.
-        config: Schedule, ``accumulate`` and ``max_grad_norm``.
+        config: ``optimizer.schedule``, ``optimizer.max_grad_norm`` and ``engine.accumulate``.
         length: Epochs of the schedule, at least 1.
 
     Attributes:
@@ -72,7 +73,7 @@ class Stepper:
 
     Example:
         >>> net = nn.Linear(2, 1)
-        >>> config = RecoveryConfig(schedule="linear", warmup=0.0)
+        >>> config = RecoveryConfig(optimizer=OptimizerConfig(schedule="linear", warmup=0.0))
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
         >>> stepper = Stepper(Engine(), net, optimizer, config, length=2)
         >>> stepper.begin_step(0.5)  # halfway through the first of two epochs
@@ -98,7 +99,7 @@ class Stepper:
     @property
     def accumulate(self) -> int:
         """Batches of one step."""
-        return self._config.accumulate
+        return self._config.engine.accumulate
 
     @property
     def lr(self) -> float:
@@ -113,15 +114,16 @@ class Stepper:
             progress: Share of the epoch that is done halfway through this step, so no step of a
                 warm-up is lost to a rate of zero.
         """
-        factor = lr_factor(self._config, min((self.epoch + progress) / self._length, 1.0))
+        factor = lr_factor(self._config.optimizer, min((self.epoch + progress) / self._length, 1.0))
         for group in self._optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         self._engine_optimizer.zero_grad(set_to_none=True)
 
     def step(self) -> None:
         """Clip the gradients where that is asked for, and update the weights."""
-        if self._config.max_grad_norm is not None:
-            self.engine.clip(self.network, self._engine_optimizer, self._config.max_grad_norm)
+        bound = self._config.optimizer.max_grad_norm
+        if bound is not None:
+            self.engine.clip(self.network, self._engine_optimizer, bound)
         self._engine_optimizer.step()
 
 
@@ -159,7 +161,7 @@ def train_epoch(
                     check_finite(batch, f"batch {seen - 1} of Data.train")
                     raise DivergedError(
                         f"The loss became {loss.item()} at step {steps} of an epoch on finite "
-                        "data. Lower RecoveryConfig.lr, or set max_grad_norm."
+                        "data. Lower OptimizerConfig.lr, or set max_grad_norm."
                     )
                 engine.backward(loss if group == 1 else loss / group)
             total += loss.item()
@@ -173,7 +175,7 @@ def train_epoch(
     mean = engine.mean(total / seen)
     if not math.isfinite(mean):  # all processes stop together
         raise DivergedError(
-            f"The mean loss of an epoch became {mean}. Lower RecoveryConfig.lr, or set "
+            f"The mean loss of an epoch became {mean}. Lower OptimizerConfig.lr, or set "
             "max_grad_norm."
         )
     return mean, steps

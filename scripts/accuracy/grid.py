@@ -131,9 +131,13 @@ class Arm:
     wide_first: bool = False
 
 
-def _grow(rule: str, **choices: Any) -> pb.DendriteConfig:
-    own = {"max_sets": 1, "share": 1.0, "initialization": "random"}  # as in the published method
-    return pb.DendriteConfig(rule=rule, **(own | choices))
+CORRELATION = pb.Correlation(initialization="random")  # as in the published method
+HYBRID = pb.Hybrid(initialization="random")
+SPECTRAL = pb.Correlation(initialization="spectral")
+
+
+def _grow(rule: Any, **choices: Any) -> pb.DendriteConfig:
+    return pb.DendriteConfig(rule=rule, share=1.0, **choices)
 
 
 def _balanced(dendrites: pb.DendriteConfig, parts: tuple[float, ...]) -> Arm:
@@ -142,13 +146,12 @@ def _balanced(dendrites: pb.DendriteConfig, parts: tuple[float, ...]) -> Arm:
 
 def _joint(form: str, distillation: float = 0.0, **choices: Any) -> Arm:
     """Dendrites that are there from the start and train by the task's loss with all the rest."""
-    grown = _grow("gradient", form=form, at_start=True, **choices)
+    grown = _grow(pb.Gradient(), form=form, at_start=True, **choices)
     return Arm(grown, (0, 0, 1), distillation)
 
 
 STAGED = (0.35, 0.2, 0.3, 0.15)
 AT_ONCE = (0.4, 0.2, 0.4)
-SPECTRAL: dict[str, Any] = {"initialization": "spectral"}
 ARMS = {
     "width": Arm(),
     "width, distilled": Arm(distillation=0.5),
@@ -157,16 +160,16 @@ ARMS = {
     "width, balanced, equal FLOPs": Arm(allocation="balanced", equal_flops=True),
     "width, wide first": Arm(wide_first=True),
     "scratch": Arm(scratch=True),
-    "correlation": Arm(_grow("correlation"), STAGED),
-    "correlation, no dendrites": Arm(_grow("correlation")),  # the same widths, and room left free
-    "correlation first": Arm(_grow("correlation", at_start=True), (0, 0.2, 0.65, 0.15)),
-    "correlation, shared": Arm(_grow("correlation", form="shared"), STAGED),
-    "correlation, spectral": Arm(_grow("correlation", **SPECTRAL), STAGED),
-    "correlation, shared, spectral": Arm(_grow("correlation", form="shared", **SPECTRAL), STAGED),
-    "gradient": Arm(_grow("gradient"), (0.5, 0.0, 0.5)),
-    "hybrid": Arm(_grow("hybrid"), AT_ONCE),
-    "hybrid, spectral": Arm(_grow("hybrid", **SPECTRAL), AT_ONCE),
-    "hybrid, distilled": Arm(_grow("hybrid"), AT_ONCE, 0.5),
+    "correlation": Arm(_grow(CORRELATION), STAGED),
+    "correlation, no dendrites": Arm(_grow(CORRELATION)),  # the same widths, and room left free
+    "correlation first": Arm(_grow(CORRELATION, at_start=True), (0, 0.2, 0.65, 0.15)),
+    "correlation, shared": Arm(_grow(CORRELATION, form="shared"), STAGED),
+    "correlation, spectral": Arm(_grow(SPECTRAL), STAGED),
+    "correlation, shared, spectral": Arm(_grow(SPECTRAL, form="shared"), STAGED),
+    "gradient": Arm(_grow(pb.Gradient()), (0.5, 0.0, 0.5)),
+    "hybrid": Arm(_grow(HYBRID), AT_ONCE),
+    "hybrid, spectral": Arm(_grow(pb.Hybrid(initialization="spectral")), AT_ONCE),
+    "hybrid, distilled": Arm(_grow(HYBRID), AT_ONCE, 0.5),
     "joint full": _joint("full"),
     "joint grouped": _joint("grouped"),
     "joint lowrank": _joint("lowrank"),
@@ -180,9 +183,9 @@ ARMS = {
     "joint shared, cheap, equal FLOPs": replace(_joint("shared", max_price=0.25), equal_flops=True),
     "joint full, cheap, equal FLOPs": replace(_joint("full", max_price=0.25), equal_flops=True),
     "auto": Arm(pb.DendriteConfig.cheap(), races=True),
-    "correlation, balanced": _balanced(_grow("correlation"), STAGED),
+    "correlation, balanced": _balanced(_grow(CORRELATION), STAGED),
     "joint shared, cheap, balanced": _balanced(
-        _grow("gradient", form="shared", at_start=True, max_price=0.25), (0, 0, 1)
+        _grow(pb.Gradient(), form="shared", at_start=True, max_price=0.25), (0, 0, 1)
     ),
     "auto, balanced": Arm(pb.DendriteConfig.cheap(), races=True, allocation="balanced"),
     "auto, longer trial": Arm(pb.DendriteConfig.cheap(), races=True, trial=0.25),

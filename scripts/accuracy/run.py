@@ -37,7 +37,7 @@ from scripts.accuracy.grid import ARMS, OFF, TASKS, Arm, Task
 from scripts.lines import append_line, read_lines
 
 TARGETS = (0.5, 0.25, 0.125, 0.05)
-AS_BEFORE: dict[str, Any] = {"channels_last": False}  # so that lines that are there can be added to
+AS_BEFORE = pb.EngineConfig(channels_last=False)  # so that lines that are there can be added to
 LEANER = [1 - 0.02 * step for step in range(40)]  # of a target, for arms of equal FLOPs
 
 
@@ -153,12 +153,8 @@ class Bench:
 
     def race(self, arm: Arm, target: float) -> dict[str, Any]:
         """Return what the one call came to."""
-        recovery = pb.RecoveryConfig(
-            **AS_BEFORE,
-            epochs=self.task.epochs,
-            distillation=arm.distillation,
-            trial=arm.trial,
-            lr=self.task.lr,
+        recovery = recovery_of(
+            self.task.lr, arm.distillation, epochs=self.task.epochs, trial=arm.trial
         )
         config = pb.CompressConfig(
             width=pb.WidthConfig(allocation=arm.allocation),
@@ -170,6 +166,16 @@ class Bench:
             self.model, target, data=self.data, config=config, seed=self.seed, progress=False
         )
         return facts_of(result)
+
+
+def recovery_of(lr: float, distillation: float, **phases: Any) -> pb.RecoveryConfig:
+    """Return how weights are trained."""
+    return pb.RecoveryConfig(
+        optimizer=pb.OptimizerConfig(lr=lr),
+        engine=AS_BEFORE,
+        distillation=pb.DistillationConfig(share=distillation),
+        **phases,
+    )
 
 
 def _layers(network: nn.Module, *kinds: type[nn.Module]) -> list[str]:
@@ -205,15 +211,14 @@ def train(
     *,
     layers: Any = None,
     teacher: nn.Module | None = None,
-    **choices: Any,
+    lr: float = 3e-3,
+    distillation: float = 0.0,
 ) -> int:
     """Train phases of so many epochs in all, and return the number of steps."""
 
-    def config(**more: Any) -> pb.CompressConfig:
+    def config(**phases: Any) -> pb.CompressConfig:
         # a set always stays: a network without the one it has room for is no arm of this size
-        recovery = pb.RecoveryConfig(
-            max_failures=1, improvement=(-1.0,), **AS_BEFORE, **choices, **more
-        )
+        recovery = recovery_of(lr, distillation, max_failures=1, improvement=(-1.0,), **phases)
         return pb.CompressConfig(dendrites=dendrites, recovery=recovery)
 
     if len(lengths) == 1:

@@ -305,7 +305,7 @@ def _phase_from_memory(
     """Return a dendrite phase of the default length: one pass, and all of its epochs."""
     parameters = growth.phase.parameters()
     optimizer = torch.optim.Adam(parameters, 1e-6)
-    config = pb.RecoveryConfig(schedule="constant")
+    config = pb.RecoveryConfig(optimizer=pb.OptimizerConfig(schedule="constant"))
     stepper = Stepper(Engine(), growth.model, optimizer, config, length=EPOCHS)
 
     def phase() -> None:

@@ -97,10 +97,11 @@ class Setting:
     num_val: int = 5000
     batch_size: int = 128
 
-    def recovery(self, epochs: int, lr: float, **choices: Any) -> pb.RecoveryConfig:
+    def recovery(self, epochs: int, lr: float, distillation: float = 0.0) -> pb.RecoveryConfig:
         """Return how weights are trained: as CIFAR ResNets usually are."""
-        usual: dict[str, Any] = {"optimizer": "sgd", "weight_decay": 5e-4, "warmup": 0.05}
-        return pb.RecoveryConfig(epochs=epochs, lr=lr, **usual, **choices)
+        sgd = pb.OptimizerConfig(algorithm="sgd", lr=lr, weight_decay=5e-4, warmup=0.05)
+        shared = pb.DistillationConfig(share=distillation)
+        return pb.RecoveryConfig(epochs=epochs, optimizer=sgd, distillation=shared)
 
 
 def half_precision(device: torch.device) -> Callable[[nn.Module, Any], tuple[Tensor, Tensor]]:

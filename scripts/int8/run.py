@@ -129,7 +129,8 @@ def measure(name: str, folder: Path, *, dendrites: bool) -> Iterator[dict[str, A
         facts = {"said": str(found), "failures": found.failures, "excluded": len(found.excluded)}
         yield {"form": "taken", **facts, **scores.of(target)}
         if name in SPREADS:
-            pb.recover_(model.requires_grad_(), data, config=plain_config(RECOVERY, lr=1e-3))
+            config = plain_config(RECOVERY, optimizer=pb.OptimizerConfig(lr=1e-3))
+            pb.recover_(model.requires_grad_(), data, config=config)
             yield {"form": CONTROL, **scores.of(int8_of(model, x, data, place / "b"))}
 
 

@@ -163,8 +163,10 @@ def test_a_growth_on_a_transformer_runs_and_exports(tmp_path) -> None:
     y = (x[:, 0, 0] * x[:, 1, 1] > 0).long()
     pb.open_attention_(network)
     config = pb.CompressConfig(
-        dendrites=pb.DendriteConfig(form="shared", nodes=2, max_sets=1),
-        recovery=pb.RecoveryConfig(epochs=2, dendrite_epochs=2, lr=1e-3),
+        dendrites=pb.DendriteConfig(form=pb.Shared(nodes=2), max_sets=1),
+        recovery=pb.RecoveryConfig(
+            epochs=2, dendrite_epochs=2, optimizer=pb.OptimizerConfig(lr=1e-3)
+        ),
     )
     data = pb.Data(train=[(x, y)], val=[(x, y)])
     history = pb.recover_(network, data, config=config)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pbcompress import fuse, load
-from pbcompress.config import DendriteConfig
+from pbcompress import DendriteConfig, fuse, load
 from pbcompress.core.modules import parameter_count
 from pbcompress.dendrites.correlation import COUNT, R
 from pbcompress.dendrites.forms import growable_layers, set_params

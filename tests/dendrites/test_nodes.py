@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-from typing import get_args
 
 import pytest
 import torch
@@ -11,8 +10,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pbcompress import attach_dendrites_, cycles, fuse, load, measure
-from pbcompress.config import CompressConfig, DendriteConfig, Form, RecoveryConfig
+from pbcompress import (
+    CompressConfig,
+    DendriteConfig,
+    RecoveryConfig,
+    attach_dendrites_,
+    cycles,
+    fuse,
+    load,
+    measure,
+)
 from pbcompress.dendrites.correlation import COUNT, GAIN, SLOPE, R, node_scores
 from pbcompress.dendrites.forms import GroupedLinear, set_params
 from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
@@ -20,9 +27,9 @@ from pbcompress.dendrites.nodes import Slots, adopt_nodes_, groups_of
 from pbcompress.recovery.node_selection import accept_, selected
 from pbcompress.runs.run_state import save
 from pbcompress.structure.layer_geometry import LayerGeometry
+from tests.support.configs import FORMS
 from tests.support.reference import KINDS, config_of, grown, inputs_of
 
-FORMS = get_args(Form)
 CASES = [
     (kind, form, normed)
     for kind, form, normed in itertools.product(KINDS, FORMS, (False, True))

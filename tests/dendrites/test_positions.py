@@ -43,7 +43,7 @@ def test_the_lists_of_windows_are_whole() -> None:
 
 
 def read_by(layer: DendriteLayer, x: Tensor) -> Tensor:
-    return layer.base_layer(x) if layer.config.form == "tied" else x
+    return layer.base_layer(x) if layer.config.form.kind == "tied" else x
 
 
 @pytest.mark.parametrize(("kind", "form"), WINDOWED)
@@ -154,7 +154,7 @@ def test_a_candidate_learns_and_scores_at_the_positions_of_its_window(kind: str,
 def test_a_checkpointed_layer_sees_the_same_window_twice() -> None:
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 1)).double()
     x, found = torch.randn(8, 1, 12, 12).double(), []
-    attach_dendrites_(net, pb.DendriteConfig(samples=16))
+    attach_dendrites_(net, pb.DendriteConfig(rule=pb.Correlation(samples=16)))
     for run in (net, lambda x: checkpoint(net, x, use_reentrant=False)):
         for layer in dendrite_layers(net).values():
             layer.begin_candidacy()
@@ -183,7 +183,7 @@ def test_all_positions_are_the_choice_of_zero() -> None:
     layer, y = grown("conv2d", "full", False, "correlation", 1), torch.zeros(512, 4, 64, 64)
     steps = {}
     for samples in (0, 4096):
-        layer.config = replace(layer.config, samples=samples)
+        layer.config = replace(layer.config, rule=pb.Correlation(samples=samples))
         layer.begin_candidacy()
         steps[samples] = layer.pool.window(y, position_axes(layer.base_layer, y, layer.dims)).steps
     assert steps == {0: (1, 1), 4096: (23, 22)}

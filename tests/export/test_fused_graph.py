@@ -1,18 +1,16 @@
 """The exported graph of a layer with dendrites: one wide operation, and what the formula needs."""
 
 from collections import Counter
-from typing import get_args
 
 import onnx
 import pytest
 import torch
 from torch import nn
 
-from pbcompress import DendriteConfig, attach_dendrites_, fuse
-from pbcompress.config import Form
+from pbcompress import attach_dendrites_, fuse
 from pbcompress.export.onnx_export import write_onnx
+from tests.support.configs import FORMS, dendrites_of
 
-FORMS = get_args(Form)
 SETS = (1, 2)
 # layer (and norm), shape of its input, what the layer itself is in a graph, groups, and whether
 # there is a bias: a BatchNorm always gives one
@@ -131,7 +129,7 @@ def expected(kind: str, form: str, sets: int) -> Counter[str]:
 def fused(kind: str, form: str, sets: int) -> nn.Module:
     network = nn.Sequential(*LAYERS[kind][0]())
     for _ in range(sets):
-        attach_dendrites_(network, DendriteConfig(form=form, groups=2, rank=2, nodes=3))
+        attach_dendrites_(network, dendrites_of(form=form, groups=2, rank=2, nodes=3))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for parameter in network.parameters():

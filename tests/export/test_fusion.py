@@ -1,18 +1,16 @@
 """The inference form computes what the trained form computes, for every kind and form."""
 
 import copy
-from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
 from pbcompress import DendriteConfig, attach_dendrites_, fuse
-from pbcompress.config import Form
 from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.export.fused_layer import FusedDendriteLayer
+from tests.support.configs import FORMS
 
-FORMS = get_args(Form)
 LAYERS = {
     "linear": (lambda: [nn.Linear(8, 12)], (5, 8)),
     "linear on tokens": (lambda: [nn.Linear(8, 12, bias=False)], (5, 3, 8)),

@@ -11,7 +11,6 @@ from torch import nn
 import model_zoo
 from pbcompress import (
     CompressionError,
-    DendriteConfig,
     ExportMismatchError,
     StateMismatchError,
     attach_dendrites_,
@@ -23,6 +22,7 @@ from pbcompress.core.versions import version_of
 from pbcompress.onnx_files import session as runtime_module
 from pbcompress.onnx_files.contents import measure_onnx, metadata_of
 from pbcompress.onnx_files.session import Session, interleaved_latency
+from tests.support.configs import dendrites_of
 
 INPUTS = {
     "cnn1d": (1, 6, 40),
@@ -45,7 +45,7 @@ def grown(form):
         nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
     )
     for _ in range(2):
-        attach_dendrites_(network, DendriteConfig(form=form, groups=2))
+        attach_dendrites_(network, dendrites_of(form=form, groups=2))
     for name, parameter in network.named_parameters():
         if "gains" in name or "links" in name:
             nn.init.normal_(parameter)

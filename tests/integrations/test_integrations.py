@@ -14,13 +14,21 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, TrainingArguments
 
-from pbcompress import CompressConfig, CompressionError, Data, DivergedError, cycles, recover_
-from pbcompress.config import DendriteConfig, RecoveryConfig
+from pbcompress import (
+    CompressConfig,
+    CompressionError,
+    Data,
+    DendriteConfig,
+    DivergedError,
+    cycles,
+    recover_,
+)
 from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.integrations.lightning import GrowthCallback
 from pbcompress.integrations.tensorboard import TensorBoard
 from pbcompress.integrations.transformers import grow_with_trainer
 from pbcompress.recovery.policy import PhaseKind
+from tests.support.configs import recovery_of
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = {
@@ -66,7 +74,7 @@ def samples() -> TensorDataset:
 def config(**recovery: object) -> CompressConfig:
     chosen = {"epochs": 2, "dendrite_epochs": 2, "max_failures": 1, "improvement": (0.0,)}
     return CompressConfig(
-        dendrites=DendriteConfig(max_sets=1), recovery=RecoveryConfig(**(chosen | recovery))
+        dendrites=DendriteConfig(max_sets=1), recovery=recovery_of(**(chosen | recovery))
     )
 
 

@@ -6,7 +6,6 @@ import json
 import random
 from collections import OrderedDict
 from functools import cache
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -29,9 +28,9 @@ from pbcompress import (
     shrink,
     shrink_,
 )
-from pbcompress.config import Form
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.errors import CompressionError, StateMismatchError, TargetUnreachableError
+from tests.support.configs import FORMS, dendrites_of
 from tests.support.nets import CASES, images, vectors
 
 SHARES, ALLOCATIONS, ROUNDS = (0.7, 0.5, 0.25), ("uniform", "balanced", "global"), (1, 4)
@@ -258,13 +257,11 @@ def test_the_channels_of_small_weights_go_first(allocation):
 # --- dendrites -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", get_args(Form))
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["chain", "residual", "grouped", "depthwise separable", "mlp"])
 @pytest.mark.parametrize(("sets", "cascade"), [(1, True), (3, True), (2, False)])
 def test_the_reserve_is_what_the_dendrites_cost(name, form, sets, cascade):
-    dendrites = DendriteConfig(
-        form=form, max_sets=sets, cascade=cascade, share=0.5, rank=2, nodes=3
-    )
+    dendrites = dendrites_of(form=form, max_sets=sets, cascade=cascade, share=0.5, rank=2, nodes=3)
     config = CompressConfig(dendrites=dendrites)
     plan = plan_widths(model_of(name), CASES[name].inputs(1), 0.6, config=config)
     small = shrink(model_of(name), plan)
@@ -277,9 +274,6 @@ def test_the_reserve_is_what_the_dendrites_cost(name, form, sets, cascade):
     assert count(small) <= plan.target_params
 
 
-FORMS = get_args(Form)
-
-
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("hidden", [15, 24, 64])
 @pytest.mark.parametrize("target", [0.6, 0.25, 0.125])
@@ -288,7 +282,7 @@ def test_a_network_with_all_its_dendrites_keeps_to_the_target(form, hidden, targ
     model = nn.Sequential(
         nn.Linear(32, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 5)
     )
-    dendrites = DendriteConfig(form=form, share=1.0, max_sets=sets, groups=4)
+    dendrites = dendrites_of(form=form, share=1.0, max_sets=sets, groups=4)
     config = CompressConfig(dendrites=dendrites)
     plan = plan_widths(model, torch.zeros(1, 32), target, config=config)
     grown = shrink(model, plan)
@@ -316,7 +310,7 @@ def test_dendrites_grow_where_they_are_cheap(form, sets):
     model = create_model("lenet")
     prices = {}
     for limit in (0.05, 0.25, 1.5):
-        dendrites = DendriteConfig(form=form, share=1.0, max_price=limit, max_sets=sets, nodes=2)
+        dendrites = dendrites_of(form=form, share=1.0, max_price=limit, max_sets=sets, nodes=2)
         config = CompressConfig(dendrites=dendrites)
         plan = plan_widths(model, torch.zeros(1, 1, 28, 28), 0.25, config=config)
         assert "head.2" not in plan.grow  # the outputs cannot be widened
@@ -348,7 +342,7 @@ def test_the_forms_of_the_reserve_are_all():
     "dendrites", [{"share": 0}, {"share": "auto"}, {"share": 1, "max_sets": 0}]
 )
 def test_without_a_numeric_share_nothing_is_reserved(dendrites):
-    config = CompressConfig(dendrites=DendriteConfig(**dendrites))
+    config = CompressConfig(dendrites=dendrites_of(**dendrites))
     plan = plan_widths(model_of("chain"), images(1), 0.5, config=config)
     assert plan.reserved_params == 0
     assert plan.grow == {}

@@ -9,11 +9,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pbcompress import CompressConfig, CompressionError, Data, Task, cycles, recover_
-from pbcompress.config import DendriteConfig, RecoveryConfig
+from pbcompress import (
+    CompressConfig,
+    CompressionError,
+    Data,
+    DendriteConfig,
+    RecoveryConfig,
+    Task,
+    cycles,
+    recover_,
+)
 from pbcompress.dendrites.growth import attach_dendrites_, detach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.recovery.policy import PhaseKind
+from tests.support.configs import dendrites_of
 
 
 class Net(nn.Module):
@@ -42,7 +51,7 @@ def data() -> Data:
 
 def config(**choices: Any) -> CompressConfig:
     recovery = RecoveryConfig(epochs=2, dendrite_epochs=2, max_failures=1, improvement=(0.0,))
-    return CompressConfig(dendrites=DendriteConfig(**choices), recovery=recovery)
+    return CompressConfig(dendrites=dendrites_of(**choices), recovery=recovery)
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ def ranks(tmp_path_factory):
 
 
 def test_every_rule_is_in_the_list():
-    assert {config.rule for config in distributed_run.CASES.values()} == {
+    assert {config.rule.kind for config in distributed_run.CASES.values()} == {
         "correlation",
         "hybrid",
         "gradient",

@@ -160,7 +160,7 @@ def objective(layer: DendriteLayer, x: Array, delta: Array, axis: int) -> float:
     if len(a) == 1:
         return 0.0  # one sample has no correlation
     table = np.abs(np.corrcoef(a, e, rowvar=False)[: a.shape[1], a.shape[1] :])
-    return -float(table.sum() if layer.config.form == "shared" else np.trace(table))
+    return -float(table.sum() if layer.config.form.kind == "shared" else np.trace(table))
 
 
 @contextmanager

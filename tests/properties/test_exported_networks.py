@@ -1,7 +1,6 @@
 """Networks of every kind, shrunk, with dendrites of every form and rule, export and agree."""
 
 from itertools import cycle
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,17 +8,16 @@ import torch
 from torch import nn
 
 import model_zoo
-from pbcompress import DendriteConfig, attach_dendrites_, export_onnx, fuse, plan_widths, shrink
-from pbcompress.config import Form, Rule
+from pbcompress import attach_dendrites_, export_onnx, fuse, plan_widths, shrink
 from pbcompress.core.inputs import as_call
 from pbcompress.errors import CompressionError
 from pbcompress.export.free_axes import Inputs
 from pbcompress.onnx_files.session import Session
 from tests.export.test_onnx_export import INPUTS, TEXTS
+from tests.support.configs import FORMS, RULES, dendrites_of
 from tests.support.hard_nets import NETS
 from tests.support.nets import CASES
 
-FORMS, RULES = get_args(Form), get_args(Rule)
 ZOO = {name: (2, *shape[1:]) for name, shape in INPUTS.items()}
 NETWORKS = {
     **{name: (case.build, case.inputs) for name, case in CASES.items()},
@@ -37,7 +35,7 @@ FAST = ("two inputs", "hard: lstm and attention")
 
 def grown(model: nn.Module, form: str, rule: str, activation: str = "relu") -> nn.Module:
     """A copy with two sets that matter, where there is a layer for them."""
-    config = DendriteConfig(form=form, rule=rule, activation=activation, groups=2, rank=2, nodes=3)
+    config = dendrites_of(form=form, rule=rule, activation=activation, groups=2, rank=2, nodes=3)
     try:
         for _ in range(2):
             attach_dendrites_(model, config)

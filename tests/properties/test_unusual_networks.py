@@ -8,8 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pbcompress import CompressConfig, CompressionError, cycles, export_onnx, fuse
-from pbcompress.config import DendriteConfig, RecoveryConfig
+from pbcompress import (
+    CompressConfig,
+    CompressionError,
+    DendriteConfig,
+    RecoveryConfig,
+    cycles,
+    export_onnx,
+    fuse,
+)
 from pbcompress.dendrites.growth import detach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.recovery.policy import PhaseKind

@@ -353,7 +353,8 @@ def test_a_recovery_on_real_data_wins_back_what_rounding_lost(tmp_path) -> None:
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(),
         nn.Flatten(), nn.Linear(32 * 36, 10),
     )  # fmt: skip
-    recovery = pb.RecoveryConfig(epochs=10, channels_last=False)  # a network that rounding hurts
+    engine = pb.EngineConfig(channels_last=False)  # a network that rounding hurts
+    recovery = pb.RecoveryConfig(epochs=10, engine=engine)
     config = pb.CompressConfig(dendrites=pb.DendriteConfig(max_sets=0), recovery=recovery)
     pb.recover_(model, data, config=config)
     unequalize_(model, 1.5)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
+from pbcompress import CompressConfig, Correlation, DendriteConfig, RecoveryConfig
 from pbcompress.dendrites.growth import attach_dendrites_, detach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.errors import CompressionError, DivergedError
@@ -22,6 +22,7 @@ from pbcompress.recovery.recover import recover_
 from pbcompress.training.batch_statistics import Sample
 from pbcompress.training.callbacks import Callback
 from pbcompress.training.task import Data, Task
+from tests.support.configs import dendrites_of
 
 PLANTED = Task(loss=lambda y, error: (y * error).sum(), metric=lambda y, error: y.mean())
 """A task whose dLoss/dOutput is the target: the error is planted."""
@@ -47,7 +48,7 @@ CONVS = [name for name in LAYERS if name.startswith("conv")]
 
 def grown(layer, form="full", normalized=False, **choices):
     net = nn.Sequential(copy.deepcopy(layer))
-    config = DendriteConfig(form=form, rank=2, nodes=4, groups=2, **choices)
+    config = dendrites_of(form=form, rank=2, nodes=4, groups=2, **choices)
     attach_dendrites_(net, config, layers={"0": normalized})
     return net
 
@@ -55,7 +56,7 @@ def grown(layer, form="full", normalized=False, **choices):
 def planted_batches(net, shape, count=6, size=64):
     """Errors that bend along one direction of each neuron, or along its own sum for "tied"."""
     branch_like = copy.deepcopy(net[0].base_layer)
-    if net[0].config.form != "tied":
+    if net[0].config.form.kind != "tied":
         nn.init.normal_(branch_like.weight)
     batches = []
     for _ in range(count):
@@ -73,14 +74,15 @@ def correlations(net, batches):
     axis = -1 - layer.dims
     with torch.no_grad():
         x = torch.cat([b for b, _ in batches])
-        read = layer.base_layer(x) if layer.config.form == "tied" else x
+        read = layer.base_layer(x) if layer.config.form.kind == "tied" else x
         branch = copy.deepcopy(layer.dendrites[-1]).train()
         a = torch.relu(branch(read)).movedim(axis, -1).flatten(0, -2).double().numpy()
     e = torch.cat([b for _, b in batches]).movedim(axis, -1).flatten(0, -2).double().numpy()
     a, e = a - a.mean(0), e - e.mean(0)
     a, e = a / np.maximum(a.std(0), 1e-30), e / e.std(0)
     r = a.T @ e / len(a)
-    return float(np.abs(r).mean() if layer.config.form == "shared" else np.abs(np.diag(r)).mean())
+    is_shared = layer.config.form.kind == "shared"
+    return float(np.abs(r).mean() if is_shared else np.abs(np.diag(r)).mean())
 
 
 def everything(net):
@@ -366,11 +368,13 @@ def test_recovery_begins_dendrite_phases_with_it_in_the_first_candidate(monkeypa
     monkeypatch.setattr("pbcompress.recovery.recover.initialize_candidates_", spy)
     data = Data(*[[(torch.randn(64, 4), torch.randint(2, (64,)))] for _ in range(2)])
     recovery = RecoveryConfig(epochs=1, dendrite_epochs=2, max_failures=1)
-    for initialization in ("random", None):
+    for initialization in ("random", "spectral"):
         net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        dendrites = DendriteConfig(initialization=initialization, candidates=candidates)
+        dendrites = DendriteConfig(
+            rule=Correlation(initialization=initialization, candidates=candidates)
+        )
         recover_(net, data, config=CompressConfig(dendrites=dendrites, recovery=recovery))
-        assert seen == [] or initialization is None
+        assert seen == [] or initialization == "spectral"
     assert seen == [[False, True][:candidates]] * 2
 
 
@@ -395,7 +399,7 @@ def test_a_killed_run_with_it_goes_on_to_the_same_weights(tmp_path, stop):
 
     data = Data(*[[(torch.randn(64, 4), torch.randint(2, (64,)))] for _ in range(2)])
     recovery = RecoveryConfig(epochs=1, dendrite_epochs=2, max_failures=1)
-    dendrites = DendriteConfig(initialization="spectral")
+    dendrites = DendriteConfig(rule=Correlation(initialization="spectral"))
     config = CompressConfig(dendrites=dendrites, recovery=recovery)
     base = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     whole, killed, resumed = (copy.deepcopy(base) for _ in range(3))

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
+from pbcompress import CompressConfig
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers, neuron_parameters
 from pbcompress.dendrites.signals import ACTIVATIONS
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.recovery.phase_cycles import Cycles, Phase, cycles
 from pbcompress.recovery.policy import PhaseKind
+from tests.support.configs import dendrites_of, recovery_of
 
 RULES = ("correlation", "gradient", "hybrid")
 FORMS = ("full", "grouped", "lowrank", "shared")
@@ -54,8 +55,8 @@ def config_of(rule: str = "correlation", form: str = "full", **choices: Any) -> 
     recovery = {"epochs": 2, "dendrite_epochs": 2} | choices.pop("recovery", {})
     dendrites = {"activation": "tanh", "groups": 2, "rank": 2, "nodes": 3} | choices
     return CompressConfig(
-        dendrites=DendriteConfig(rule=rule, form=form, **dendrites),
-        recovery=RecoveryConfig(**recovery),
+        dendrites=dendrites_of(rule=rule, form=form, **dendrites),
+        recovery=recovery_of(**recovery),
     )
 
 
@@ -524,8 +525,8 @@ def test_a_set_that_was_attached_is_the_first_candidate() -> None:
     for phase in follow(growth, RISING):
         seen.append((str(phase.kind), phase.sets))
         assert set(dendrite_layers(model)) <= {"4"}
-        assert all(m.config.form == "shared" for m in dendrite_layers(model).values())
-        assert all(m.config.rule == "hybrid" for m in dendrite_layers(model).values())
+        assert all(m.config.form.kind == "shared" for m in dendrite_layers(model).values())
+        assert all(m.config.rule.kind == "hybrid" for m in dendrite_layers(model).values())
     assert seen[:4] == [("neuron", 0)] * 2 + [("dendrite", 1)] * 2
     assert seen[-1] == ("neuron", 2)
     assert torch.equal(model.eval()(X), before)  # nothing was trained

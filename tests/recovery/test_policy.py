@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
+from pbcompress import CompressConfig, DendriteConfig, RecoveryConfig
 from pbcompress.recovery.policy import (
     Action,
     PhaseKind,
@@ -16,6 +16,7 @@ from pbcompress.recovery.policy import (
     thaw_length,
 )
 from pbcompress.recovery.trial import remainder_of, trial_of
+from tests.support.configs import recovery_of
 
 Log = list[PhaseLog]
 
@@ -34,7 +35,7 @@ def dendrite(sets: int, *improved: int, score: float = 0.5) -> PhaseLog:
 
 def action(log: Log, *, max_sets: int = 2, minutes: float = 0.0, **recovery: object) -> Action:
     lengths = {"epochs": 3, "dendrite_epochs": 4, "dendrite_patience": 2, "thaw_epochs": 0}
-    config = RecoveryConfig(**(lengths | recovery))
+    config = recovery_of(**(lengths | recovery))
     return next_action(log, config, DendriteConfig(max_sets=max_sets), minutes=minutes)
 
 
@@ -361,7 +362,7 @@ def played(config):
     """Return the epochs of a growth in which every set stays, by the policy itself."""
     recovery, dendrites = config.recovery, config.dendrites
     starts_grown = dendrites.at_start and dendrites.max_sets
-    grown = dendrite if dendrites.rule != "gradient" else neuron
+    grown = dendrite if dendrites.rule.kind != "gradient" else neuron
     log = [grown(1)] if starts_grown else [neuron(0)]
     while True:
         last = log[-1]

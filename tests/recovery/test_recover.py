@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
+from pbcompress import CompressConfig
 from pbcompress.core.tensor_files import read_tensors, write_bytes, write_tensors
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
@@ -25,6 +25,7 @@ from pbcompress.training.callbacks import Callback
 from pbcompress.training.history import History
 from pbcompress.training.loop import evaluate
 from pbcompress.training.task import Data, Task
+from tests.support.configs import dendrites_of, recovery_of
 
 GENERATOR = torch.Generator().manual_seed(3)
 X = torch.randn(40, 2, 4, 4, generator=GENERATOR)
@@ -59,13 +60,13 @@ TASK = Task(metric=nn.functional.cross_entropy, higher_is_better=False)
 def config_of(
     rule: str = "correlation", form: str = "full", max_sets: int = 1, **choices: Any
 ) -> CompressConfig:
-    dendrites = DendriteConfig(
+    dendrites = dendrites_of(
         rule=rule, form=form, activation="tanh", groups=2, rank=2, nodes=3, max_sets=max_sets,
         samples=32,  # a quarter of the positions
     )  # fmt: skip
     lengths: dict[str, Any] = {"epochs": 2, "dendrite_epochs": 2, "lr": 0.02, "dendrite_lr": 0.02}
     lengths["max_failures"] = 1
-    return CompressConfig(dendrites=dendrites, recovery=RecoveryConfig(**(lengths | choices)))
+    return CompressConfig(dendrites=dendrites, recovery=recovery_of(**(lengths | choices)))
 
 
 def recover(model: nn.Module, config: CompressConfig | None = None, **choices: Any) -> History:
@@ -194,7 +195,7 @@ def test_a_tiny_max_minutes_ends_after_one_epoch() -> None:
 
 def test_a_clipped_gradient_changes_the_result() -> None:
     free, clipped = network(), network()
-    sgd = {"optimizer": "sgd", "max_epochs": 1}
+    sgd = {"algorithm": "sgd", "max_epochs": 1}
     recover(free, config_of(**sgd))
     recover(clipped, config_of(**sgd, max_grad_norm=1e-6))
     start = network()
@@ -297,7 +298,7 @@ KILLS = [
 def test_a_run_killed_after_any_epoch_ends_as_if_it_had_not_been(
     tmp_path: Path, rule: str, form: str, optimizer: str, choices: dict[str, Any]
 ) -> None:
-    config, whole = config_of(rule, form, optimizer=optimizer, **choices), network()
+    config, whole = config_of(rule, form, algorithm=optimizer, **choices), network()
     history = recover(whole, config)
     assert len(history) >= 4
     for after in range(1, len(history) + 1):
@@ -502,7 +503,7 @@ def test_divergence_is_an_error_and_the_model_has_its_best_weights(epochs_before
 
     loss = Breaking(1 + 3 * epochs_before + 1)  # one call checks the data, three make an epoch
     task = Task(loss=loss, metric=TASK.metric, higher_is_better=False)
-    with pytest.raises(DivergedError, match=r"The loss became nan .* Lower RecoveryConfig\.lr"):
+    with pytest.raises(DivergedError, match=r"The loss became nan .* Lower OptimizerConfig\.lr"):
         recover(model, task=task, callbacks=[Keeper()])
     assert equal(snapshot(model), best)
     assert all(p.requires_grad for p in model.parameters())
@@ -560,7 +561,7 @@ def test_a_metric_of_nan_is_divergence() -> None:
 def test_a_huge_learning_rate_diverges_with_an_error_of_ours() -> None:
     task = Task(loss=lambda o, t: o.exp().sum(), metric=TASK.metric, higher_is_better=False)
     with pytest.raises(DivergedError):
-        recover(network(), config_of(optimizer="sgd", lr=1e6, epochs=9), task=task)
+        recover(network(), config_of(algorithm="sgd", lr=1e6, epochs=9), task=task)
 
 
 def test_a_model_can_be_recovered_after_a_failed_recovery() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pbcompress.config import CompressConfig, DendriteConfig, RecoveryConfig
+from pbcompress import CompressConfig, Correlation, DendriteConfig, EngineConfig, RecoveryConfig
 from pbcompress.dendrites.correlation import COUNT, centred, listen
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
@@ -29,6 +29,7 @@ from pbcompress.training.loop import Stepper
 from pbcompress.training.task import Data, Task
 from tests.recovery.test_initialization import FORMS, LAYERS, PLANTED, everything, grown
 from tests.recovery.test_observation import ALL_ROWS, EVERY, batches_of, planted, small_net
+from tests.support.configs import dendrites_of
 
 # torch says that it pads an even kernel by a copy
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -48,7 +49,7 @@ def in_a_dendrite_phase(net, sets, candidates, seed=0):
 
 
 def stepper(net, optimizer):
-    return Stepper(Engine(), net, optimizer, RecoveryConfig(schedule="constant"), length=1)
+    return Stepper(Engine(), net, optimizer, recovery_of(schedule="constant"), length=1)
 
 
 def pool_of(layer):
@@ -110,7 +111,7 @@ def config(replay=1.0, **choices):
     recovery = RecoveryConfig(
         epochs=2, dendrite_epochs=3, thaw_epochs=0, replay=replay, max_failures=1
     )
-    return CompressConfig(dendrites=DendriteConfig(max_sets=1, **choices), recovery=recovery)
+    return CompressConfig(dendrites=dendrites_of(max_sets=1, **choices), recovery=recovery)
 
 
 class Replays:
@@ -268,7 +269,7 @@ def test_a_first_batch_unlike_the_others_does_not_make_rows_few(monkeypatch):
 @settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**31 - 1))
 def test_the_rows_of_an_epoch_are_looked_at_once(total, outputs, accumulate, start):
-    layer = SimpleNamespace(config=DendriteConfig(samples=30))
+    layer = SimpleNamespace(config=DendriteConfig(rule=Correlation(samples=30)))
     errors = torch.zeros(total, 1)
     held = _Held(layer, Observed(errors[None], errors, (), 1.0, outputs), centred(errors, -1))
     count = min(min(30, outputs) * accumulate, total)
@@ -365,7 +366,11 @@ def test_accumulated_batches_are_looked_at_together(monkeypatch):
 
     monkeypatch.setattr("pbcompress.recovery.replay.listen", noted)
     recovery = RecoveryConfig(
-        epochs=1, dendrite_epochs=2, thaw_epochs=0, max_failures=1, accumulate=3
+        epochs=1,
+        dendrite_epochs=2,
+        thaw_epochs=0,
+        max_failures=1,
+        engine=EngineConfig(accumulate=3),
     )
     both = CompressConfig(dendrites=DendriteConfig(max_sets=1), recovery=recovery)
     batches = batches_of(count=6, size=8)
@@ -493,7 +498,7 @@ def test_a_second_set_hears_what_is_left_of_the_first():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), nn.Flatten(), nn.Linear(24, 2))
     batches = [(torch.randn(16, 2, 6), torch.randint(2, (16,))) for _ in range(3)]
-    choices = DendriteConfig(max_sets=2, node_share=0.6, layers=("0",))
+    choices = DendriteConfig(rule=Correlation(node_share=0.6), max_sets=2, layers=("0",))
     recovery = RecoveryConfig(epochs=1, dendrite_epochs=2, improvement=(-1.0,), thaw_epochs=0)
     both = CompressConfig(dendrites=choices, recovery=recovery)
     history = recover_(net, Data(batches, batches), config=both, seed=0)

@@ -11,8 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pbcompress import CompressConfig, Data, Task, recover_
-from pbcompress.config import DendriteConfig, RecoveryConfig
+from pbcompress import (
+    CompressConfig,
+    Correlation,
+    Data,
+    DendriteConfig,
+    EngineConfig,
+    Hybrid,
+    OptimizerConfig,
+    RecoveryConfig,
+    Shared,
+    Task,
+    recover_,
+)
 from pbcompress.recovery.checkpoint import Checkpoint
 from pbcompress.training.engine import make_engine
 from pbcompress.training.loop import evaluate
@@ -20,11 +31,15 @@ from pbcompress.training.task import accuracy
 
 CASES = {
     "correlation": DendriteConfig(max_sets=2),
-    "hybrid": DendriteConfig(rule="hybrid", form="shared", nodes=3, candidates=2, samples=6),
+    "hybrid": DendriteConfig(rule=Hybrid(candidates=2, samples=6), form=Shared(nodes=3)),
     "gradient": DendriteConfig(rule="gradient", form="grouped"),
-    "spectral": DendriteConfig(initialization="spectral"),
-    "tied": DendriteConfig(form="tied", node_share=0.6, initial_gain="least_squares"),
-    "from memory": DendriteConfig(max_sets=2, candidates=2, initial_gain="least_squares"),
+    "spectral": DendriteConfig(rule=Correlation(initialization="spectral")),
+    "tied": DendriteConfig(
+        rule=Correlation(node_share=0.6, initial_gain="least_squares"), form="tied"
+    ),
+    "from memory": DendriteConfig(
+        rule=Correlation(candidates=2, initial_gain="least_squares"), max_sets=2
+    ),
 }
 BATCH, ROUNDS = 6, 4
 
@@ -45,11 +60,16 @@ def batches(size: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def config(name: str) -> CompressConfig:
+    sgd = OptimizerConfig(algorithm="sgd", lr=0.05, dendrite_lr=0.05, max_grad_norm=1.0)
     recovery = RecoveryConfig(
-        epochs=2, dendrite_epochs=2, max_failures=1, improvement=(0.0,), lr=0.05, dendrite_lr=0.05,
-        optimizer="sgd", max_grad_norm=1.0, accumulate=2 if name == "hybrid" else 1,
+        epochs=2,
+        dendrite_epochs=2,
+        max_failures=1,
+        improvement=(0.0,),
         replay=1.0 if name == "from memory" else 0.0,
-    )  # fmt: skip
+        optimizer=sgd,
+        engine=EngineConfig(accumulate=2 if name == "hybrid" else 1),
+    )
     return CompressConfig(dendrites=CASES[name], recovery=recovery)
 
 
@@ -115,7 +135,7 @@ def evaluation() -> tuple[float, int, int]:
         return model(batch[0]), batch[1]
 
     task = Task(metric=median_error, forward=forward)
-    return *evaluate(model, val, task, make_engine(model, RecoveryConfig())), ran
+    return *evaluate(model, val, task, make_engine(model, EngineConfig())), ran
 
 
 def main() -> None:

@@ -3,17 +3,17 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pbcompress.config import DendriteConfig, Form
+from pbcompress import DendriteConfig
 from pbcompress.dendrites.forms import ChannelAffine, GroupedLinear
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import DendriteLayer
 from pbcompress.structure.layer_geometry import LayerGeometry
+from tests.support.configs import FORMS, dendrites_of
 
 Array = np.ndarray
 
@@ -73,7 +73,6 @@ KINDS = {
     "transposed 3d": Kind(lambda: nn.ConvTranspose3d(2, 4, 2, stride=2), (3, 2, 2, 3, 2)),
     "conv3d": Kind(lambda: nn.Conv3d(2, 4, 2, stride=2, padding=1), (3, 2, 3, 4, 2)),
 }
-FORMS = get_args(Form)
 RULES = ("correlation", "gradient", "hybrid")
 CASES = [
     (kind, form, normed)
@@ -85,7 +84,7 @@ ALL = [(*case, rule) for case in CASES for rule in RULES]
 
 def config_of(form: str, rule: str = "correlation", **choices: object) -> DendriteConfig:
     chosen = {"activation": "tanh", "groups": 2, "rank": 2, "nodes": 3} | choices
-    return DendriteConfig(form=form, rule=rule, **chosen)
+    return dendrites_of(form=form, rule=rule, **chosen)
 
 
 def network_of(kind: str, normed: bool) -> nn.Sequential:
@@ -225,7 +224,7 @@ def activations(layer: DendriteLayer, x: Array, axis: int, sets: int | None = No
     """Evaluate a_1 .. a_D of the formula, with tanh."""
     heard: list[Array] = []
     for d in range(layer.num_sets if sets is None else sets):
-        read = apply(layer.base_layer, x, axis) if layer.config.form == "tied" else x
+        read = apply(layer.base_layer, x, axis) if layer.config.form.kind == "tied" else x
         z = np.moveaxis(apply(layer.dendrites[d], read, axis), axis, -1)
         for e, v in enumerate(numbers(layer.links[d])):
             z = z + v * heard[e]

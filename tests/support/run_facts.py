@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from pbcompress import CompressConfig, WidthConfig
 from pbcompress.comparison.intervals import Estimate
-from pbcompress.config import CompressConfig, WidthConfig
 from pbcompress.costs.measured import LayerCost, ModelCost
 from pbcompress.export.onnx_export import ExportReport
 from pbcompress.export.parity import Parity

@@ -15,6 +15,7 @@ from pbcompress import (
     Data,
     DendriteConfig,
     RecoveryConfig,
+    Shared,
     Task,
     compress,
     plan_widths,
@@ -251,7 +252,7 @@ def test_both_arms_start_with_statistics_of_their_own(monkeypatch):
 
     monkeypatch.setattr(contender_training, "recover_", spied)
     config = CompressConfig(
-        dendrites=DendriteConfig(form="shared", nodes=2),
+        dendrites=DendriteConfig(form=Shared(nodes=2)),
         recovery=RecoveryConfig(epochs=1, dendrite_epochs=1, max_failures=1),
         deploy=False,
     )

@@ -11,13 +11,21 @@ from hypothesis import strategies as st
 from torch import nn
 
 from model_zoo import create_model
-from pbcompress import CompressConfig, Data, DendriteConfig, RecoveryConfig, Task, recover_
+from pbcompress import (
+    CompressConfig,
+    Correlation,
+    Data,
+    DendriteConfig,
+    Task,
+    recover_,
+)
 from pbcompress.training.channels_last import (
     channels_last,
     suits_channels_last,
     takes_channels_last,
     that_take_channels_last,
 )
+from tests.support.configs import recovery_of
 
 NETWORKS = {
     "lenet": ({"image_shape": (1, 8, 8), "widths": (4, 6), "hidden": 8}, 1),
@@ -59,8 +67,9 @@ def suits(model, channels=3, dtype=torch.float32):
 
 
 def trained(model, data, **choices):
-    dendrites = DendriteConfig(initialization="random")  # eigenvectors repeat rounding many times
-    recovery = RecoveryConfig(epochs=2, dendrite_epochs=1, **choices)
+    rule = Correlation(initialization="random")  # eigenvectors repeat rounding many times
+    dendrites = DendriteConfig(rule=rule)
+    recovery = recovery_of(epochs=2, dendrite_epochs=1, **choices)
     config = CompressConfig(dendrites=dendrites, recovery=recovery)
     return recover_(model, data, config=config)
 

@@ -7,10 +7,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pbcompress import CompressConfig, CompressionError, Data, Task, compress, recover_
-from pbcompress.config import DendriteConfig, RecoveryConfig
+from pbcompress import (
+    CompressConfig,
+    CompressionError,
+    Data,
+    DendriteConfig,
+    DistillationConfig,
+    OptimizerConfig,
+    RecoveryConfig,
+    Task,
+    compress,
+    recover_,
+)
 from pbcompress.core.modules import preserved_mode
 from pbcompress.training.distillation import distillation_loss, feature_loss, make_objective
+from tests.support.configs import recovery_of
 
 
 def network(width: int = 6) -> nn.Sequential:
@@ -66,7 +77,7 @@ def test_features_are_compared_by_relative_squares() -> None:
 def test_the_objective_mixes_task_teacher_and_features() -> None:
     student, teacher, task = network().double(), network(9).double(), Task()
     student.eval()
-    config = RecoveryConfig(distillation=0.3, temperature=2.0, feature_distillation=0.7)
+    config = DistillationConfig(share=0.3, temperature=2.0, features=0.7)
     x, y = batches()[0]
     x = x.double()
     found = make_objective(task, config, teacher)(student, (x, y))
@@ -84,14 +95,14 @@ def test_the_objective_mixes_task_teacher_and_features() -> None:
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("choices", [{}, {"distillation": 0.5}, {"feature_distillation": 1.0}])
+@pytest.mark.parametrize("choices", [{}, {"share": 0.5}, {"features": 1.0}])
 def test_the_teacher_is_left_as_it_was(choices) -> None:
     student, teacher = network(), network(9).train()
     teacher[0].eval()
     before = copy.deepcopy(teacher.state_dict())
     modes = [m.training for m in teacher.modules()]
     hooks = [len(m._forward_hooks) for m in [*teacher.modules(), *student.modules()]]
-    recovery = RecoveryConfig(epochs=2, dendrite_epochs=1, max_failures=1, **choices)
+    recovery = recovery_of(epochs=2, dendrite_epochs=1, max_failures=1, **choices)
     config = CompressConfig(recovery=recovery)
     data = Data(train=batches(), val=batches())
     recover_(student, data, config=config, teacher=teacher)
@@ -106,7 +117,7 @@ def test_without_a_share_the_training_is_the_plain_one() -> None:
     data, runs = Data(train=batches(), val=batches()), []
     for teacher, share in ((None, 0.0), (network(9), 0.0), (network(9), 0.6)):
         model = network()
-        recovery = RecoveryConfig(epochs=2, distillation=share)
+        recovery = RecoveryConfig(epochs=2, distillation=DistillationConfig(share=share))
         config = CompressConfig(dendrites=DendriteConfig(max_sets=0), recovery=recovery)
         recover_(model, data, config=config, teacher=teacher)
         runs.append(list(model.parameters()))
@@ -121,7 +132,11 @@ def test_distillation_brings_the_student_to_its_teacher() -> None:
         wanted = teacher(x).softmax(1).detach()
     for share in (0.0, 1.0):
         student = network()
-        recovery = RecoveryConfig(epochs=8, distillation=share, lr=0.02)
+        recovery = RecoveryConfig(
+            epochs=8,
+            optimizer=OptimizerConfig(lr=0.02),
+            distillation=DistillationConfig(share=share),
+        )
         config = CompressConfig(dendrites=DendriteConfig(max_sets=0), recovery=recovery)
         data = Data(train=batches(20), val=batches(2))
         recover_(student, data, config=config, teacher=teacher)
@@ -144,19 +159,19 @@ class Odd(nn.Module):
 )
 def test_outputs_that_are_no_scores_are_refused(output, message) -> None:
     task = Task(loss=lambda o, t: (o["y"] if isinstance(o, dict) else o).square().mean())
-    objective = make_objective(task, RecoveryConfig(distillation=0.5), Odd(output))
+    objective = make_objective(task, DistillationConfig(share=0.5), Odd(output))
     with pytest.raises(CompressionError, match="needs class scores"):
         objective(Odd(output), batches()[0])
 
 
 def test_a_teacher_of_another_task_is_refused() -> None:
-    objective = make_objective(Task(), RecoveryConfig(distillation=0.5), Odd("wide"))
+    objective = make_objective(Task(), DistillationConfig(share=0.5), Odd("wide"))
     with pytest.raises(CompressionError, match=r"\(16, 3\) and its teacher \(16, 6\)"):
         objective(nn.Sequential(nn.Linear(5, 3)), batches()[0])
 
 
 def test_networks_without_a_common_shape_are_refused() -> None:
-    choices = RecoveryConfig(feature_distillation=0.5)
+    choices = DistillationConfig(features=0.5)
     objective = make_objective(Task(), choices, nn.Sequential(nn.Linear(5, 4)))
     with pytest.raises(CompressionError, match="no module has an output of the same shape"):
         objective(nn.Sequential(nn.Linear(5, 3)), batches()[0])
@@ -165,7 +180,12 @@ def test_networks_without_a_common_shape_are_refused() -> None:
 def test_compress_distils_from_the_original() -> None:
     data, results = Data(train=batches(), val=batches()), []
     for share in (0.0, 0.9):
-        recovery = RecoveryConfig(epochs=2, dendrite_epochs=1, max_failures=1, distillation=share)
+        recovery = RecoveryConfig(
+            epochs=2,
+            dendrite_epochs=1,
+            max_failures=1,
+            distillation=DistillationConfig(share=share),
+        )
         config = CompressConfig(recovery=recovery, deploy=False)
         result = compress(network(24), 0.5, data=data, config=config, progress=False)
         results.append([record["loss"] for record in result.history])

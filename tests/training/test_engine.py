@@ -9,8 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pbcompress import CompressConfig, CompressionError, Data, Task, compress, cycles, recover_
-from pbcompress.config import DendriteConfig, RecoveryConfig
+from pbcompress import (
+    CompressConfig,
+    CompressionError,
+    Data,
+    DendriteConfig,
+    EngineConfig,
+    Task,
+    compress,
+    cycles,
+    recover_,
+)
 from pbcompress.dendrites.correlation import COUNT, R
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
@@ -18,6 +27,7 @@ from pbcompress.recovery.policy import PhaseKind
 from pbcompress.training.distillation import make_objective
 from pbcompress.training.engine import Engine, make_engine
 from pbcompress.training.loop import Stepper, train_epoch
+from tests.support.configs import recovery_of
 
 RULES = ("correlation", "hybrid", "gradient")
 
@@ -43,7 +53,7 @@ def config(rule: str = "correlation", **recovery: object) -> CompressConfig:
     chosen["replay"] = 0.0  # what is tested is a phase that passes through the network
     return CompressConfig(
         dendrites=DendriteConfig(rule=rule, max_sets=1),
-        recovery=RecoveryConfig(**chosen | recovery),
+        recovery=recovery_of(**chosen | recovery),
     )
 
 
@@ -66,7 +76,7 @@ def test_bfloat16_trains_close_to_full_precision(rule: str) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_float16_with_a_loss_scale_trains_close_to_full_precision(rule: str) -> None:
-    sgd = {"optimizer": "sgd", "lr": 0.02, "dendrite_lr": 0.02}  # unlike adam it sees a scale
+    sgd = {"algorithm": "sgd", "lr": 0.02, "dendrite_lr": 0.02}  # unlike adam it sees a scale
     _, full = trained(config(rule, **sgd))
     _, mixed = trained(config(rule, precision="fp16", **sgd))
     torch.testing.assert_close(torch.tensor(mixed), torch.tensor(full), rtol=0.05, atol=0.05)
@@ -124,15 +134,15 @@ def test_accumulated_batches_make_the_step_of_a_large_one_in_neuron_phases(
     batches = [(x.double(), y) for x, y in whole.train]
     engine, taken = Engine(), []
     for choices, split in (
-        (RecoveryConfig(schedule="constant", accumulate=group), batches),
-        (RecoveryConfig(schedule="constant"), joined(batches, group)),
+        (recovery_of(schedule="constant", accumulate=group), batches),
+        (recovery_of(schedule="constant"), joined(batches, group)),
     ):
         model = copy.deepcopy(linear)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         _, steps = train_epoch(
             Stepper(engine, model, optimizer, choices, length=1),
             split,
-            make_objective(task, choices, None),
+            make_objective(task, choices.distillation, None),
             seed=(0,),
         )
         taken.append((steps, list(model.parameters())))
@@ -220,7 +230,7 @@ def test_activation_checkpointing_changes_nothing(
 
 @pytest.mark.parametrize("rule", RULES)
 def test_clipping_bounds_the_step(rule: str) -> None:
-    sgd = {"optimizer": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "warmup": 0.0}
+    sgd = {"algorithm": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "warmup": 0.0}
     model = network()
     before = copy.deepcopy(model.state_dict())
     recover_(
@@ -264,9 +274,7 @@ def test_features_are_learnt_from_a_teacher_in_every_engine(how: dict[str, objec
     for choices in ({}, how):
         model, teacher = network(), network()
         nn.init.normal_(teacher[4].weight)
-        history = recover_(
-            model, data(), teacher=teacher, config=config(feature_distillation=0.1, **choices)
-        )
+        history = recover_(model, data(), teacher=teacher, config=config(features=0.1, **choices))
         losses.append(history.records[0]["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
 
@@ -284,8 +292,8 @@ def test_an_engine_that_is_not_there_leaves_sets_that_wait_for_training(monkeypa
 def test_without_lightning_mixed_precision_is_refused_with_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lightning.fabric", None)
     with pytest.raises(CompressionError, match=r"pbcompress\[engine\]"):
-        make_engine(network(), RecoveryConfig(precision="bf16"))
-    assert type(make_engine(network(), RecoveryConfig())) is Engine
+        make_engine(network(), EngineConfig(precision="bf16"))
+    assert type(make_engine(network(), EngineConfig())) is Engine
 
 
 def test_compress_is_refused_in_one_of_several_processes(monkeypatch) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from pbcompress.config import RecoveryConfig
+from pbcompress import DistillationConfig, OptimizerConfig
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.training.distillation import make_objective
 from pbcompress.training.engine import Engine
@@ -51,13 +51,13 @@ class Noting(Stepper):
 
 
 def stepper(model: nn.Module, optimizer: Any = None, **choices: Any) -> Noting:
-    config = RecoveryConfig(**({"schedule": "constant"} | choices))
+    config = recovery_of(**({"schedule": "constant"} | choices))
     return Noting(Engine(), model, optimizer or sgd(model), config, length=1)
 
 
 def train(model: nn.Module, loader: Any, task: Task | None = None, **choices: Any) -> Any:
     seed, steps = choices.pop("seed", (0,)), choices.pop("steps", None)
-    objective = make_objective(task or Task(), RecoveryConfig(), None)
+    objective = make_objective(task or Task(), DistillationConfig(), None)
     return train_epoch(steps or stepper(model, **choices), loader, objective, seed=seed)
 
 
@@ -476,7 +476,7 @@ def test_gradients_are_clipped_together() -> None:
 
 def test_a_loss_that_is_no_number_on_good_data_is_divergence() -> None:
     task = Task(loss=lambda o, t: o.sum() * float("nan"))
-    with pytest.raises(DivergedError, match=r"became nan at step 0 .* Lower RecoveryConfig.lr"):
+    with pytest.raises(DivergedError, match=r"became nan at step 0 .* Lower OptimizerConfig.lr"):
         train(make_model(), batches(), task)
 
 
@@ -495,19 +495,19 @@ def test_an_epoch_without_a_batch_is_refused() -> None:
 
 SCHEDULES = ("cosine", "linear", "constant")
 configs = st.builds(
-    RecoveryConfig,
+    OptimizerConfig,
     schedule=st.sampled_from(SCHEDULES),
     warmup=st.just(0.0) | st.floats(0.01, 0.99),
 )
 
 
 @given(config=configs, progress=st.floats(0, 1))
-def test_the_rate_is_a_share_of_its_peak(config: RecoveryConfig, progress: float) -> None:
+def test_the_rate_is_a_share_of_its_peak(config: OptimizerConfig, progress: float) -> None:
     assert 0 <= lr_factor(config, progress) <= 1
 
 
 @given(config=configs)
-def test_the_rate_has_no_jumps(config: RecoveryConfig) -> None:
+def test_the_rate_has_no_jumps(config: OptimizerConfig) -> None:
     grid = [lr_factor(config, i / 10_000) for i in range(10_001)]
     # the steepest slope is 1 / 0.01 in the warm-up and pi / 2 / 0.01 after it
     assert max(abs(b - a) for a, b in pairwise(grid)) < 0.02
@@ -515,13 +515,13 @@ def test_the_rate_has_no_jumps(config: RecoveryConfig) -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES[:2])
 def test_the_rate_rises_to_its_peak_and_falls_to_zero(schedule: Any) -> None:
-    config = RecoveryConfig(schedule=schedule, warmup=0.2)
+    config = OptimizerConfig(schedule=schedule, warmup=0.2)
     factors = [lr_factor(config, p) for p in (0.0, 0.1, 0.2, 0.6, 1.0)]
     assert factors == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-12)
 
 
 def test_a_constant_rate_has_no_warm_up() -> None:
-    config = RecoveryConfig(schedule="constant", warmup=0.5)
+    config = OptimizerConfig(schedule="constant", warmup=0.5)
     assert {lr_factor(config, i / 10) for i in range(11)} == {1.0}
 
 
@@ -531,7 +531,9 @@ def test_a_constant_rate_has_no_warm_up() -> None:
 )
 @pytest.mark.parametrize("is_dendrite", [True, False])
 def test_optimizers_are_the_configured_ones(name: Any, kind: type, is_dendrite: bool) -> None:
-    config = RecoveryConfig(optimizer=name, lr=0.3, dendrite_lr=0.2, weight_decay=0.1, momentum=0.7)
+    config = OptimizerConfig(
+        algorithm=name, lr=0.3, dendrite_lr=0.2, weight_decay=0.1, momentum=0.7
+    )
     made = make_optimizer(list(nn.Linear(2, 2).parameters()), config, is_dendrite=is_dendrite)
     group = made.param_groups[0]
     assert type(made) is kind
