@@ -187,7 +187,7 @@ def test_an_axis_that_the_network_fixes_is_refused_with_the_line(
 ):
     with pytest.raises(CompressionError, match=line) as caught:
         export_onnx(make().eval(), tmp_path / "a.onnx", inputs, dynamic=dynamic)
-    assert "test_axes.py, line" in str(caught.value)
+    assert "test_free_axes.py, line" in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
