@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # torch is pinned here, not in the library: this version has a CPU wheel without CUDA packages.
 TORCH := torch==2.13.0
 # Two at a time; the tests of a file stay together, because they share what is slow to make.
-PARALLEL := -n 2 --dist loadfile
+PARALLEL := -n 2 --dist loadfile --durations=25
 
 .PHONY: demo test test-all check format setup
 

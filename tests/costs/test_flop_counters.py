@@ -14,8 +14,8 @@ from torch.nn import functional
 from pbcompress import ModelCost, export_onnx, fuse, measure
 from pbcompress.costs.flop_counters import LayerCost, by_kind, explain, gaps, side_by_side
 from pbcompress.onnx_files.contents import measure_onnx
-from tests.costs.test_measured import LAYERS
 from tests.support import hard_nets
+from tests.support.layer_costs import LAYERS
 from tests.support.nets import CASES, vectors
 
 FLOAT, INT8, UINT8 = TensorProto.FLOAT, TensorProto.INT8, TensorProto.UINT8

@@ -14,6 +14,7 @@ from pbcompress.dendrites.forms import growable_layers
 from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.errors import CompressionError, UnsupportedLayerError
 from pbcompress.onnx_files.session import Session
+from tests.support.pairwise import pairwise, pairwise_by_default
 
 L, S, N, E, HEADS = 5, 4, 3, 8, 2
 BOOLS = (False, True)
@@ -39,11 +40,13 @@ def masked(kind: str, shape: tuple[int, ...]) -> Tensor | None:
     return torch.randn(shape).double() if kind == "float" else hidden
 
 
-@pytest.mark.parametrize(("call", "batch_first", "bias", "mask", "padding"), CASES)
+@pytest.mark.parametrize(
+    ("call", "batch_first", "bias", "mask", "padding"), pairwise_by_default(CASES)
+)
 def test_opened_attention_computes_what_the_original_does(
     call: str, batch_first: bool, bias: bool, mask: str, padding: str
 ) -> None:
-    assert len(CASES) == 144
+    assert (len(CASES), len(pairwise(CASES))) == (144, 15)
     network = nn.ModuleDict(
         {"attend": nn.MultiheadAttention(E, HEADS, bias=bias, batch_first=batch_first)}
     ).double()

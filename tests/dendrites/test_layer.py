@@ -17,6 +17,7 @@ from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.errors import CompressionError, UnsupportedLayerError
 from pbcompress.runs.run_state import save
 from pbcompress.structure.layer_geometry import LayerGeometry
+from tests.support.pairwise import pairwise, pairwise_by_default
 from tests.support.reference import (
     CASES,
     FORMS,
@@ -48,8 +49,10 @@ def test_full_dendrites_cost_what_the_paper_says(kind: str, sets: int) -> None:
     assert parameter_count(network) - p == sets * p + c * sets * (sets + 1) // 2
 
 
-@pytest.mark.parametrize(("kind", "form", "normed"), CASES)
-@pytest.mark.parametrize("cascade", [True, False])
+COSTS = [(*case, cascade) for case in CASES for cascade in (True, False)]
+
+
+@pytest.mark.parametrize(("kind", "form", "normed", "cascade"), pairwise_by_default(COSTS))
 def test_cost_equals_the_closed_form(kind: str, form: str, normed: bool, cascade: bool) -> None:
     network = network_of(kind, normed)
     before, geometry = parameter_count(network), LayerGeometry.of(network[0])
@@ -58,6 +61,7 @@ def test_cost_equals_the_closed_form(kind: str, form: str, normed: bool, cascade
         attach_dendrites_(network, config)
     planned = set_params(geometry, geometry.out_width, geometry.in_width, config, normalized=normed)
     assert parameter_count(network) - before == planned
+    assert (len(COSTS), len(pairwise(COSTS))) == (510, 135)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

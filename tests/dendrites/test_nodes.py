@@ -28,6 +28,7 @@ from pbcompress.recovery.node_selection import accept_, selected
 from pbcompress.runs.run_state import save
 from pbcompress.structure.layer_geometry import LayerGeometry
 from tests.support.configs import FORMS
+from tests.support.pairwise import pairwise, pairwise_by_default
 from tests.support.reference import KINDS, config_of, grown, inputs_of
 
 CASES = [
@@ -37,8 +38,12 @@ CASES = [
 ]
 
 
+every_case = pytest.mark.parametrize(("kind", "form", "normed"), pairwise_by_default(CASES))
+
+
 def test_the_lists_are_whole() -> None:
     assert (len(FORMS), len(KINDS), len(CASES)) == (5, 27, 255)
+    assert len(pairwise(CASES)) == 135
 
 
 @pytest.mark.parametrize("shape", [(6,), (0, 6), (4, 6), (2, 3, 6), (2, 0, 6)])
@@ -71,7 +76,7 @@ def silenced(layer: DendriteLayer, kept: dict[int, Tensor]) -> DendriteLayer:
     return other
 
 
-@pytest.mark.parametrize(("kind", "form", "normed"), CASES)
+@every_case
 def test_a_narrowed_set_computes_what_its_nodes_computed(kind, form, normed) -> None:
     layer = grown(kind, form, normed, "correlation", 3).eval()
     x = inputs_of(kind)
@@ -128,7 +133,7 @@ def test_slots_spread_and_take_are_inverse(total, chosen) -> None:
 # --- the pool -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "form", "normed"), CASES)
+@every_case
 def test_every_node_keeps_its_best_candidate(kind, form, normed) -> None:
     layer = grown(kind, form, normed, "correlation", 2).eval()
     layer.double().begin_candidacy([(7, rival) for rival in (1, 2)])

@@ -36,6 +36,7 @@ LAYERS = {
     "twice": "head",  # of two calls the output is not known, so the next one is named
     "head": "head",
 }
+FAST = ("first", "block.0", "twice")
 
 
 def other(model: nn.Module, name: str) -> nn.Module:
@@ -46,7 +47,9 @@ def other(model: nn.Module, name: str) -> nn.Module:
     return wrong
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in LAYERS]
+)
 def test_the_first_layer_that_differs_is_named(name: str, tmp_path, monkeypatch) -> None:
     torch.manual_seed(0)
     model, export = Residual().eval(), file_writer.translate

@@ -1,6 +1,7 @@
 """The inference form computes what the trained form computes, for every kind and form."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from pbcompress import DendriteConfig, attach_dendrites_, fuse
 from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.export.fused_layer import FusedDendriteLayer
 from tests.support.configs import FORMS
+from tests.support.pairwise import pairwise, pairwise_by_default
 
 LAYERS = {
     "linear": (lambda: [nn.Linear(8, 12)], (5, 8)),
@@ -43,6 +45,7 @@ LAYERS = {
         (3, 8, 4, 4),
     ),
 }
+FUSED = list(itertools.product(LAYERS, FORMS, (1, 3)))
 
 
 def randomized(network: nn.Module) -> nn.Module:
@@ -57,11 +60,10 @@ def randomized(network: nn.Module) -> nn.Module:
 
 def test_the_lists_are_whole():
     assert (len(FORMS), len(LAYERS)) == (5, 12)
+    assert (len(FUSED), len(pairwise(FUSED))) == (120, 60)
 
 
-@pytest.mark.parametrize("sets", [1, 3])
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(("kind", "form", "sets"), pairwise_by_default(FUSED))
 def test_fused_equals_trained_form(kind, form, sets):
     make, shape = LAYERS[kind]
     network = nn.Sequential(*make(), nn.ReLU())

@@ -13,7 +13,6 @@ from pbcompress import (
     CompressionError,
     ExportMismatchError,
     StateMismatchError,
-    attach_dendrites_,
     export_onnx,
     fuse,
     measure,
@@ -22,39 +21,10 @@ from pbcompress.core.versions import version_of
 from pbcompress.onnx_files import session as runtime_module
 from pbcompress.onnx_files.contents import measure_onnx, metadata_of
 from pbcompress.onnx_files.session import Session, interleaved_latency
-from tests.support.configs import dendrites_of
+from tests.support.exported import INPUTS, Fickle, Named, grown, zoo_inputs
 
-INPUTS = {
-    "cnn1d": (1, 6, 40),
-    "lenet": (1, 1, 28, 28),
-    "minilm": (1, 16),
-    "mlp": (1, 1, 28, 28),
-    "mobilenet_small": (1, 3, 32, 32),
-    "resnet20": (1, 3, 32, 32),
-    "resnet56": (1, 3, 32, 32),
-    "small_cnn": (1, 1, 28, 28),
-    "text_transformer": (1, 48),
-}
-TEXTS = ("minilm", "text_transformer")
 FAST = ("cnn1d", "mlp", "small_cnn")
-
-
-def grown(form):
-    """A network with two sets that matter on each layer; images of 2 x 6 x 6."""
-    network = nn.Sequential(
-        nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
-    )
-    for _ in range(2):
-        attach_dendrites_(network, dendrites_of(form=form, groups=2))
-    for name, parameter in network.named_parameters():
-        if "gains" in name or "links" in name:
-            nn.init.normal_(parameter)
-    return network
-
-
-def zoo_inputs(name: str) -> torch.Tensor:
-    """Return a random sample for a network of the zoo: words for those that read."""
-    return torch.randint(256, INPUTS[name]) if name in TEXTS else torch.randn(INPUTS[name])
+SAME_OPERATIONS = ("grouped", "lowrank", "shared")  # as a full one: maps of what the layer reads
 
 
 def test_every_zoo_network_has_an_input():
@@ -76,7 +46,10 @@ def test_zoo_networks_export_proven_equal(name, tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "x.onnx"]  # one file, no external data
 
 
-@pytest.mark.parametrize("form", ["full", "grouped", "lowrank", "shared", "tied"])
+@pytest.mark.parametrize(
+    "form",
+    ["full", "tied", *(pytest.param(f, marks=pytest.mark.slow) for f in SAME_OPERATIONS)],
+)
 def test_dendrites_of_every_form_export_fused_and_unfused(form, tmp_path):
     network = grown(form)
     x = torch.randn(1, 2, 6, 6)
@@ -91,15 +64,6 @@ def test_dendrites_of_every_form_export_fused_and_unfused(form, tmp_path):
     if form == "full":
         assert fused.operations["Conv"] == 1
         assert fused.operations["Gemm"] == 1
-
-
-class Named(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(3, 4), nn.Linear(5, 4)
-
-    def forward(self, left, right, scale=1.0):
-        return {"sum": self.a(left) + self.b(right) * scale, "left": self.a(left)}
 
 
 @pytest.mark.parametrize(
@@ -201,19 +165,6 @@ def test_a_fixed_batch_is_a_clear_error_and_can_be_exported_as_such(tmp_path):
     assert report.batch_sizes == (2,)
 
 
-class Fickle(nn.Module):
-    """Answers differently each time it is asked: no file can equal it."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3, 3)
-        self.calls = 0
-
-    def forward(self, x):
-        self.calls += 1
-        return self.layer(x) + self.calls
-
-
 def test_a_mismatch_raises_and_leaves_no_file(tmp_path):
     with pytest.raises(ExportMismatchError, match="differs by") as caught:
         export_onnx(Fickle(), tmp_path / "x.onnx", torch.randn(1, 3))
@@ -272,7 +223,7 @@ class Broken(nn.Module):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (Branch(), r"test_export.py, line \d+, in forward: if y.sum\(\) > 0:.*torch.where"),
+        (Branch(), r"test_onnx_export.py, line \d+, in forward: if y.sum\(\) > 0:.*torch.where"),
         (Bessel(), r"line \d+, in forward: return torch.special.bessel.*no ONNX counterpart"),
         (Broken(), r"does not run at batch size 2 at .*return x @ torch.ones"),
     ],

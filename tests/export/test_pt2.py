@@ -8,18 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-import model_zoo
 from pbcompress import (
     CompressionError,
     ExportMismatchError,
     export_pt2,
-    fuse,
     save_spec,
 )
-from pbcompress.core.tensor_files import write_tensors
-from tests.export.test_onnx_export import INPUTS, Fickle, Named, grown, zoo_inputs
+from tests.support.exported import FORMS, INPUTS, Fickle, Named, keep_outputs, networks
 
-FORMS = ("full", "grouped", "lowrank", "shared", "tied")
 WRITERS = {".pt2": export_pt2, ".safetensors": save_spec}
 
 # A process that cannot import pbcompress, nor anything from the folder of this project.
@@ -37,20 +33,6 @@ for file in map(Path, sys.argv[1:]):
     network = torch.export.load(file).module()
     print(file.stem, bool(torch.equal(network(known["input"]), known["output"])))
 """
-
-
-def networks(names, forms):
-    """Frozen networks, and inputs of one sample, by name."""
-    zoo = {n: (fuse(model_zoo.create_model(n)), zoo_inputs(n)) for n in names}
-    return zoo | {form: (fuse(grown(form)), torch.randn(1, 2, 6, 6)) for form in forms}
-
-
-def keep_outputs(network, inputs, path):
-    """Write three samples and what the network computes from them, for another process."""
-    shape = (3, *inputs.shape[1:])
-    x = torch.randn(shape) if inputs.is_floating_point() else torch.randint(256, shape)
-    with torch.no_grad():
-        write_tensors(path, {"input": x, "output": network(x)}, {})
 
 
 def check_programs(cases, folder):

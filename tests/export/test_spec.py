@@ -24,9 +24,8 @@ from pbcompress import (
 from pbcompress.core.tensor_files import read_tensors, write_tensors
 from pbcompress.export.spec_network import VERSION
 from pbcompress.export.spec_operations import ATEN, PYTHON, operation
-from tests.export.test_onnx_export import INPUTS
-from tests.export.test_pt2 import FORMS, keep_outputs, networks
 from tests.support import hard_nets, nets
+from tests.support.exported import FORMS, INPUTS, keep_outputs, networks
 
 # Loads every file in a process that knows no network of this project, and tells what it does.
 STRANGER = """

@@ -25,8 +25,11 @@ from pbcompress.structure.channel_groups import Axis, ChannelGroup, Member, find
 from pbcompress.structure.dimensions import dimension_size
 from pbcompress.structure.layer_geometry import LayerGeometry, is_depthwise
 from tests.support.nets import CASES
+from tests.support.pairwise import pairwise, pairwise_by_default
 
 ALLOCATIONS = ("uniform", "balanced", "global")
+FILLED = list(itertools.product(CASES, (0.7, 0.5, 0.25), ALLOCATIONS))
+ROUNDED = list(itertools.product(CASES, (4, 16), ALLOCATIONS))
 LAYERS = [
     nn.Linear(6, 4),
     nn.Linear(6, 4, bias=False),
@@ -116,6 +119,11 @@ def test_every_network_has_a_closed_form():
     assert len(LAYERS) == 11
 
 
+def test_every_two_choices_of_an_allocation_meet():
+    assert (len(FILLED), len(pairwise(FILLED))) == (189, 63)
+    assert (len(ROUNDED), len(pairwise(ROUNDED))) == (126, 63)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_closed_form_counts_what_remains_at_any_widths(name):
     model, groups, params, flops = costs_of(name)
@@ -138,9 +146,7 @@ def test_a_change_is_the_difference_of_totals(name):
             assert cost.change(i, width, widths) == cost.total(other) - cost.total(widths)
 
 
-@pytest.mark.parametrize("allocation", ALLOCATIONS)
-@pytest.mark.parametrize("share", [0.7, 0.5, 0.25])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "share", "allocation"), pairwise_by_default(FILLED))
 def test_97_percent_are_filled_wherever_any_widths_allow_it(name, share, allocation):
     model, groups, cost = cost_of(name)
     target = int(share * CASES[name].params)
@@ -154,9 +160,7 @@ def test_97_percent_are_filled_wherever_any_widths_allow_it(name, share, allocat
         assert best < FILL_GOAL * target
 
 
-@pytest.mark.parametrize("allocation", ALLOCATIONS)
-@pytest.mark.parametrize("multiple", [4, 16])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "multiple", "allocation"), pairwise_by_default(ROUNDED))
 def test_rounding_that_gives_way_misses_no_target_that_is_met_without(name, multiple, allocation):
     model, groups, cost = cost_of(name)
     scores = list(unit_scores(model, groups).values())

@@ -223,7 +223,7 @@ def exported_bytes(model, inputs, tmp_path):
     return (tmp_path / "x.onnx").stat().st_size
 
 
-FILES = ["chain", "mlp", "residual"]
+FILES = ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("chain", "residual"))]
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import random
 from collections import OrderedDict
@@ -14,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
-from torch.utils._pytree import tree_leaves, tree_map
 
 from model_zoo import create_model
 from pbcompress import (
@@ -31,7 +31,9 @@ from pbcompress import (
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.errors import CompressionError, StateMismatchError, TargetUnreachableError
 from tests.support.configs import FORMS, dendrites_of
+from tests.support.masking import assert_equals_masked, count, run
 from tests.support.nets import CASES, images, vectors
+from tests.support.pairwise import pairwise, pairwise_by_default
 
 SHARES, ALLOCATIONS, ROUNDS = (0.7, 0.5, 0.25), ("uniform", "balanced", "global"), (1, 4)
 UNREACHABLE = {("concat of three", 0.25, 4), ("reused norm", 0.25, 4)}  # 12 of 30, 4 of 16 stay
@@ -43,7 +45,9 @@ PLANS = [
     for round_to in ROUNDS
     if (name, share, round_to) not in UNREACHABLE
 ]
-every_plan = pytest.mark.parametrize(("name", "share", "allocation", "round_to"), PLANS)
+every_plan = pytest.mark.parametrize(
+    ("name", "share", "allocation", "round_to"), pairwise_by_default(PLANS)
+)
 every_net = pytest.mark.parametrize("name", CASES)
 
 
@@ -64,51 +68,10 @@ def planned(name, share, allocation="balanced", round_to=1):
     return plan_widths(model_of(name), CASES[name].inputs(3), share, config=config)
 
 
-def count(model):
-    """Parameters, shared ones once."""
-    return sum({id(p): p.numel() for p in model.parameters()}.values())
-
-
-def run(model, inputs):
-    args, kwargs = ((), inputs) if isinstance(inputs, dict) else ((inputs,), {})
-    return [t for t in tree_leaves(model(*args, **kwargs)) if isinstance(t, torch.Tensor)]
-
-
-def masked(model, steps):
-    """A copy without the removed channels: blank in every layer's input, zero in bare tensors."""
-    model = copy.deepcopy(model)
-    for step in steps:
-        name, _, axis = step.dim.partition(":")
-        if axis:
-            tensor = getattr(model.get_submodule(step.layer), name)
-            tensor.data.index_fill_(int(axis), torch.tensor(step.removed), 0)
-        if step.dim == "in":
-            layer = model.get_submodule(step.layer)
-            axis = -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)
-
-            def blank(_, args, axis=axis, removed=step.removed):
-                kept = torch.ones(args[0].shape[axis], dtype=torch.bool)
-                kept[list(removed)] = False
-                shape = [1] * args[0].dim()
-                shape[axis] = -1
-                return (args[0] * kept.reshape(shape), *args[1:])
-
-            layer.register_forward_pre_hook(blank)
-    return model
-
-
-def assert_equals_masked(model, plan, inputs):
-    small = shrink(model, plan).double().eval()
-    reference = masked(model, plan.steps).double().eval()
-    double = tree_map(lambda t: t.double() if t.is_floating_point() else t, inputs)
-    with torch.no_grad():
-        # float64: only the order of the sums differs
-        torch.testing.assert_close(run(small, double), run(reference, double), rtol=1e-9, atol=1e-9)
-
-
 def test_every_plan_is_in_the_list():
     assert len(CASES) == 21
     assert len(PLANS) == 21 * 3 * 3 * 2 - 6
+    assert len(pairwise(PLANS)) == 63
 
 
 @every_plan
@@ -257,10 +220,17 @@ def test_the_channels_of_small_weights_go_first(allocation):
 # --- dendrites -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["chain", "residual", "grouped", "depthwise separable", "mlp"])
-@pytest.mark.parametrize(("sets", "cascade"), [(1, True), (3, True), (2, False)])
-def test_the_reserve_is_what_the_dendrites_cost(name, form, sets, cascade):
+RESERVES = [
+    (name, form, sets_and_cascade)
+    for name in ("chain", "residual", "grouped", "depthwise separable", "mlp")
+    for form in FORMS
+    for sets_and_cascade in ((1, True), (3, True), (2, False))
+]
+
+
+@pytest.mark.parametrize(("name", "form", "sets_and_cascade"), pairwise_by_default(RESERVES))
+def test_the_reserve_is_what_the_dendrites_cost(name, form, sets_and_cascade):
+    sets, cascade = sets_and_cascade
     dendrites = dendrites_of(form=form, max_sets=sets, cascade=cascade, share=0.5, rank=2, nodes=3)
     config = CompressConfig(dendrites=dendrites)
     plan = plan_widths(model_of(name), CASES[name].inputs(1), 0.6, config=config)
@@ -274,10 +244,10 @@ def test_the_reserve_is_what_the_dendrites_cost(name, form, sets, cascade):
     assert count(small) <= plan.target_params
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("hidden", [15, 24, 64])
-@pytest.mark.parametrize("target", [0.6, 0.25, 0.125])
-@pytest.mark.parametrize("sets", [1, 2])
+GROWN = list(itertools.product(FORMS, (15, 24, 64), (0.6, 0.25, 0.125), (1, 2)))
+
+
+@pytest.mark.parametrize(("form", "hidden", "target", "sets"), pairwise_by_default(GROWN))
 def test_a_network_with_all_its_dendrites_keeps_to_the_target(form, hidden, target, sets):
     model = nn.Sequential(
         nn.Linear(32, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 5)
@@ -336,6 +306,8 @@ def test_dendrites_grow_where_they_are_cheap(form, sets):
 
 def test_the_forms_of_the_reserve_are_all():
     assert len(FORMS) == 5
+    assert (len(RESERVES), len(pairwise(RESERVES))) == (75, 25)
+    assert (len(GROWN), len(pairwise(GROWN))) == (90, 15)
 
 
 @pytest.mark.parametrize(

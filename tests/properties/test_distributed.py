@@ -20,7 +20,7 @@ def ranks(tmp_path_factory):
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"),
-        *(str(ROOT / "tests" / "distributed_run.py"), str(folder)),
+        *(str(ROOT / "tests" / "support" / "distributed_run.py"), str(folder)),
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -13,8 +13,8 @@ from pbcompress.core.inputs import as_call
 from pbcompress.errors import CompressionError
 from pbcompress.export.free_axes import Inputs
 from pbcompress.onnx_files.session import Session
-from tests.export.test_onnx_export import INPUTS, TEXTS
 from tests.support.configs import FORMS, RULES, dendrites_of
+from tests.support.exported import INPUTS, TEXTS
 from tests.support.hard_nets import NETS
 from tests.support.nets import CASES
 
@@ -30,7 +30,7 @@ REFUSED = {
     "hard: tied autoencoder": "references nonexistent attribute",
 }
 ROUNDS = list(zip(NETWORKS, cycle(FORMS), cycle(["relu", "tanh", "gelu", "silu"]), strict=False))
-FAST = ("two inputs", "hard: lstm and attention")
+FAST = ("two inputs",)
 
 
 def grown(model: nn.Module, form: str, rule: str, activation: str = "relu") -> nn.Module:

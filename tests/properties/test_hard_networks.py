@@ -6,108 +6,25 @@ from functools import cache
 
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional
-from torch.utils._pytree import tree_leaves, tree_map
 
 from pbcompress import (
-    CompressConfig,
     LayerCut,
-    WidthConfig,
     measure,
     plan_widths,
     shrink,
     shrink_,
 )
 from pbcompress.core.modules import plain_kernels
-from pbcompress.errors import TargetUnreachableError
+from tests.support.dead_channels import count, double, reference, run, smallest_or
 from tests.support.hard_nets import NETS
 
 every_net = pytest.mark.parametrize("name", NETS)
-
-
-def smallest_or(share, model, inputs):
-    """A plan for a share of the parameters, or for the smallest network where that is larger.
-
-    All groups are narrowed alike, so that every one of them is.
-    """
-    config = CompressConfig(width=WidthConfig(allocation="uniform"))
-    try:
-        return plan_widths(model, inputs, share, config=config)
-    except TargetUnreachableError as error:
-        return plan_widths(model, inputs, error.smallest, config=config)
 
 
 @cache
 def planned(name):
     model = NETS[name].build()
     return model, smallest_or(0.5, model, NETS[name].inputs(2))
-
-
-def run(model, inputs):
-    outputs = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-    return [t for t in tree_leaves(outputs) if isinstance(t, torch.Tensor)]
-
-
-def double(inputs):
-    return tree_map(lambda t: t.double() if t.is_floating_point() else t, inputs)
-
-
-def count(model):
-    return sum(p.numel() for p in model.parameters())
-
-
-def dead(model, steps):
-    """A copy in which every weight that makes or reads a removed channel is zero."""
-    model = copy.deepcopy(model)
-    for step in steps:
-        layer, removed = model.get_submodule(step.layer), torch.tensor(step.removed)
-        if step.dim == "in":
-            size = layer.weight.shape[1]
-            rows = layer.weight.data.view(step.width // size, -1, *layer.weight.shape[1:])
-            for index in removed.tolist():  # of a grouped convolution: one block of rows
-                rows[index // size, :, index % size] = 0
-        elif step.dim == "out":
-            for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)):
-                if tensor.dim():
-                    tensor.data.index_fill_(0, removed, 0)
-        elif ":" in step.dim:
-            name, axis = step.dim.split(":")
-            if (name, axis) == ("original1", "0"):
-                continue  # of a weight norm: the length of zero weights divides them
-            getattr(layer, name).data.index_fill_(int(axis), removed, 0)
-    return model
-
-
-class Remaining(nn.Module):
-    """A norm over channels that sees only those that are left."""
-
-    def __init__(self, norm, removed):
-        super().__init__()
-        self.norm, self.width = norm, len(norm.weight)
-        self.kept = [i for i in range(self.width) if i not in removed]
-
-    def forward(self, x):
-        norm, kept = self.norm, self.kept
-        axis = 1 if isinstance(norm, nn.GroupNorm) else x.dim() - 1
-        seen, weight = x.index_select(axis, torch.tensor(kept)), norm.weight[kept]
-        if isinstance(norm, nn.GroupNorm):
-            y = functional.group_norm(seen, norm.num_groups, weight, norm.bias[kept], norm.eps)
-        elif isinstance(norm, nn.LayerNorm):
-            y = functional.layer_norm(seen, (len(kept),), weight, norm.bias[kept], norm.eps)
-        else:
-            y = functional.rms_norm(seen, (len(kept),), weight, norm.eps)
-        return torch.zeros_like(x).index_copy(axis, torch.tensor(kept), y)
-
-
-def reference(model, steps):
-    """The dead copy; its norms over channels see what is left."""
-    model = dead(model, steps)
-    for step in steps:
-        layer = model.get_submodule(step.layer)
-        if step.dim == "weight:0" and isinstance(layer, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
-            model.set_submodule(step.layer, Remaining(layer, step.removed))
-    return model
 
 
 def test_every_network_is_in_the_list():

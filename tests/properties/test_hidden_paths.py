@@ -14,7 +14,7 @@ from torch.nn import functional
 from pbcompress import measure, plan_widths, shrink
 from pbcompress.core.inputs import tensors_of
 from pbcompress.errors import TargetUnreachableError
-from tests.properties.test_hard_networks import count, double, reference, run, smallest_or
+from tests.support.dead_channels import count, double, reference, run, smallest_or
 from tests.support.nets import images, vectors
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from pbcompress import CompressConfig, WidthConfig, measure, plan_widths, shrink
 from pbcompress.errors import TargetUnreachableError
-from tests.properties.test_hard_networks import count, double, reference, run
+from tests.support.dead_channels import count, double, reference, run
 
 
 class Attention(nn.Module):

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from pbcompress import CompressConfig, LayerCut, WidthConfig, measure, plan_widths, shrink, shrink_
-from tests.properties.test_hard_networks import count, double, reference, run, smallest_or
+from tests.support.dead_channels import count, double, reference, run, smallest_or
 from tests.support.nets import CASES, Net, images, vectors
 
 

@@ -23,7 +23,7 @@ from pbcompress.quantization.acceptance import way_named
 from pbcompress.quantization.converter import METHODS, Quantizer, weight_bits
 from pbcompress.quantization.int8_search import Int8Search, calibration_feeds
 from pbcompress.quantization.rounding_aware import train_quantized
-from tests.quantization.test_int8_search import network
+from tests.support.quantized import network
 
 
 def data_of(model: nn.Module) -> pb.Data:

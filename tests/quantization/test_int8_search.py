@@ -19,14 +19,7 @@ from pbcompress.onnx_files.session import Latency
 from pbcompress.quantization import int8_search as int8
 from pbcompress.quantization.converter import Quantizer
 from pbcompress.quantization.int8_search import _by_harm
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5),
-    ).eval()  # fmt: skip
+from tests.support.quantized import network
 
 
 def data_of(model: nn.Module) -> pb.Data:

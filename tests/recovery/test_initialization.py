@@ -22,35 +22,20 @@ from pbcompress.recovery.recover import recover_
 from pbcompress.training.batch_statistics import Sample
 from pbcompress.training.callbacks import Callback
 from pbcompress.training.task import Data, Task
-from tests.support.configs import dendrites_of
+from tests.support.candidates import (
+    EVERY,
+    FORMS,
+    LAYERS,
+    PLANTED,
+    every_dendrite,
+    everything,
+    grown,
+)
+from tests.support.pairwise import pairwise
 
-PLANTED = Task(loss=lambda y, error: (y * error).sum(), metric=lambda y, error: y.mean())
-"""A task whose dLoss/dOutput is the target: the error is planted."""
-
-LAYERS = {
-    "linear": (lambda: nn.Linear(12, 8), (12,)),
-    "linear, three axes": (lambda: nn.Linear(12, 8), (5, 12)),
-    "linear, no bias": (lambda: nn.Linear(12, 8, bias=False), (12,)),
-    "conv1d": (lambda: nn.Conv1d(4, 8, 3, padding=1), (4, 9)),
-    "conv2d": (lambda: nn.Conv2d(4, 8, 3, stride=2, padding=1, bias=False), (4, 8, 8)),
-    "conv2d, dilated": (lambda: nn.Conv2d(4, 8, 3, dilation=2), (4, 8, 8)),
-    "conv2d, reflect": (lambda: nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect"), (4, 6, 6)),
-    "conv2d, same": (lambda: nn.Conv2d(4, 8, (2, 3), padding="same"), (4, 6, 5)),
-    "conv2d, groups": (lambda: nn.Conv2d(4, 8, 3, padding=1, groups=2), (4, 6, 6)),
-    "conv2d, depthwise": (lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8), (8, 6, 6)),
-    "conv3d": (lambda: nn.Conv3d(4, 8, 2, stride=(1, 2, 1)), (4, 4, 4, 4)),
-}
-FORMS = ("full", "grouped", "lowrank", "shared", "tied")
 # torch says that it pads an even kernel by a copy
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 CONVS = [name for name in LAYERS if name.startswith("conv")]
-
-
-def grown(layer, form="full", normalized=False, **choices):
-    net = nn.Sequential(copy.deepcopy(layer))
-    config = dendrites_of(form=form, rank=2, nodes=4, groups=2, **choices)
-    attach_dendrites_(net, config, layers={"0": normalized})
-    return net
 
 
 def planted_batches(net, shape, count=6, size=64):
@@ -83,16 +68,6 @@ def correlations(net, batches):
     r = a.T @ e / len(a)
     is_shared = layer.config.form.kind == "shared"
     return float(np.abs(r).mean() if is_shared else np.abs(np.diag(r)).mean())
-
-
-def everything(net):
-    return {
-        **{k: v.clone() for k, v in net.state_dict().items()},
-        "modes": [m.training for m in net.modules()],
-        "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in net.modules()],
-        "grads": [p.grad for p in net.parameters()],
-        "requires": [p.requires_grad for p in net.parameters()],
-    }
 
 
 def changed(before, after):
@@ -130,9 +105,7 @@ def test_the_direction_is_the_planted_one_and_that_of_numpy():
             assert abs(np.corrcoef(a, b)[0, 1]) > least
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", sorted(LAYERS))
-@pytest.mark.parametrize("normalized", [False, True])
+@every_dendrite
 def test_every_form_of_every_layer_correlates_better_than_random_on_planted_data(
     name, form, normalized
 ):
@@ -148,6 +121,7 @@ def test_every_form_of_every_layer_correlates_better_than_random_on_planted_data
 
 def test_the_lists_of_layers_and_forms_are_whole():
     assert (len(LAYERS), len(FORMS), len(CONVS)) == (11, 5, 8)
+    assert (len(EVERY), len(pairwise(EVERY))) == (110, 55)
 
 
 @pytest.mark.parametrize("name", CONVS)
@@ -285,16 +259,14 @@ def test_a_loss_that_is_not_finite_changes_nothing(in_the_data, error, said):
     assert changed(before, everything(net)) == set()
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", sorted(LAYERS))
-def test_a_network_in_half_precision_gets_weights_of_its_own_type(kind, form):
-    make, shape = LAYERS[kind]
-    for normalized in (False, True):
-        net = grown(make(), form, normalized).bfloat16()
-        batches = [(x.bfloat16(), e.bfloat16()) for x, e in planted_batches(net.float(), shape)]
-        found = initialize_candidates_(net.bfloat16(), batches, PLANTED)
-        assert all(p.dtype == torch.bfloat16 and p.isfinite().all() for p in net.parameters())
-        assert all(after >= before for before, after in found.values())
+@every_dendrite
+def test_a_network_in_half_precision_gets_weights_of_its_own_type(name, form, normalized):
+    make, shape = LAYERS[name]
+    net = grown(make(), form, normalized).bfloat16()
+    batches = [(x.bfloat16(), e.bfloat16()) for x, e in planted_batches(net.float(), shape)]
+    found = initialize_candidates_(net.bfloat16(), batches, PLANTED)
+    assert all(p.dtype == torch.bfloat16 and p.isfinite().all() for p in net.parameters())
+    assert all(after >= before for before, after in found.values())
 
 
 def test_transposed_layers_and_layers_without_error_keep_their_weights():

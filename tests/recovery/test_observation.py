@@ -1,7 +1,6 @@
 """Rows: what candidates read, compute of it, and the errors behind them."""
 
 import copy
-import itertools
 
 import pytest
 import torch
@@ -15,36 +14,22 @@ from pbcompress.recovery.observation import observe_together
 from pbcompress.recovery.replay import Replay
 from pbcompress.training.batch_statistics import Sample
 from pbcompress.training.task import Task
-from tests.recovery.test_initialization import FORMS, LAYERS, PLANTED, grown
+from tests.support.candidates import (
+    ALL_ROWS,
+    LAYERS,
+    PLANTED,
+    batches_of,
+    every_dendrite,
+    grown,
+    planted,
+    small_net,
+)
 
 # torch says that it pads an even kernel by a copy
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-EVERY = list(itertools.product(LAYERS, FORMS, (False, True)))
-ALL_ROWS = {"0": 10**6}
 
 
-def planted(shape, net, count=1, size=6):
-    x = [torch.randn(size, *shape, dtype=torch.double) for _ in range(count)]
-    return [(own, torch.randn_like(net(own)) / size) for own in x]
-
-
-def batches_of(count=4, size=32, features=6):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(count * size, features, generator=generator)
-    y = (x[:, :2].prod(1) > 0).long()
-    return [(x[i : i + size], y[i : i + size]) for i in range(0, count * size, size)]
-
-
-def small_net(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
-
-
-def test_every_layer_form_and_norm_is_here():
-    assert len(EVERY) == 110
-
-
-@pytest.mark.parametrize(("name", "form", "normalized"), EVERY)
+@every_dendrite
 def test_a_map_of_rows_is_the_map_of_the_input(name, form, normalized):
     make, shape = LAYERS[name]
     net = grown(make(), form, normalized).double()

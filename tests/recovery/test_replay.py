@@ -27,9 +27,19 @@ from pbcompress.training.callbacks import Callback
 from pbcompress.training.engine import Engine
 from pbcompress.training.loop import Stepper
 from pbcompress.training.task import Data, Task
-from tests.recovery.test_initialization import FORMS, LAYERS, PLANTED, everything, grown
-from tests.recovery.test_observation import ALL_ROWS, EVERY, batches_of, planted, small_net
-from tests.support.configs import dendrites_of
+from tests.support.candidates import (
+    ALL_ROWS,
+    FORMS,
+    LAYERS,
+    PLANTED,
+    batches_of,
+    every_dendrite,
+    everything,
+    grown,
+    planted,
+    small_net,
+)
+from tests.support.configs import dendrites_of, recovery_of
 
 # torch says that it pads an even kernel by a copy
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -58,7 +68,7 @@ def pool_of(layer):
     ]
 
 
-@pytest.mark.parametrize(("name", "form", "normalized"), EVERY)
+@every_dendrite
 def test_a_step_on_all_rows_of_a_batch_is_the_step_through_the_network(name, form, normalized):
     make, shape = LAYERS[name]
     sets, candidates = 1 + len(name) % 3, 1 + len(form) % 2

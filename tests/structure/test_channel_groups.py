@@ -18,7 +18,7 @@ from pbcompress.errors import TargetUnreachableError
 from pbcompress.pruning.slicing import cut_
 from pbcompress.structure.channel_groups import find_groups
 from pbcompress.structure.dimensions import is_plain
-from tests.planning.test_planner import assert_equals_masked, count
+from tests.support.masking import assert_equals_masked, count
 from tests.support.nets import CASES, Net, images, vectors
 
 

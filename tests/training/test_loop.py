@@ -19,6 +19,7 @@ from pbcompress.training.distillation import make_objective
 from pbcompress.training.engine import Engine
 from pbcompress.training.loop import Stepper, evaluate, lr_factor, make_optimizer, train_epoch
 from pbcompress.training.task import Data, Task, accuracy, check_data, inputs_of
+from tests.support.configs import recovery_of
 
 CPU = torch.device("cpu")
 MSE = nn.functional.mse_loss
