@@ -109,7 +109,7 @@ def export_pt2(
         program.graph.eliminate_dead_code()  # torch cannot read back an unbind of nothing
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # paths and lines of this machine
-        program.example_inputs = map_tensors(program.example_inputs, torch.zeros_like)
+        program.example_inputs = tuple(map_tensors(Call(*program.example_inputs), torch.zeros_like))
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         return buffer.getvalue()

