@@ -186,7 +186,7 @@ def test_a_mismatch_leaves_a_former_file_as_it_was(tmp_path):
     ("options", "message"),
     [
         ({"opset": 17}, "18 to 25"),
-        ({"quantize": "int4"}, 'it is "int8", "fp16", Int8(...), Fp16(...) or'),
+        ({"quantize": "int4"}, r'it is "int8", "fp16", Int8\(...\), Fp16\(...\) or None'),
     ],
 )
 def test_options_that_cannot_be_had_are_refused(options, message, tmp_path):
