@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import pbcompress as pb
 from pbcompress.errors import ExportMismatchError
+from pbcompress.export import onnx_writer
 
 
 class Residual(nn.Module):

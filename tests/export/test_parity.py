@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pbcompress import Data, ExportMismatchError, Task, export_onnx
 from pbcompress.errors import CompressionError
+from pbcompress.export import onnx_writer
 from pbcompress.export import parity as parity_module
 from pbcompress.export.free_axes import Inputs
 from pbcompress.export.parity import _gap

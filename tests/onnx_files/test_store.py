@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from pbcompress import CompressionError, StateMismatchError, export_onnx
+from pbcompress.export import onnx_writer
 from pbcompress.export.free_axes import Inputs
 from pbcompress.export.translation import translate
 from pbcompress.onnx_files.benchmark import bench
