@@ -45,12 +45,14 @@ def lines(all_lines):
     return [line for line in all_lines if "unreachable" not in line]
 
 
+@pytest.mark.slow
 def test_every_arm_ran_once_for_every_seed(all_lines):
     assert len(ARMS) >= 15
     cells = [(line["arm"], line["seed"]) for line in all_lines]
     assert sorted(cells) == sorted((arm, seed) for arm in ARMS for seed in (0, 1))
 
 
+@pytest.mark.slow
 def test_an_arm_without_room_for_a_set_says_so(all_lines, lines):
     without = {line["arm"] for line in all_lines if line not in lines}
     assert without < CHEAP  # 8 nodes are dear in so small a network
@@ -58,6 +60,7 @@ def test_an_arm_without_room_for_a_set_says_so(all_lines, lines):
     assert all("no room" in reason or "no set within" in reason for reason in reasons)
 
 
+@pytest.mark.slow
 def test_all_arms_take_as_many_steps(lines):
     assert {line["steps"] for line in lines} == {10 * 4}
 
@@ -94,6 +97,7 @@ def test_arms_of_equal_flops_have_no_more(tmp_path, monkeypatch):
     assert len({line["steps"] for line in lines.values()}) == 1
 
 
+@pytest.mark.slow
 def test_all_arms_are_as_large(lines):
     for line in lines:
         target = 0.4 * line["base"]["params"]
@@ -103,6 +107,7 @@ def test_all_arms_are_as_large(lines):
         assert least * target < line["params"] <= target, line["arm"]
 
 
+@pytest.mark.slow
 def test_the_base_of_the_published_method_is_that_method_without_its_set(lines):
     of_arm = {line["arm"]: line for line in lines}
     grown, base = of_arm["correlation"], of_arm["correlation, no dendrites"]
@@ -121,11 +126,13 @@ def test_a_first_layer_is_twice_as_wide_in_a_network_of_the_same_size(monkeypatc
     assert costs[1].params > 0.9 * costs[0].params
 
 
+@pytest.mark.slow
 def test_arms_start_from_the_same_network(lines):
     for seed in (0, 1):
         assert len({json.dumps(line["base"]) for line in lines if line["seed"] == seed}) == 1
 
 
+@pytest.mark.slow
 def test_the_page_has_a_row_for_every_arm(lines, tmp_path):
     path, intro = tmp_path / "lines.jsonl", tmp_path / "intro.md"
     path.write_text("\n".join(map(json.dumps, lines)))
@@ -145,6 +152,7 @@ def test_the_page_has_a_row_for_every_arm(lines, tmp_path):
     assert (tmp_path / "plot.svg").read_text().count("tiny") >= 1
 
 
+@pytest.mark.slow
 def test_cells_come_back_from_their_file(lines, tmp_path):
     cells = cells_of(lines)
     assert len(cells) == len({line["arm"] for line in lines})
@@ -152,6 +160,7 @@ def test_cells_come_back_from_their_file(lines, tmp_path):
 
 
 @pytest.mark.parametrize(("change", "message"), [("steps", "steps"), ("params", "more than")])
+@pytest.mark.slow
 def test_lines_that_cannot_be_compared_are_refused(lines, change, message):
     broken = [dict(line) for line in lines]
     broken[-1][change] += 10_000
@@ -159,6 +168,7 @@ def test_lines_that_cannot_be_compared_are_refused(lines, change, message):
         cells_of(broken)
 
 
+@pytest.mark.slow
 def test_lines_of_another_original_are_refused(lines):
     broken = [dict(line) for line in lines]
     broken[-1]["base"] = broken[-1]["base"] | {"val": 0.5}
@@ -166,6 +176,7 @@ def test_lines_of_another_original_are_refused(lines):
         cells_of(broken)
 
 
+@pytest.mark.slow
 def test_a_cell_without_all_seeds_is_left_out(lines):
     arms = [cell.arm for cell in cells_of(lines[:-1])]
     assert lines[-1]["arm"] not in arms

@@ -60,6 +60,7 @@ def lines(parts, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_all_arms_are_within_their_target_and_take_as_many_steps(lines):
     assert [line["arm"] for line in lines] == list(ARMS)
     assert {line["steps"] for line in lines} == {10 * 3}
@@ -69,6 +70,7 @@ def test_all_arms_are_within_their_target_and_take_as_many_steps(lines):
     assert len({json.dumps(line["base"]) for line in lines}) == 1
 
 
+@pytest.mark.slow
 def test_pieces_come_to_the_same_lines(lines, parts, tmp_path, monkeypatch):
     class Counter(pb.Callback):
         """Ends a piece after so many epochs, those that were saved among them."""
