@@ -57,8 +57,8 @@ def compress(
 
     Args:
         model: A trained network of Linear and convolution layers; never modified.
-        target_params: At most so many parameters, dendrites included: a count, a share in (0, 1) of
-            the original, or a `Budget`.
+        target_params: At most this many parameters, dendrites included: a count, a share in (0, 1)
+            of the original, or a `Budget`.
         example_inputs: A tensor, tuple or dict of one forward pass; default: those of the first
             train batch.
         data: Batches to train, decide and test on; None shrinks only, and leaves the accuracy low.
@@ -70,7 +70,7 @@ def compress(
         run_dir: Folder for checkpoints, weights, history and report. The same call with the same
             folder goes on where it was stopped.
         control: Also train the network that spends the whole target on width, and report it.
-        callbacks: Told of every epoch.
+        callbacks: Called after every epoch.
         progress: Show a progress bar on the standard error stream.
 
     Returns:
@@ -102,8 +102,8 @@ def compress(
     )
     if job.experiment is None:
         return _finished(job, _shrunk(job), None)
-    told = (*callbacks, ProgressBar()) if progress else tuple(callbacks)
-    training = ContenderTraining(job, job.experiment, told)
+    watching = (*callbacks, ProgressBar()) if progress else tuple(callbacks)
+    training = ContenderTraining(job, job.experiment, watching)
     before = training.score(job.original)
     return _finished(job, _trained(training, control=control), before)
 
@@ -144,7 +144,7 @@ def _why_width_alone(config: CompressConfig) -> str:
         why = "the target has no room for a set of dendrites"
         if dendrites.max_price is not None:
             why += f" that cost at most {dendrites.max_price:g} of a neuron each"
-    return f"One network was trained, width alone, for {why}."
+    return f"One network was trained, width alone, because {why}."
 
 
 def _finished(job: Job, outcome: Outcome, before: Score | None) -> CompressionResult:

@@ -135,7 +135,7 @@ class _Formula(nn.Module):
 
 
 class _FusedSet(nn.Module):
-    """One set behind the map of its input: what it hears, its activation, and what it adds.
+    """One set behind the map of its input: what it reads, its activation, and what it adds.
 
     Args:
         layer: The layer.

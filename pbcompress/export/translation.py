@@ -132,8 +132,8 @@ def _check_names(
     ):
         if given is not None and (len(given) != count or len(set(given)) != count):
             raise CompressionError(
-                f"{option}={list(given)} was asked for, and the network has {count}. Give as many "
-                "different names."
+                f"{option}={list(given)} was asked for, and the network has {count}. Give one "
+                "name for each, all different."
             )
     taken = set(names[0])
     for number, name in enumerate(names[1]):  # values of a graph have one name each

@@ -172,10 +172,10 @@ class PlanDiff:
     """How two plans of one network differ; ``print(diff)`` shows it.
 
     Attributes:
-        widths: For each layer whose width differs: of the original, by the one plan and the other.
+        widths: For each layer whose width differs: in the original, the first and the second plan.
         channels: Layers that are as wide by both, but lose other channels.
-        params: Predicted parameters by the one plan and the other.
-        flops: Predicted multiply-adds by the one plan and the other.
+        params: Predicted parameters of the first and the second plan.
+        flops: Predicted multiply-adds of the first and the second plan.
     """
 
     widths: Mapping[str, tuple[int, int, int]]

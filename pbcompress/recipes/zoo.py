@@ -107,7 +107,7 @@ class Entry:
         path = self.folder / CARD_FILE
         if not path.is_file():
             raise CompressionError(
-                f"The recipe {self.name} has no model card, for nobody has run it. Run it: "
+                f"The recipe {self.name} has no model card, because nobody has run it. Run it: "
                 f"pbcompress zoo run {self.name} --update"
             )
         return path.read_text()

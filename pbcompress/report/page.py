@@ -258,7 +258,7 @@ def int8_sentence(facts: RunFacts) -> str:
         return ""
     verdict = "was taken" if found.accepted else "was not taken"
     if found.failures:
-        verdict += f", for it failed on {' and '.join(found.failures)}"
+        verdict += f", because it failed on {' and '.join(found.failures)}"
     return (
         f"Int8 {verdict}: validation {found.metric_name} {found.metric_before:.4f} in "
         f"float32 and {found.metric_after:.4f} in int8, both through ONNX Runtime (at most "

@@ -76,7 +76,7 @@ class ContenderTraining:
     Attributes:
         job: The job.
         experiment: What they learn from.
-        callbacks: Told of every epoch.
+        callbacks: Called after every epoch.
     """
 
     job: Job

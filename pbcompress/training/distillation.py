@@ -1,4 +1,4 @@
-"""What a network should learn from a batch: the task, and the outputs of the one it came from."""
+"""What a network should learn from a batch: the task, and the outputs of the original network."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -190,7 +190,7 @@ class _FabricEngine(Engine):
 
 
 class _Sharded(Iterable[Any]):
-    """Every ``world``-th batch; an incomplete last round is left out, so that all take as many."""
+    """Every ``world``-th batch; an incomplete last round is left out: all take the same number."""
 
     def __init__(self, batches: Iterable[Any], rank: int, world: int) -> None:
         self._batches, self._rank, self._world = batches, rank, world

@@ -1,7 +1,7 @@
-"""The weights of a network as tensors, to be kept and put back while it trains.
+"""The weights of a network as tensors, to be kept and restored while it trains.
 
-Weights are what ``model.state_dict()`` tells: modules may leave parts out or add what is no tensor,
-and their hooks are respected.
+Weights are what ``model.state_dict()`` returns: modules may leave parts out or add what is no
+tensor, and their hooks are respected.
 """
 
 from collections.abc import Mapping

@@ -214,10 +214,10 @@ def train(
     lr: float = 3e-3,
     distillation: float = 0.0,
 ) -> int:
-    """Train phases of so many epochs in all, and return the number of steps."""
+    """Train phases of ``lengths`` epochs, and return the number of steps."""
 
     def config(**phases: Any) -> pb.CompressConfig:
-        # a set always stays: a network without the one it has room for is no arm of this size
+        # a set always stays: without it the network would be smaller than its arm says
         recovery = recovery_of(lr, distillation, max_failures=1, improvement=(-1.0,), **phases)
         return pb.CompressConfig(dendrites=dendrites, recovery=recovery)
 

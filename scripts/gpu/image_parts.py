@@ -99,7 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("name")
     parser.add_argument("parts", type=Path, help="folder to write")
     parser.add_argument("--folder", default="data", help="where the data sets are")
-    parser.add_argument("--train", type=int, help="so many training images, classes in proportion")
+    parser.add_argument(
+        "--train", type=int, help="number of training images, classes in proportion"
+    )
     options = parser.parse_args(argv)
     dataset = load_dataset(options.name, options.folder)
     train = (dataset.train_images, dataset.train_labels)

@@ -5,7 +5,7 @@
 
 Every epoch is saved under `state`, so a piece that ends, by its minutes or by force, is gone on
 with by the same call. A cell is one line: the original of its seed, trained once; then an arm by
-`pbcompress.compress`. All arms take as many epochs; weights are chosen on 5,000 validation images,
+`pbcompress.compress`. All arms take the same epochs; weights are chosen on 5,000 validation images,
 and the test images are scored once. Images, their crops and flips are on the device, the forward
 pass is in bf16, and convolutions run in channels_last.
 
