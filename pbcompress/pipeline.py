@@ -26,6 +26,7 @@ from pbcompress.runs.deployment import Deployment, deploy, file_notes
 from pbcompress.runs.job import Job, check_job
 from pbcompress.runs.race import Outcome, race
 from pbcompress.training.callbacks import Callback
+from pbcompress.training.history import Stage
 from pbcompress.training.progress import ProgressBar
 from pbcompress.training.task import Data, Task
 
@@ -114,7 +115,8 @@ def _shrunk(job: Job) -> Outcome:
     logger.warning(note)
     plan = plan_without_dendrites(job).plan
     network = shrink(job.original, plan).eval()
-    return Outcome(Contender("width", network, plan, plan.cost_after, None, None, 0), None, note)
+    contender = Contender(Stage.WIDTH, network, plan, plan.cost_after, None, None, 0)
+    return Outcome(contender, None, note)
 
 
 def _trained(training: ContenderTraining, *, control: bool) -> Outcome:

@@ -12,6 +12,7 @@ from pbcompress.onnx_files.benchmark import Benchmark
 from pbcompress.runs.contenders import Contender, Score
 from pbcompress.runs.deployment import Deployment
 from pbcompress.runs.file_inspection import Inspection
+from pbcompress.training.history import Stage
 
 __all__ = ["ContenderFacts", "FileEvidence", "Metric", "NetworkFacts", "RunFacts"]
 
@@ -47,7 +48,7 @@ class ContenderFacts(NetworkFacts):
     """A network that was made for the target; see `Contender`.
 
     Attributes:
-        name: "dendrites" or "width".
+        name: As there.
         sets: Dendrite sets that it kept.
         dendrite_params: Parameters of dendrites, among those of ``cost``.
         steps: Optimizer steps of its training.
@@ -55,7 +56,7 @@ class ContenderFacts(NetworkFacts):
         trial: Its metric on validation after the trial; None where there was none.
     """
 
-    name: str
+    name: Stage
     sets: int
     dendrite_params: int
     steps: int
