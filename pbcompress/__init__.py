@@ -52,7 +52,7 @@ from pbcompress.recovery.phase_cycles import Phase as Phase
 from pbcompress.recovery.phase_cycles import cycles as cycles
 from pbcompress.recovery.policy import PhaseKind as PhaseKind
 from pbcompress.recovery.recover import recover_ as recover_
-from pbcompress.runs.run_state import load as load
+from pbcompress.runs.saved_network import load as load
 from pbcompress.training.batch_statistics import reestimate_batchnorm_ as reestimate_batchnorm_
 from pbcompress.training.callbacks import Callback as Callback
 from pbcompress.training.history import History as History

@@ -17,16 +17,16 @@ from pbcompress.export.fusion import fuse
 from pbcompress.export.onnx_export import ExportReport, export_onnx
 from pbcompress.export.pt2 import ProgramReport, export_pt2
 from pbcompress.export.spec import save_spec
-from pbcompress.packaging.contents import Contents, contents_of_network
 from pbcompress.packaging.folder import Package, pack
 from pbcompress.packaging.model_card import CardConfig
+from pbcompress.packaging.package_contents import Contents, contents_of_network
 from pbcompress.planning.width_plan import WidthPlan
 from pbcompress.report.tables import before_after, layer_widths
 from pbcompress.report.writing import REPORT_FILES, write_report
 from pbcompress.runs.contenders import Contender, Score
 from pbcompress.runs.deployment import Deployment, file_notes
 from pbcompress.runs.facts import ContenderFacts, Metric, NetworkFacts, RunFacts
-from pbcompress.runs.finished_run import save_run
+from pbcompress.runs.run_folder import save_run
 from pbcompress.runs.sample import Sample, sample_of
 from pbcompress.training.history import History
 from pbcompress.training.task import Data, Task

@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 SECONDS = {
     "": 120,
     "cli": 120,
+    "config": 30,
     "comparison": 60,
     "core": 30,
     "costs": 60,

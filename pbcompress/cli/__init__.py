@@ -1,5 +1,5 @@
-"""The command line: each command calls one public function and prints what it returns.
+"""The command line: a command reads its arguments, calls public functions, prints what they return.
 
-No decision is made here.
+It makes no choice that Python users do not have.
 Start at `main`.
 """

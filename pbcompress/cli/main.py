@@ -311,8 +311,8 @@ def _export(arguments: argparse.Namespace) -> None:
     from pbcompress.onnx_files.contents import metadata_of
     from pbcompress.onnx_files.store import AXES
     from pbcompress.recipes.recipe import load_data, load_task, resolve
-    from pbcompress.runs.finished_run import read_facts
-    from pbcompress.runs.run_state import load
+    from pbcompress.runs.run_folder import read_facts
+    from pbcompress.runs.saved_network import load
 
     shapes = read_facts(arguments.run_dir).before.cost.input_shapes
     model = load(arguments.run_dir, resolve(arguments.model))
@@ -338,7 +338,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _way_of(arguments: argparse.Namespace) -> "Int8 | Fp16 | None":
     """Return the way of quantising that was asked for, with the choices that were given."""
-    from pbcompress.quantization.acceptance import way_named
+    from pbcompress.quantization.guards import way_named
 
     given = {name: getattr(arguments, name) for name in ("max_drop", "recover_epochs")}
     choices = {name: value for name, value in given.items() if value is not None}

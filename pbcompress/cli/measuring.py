@@ -106,7 +106,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from pbcompress.report.writing import write_report
     from pbcompress.runs.file_evidence import with_evidence
-    from pbcompress.runs.finished_run import read_run
+    from pbcompress.runs.run_folder import read_run
 
     output = Path(arguments.out or Path(arguments.run_dir) / "report.html")
     facts, history = read_run(arguments.run_dir)

@@ -1,5 +1,5 @@
-"""Models handled with care: inputs, modules, random state, files, source lines.
+"""What every other folder stands on: inputs, modules, random state, values, files, tables, drawing.
 
-Nothing here knows of widths, dendrites or ONNX.
-Start at `modules`, the few operations on a network that everything else is made of.
+It decides nothing about widths, dendrites or exports.
+Start at `inputs` and `modules`, the few operations on a network that the rest is made of.
 """

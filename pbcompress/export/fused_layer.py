@@ -3,7 +3,7 @@
 At batch 1 a layer costs its Python and its number of nodes. So torch.fx traces the formula once and
 keeps it as generated code, maps of the same geometry are stacked, grouped layers keep their groups
 as an axis until the sum is whole, and a set with few nodes adds through one Gather, or one Gemm
-where U is a matrix. `tests/export/test_fused_graph.py` counts the nodes.
+where U is a matrix. `tests/export/test_fused_layer.py` counts the nodes.
 """
 
 from collections.abc import Mapping, Sequence

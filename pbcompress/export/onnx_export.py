@@ -12,15 +12,15 @@ from torch import nn
 from pbcompress.core.inputs import Call, as_call, to_device
 from pbcompress.core.modules import copy_model, device_of
 from pbcompress.errors import CompressionError, first_line
-from pbcompress.export.file_writer import FileWriter
 from pbcompress.export.free_axes import Dynamic, Inputs, check_samples, name_arguments_
+from pbcompress.export.onnx_writer import FileWriter
 from pbcompress.export.parity import Parity
 from pbcompress.export.translation import output_of, translate
 from pbcompress.onnx_files.contents import FileFacts, facts_of
 from pbcompress.onnx_files.network import OnnxNetwork
 from pbcompress.onnx_files.session import CPU, check_providers
 from pbcompress.onnx_files.store import drafting, install, size_of
-from pbcompress.quantization.acceptance import Quantization, quantize_file, requested
+from pbcompress.quantization.guards import Quantization, quantize_file, requested
 from pbcompress.quantization.precisions import Quantize
 from pbcompress.training.loop import evaluate
 from pbcompress.training.task import Data, Task, inputs_of

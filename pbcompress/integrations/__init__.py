@@ -1,4 +1,5 @@
-"""Growth in the training loops of other libraries; each module needs the library it is named after.
+"""Growth and progress in the loops and tools of other libraries.
 
-A loop of your own needs none of them: see `pbcompress.cycles`.
+Each module needs the library that it is named after, and nothing else of pbcompress needs it.
+Start at the module of your library; a loop of your own needs none, see `pbcompress.cycles`.
 """

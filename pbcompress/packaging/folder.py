@@ -23,8 +23,8 @@ from pbcompress.errors import (
     first_line,
 )
 from pbcompress.onnx_files.session import Session
-from pbcompress.packaging.contents import MODEL_FILE, Contents, contents_of_run, files_of
 from pbcompress.packaging.model_card import CardConfig, model_card
+from pbcompress.packaging.package_contents import MODEL_FILE, Contents, contents_of_run, files_of
 from pbcompress.runs.sample import Sample
 
 __all__ = ["Package", "pack", "package"]

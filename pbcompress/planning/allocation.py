@@ -14,8 +14,8 @@ from dataclasses import replace
 from functools import partial
 
 from pbcompress.config.widths import WidthConfig
+from pbcompress.costs.bounds import Bounds
 from pbcompress.costs.closed_form import Widths
-from pbcompress.costs.loads import Bounds
 from pbcompress.planning.proportions import Preference
 from pbcompress.structure.channel_groups import ChannelGroup
 

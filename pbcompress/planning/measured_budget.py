@@ -11,10 +11,10 @@ from typing import Generic, Protocol, TypeVar
 from torch import nn
 
 from pbcompress.core.inputs import Call
+from pbcompress.costs.bounds import Cost
 from pbcompress.costs.closed_form import Widths
 from pbcompress.costs.exported_model import Calibration, layer_kinds
 from pbcompress.costs.latency_model import NANOSECONDS, LayerKind, Measured, Rounding, Shipped
-from pbcompress.costs.loads import Cost
 from pbcompress.costs.measured import ModelCost
 from pbcompress.errors import TargetUnreachableError
 from pbcompress.planning.width_search import Request
@@ -262,7 +262,7 @@ class _Confirmation(Generic[P]):
             costs.append((self.calibration.latency, limit))
         if self.budget.file_bytes is not None:
             costs.append((self.calibration.file_bytes, self.budget.file_bytes))
-        return replace(self.request, costs=costs)
+        return replace(self.request, costs=[*self.request.costs, *costs])
 
     def _unreachable(self, smallest: _Trial[P]) -> TargetUnreachableError:
         shares = self.budget.shares(smallest.measured)

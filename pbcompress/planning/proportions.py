@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pbcompress.costs.loads import Bounds
+from pbcompress.costs.bounds import Bounds
 from pbcompress.structure.channel_groups import Axis, ChannelGroup
 
 __all__ = ["Preference", "balanced_ratios", "count_weights", "preference_of"]

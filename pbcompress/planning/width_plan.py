@@ -24,8 +24,8 @@ from pbcompress.errors import StateMismatchError
 from pbcompress.planning.explanation import PlanDiff, plan_text, widths_of
 from pbcompress.planning.importance import sample_for
 from pbcompress.planning.measured_budget import Bench
-from pbcompress.planning.picture import width_picture
 from pbcompress.planning.planner import Solution, find_widths
+from pbcompress.planning.width_picture import width_picture
 from pbcompress.pruning.cuts import LayerCut, check_cuts
 from pbcompress.training.experiment import Experiment
 from pbcompress.training.task import Data, Task
@@ -301,7 +301,7 @@ def make_plan(
 def _open_bench(
     model: nn.Module, call: Call, layers: Collection[str]
 ) -> AbstractContextManager[Bench]:
-    from pbcompress.planning.exported_candidates import ExportBench  # needs onnx and its runtime
+    from pbcompress.planning.export_bench import ExportBench  # needs onnx and its runtime
 
     return ExportBench(model, call, layers)
 

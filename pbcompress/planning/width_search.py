@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pbcompress.config.whole import CompressConfig
 from pbcompress.config.widths import WidthConfig
 from pbcompress.core.modules import matches
+from pbcompress.costs.bounds import Bounds, Cost
 from pbcompress.costs.closed_form import CostModel, Widths, parameter_costs, work_costs
-from pbcompress.costs.loads import Bounds, Cost
 from pbcompress.dendrites.forms import growable_layers, set_params
 from pbcompress.errors import CompressionError, a_few
 from pbcompress.planning.allocation import allocate, narrowest

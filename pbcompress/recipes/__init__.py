@@ -1,5 +1,5 @@
 """Runs as TOML files: the recipe, the zoo of finished ones, and the demo.
 
-It adds no choice that `compress` does not have.
+Around the choices of `compress` a recipe has only the training before it and the export after it.
 Start at `recipe`.
 """

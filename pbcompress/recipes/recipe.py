@@ -18,7 +18,7 @@ from pbcompress.core.tensor_files import read_tensors
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.export.onnx_export import ExportReport
 from pbcompress.pipeline import compress
-from pbcompress.quantization.acceptance import way_named
+from pbcompress.quantization.guards import way_named
 from pbcompress.quantization.precisions import Fp16, Int8
 from pbcompress.recovery.checkpoint import Checkpoint
 from pbcompress.recovery.recover import recover_

@@ -19,7 +19,7 @@ from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
 from pbcompress.dendrites.nodes import BatchNorm, node_weight
 from pbcompress.dendrites.signals import ACTIVATIONS
 from pbcompress.errors import CompressionError
-from pbcompress.recovery.layer_reading import is_observable
+from pbcompress.recovery.candidate_inputs import is_observable
 from pbcompress.recovery.observation import Observed, observe
 from pbcompress.training.batch_statistics import Sample
 from pbcompress.training.task import Batches, Task, batch_count

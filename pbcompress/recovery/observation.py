@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pbcompress.core.modules import preserved_mode, rest_
 from pbcompress.dendrites.layer import DendriteLayer, Watcher, dendrite_layers
 from pbcompress.errors import DivergedError
-from pbcompress.recovery.layer_reading import draw_places, outputs_at, read_at, row_size
+from pbcompress.recovery.candidate_inputs import draw_places, outputs_at, read_at, row_size
 from pbcompress.training.batch_statistics import Sample
 from pbcompress.training.task import check_finite, check_loss
 
@@ -63,7 +63,7 @@ def observe(
 
     Args:
         model: Network with dendrites.
-        layers: Layers of it for which `layer_reading.is_observable` is true.
+        layers: Layers of it for which `candidate_inputs.is_observable` is true.
         sample: Batches, loss and forward.
         rows: Rows of a layer at most.
     """

@@ -17,7 +17,7 @@ from pbcompress.core.randomness import seeded
 from pbcompress.dendrites.correlation import Centred, centred, listen, process_count
 from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
 from pbcompress.dendrites.signals import activate, add_links
-from pbcompress.recovery.layer_reading import fan_in, is_observable, map_rows, row_size
+from pbcompress.recovery.candidate_inputs import fan_in, is_observable, map_rows, row_size
 from pbcompress.recovery.observation import Observed, observe_together
 from pbcompress.training.batch_statistics import Sample
 from pbcompress.training.loop import Stepper

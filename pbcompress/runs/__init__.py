@@ -1,5 +1,5 @@
-"""A finished run as a folder: weights, plan, sample, deployment, and what its files say.
+"""How a run goes and what it leaves: the checked job, the networks that compete, the folder.
 
-It keeps what was measured and computes no word of the report.
-Start at `run_state`.
+It lays out no report; `report` does.
+Start at `job` for a run that begins, and at `run_folder` for one that is over.
 """

@@ -18,8 +18,8 @@ from pbcompress.costs.measured import ModelCost, measure
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.planning.importance import sample_for
 from pbcompress.planning.planner import resolve_target
-from pbcompress.runs.finished_run import read_facts
-from pbcompress.runs.run_state import STATE_FILE
+from pbcompress.runs.run_folder import read_facts
+from pbcompress.runs.saved_network import STATE_FILE
 from pbcompress.training.engine import choose_device, world_size
 from pbcompress.training.experiment import Experiment
 from pbcompress.training.task import Data, Task, check_data, inputs_of

@@ -12,9 +12,9 @@ from pbcompress.core.inputs import Call
 from pbcompress.core.modules import shared_parameter_names
 from pbcompress.structure.dimensions import is_plain, named_dimension
 from pbcompress.structure.label_families import Families, settle
+from pbcompress.structure.label_pass import trace
 from pbcompress.structure.layer_geometry import LayerGeometry
 from pbcompress.structure.tracer import Trace
-from pbcompress.structure.tracing import trace
 
 __all__ = [
     "Axis",

@@ -26,7 +26,7 @@ from torch import nn
 import pbcompress as pb
 from model_zoo import create_model
 from pbcompress.core.inputs import as_call
-from pbcompress.planning.exported_candidates import ExportBench
+from pbcompress.planning.export_bench import ExportBench
 from scripts.lines import append_line, read_lines
 from scripts.planner.networks import torchvision_classifiers
 

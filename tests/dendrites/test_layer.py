@@ -15,7 +15,7 @@ from pbcompress.dendrites.forms import growable_layers, set_params
 from pbcompress.dendrites.growth import attach_dendrites_, detach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.errors import CompressionError, UnsupportedLayerError
-from pbcompress.runs.run_state import save
+from pbcompress.runs.saved_network import save
 from pbcompress.structure.layer_geometry import LayerGeometry
 from tests.support.pairwise import pairwise, pairwise_by_default
 from tests.support.reference import (

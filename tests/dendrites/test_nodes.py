@@ -25,7 +25,7 @@ from pbcompress.dendrites.forms import GroupedLinear, set_params
 from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
 from pbcompress.dendrites.nodes import Slots, adopt_nodes_, groups_of
 from pbcompress.recovery.node_selection import accept_, selected
-from pbcompress.runs.run_state import save
+from pbcompress.runs.saved_network import save
 from pbcompress.structure.layer_geometry import LayerGeometry
 from tests.support.configs import FORMS
 from tests.support.pairwise import pairwise, pairwise_by_default

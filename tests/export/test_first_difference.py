@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import pbcompress as pb
 from pbcompress.errors import ExportMismatchError
-from pbcompress.export import file_writer
+from pbcompress.export import onnx_writer
 
 
 class Residual(nn.Module):
@@ -52,10 +52,10 @@ def other(model: nn.Module, name: str) -> nn.Module:
 )
 def test_the_first_layer_that_differs_is_named(name: str, tmp_path, monkeypatch) -> None:
     torch.manual_seed(0)
-    model, export = Residual().eval(), file_writer.translate
+    model, export = Residual().eval(), onnx_writer.translate
     wrong = other(model, name)
     monkeypatch.setattr(
-        file_writer, "translate", lambda _, *rest, **named: export(wrong, *rest, **named)
+        onnx_writer, "translate", lambda _, *rest, **named: export(wrong, *rest, **named)
     )
     path = tmp_path / "a.onnx"
     named = LAYERS[name]
@@ -76,11 +76,11 @@ def test_without_a_layer_to_blame_the_error_is_as_it_was(tmp_path, monkeypatch) 
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x) * self.factor
 
-    model, export = Scaled(2.0).eval(), file_writer.translate
+    model, export = Scaled(2.0).eval(), onnx_writer.translate
     wrong = copy.deepcopy(model)
     wrong.factor = 3.0
     monkeypatch.setattr(
-        file_writer, "translate", lambda _, *rest, **named: export(wrong, *rest, **named)
+        onnx_writer, "translate", lambda _, *rest, **named: export(wrong, *rest, **named)
     )
     with pytest.raises(ExportMismatchError) as caught:
         pb.export_onnx(model, tmp_path / "a.onnx", torch.randn(2, 3))

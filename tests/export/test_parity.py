@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pbcompress import Data, ExportMismatchError, Task, export_onnx
 from pbcompress.errors import CompressionError
-from pbcompress.export import file_writer
+from pbcompress.export import onnx_writer
 from pbcompress.export import parity as parity_module
 from pbcompress.export.free_axes import Inputs
 from pbcompress.export.parity import _gap
@@ -58,9 +58,9 @@ def scaled(model: nn.Module, **factors: float) -> nn.Module:
 
 def exported_as(monkeypatch, wrong: nn.Module) -> None:
     """Let the exporter write another network than the one that it is given."""
-    translate = file_writer.translate
+    translate = onnx_writer.translate
     monkeypatch.setattr(
-        file_writer, "translate", lambda _, *rest, **named: translate(wrong, *rest, **named)
+        onnx_writer, "translate", lambda _, *rest, **named: translate(wrong, *rest, **named)
     )
 
 

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from pbcompress import CompressionError, StateMismatchError, export_onnx
-from pbcompress.export import file_writer
+from pbcompress.export import onnx_writer
 from pbcompress.export.free_axes import Inputs
 from pbcompress.export.translation import translate
 from pbcompress.onnx_files.benchmark import bench
@@ -145,7 +145,7 @@ def test_weights_get_a_file_of_their_own_above_the_bound_alone(tmp_path):
 
 def test_an_export_of_two_files_is_whole_and_takes_a_former_one_away(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        file_writer, "translate", lambda *args, **named: translate(*args, one_file=99, **named)
+        onnx_writer, "translate", lambda *args, **named: translate(*args, one_file=99, **named)
     )
     (tmp_path / "a.onnx.data").write_bytes(b"somebody else's")
     report = export_onnx(

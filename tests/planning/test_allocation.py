@@ -14,8 +14,8 @@ from torch import nn
 from pbcompress import WidthConfig, plan_widths
 from pbcompress.core.inputs import as_call, single_sample
 from pbcompress.core.modules import copy_model
+from pbcompress.costs.bounds import Bounds
 from pbcompress.costs.closed_form import CostModel, parameter_costs, work_costs
-from pbcompress.costs.loads import Bounds
 from pbcompress.costs.measured import measure
 from pbcompress.planning.allocation import FILL_GOAL, allocate, narrowest
 from pbcompress.planning.importance import unit_scores

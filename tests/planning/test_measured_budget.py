@@ -24,7 +24,7 @@ from pbcompress.core.inputs import as_call, single_sample
 from pbcompress.core.modules import copy_model
 from pbcompress.costs.latency_model import Measured, Rounding
 from pbcompress.export.onnx_export import write_onnx
-from pbcompress.planning.exported_candidates import ExportBench
+from pbcompress.planning.export_bench import ExportBench
 from pbcompress.planning.measured_budget import MeasuredBudget, confirmed, fastest
 from pbcompress.planning.planner import _Planner, find_widths
 from pbcompress.planning.width_search import Request

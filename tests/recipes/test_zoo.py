@@ -17,7 +17,7 @@ from pbcompress.onnx_files.session import Session
 from pbcompress.recipes.recipe import Recipe
 from pbcompress.recipes.zoo import Entry, entries
 from pbcompress.runs.contenders import Split
-from pbcompress.runs.finished_run import read_facts
+from pbcompress.runs.run_folder import read_facts
 
 FOLDER = Path(__file__).parents[2] / "model_zoo" / "recipes"
 ENTRIES = {entry.name: entry for entry in entries(FOLDER)}

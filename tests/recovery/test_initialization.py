@@ -12,9 +12,9 @@ from pbcompress import CompressConfig, Correlation, DendriteConfig, RecoveryConf
 from pbcompress.dendrites.growth import attach_dendrites_, detach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.errors import CompressionError, DivergedError
+from pbcompress.recovery.candidate_inputs import patches
 from pbcompress.recovery.checkpoint import Checkpoint
 from pbcompress.recovery.initialization import initialize_candidates_
-from pbcompress.recovery.layer_reading import patches
 from pbcompress.recovery.observation import observe
 from pbcompress.recovery.phase_cycles import cycles
 from pbcompress.recovery.policy import PhaseKind

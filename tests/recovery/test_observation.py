@@ -8,8 +8,8 @@ from torch import nn
 
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
+from pbcompress.recovery.candidate_inputs import fan_in, map_rows, row_size
 from pbcompress.recovery.initialization import initialize_candidates_
-from pbcompress.recovery.layer_reading import fan_in, map_rows, row_size
 from pbcompress.recovery.observation import observe_together
 from pbcompress.recovery.replay import Replay
 from pbcompress.training.batch_statistics import Sample

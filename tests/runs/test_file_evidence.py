@@ -24,7 +24,7 @@ from pbcompress.report.writing import to_html, to_markdown
 from pbcompress.runs.facts import RunFacts
 from pbcompress.runs.file_evidence import misfits, with_evidence
 from pbcompress.runs.file_inspection import inspect_file
-from pbcompress.runs.finished_run import read_run
+from pbcompress.runs.run_folder import read_run
 from tests.support import hostile_files as hostile
 
 SIDE = 6  # of the images

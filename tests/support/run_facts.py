@@ -12,7 +12,7 @@ from pbcompress.export.parity import Parity
 from pbcompress.onnx_files.benchmark import Benchmark, FileBenchmark
 from pbcompress.onnx_files.contents import FileFacts
 from pbcompress.onnx_files.session import Latency
-from pbcompress.quantization.acceptance import Quantization
+from pbcompress.quantization.guards import Quantization
 from pbcompress.runs.contenders import Score
 from pbcompress.runs.deployment import Deployment
 from pbcompress.runs.facts import ContenderFacts, FileEvidence, Metric, NetworkFacts, RunFacts

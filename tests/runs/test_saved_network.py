@@ -18,7 +18,7 @@ from pbcompress import (
     plan_widths,
     shrink,
 )
-from pbcompress.runs.run_state import STATE_FILE, WEIGHTS_FILE, save
+from pbcompress.runs.saved_network import STATE_FILE, WEIGHTS_FILE, save
 
 
 def make_network() -> nn.Module:
@@ -57,7 +57,7 @@ def test_outputs_are_bit_identical_in_a_new_process(tmp_path):
     x = torch.linspace(-1, 1, 72).reshape(1, 2, 6, 6)
     script = (
         "import torch, pbcompress as pb\n"
-        "from tests.runs.test_run_state import make_network\n"
+        "from tests.runs.test_saved_network import make_network\n"
         "torch.set_num_threads(1)\n"
         "x = torch.linspace(-1, 1, 72).reshape(1, 2, 6, 6)\n"
         f"y = pb.load({str(tmp_path)!r}, make_network)(x)\n"

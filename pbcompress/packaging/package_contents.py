@@ -9,7 +9,7 @@ from pbcompress.errors import StateMismatchError
 from pbcompress.export.onnx_export import ExportReport
 from pbcompress.report.writing import proof_sentence
 from pbcompress.runs.facts import RunFacts
-from pbcompress.runs.finished_run import read_run
+from pbcompress.runs.run_folder import read_run
 from pbcompress.runs.sample import SAMPLE_FILE, Sample, read_sample
 from pbcompress.training.history import History
 

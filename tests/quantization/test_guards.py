@@ -16,11 +16,11 @@ from pbcompress.errors import CompressionError
 from pbcompress.onnx_files.contents import metadata_of
 from pbcompress.onnx_files.network import OnnxNetwork
 from pbcompress.onnx_files.session import Latency
-from pbcompress.quantization import acceptance as precision
 from pbcompress.quantization import converter as quantization
+from pbcompress.quantization import guards as precision
 from pbcompress.quantization import int8_search as int8
-from pbcompress.quantization.acceptance import way_named
 from pbcompress.quantization.converter import METHODS, Quantizer, weight_bits
+from pbcompress.quantization.guards import way_named
 from pbcompress.quantization.int8_search import Int8Search, calibration_feeds
 from pbcompress.quantization.rounding_aware import train_quantized
 from tests.support.quantized import network

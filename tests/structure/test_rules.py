@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pbcompress.core.modules import plain_kernels
+from pbcompress.structure.label_pass import trace
 from pbcompress.structure.rules import RULES
-from pbcompress.structure.tracing import trace
 
 aten = torch.ops.aten
 ANY_GRU = nn.GRU(1, 1)  # a network for whose sake the kernels are plain

@@ -10,8 +10,8 @@ from pbcompress.core.tensor_files import write_bytes
 from pbcompress.errors import StateMismatchError
 from pbcompress.pruning.cuts import LayerCut
 from pbcompress.runs.facts import RunFacts
-from pbcompress.runs.run_state import STATE_FILE, read_state, save
 from pbcompress.runs.sample import SAMPLE_FILE, Sample, write_sample
+from pbcompress.runs.saved_network import STATE_FILE, read_state, save
 from pbcompress.training.history import History
 
 __all__ = ["read_facts", "read_run", "save_run"]
@@ -27,7 +27,7 @@ def save_run(
     history: History,
     sample: Sample,
 ) -> None:
-    """Write what `load`, `read_run` and `package` need; see `run_state.save`."""
+    """Write what `load`, `read_run` and `package` need; see `saved_network.save`."""
     save(directory, model, steps, facts)
     write_bytes(Path(directory) / HISTORY_FILE, history.to_jsonl().encode())
     write_sample(Path(directory) / SAMPLE_FILE, sample)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pbcompress import CompressionError, StateMismatchError, compress
-from pbcompress.runs.finished_run import read_facts, read_run, save_run
-from pbcompress.runs.run_state import save
+from pbcompress.runs.run_folder import read_facts, read_run, save_run
+from pbcompress.runs.saved_network import save
 from tests.support.run_facts import VARIANTS, make_facts, make_history, make_variant, scored
 
 SAMPLE = ([torch.zeros(1, 3)], [torch.zeros(1, 2)])
