@@ -50,7 +50,7 @@ def compress(
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> CompressionResult:
-    """Shrink a trained network to a target, win its accuracy back, and measure the result.
+    """Shrink a trained network to a target, recover lost accuracy, and measure the result.
 
     Widths are planned and proven, the narrower network is trained in cycles of dendrite growth,
     and original and result are compared on size, work, speed and metric. With ``share="auto"`` a
@@ -69,7 +69,7 @@ def compress(
         device: Where to train; default: CUDA, then MPS, then CPU.
         seed: Seed of everything random. The same call gives the same numbers on the same machine.
         run_dir: Folder for checkpoints, weights, history and report. The same call with the same
-            folder goes on where it was stopped.
+            folder resumes where it was stopped.
         control: Also train the network that spends the whole target on width, and report it.
         callbacks: Called after every epoch.
         progress: Show a progress bar on the standard error stream.

@@ -1,7 +1,7 @@
 """A network as an ONNX graph, by torch's exporter: its names, its free axes, and its refusals.
 
 torch.export is asked for nothing that it may refuse: every free axis is left to it to fix, the
-ranges that it found say which it did, and runs at other sizes decide. So a refusal can name the
+ranges that it found show which it did, and runs at other sizes decide. So a refusal can name the
 line of the user's code that fixes an axis.
 """
 

@@ -1,4 +1,4 @@
-"""The model card: what a network is, what it scores, how it came about and where it ends.
+"""The model card: what a network is, what it scores, how it was made and what its limits are.
 
 Its head is the YAML that the Hugging Face Hub reads, its text is for people.
 """
@@ -280,5 +280,5 @@ def _limits(facts: RunFacts, config: PackageConfig) -> list[str]:
     if len(config["models"]) > 1:
         limits.insert(1, "The scores are those of `model.onnx`, or of the same network in torch.")
     if facts.after.score is None:
-        limits.insert(0, "It was shrunk and not trained: it is no use before it is.")
+        limits.insert(0, "It was shrunk and not trained: it is of no use before it is.")
     return limits

@@ -179,7 +179,7 @@ class Cycles(Iterator[Phase]):
             of_layer = (self.seed, self._attempts, name, layer.num_sets)
             layer.begin_candidacy([(*of_layer, rival) for rival in rivals])
 
-    # --- what a phase asks and says -----------------------------------------------------------
+    # --- what a phase reads and reports -------------------------------------------------------
 
     def is_over(self, phase: Phase) -> bool:
         """Tell whether a phase has had its last epoch."""

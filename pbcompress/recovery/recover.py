@@ -1,4 +1,4 @@
-"""Train the cycles of a growth to their end, and go on where a killed run stopped."""
+"""Train the cycles of a growth to their end, and resume an interrupted run."""
 
 import logging
 import math
@@ -54,7 +54,7 @@ def recover_(
     teacher: nn.Module | None = None,
     optimizer: OptimizerFactory | None = None,
 ) -> History:
-    """Win accuracy back in place: neuron phase, dendrite phase, neuron phase, and so on.
+    """Recover lost accuracy in place: neuron phase, dendrite phase, neuron phase, and so on.
 
     The model ends with the weights of its best validation score and with the dendrite sets that
     helped, in eval mode. Each epoch has its own random stream, so the same call gives the same
@@ -71,7 +71,7 @@ def recover_(
             the seed of every epoch.
         layers: Exactly these layers grow, with whether each dendrite has its own BatchNorm.
         lengths: Grow nothing, and train phases of these epochs: the control by width alone.
-        checkpoint: Where to keep the state after every epoch, and to go on from.
+        checkpoint: Where to keep the state after every epoch, and to resume from.
         teacher: The network to learn from, for ``RecoveryConfig.distillation``; left as it is.
         optimizer: Makes the optimizer of each phase from the list of its parameters, in place of
             the one that ``config.recovery`` describes; its rates are scheduled all the same.
@@ -184,7 +184,7 @@ class _Run:
         trainer = self._trainer_of(phase)
         loss, steps = trainer.epoch()
         self.engine.share(self.shared.model)
-        is_at_rest = phase.kind is PhaseKind.DENDRITE and epoch > 0  # candidates say nothing
+        is_at_rest = phase.kind is PhaseKind.DENDRITE and epoch > 0  # candidates add nothing
         metric = self.history.records[-1]["metric"] if is_at_rest else self._metric()
         phase.report(self.shared.experiment.task.score(metric))
         record: dict[str, Any] = {

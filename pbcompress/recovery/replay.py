@@ -31,7 +31,7 @@ ROWS_PER_INPUT, ENOUGH_ROWS = 512, 2**17
 def share_rows(
     sizes: Mapping[str, int], available: Mapping[str, int], memory: float
 ) -> dict[str, int]:
-    """Return how many rows each layer gets: equally many, and what one does not have goes on.
+    """Return how many rows each layer gets: equally many; what one cannot use goes to the others.
 
     Args:
         sizes: Bytes of a row, by layer.

@@ -1,4 +1,4 @@
-"""What the HTML report says: facts turned into words and shares. No jinja2, no drawing."""
+"""The text of the HTML report: facts turned into words and shares. No jinja2, no drawing."""
 
 import json
 import math

@@ -59,7 +59,7 @@ def plan_with_dendrites(job: Job) -> ContenderSpec | None:
 
 
 def _planned(job: Job, name: Stage, config: CompressConfig) -> ContenderSpec:
-    """Plan a network; a run that goes on takes the plan that it began with."""
+    """Plan a network; a resumed run takes the plan that it began with."""
     path = job.checkpoint_path(f"{name}-{job.fingerprint[:16]}.plan.json")
     if path is not None and path.is_file():
         return ContenderSpec(name, config, WidthPlan.from_json(path.read_text()))

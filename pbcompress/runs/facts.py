@@ -1,4 +1,4 @@
-"""What a finished run tells of itself, as typed records: every report is made from these alone."""
+"""What is known of a finished run, as typed records: every report is made from these alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -115,7 +115,7 @@ class RunFacts:
         over_control: Metric of the result less that of the control; None without a control.
         deployment: Files and latencies, the reason why there are none, or None if not asked for.
         left_alone: Layers that kept their width, with the reason.
-        evidence: The files as they were found later; None where nobody looked.
+        evidence: The files as they were found later; None where they were not read.
     """
 
     pbcompress: str
@@ -148,5 +148,5 @@ class RunFacts:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What does not fit the run, as far as somebody looked."""
+        """What does not fit the run, if its files were read."""
         return self.evidence.problems if self.evidence else ()

@@ -99,7 +99,7 @@ def _timed(paths: list[Path]) -> Benchmark | str | None:
         return bench(paths, rounds=ROUNDS)
     except CompressionError as err:
         return f"The files were not timed: {err}"
-    except Exception as err:  # what ONNX Runtime says of a graph that loads and does not run
+    except Exception as err:  # ONNX Runtime's own errors for a graph that loads and does not run
         return f"The files were not timed, because one of them does not run: {first_line(err)}."
 
 

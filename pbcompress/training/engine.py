@@ -87,7 +87,7 @@ class Engine:
         """Give all processes the buffers of the first one: statistics are of its own batches."""
 
     def state(self) -> dict[str, Any]:
-        """Return what a run that goes on needs, as JSON."""
+        """Return what a resumed run needs, as JSON."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What lines of `run.py` come to: one row for a task, a target and an arm.
+"""Lines of `run.py` as cells: one row for a task, a target and an arm.
 
 Lines that cannot be compared are an error: arms of a cell must have begun with the same trained
 network and taken the same number of steps, and none may be larger than its target.

@@ -152,7 +152,7 @@ class Bench:
         raise pb.TargetUnreachableError(f"{target:g} has no set within {bound:,} FLOPs", None)
 
     def race(self, arm: Arm, target: float) -> dict[str, Any]:
-        """Return what the one call came to."""
+        """Return the result of one call of `compress`."""
         recovery = recovery_of(
             self.task.lr, arm.distillation, epochs=self.task.epochs, trial=arm.trial
         )

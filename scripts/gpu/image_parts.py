@@ -4,7 +4,7 @@
 
 Pixels are stored without loss, as differences between neighbours, compressed. All of CIFAR-10 takes
 about 100 MiB, seven parts of at most 16 MiB; 24,000 of its training images (`--train 24000`) and
-all for test fit into 64 MiB. Copies may come in several goes: what reads them wants all parts.
+all for test fit into 64 MiB. Copies may come one by one: the reader wants all parts.
 """
 
 import argparse
