@@ -237,6 +237,6 @@ class DendriteConfig(Choices):
 
     @property
     def scored_rule(self) -> ScoredRule:
-        """The rule, for what happens in a dendrite phase, which "gradient" has none of."""
+        """The rule of a dendrite phase; with "gradient" there is no such phase."""
         assert isinstance(self.rule, ScoredRule)
         return self.rule

@@ -230,7 +230,7 @@ class Cycles(Iterator[Phase]):
     # --- back to good weights -----------------------------------------------------------------
 
     def rewind(self) -> None:
-        """Put back the best weights of the current phase, those of its start where it has none."""
+        """Restore the best weights of the current phase, those of its start where it has none."""
         self._best.rewind_(to_best=best_epoch(self.log, self.recovery)[0] == len(self.log) - 1)
         if self.log[-1].kind is PhaseKind.DENDRITE:
             self.scores.begin()

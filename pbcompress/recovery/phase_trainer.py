@@ -37,7 +37,7 @@ class SharedTraining:
             every process.
         engine: Runs the steps.
         batches: This process's part of the train split.
-        objective: Loss of the neurons, with what the teacher says.
+        objective: Loss of the neurons, with the distance from the teacher.
         stage: Name of the training in the history, and part of the seed of every epoch.
         factory: Makes the optimizers; None: as the configuration says.
         images: Networks that train on images in channels-last memory, the teacher among them.

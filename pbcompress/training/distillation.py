@@ -64,7 +64,7 @@ def make_objective(
     teacher: nn.Module | None,
     student: nn.Module | None = None,
 ) -> Objective:
-    """Return the loss of neuron phases: the task's, mixed with what the teacher says.
+    """Return the loss of neuron phases: the task's, mixed with the distance from the teacher.
 
     Args:
         task: Loss and forward.

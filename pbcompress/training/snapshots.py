@@ -25,7 +25,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def put_weights_(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put back what `weights_of` returned; what it left out stays as it is.
+    """Restore what `weights_of` returned; what it left out stays as it is.
 
     Raises:
         RuntimeError: The model has other tensors.

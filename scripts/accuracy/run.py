@@ -92,7 +92,7 @@ class Bench:
         return about | found | rest
 
     def run(self, arm: Arm, target: float) -> dict[str, Any]:
-        """Return what one arm came to."""
+        """Return the result of one arm."""
         if arm.races:
             return self.race(arm, target)
         plan = self.lean_plan(arm, target) if arm.equal_flops else self.plan(arm, target)
@@ -183,7 +183,7 @@ def _layers(network: nn.Module, *kinds: type[nn.Module]) -> list[str]:
 
 
 def facts_of(result: pb.CompressionResult) -> dict[str, Any]:
-    """Return what a call of `compress` came to."""
+    """Return the result of `compress` as a line."""
     assert result.score_after is not None
     return {
         "params": result.cost_after.params,
