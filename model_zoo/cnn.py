@@ -86,7 +86,7 @@ def lenet(
         the defaults.
 
     Raises:
-        ValueError: ``widths`` is empty, or the images are too small for so many blocks.
+        ValueError: ``widths`` is empty, or the images are too small for this many blocks.
 
     Source:
         LeCun et al., Gradient-based learning applied to document recognition, 1998.

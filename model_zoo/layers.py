@@ -18,7 +18,7 @@ def conv_bn(
 ) -> nn.Sequential:
     """Build a 2-d convolution, BatchNorm and, if given, an activation.
 
-    The convolution has no bias, since the one of BatchNorm follows. It pads with
+    The convolution has no bias, because BatchNorm follows and has its own. It pads with
     ``kernel_size // 2``, so an odd kernel with stride 1 keeps height and width.
 
     Args:

@@ -1,4 +1,4 @@
-"""pbcompress: shrink a trained network to a size, win its accuracy back, prove what ships.
+"""pbcompress: shrink a trained network to a size, recover its accuracy, prove what ships.
 
 The names below are the public API; docs of each are on the name. Those that need ONNX or
 torch.export are resolved on first use, so that ``import pbcompress`` stays light.

@@ -26,6 +26,7 @@ from pbcompress.runs.deployment import Deployment, deploy, file_notes
 from pbcompress.runs.job import Job, check_job
 from pbcompress.runs.race import Outcome, race
 from pbcompress.training.callbacks import Callback
+from pbcompress.training.history import Stage
 from pbcompress.training.progress import ProgressBar
 from pbcompress.training.task import Data, Task
 
@@ -49,7 +50,7 @@ def compress(
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> CompressionResult:
-    """Shrink a trained network to a target, win its accuracy back, and measure the result.
+    """Shrink a trained network to a target, recover lost accuracy, and measure the result.
 
     Widths are planned and proven, the narrower network is trained in cycles of dendrite growth,
     and original and result are compared on size, work, speed and metric. With ``share="auto"`` a
@@ -57,8 +58,8 @@ def compress(
 
     Args:
         model: A trained network of Linear and convolution layers; never modified.
-        target_params: At most so many parameters, dendrites included: a count, a share in (0, 1) of
-            the original, or a `Budget`.
+        target_params: At most this many parameters, dendrites included: a count, a share in (0, 1)
+            of the original, or a `Budget`.
         example_inputs: A tensor, tuple or dict of one forward pass; default: those of the first
             train batch.
         data: Batches to train, decide and test on; None shrinks only, and leaves the accuracy low.
@@ -68,9 +69,9 @@ def compress(
         device: Where to train; default: CUDA, then MPS, then CPU.
         seed: Seed of everything random. The same call gives the same numbers on the same machine.
         run_dir: Folder for checkpoints, weights, history and report. The same call with the same
-            folder goes on where it was stopped.
+            folder resumes where it was stopped.
         control: Also train the network that spends the whole target on width, and report it.
-        callbacks: Told of every epoch.
+        callbacks: Called after every epoch.
         progress: Show a progress bar on the standard error stream.
 
     Returns:
@@ -102,8 +103,8 @@ def compress(
     )
     if job.experiment is None:
         return _finished(job, _shrunk(job), None)
-    told = (*callbacks, ProgressBar()) if progress else tuple(callbacks)
-    training = ContenderTraining(job, job.experiment, told)
+    watching = (*callbacks, ProgressBar()) if progress else tuple(callbacks)
+    training = ContenderTraining(job, job.experiment, watching)
     before = training.score(job.original)
     return _finished(job, _trained(training, control=control), before)
 
@@ -114,7 +115,8 @@ def _shrunk(job: Job) -> Outcome:
     logger.warning(note)
     plan = plan_without_dendrites(job).plan
     network = shrink(job.original, plan).eval()
-    return Outcome(Contender("width", network, plan, plan.cost_after, None, None, 0), None, note)
+    contender = Contender(Stage.WIDTH, network, plan, plan.cost_after, None, None, 0)
+    return Outcome(contender, None, note)
 
 
 def _trained(training: ContenderTraining, *, control: bool) -> Outcome:
@@ -144,7 +146,7 @@ def _why_width_alone(config: CompressConfig) -> str:
         why = "the target has no room for a set of dendrites"
         if dendrites.max_price is not None:
             why += f" that cost at most {dendrites.max_price:g} of a neuron each"
-    return f"One network was trained, width alone, for {why}."
+    return f"One network was trained, width alone, because {why}."
 
 
 def _finished(job: Job, outcome: Outcome, before: Score | None) -> CompressionResult:

@@ -147,7 +147,7 @@ class CompressionResult:
     def package(
         self, directory: str | Path, card: CardConfig | None = None, **options: Any
     ) -> Package:
-        """Write a folder for whoever shall use the network; see `package`.
+        """Write a folder for the network's users; see `package`.
 
         Args:
             directory: The folder.

@@ -1,1 +1,1 @@
-"""Measurements, a folder for each family; each README says what was asked, and how it is run."""
+"""Measurements, a folder for each family; each README has the question and the command."""

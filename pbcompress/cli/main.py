@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pbcompress",
-        description="Shrink a trained PyTorch network to a size target, win its accuracy back with "
+        description="Shrink a trained PyTorch network to a size target, recover its accuracy with "
         "cycles of dendrite growth, measure it, and export it to ONNX, proven equal.",
         epilog="Try: pbcompress demo",
     )

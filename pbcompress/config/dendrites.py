@@ -163,7 +163,7 @@ class DendriteConfig(Choices):
             and "hybrid" they move in the neuron phase after their acceptance, and are fixed when
             the next set grows. None is the rule's own: True for "correlation".
         activation: Nonlinearity of a dendrite.
-        cascade: Whether a dendrite hears the earlier ones of its neuron (V).
+        cascade: Whether a dendrite reads the earlier ones of its neuron (V).
         normalize: Give a dendrite its own BatchNorm where the layer is followed by one.
         layers: Names or ``fnmatch`` patterns of the layers that may grow; None is every Linear and
             convolution that can.
@@ -176,7 +176,7 @@ class DendriteConfig(Choices):
             training, and not after it.
         share: Largest part of the target that dendrites may take, in [0, 1]; "auto" gives a
             network with dendrites and one without a short trial (``RecoveryConfig.trial``), and
-            the rest of the training to the one that validation favours.
+            the rest of the training to the better one on validation.
 
     Example:
         >>> DendriteConfig(rule="gradient").backprop_through
@@ -237,6 +237,6 @@ class DendriteConfig(Choices):
 
     @property
     def scored_rule(self) -> ScoredRule:
-        """The rule, for what happens in a dendrite phase, which "gradient" has none of."""
+        """The rule of a dendrite phase; with "gradient" there is no such phase."""
         assert isinstance(self.rule, ScoredRule)
         return self.rule

@@ -29,7 +29,7 @@ class OptimizerConfig(Choices):
         dendrite_lr: Peak learning rate of dendrite phases.
         growth_lr: Factor of the peak learning rate in phases of a network that has dendrites, above
             0: frozen dendrites fit the layers before them as those were.
-        retry_lr: Factor of the learning rate with which a phase goes on from its best weights after
+        retry_lr: Factor of the learning rate with which a phase resumes from its best weights after
             a loss or score that is not finite, in (0, 1); a second time is an error.
         weight_decay: Weight decay of neuron phases; a dendrite phase has none.
         momentum: Momentum of "sgd".

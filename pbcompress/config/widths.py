@@ -25,7 +25,7 @@ class WidthConfig(Choices):
             size of the layers that write and read it, in parameters or what else is bounded.
             "global" ranks the channels of all groups in one list, each group's importance scaled to
             mean 1; "isomorphic" does so among the groups of the same structure.
-        importance: What tells which channels go. "magnitude" is the squared weights; "bn_scale" the
+        importance: Decides which channels go. "magnitude" is the squared weights; "bn_scale" the
             absolute scale of the norm layers, magnitude where a group has none. The others need
             data: "taylor" is the squared first-order change of a batch's loss, "fisher" the squared
             weights times their diagonal Fisher information, "variance" the variance of what the

@@ -77,7 +77,7 @@ def correlate(
 class Centred(NamedTuple):
     """Values minus their mean, in units of the mean size of what is left, by channel.
 
-    The samples of all processes count. What is said of channels broadcasts with the values.
+    The samples of all processes count. Numbers of channels broadcast with the values.
 
     Attributes:
         values: Of the shape that they had.
@@ -209,10 +209,9 @@ class CorrelationProbe(torch.autograd.Function):
 
     Forward takes the output y, a *score leaf* (see `score_leaf`), the channel axis, whether each
     node has a channel of its own, and the activations of the candidates in the pool at the
-    positions of a window. Backward
-    returns the error unchanged for y, the gradient of `correlate` for every activation, and the
-    batch's scores for the leaf. So sums over the phase are in ``score.grad`` by autograd's own
-    means: one backward pass, no hook, no stored graph.
+    positions of a window. Backward returns the error unchanged for y, the gradient of `correlate`
+    for every activation, and the batch's scores for the leaf. So autograd itself sums the scores of
+    a phase in ``score.grad``: one backward pass, no hook, no stored graph.
     """
 
     @staticmethod

@@ -157,7 +157,7 @@ class DendriteLayer(nn.Module):
         return [None if s.is_whole else s.kept.tolist() for s in self.slots]  # type: ignore[operator]
 
     def keep_all_nodes(self, nodes: Sequence[Sequence[int] | None]) -> None:
-        """Bring sets that are whole to the nodes that `kept_nodes` told of."""
+        """Narrow whole sets to the nodes that `kept_nodes` returned."""
         for index, kept in enumerate(nodes):
             if kept is not None:
                 self.keep_nodes(index, torch.tensor(kept, dtype=torch.long))

@@ -145,8 +145,9 @@ def narrowed(branch: nn.Module, kept: Tensor, axis: int) -> nn.Module:
 
     Args:
         branch: What `forms.make_branch` returned.
-        kept: Nodes that stay, ascending. A map in groups of several nodes keeps as many of each
-            group; where every node has a group of its own, the inputs of the others go as well.
+        kept: Nodes that stay, ascending. A map in groups of several nodes keeps the same
+            number in each group; where every node has its own group, the inputs of the others go
+            as well.
         axis: Channel axis of the layer.
     """
     if isinstance(branch, nn.Sequential):

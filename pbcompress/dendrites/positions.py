@@ -44,7 +44,7 @@ def position_axes(layer: nn.Module, output: Tensor, dims: int) -> tuple[int, ...
 class Window:
     """Every k-th position along each axis.
 
-    Neighbouring positions of an image tell nearly the same, so a step needs only some of them, and
+    Neighbouring positions of an image hold nearly the same, so a step needs only some of them, and
     a candidate is computed at these alone.
 
     Attributes:

@@ -43,7 +43,7 @@ def add_set(y: Tensor, activation: Tensor, gain: Tensor, slots: Slots, dims: int
 
 
 def activate(z: Tensor, name: str) -> Tensor:
-    """Return the activations of sums that nobody else holds.
+    """Return the activations of sums, which the caller must not need afterwards.
 
     They are overwritten where they need no gradient: in frozen sets, and where nothing trains.
     """

@@ -69,7 +69,7 @@ def fold_into_dendrites_(layer: DendriteLayer, norm: Any) -> None:
 
 
 def _read_folded_(layer: DendriteLayer, scale: Tensor, offset: Tensor) -> None:
-    """Let tied dendrites undo the fold of the sum that they read; dead channels are silent."""
+    """Let tied dendrites undo the fold of the sum that they read; channels of scale 0 read 0."""
     alive = scale != 0
     inverse = torch.where(alive, 1 / torch.where(alive, scale, 1), 0)
     for index, branch in enumerate(layer.dendrites):

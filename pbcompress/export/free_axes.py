@@ -167,7 +167,7 @@ class Inputs:
 
         Args:
             free: The axes.
-            dim: What each is; with ``AUTO`` torch may fix it, and the file tells.
+            dim: What each is; with ``AUTO`` torch may fix it, and the file shows which it did.
         """
         places = {place for axis in free for place in axis.places}
         numbers = {id(t): i for i, t in enumerate(self.tensors)}
@@ -248,7 +248,7 @@ def other_sizes(
         most: How many sizes are enough.
 
     Returns:
-        The sizes, and what the network said at the last one at which it did not run.
+        The sizes, and the network's error at the last one at which it did not run.
     """
     n, problem = axis.size, None
     found: list[int] = []

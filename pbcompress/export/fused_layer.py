@@ -86,9 +86,9 @@ class _Formula(nn.Module):
         self.axis = -1 - layer.dims
         maps = [folded(module) for module in [layer.base_layer, *layer.dendrites]]
         slots: Any = layer.slots
-        speaking = [index for index, own in enumerate(slots, 1) if own.count]
+        with_nodes = [index for index, own in enumerate(slots, 1) if own.count]
         self.is_tied = isinstance(layer.config.form, Tied)
-        reading = [0] if self.is_tied else [0, *speaking]
+        reading = [0] if self.is_tied else [0, *with_nodes]
         pairs = [maps[i] if type(maps[i]) is nn.Sequential else (maps[i],) for i in reading]
         heads = dict(zip(reading, (pair[0] for pair in pairs), strict=True))  # type: ignore[index]
         self.classes = _classes(heads)
@@ -97,12 +97,12 @@ class _Formula(nn.Module):
             [out_width(heads[i]) for i in alike] if len(alike) > 1 else [] for alike in self.classes
         ]
         self.groups = int(getattr(maps[0], "groups", 1)) if len(self.classes[0]) > 1 else 1
-        is_whole = all(slots[i - 1].is_whole for i in speaking)
+        is_whole = all(slots[i - 1].is_whole for i in with_nodes)
         self.inner = self.groups if is_whole and len(self.classes) == 1 else 1
         self.sets = nn.ModuleDict()
-        for position, index in enumerate(speaking):
+        for position, index in enumerate(with_nodes):
             tail = maps[index] if self.is_tied else _tail(maps[index])
-            earlier = [i - 1 for i in speaking[:position]]
+            earlier = [i - 1 for i in with_nodes[:position]]
             self.sets[str(index)] = _FusedSet(layer, index - 1, earlier, tail, self.inner)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,10 +112,10 @@ class _Formula(nn.Module):
             pieces = self._split(wide(x), sizes)
             parts |= {index: pieces[place] for place, index in enumerate(alike)}
         own = y = parts[0]
-        heard: list[Tensor] = []
+        activations: list[Tensor] = []
         for key, one in self.sets.items():
-            y, a = one(y, own if self.is_tied else parts[int(key)], heard)
-            heard.append(a)
+            y, a = one(y, own if self.is_tied else parts[int(key)], activations)
+            activations.append(a)
         return y.flatten(self.axis - 1, self.axis) if self.inner > 1 else y
 
     def _split(self, wide: Tensor, sizes: list[int]) -> Sequence[Tensor]:
@@ -135,7 +135,7 @@ class _Formula(nn.Module):
 
 
 class _FusedSet(nn.Module):
-    """One set behind the map of its input: what it hears, its activation, and what it adds.
+    """One set behind the map of its input: what it reads, its activation, and what it adds.
 
     Args:
         layer: The layer.
@@ -161,6 +161,7 @@ class _FusedSet(nn.Module):
         self.links = nn.ParameterList()
         for e in earlier if len(layer.links[index]) else ():
             places, has_node = slots[e].places(slots[index].kept)
+            # exported files hold this name
             self.register_buffer(f"heard_{len(self.links)}", places, persistent=False)
             self.links.append((layer.links[index][e].detach() * has_node).reshape(shape))
         gain = layer.gains[index].detach()
@@ -173,10 +174,10 @@ class _FusedSet(nn.Module):
         self.register_buffer("places", places, persistent=False)
         self.gain = nn.Parameter(gain.clone())
 
-    def forward(self, y: Tensor, z: Tensor, heard: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, y: Tensor, z: Tensor, earlier: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the sum with this set's part, and the activations of its nodes."""
         z = z if self.tail is None else self.tail(z)
-        for number, (link, a) in enumerate(zip(self.links, heard, strict=False)):
+        for number, (link, a) in enumerate(zip(self.links, earlier, strict=False)):
             own = _picked(a, getattr(self, f"heard_{number}"), self.axis)
             z = torch.addcmul(z, own, link)
         a = ACTIVATIONS[self.function](z)

@@ -186,7 +186,7 @@ def export_onnx(
 
     Raises:
         ExportMismatchError: The outputs differ by more than rounding; the worst output is named,
-            and the first layer that differs where it can be told.
+            and the first layer that differs where it can be found.
         CompressionError: The network cannot be exported (the line that torch refuses is named), an
             axis that was asked for is fixed, ``data`` does not fit, or the path cannot be written.
         DivergedError: The loss of a recovery was not finite.

@@ -266,7 +266,7 @@ def _gap(name: str, at: str, call: Call, wanted: Any, got: Any, best: Any) -> _G
 
 
 def _mismatch(network: nn.Module, draft: Path, worst: _Gap) -> ExportMismatchError:
-    """Return the error, with the name of the first layer that differs where it can be told."""
+    """Return the error, with the name of the first layer that differs where it can be found."""
     where = first_difference(network, draft, worst.call, TOLERANCE, draft.with_name("traced.onnx"))
     return ExportMismatchError(
         f"The exported file was compared with torch at {worst.at}, and its output "

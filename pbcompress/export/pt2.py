@@ -75,7 +75,7 @@ def export_pt2(
 ) -> ProgramReport:
     """Write one .pt2 file for `torch.export.load`, and keep it only if it computes the same.
 
-    Whoever loads it needs torch, and neither pbcompress nor the source of the network. The file
+    Loading it needs torch, and neither pbcompress nor the source of the network. The file
     holds no inputs and no paths of this machine. Loading a .pt2 may unpickle, so it is for
     people who trust you; `save_spec` writes a file that needs no trust.
 

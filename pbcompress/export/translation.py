@@ -1,7 +1,7 @@
 """A network as an ONNX graph, by torch's exporter: its names, its free axes, and its refusals.
 
 torch.export is asked for nothing that it may refuse: every free axis is left to it to fix, the
-ranges that it found say which it did, and runs at other sizes decide. So a refusal can name the
+ranges that it found show which it did, and runs at other sizes decide. So a refusal can name the
 line of the user's code that fixes an axis.
 """
 
@@ -132,8 +132,8 @@ def _check_names(
     ):
         if given is not None and (len(given) != count or len(set(given)) != count):
             raise CompressionError(
-                f"{option}={list(given)} was asked for, and the network has {count}. Give as many "
-                "different names."
+                f"{option}={list(given)} was asked for, and the network has {count}. Give one "
+                "name for each, all different."
             )
     taken = set(names[0])
     for number, name in enumerate(names[1]):  # values of a graph have one name each

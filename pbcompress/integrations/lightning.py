@@ -17,7 +17,7 @@ __all__ = ["GrowthCallback"]
 
 
 class GrowthCallback(pl.Callback):
-    """Grows a LightningModule while it is fitted: one phase after the other, with its best weights.
+    """Grows a LightningModule while it is fitted: phase by phase, with its best weights.
 
     ``configure_optimizers`` is called anew when a phase begins; let it take the parameters that
     require grad at that time. When growth is over the trainer stops, and the module holds its best

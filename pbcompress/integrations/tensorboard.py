@@ -16,7 +16,7 @@ class TensorBoard(Callback):
     """Writes every epoch of `compress` or `recover_`, as one of their ``callbacks``.
 
     Tags are ``stage/name``, for example ``dendrites/metric``. In dendrite phases
-    ``dendrites/score/LAYER/median`` and ``.../best`` tell |r| of the candidates of each layer.
+    ``dendrites/score/LAYER/median`` and ``.../best`` are |r| of the candidates of each layer.
 
     Args:
         log_dir: Folder of the event files.

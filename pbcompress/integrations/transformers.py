@@ -26,7 +26,7 @@ def grow_with_trainer(
     So each phase has a fresh optimizer and a learning rate schedule of its own. The trainer's
     arguments must evaluate after every epoch and name the metric: ``eval_strategy="epoch"``,
     ``metric_for_best_model`` and ``greater_is_better``. At the end the model has its best weights.
-    The trainer keeps dropout on in dendrite phases; statistics of BatchNorm are put back.
+    The trainer keeps dropout on in dendrite phases; statistics of BatchNorm are restored.
 
     Args:
         trainer: Made with a dataset to evaluate on, without optimizers of its own.

@@ -1,4 +1,4 @@
-"""A run as a folder for whoever shall use the network: files, runners, card, and a check."""
+"""A run as a folder for the network's users: files, runners, card, and a check."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""The model card: what a network is, what it scores, how it came about and where it ends.
+"""The model card: what a network is, what it scores, how it was made and what its limits are.
 
 Its head is the YAML that the Hugging Face Hub reads, its text is for people.
 """
@@ -29,7 +29,7 @@ PackageConfig = Mapping[str, Any]  # config.json of a package, which its runners
 
 @dataclass(frozen=True, kw_only=True)
 class CardConfig:
-    """What a run does not know of its network, for the model card; all of it may stay open.
+    """What a model card says beyond what a run knows; every field may be left out.
 
     Args:
         license: Under which the network is given away, as the Hub writes it: "apache-2.0", "mit".
@@ -145,7 +145,9 @@ def _scores(facts: RunFacts) -> list[_Score]:
 
 def _sentence(score: _Score) -> str:
     splits = {"test": "test split, scored once", "val": "validation split, which chose the weights"}
-    interval = score.interval() or "no interval, for only the metric of the whole split is known"
+    interval = (
+        score.interval() or "no interval, because only the metric of the whole split is known"
+    )
     return (
         f"{score.metric} {score.value:.4f} on {score.samples:,} samples of the "
         f"{splits[score.split]}; {interval}"
@@ -273,10 +275,10 @@ def _limits(facts: RunFacts, config: PackageConfig) -> list[str]:
         "Other data, attacks, fairness among groups of people, and calibration were not measured.",
         "Times in the table are those of the machine that made it.",
         f"The {config['samples']} inputs in `sample.npz` are the first that the network was "
-        "compressed with, usually training data: whoever gives this folder away gives them away.",
+        "compressed with, usually training data: giving this folder away gives them away.",
     ]
     if len(config["models"]) > 1:
         limits.insert(1, "The scores are those of `model.onnx`, or of the same network in torch.")
     if facts.after.score is None:
-        limits.insert(0, "It was shrunk and not trained: it is no use before it is.")
+        limits.insert(0, "It was shrunk and not trained: it is of no use before it is.")
     return limits

@@ -231,8 +231,8 @@ def _loosen(
 ) -> None:
     """Widen single groups beyond their multiple until the load reaches `FILL_GOAL`.
 
-    One group is to do, if there is one; half the multiple is tried before a quarter of it, and the
-    groups whose units cost least before the others.
+    One group alone is tried first; half the multiple before a quarter of it, and the groups whose
+    units cost least before the others.
     """
     load = bounds.load(bounds.totals(widths))
     while load < FILL_GOAL:

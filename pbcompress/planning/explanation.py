@@ -39,8 +39,8 @@ def widths_of(plan: "WidthPlan") -> dict[str, tuple[int, int]]:
 def plan_text(plan: "WidthPlan") -> str:
     """Return a plan as text: costs, bounds, and a row for every layer that has a width.
 
-    Rows of alike layers that differ in one number of their name stand in one row, whose costs are
-    those of each of them.
+    Layers that are alike and differ in one number of their name share a row, whose costs are those
+    of each of them.
     """
     return "\n".join([*_summary(plan), "", render_text(_table(plan))])
 
@@ -96,7 +96,7 @@ def _share(before: float, after: float) -> str:
 
 
 def _folded(rows: Sequence[tuple[str, Row]]) -> Iterator[Row]:
-    """Put rows that say the same of layers that differ in one number of their name into one."""
+    """Join rows that are equal but for one number in the name of their layer."""
     alike: dict[tuple[str, Row], dict[int, str]] = defaultdict(dict)
     keys: list[list[tuple[str, Row]]] = []
     for place, (name, cells) in enumerate(rows):
@@ -172,10 +172,10 @@ class PlanDiff:
     """How two plans of one network differ; ``print(diff)`` shows it.
 
     Attributes:
-        widths: For each layer whose width differs: of the original, by the one plan and the other.
+        widths: For each layer whose width differs: in the original, the first and the second plan.
         channels: Layers that are as wide by both, but lose other channels.
-        params: Predicted parameters by the one plan and the other.
-        flops: Predicted multiply-adds by the one plan and the other.
+        params: Predicted parameters of the first and the second plan.
+        flops: Predicted multiply-adds of the first and the second plan.
     """
 
     widths: Mapping[str, tuple[int, int, int]]

@@ -68,7 +68,7 @@ class ExportBench:
         """Export a network and time it in turn with the original.
 
         Its time is that of the original divided by the median ratio, so that all networks of a
-        bench can be compared, whatever else the machine did meanwhile.
+        bench can be compared, even if the machine did other work too.
         """
         path = self._export(network)
         sessions = [self._first, Session(path, self.threads)]

@@ -215,7 +215,7 @@ class _Confirmation(Generic[P]):
         return best.plan, _shipped(best, self.bench, self.request.round_to)
 
     def _best(self) -> _Trial[P]:
-        """Return the largest plan that fits, rather one that was not a mere guess."""
+        """Return the largest plan that fits; a guess only where nothing else does."""
         fitting = [trial for trial in self.trials if self.budget.fits(trial.measured)]
         learned = [trial for trial in fitting if self._is_near(trial) and trial is not self.guess]
         candidates = learned or fitting or [self._smallest()]

@@ -21,7 +21,7 @@ class Preference(Protocol):
         """Return the units of a group at a level between 0 (none) and 1 (all)."""
 
     def priority(self, index: int, width: int) -> float:
-        """Return how much a group of so many units deserves one more."""
+        """Return how much a group of ``width`` units deserves one more."""
 
 
 class _Proportional:

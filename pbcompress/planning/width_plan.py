@@ -247,7 +247,7 @@ def plan_widths(
     Args:
         model: Network to shrink; left as it is.
         example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
-        target_params: At most so many parameters: a count, a share in (0, 1) or a `Budget`. A
+        target_params: At most this many parameters: a count, a share in (0, 1) or a `Budget`. A
             latency or a file size is confirmed on exported networks, which takes some seconds for
             each of them.
         config: ``width`` says how, and with a number as ``dendrites.share`` room is kept for

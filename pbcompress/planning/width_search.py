@@ -36,8 +36,8 @@ class Request:
     Attributes:
         params: Most parameters, dendrites included.
         flops: Most multiply-adds, or None.
-        round_to: What widths are rounded to; where the configuration does not say so itself, a
-            target is not missed for it.
+        round_to: What widths are rounded to; where the configuration does not ask for it itself,
+            rounding gives way before a target is missed.
         costs: Further closed forms over the groups, with the most that each may be.
     """
 
@@ -87,7 +87,7 @@ class WidthSearch:
         return CostModel(self.grouping.groups, self._terms, reserve, layers)
 
     def solve(self, request: Request) -> Widths | None:
-        """Return widths, or None; layers whose dendrites are too dear stop growing."""
+        """Return widths, or None; layers whose dendrites cost too much stop growing."""
         groups = self.grouping.groups
         further = [(make(self.grouping), limit) for make, limit in request.costs]
         if request.flops is not None:

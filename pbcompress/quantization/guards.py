@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +146,10 @@ def way_named(name: str, choices: Mapping[str, Any] | None = None) -> Int8 | Fp1
     if way is None:
         reason = REFUSED.get(str(name), 'it is "int8", "fp16", Int8(...), Fp16(...) or None')
         raise CompressionError(f"quantize={name!r} was asked for; {reason}.")
-    known = [field.name for field in fields(way)]
-    for choice, value in (choices or {}).items():
-        if choice not in known:
-            raise CompressionError(
-                f"{choice}={value!r} was asked for with quantize={name!r}, which takes "
-                f"{' and '.join(known)} alone."
-            )
-    return way(**(choices or {}))
+    try:
+        return way.from_dict(choices or {})
+    except ValueError as err:
+        raise CompressionError(f"quantize={name!r} was asked for. {err}") from err
 
 
 def quantize_file(

@@ -57,7 +57,7 @@ class Int8Search:
 
     Both scopes are tried. Where the metric is not good with ranges from least to largest, the
     other calibrations are tried. Where none is good, nodes go back to float32 in the order of what
-    each alone does to the outputs, as many more each time as are back already.
+    each alone does to the outputs: 1 of them, then 3, 7, 15 and so on.
 
     Args:
         network: The float32 file.

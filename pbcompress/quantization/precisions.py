@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pbcompress.errors import CompressionError
+from pbcompress.core.config_values import Choices
+from pbcompress.core.field_types import NonNegative, WholeNumber
 
 __all__ = ["Fp16", "Int8", "Precision", "Quantize"]
 
@@ -11,68 +12,44 @@ Precision = Literal["int8", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int8:
+class Int8(Choices):
     """Write a file in 8 bits if that is smaller, as good, and not slower on this machine.
 
     Args:
-        max_drop: How much worse the validation metric may be, absolute, at least 0.
+        max_drop: How much worse the validation metric may be, absolute.
         recover_epochs: Where 8 bits do not pass, a copy is trained for this many epochs on
             ``data.train`` with rounded weights and values, and tried again; 0: it is not.
-
-    Raises:
-        CompressionError: A value is out of range.
 
     Example:
         >>> Int8(recover_epochs=4)
         Int8(max_drop=0.005, recover_epochs=4)
     """
 
-    max_drop: float = 0.005
-    recover_epochs: int = 0
-
     kind: ClassVar[Precision] = "int8"
     least_speedup: ClassVar[float] = 1.0
 
-    def __post_init__(self) -> None:
-        _check_drop(self)
-        if self.recover_epochs < 0:
-            raise CompressionError(
-                f"{self} was asked for; recover_epochs is a number of epochs from 0."
-            )
+    max_drop: NonNegative = 0.005
+    recover_epochs: WholeNumber = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fp16:
+class Fp16(Choices):
     """Write a file in 16 bits if that is smaller, as good, and at least half as fast.
 
     CPUs compute it in float32: it is for the size.
 
     Args:
-        max_drop: How much worse the validation metric may be, absolute, at least 0.
-
-    Raises:
-        CompressionError: A value is out of range.
+        max_drop: How much worse the validation metric may be, absolute.
 
     Example:
         >>> Fp16()
         Fp16(max_drop=0.005)
     """
 
-    max_drop: float = 0.005
-
     kind: ClassVar[Precision] = "fp16"
     least_speedup: ClassVar[float] = 0.5
 
-    def __post_init__(self) -> None:
-        _check_drop(self)
-
-
-def _check_drop(way: Int8 | Fp16) -> None:
-    if not way.max_drop >= 0:  # so that NaN is refused
-        raise CompressionError(
-            f"{way} was asked for; max_drop says how much worse the metric may be, and is a "
-            "number of at least 0."
-        )
+    max_drop: NonNegative = 0.005
 
 
 # A name stands for the way with its defaults; None is float32.

@@ -32,7 +32,7 @@ __all__ = ["Recipe", "export_result", "load_data", "load_task", "resolve", "run_
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe file says.
+    """What a recipe file holds.
 
     Sections::
 
@@ -54,7 +54,7 @@ class Recipe:
         train: How to train the base network; None if it has weights.
         seed: Seed of the base network and of the compression.
         control: See `compress`.
-        export: What the table [export] says; None if nothing but RUN_DIR/model.onnx is wanted.
+        export: The table [export]; None if nothing but RUN_DIR/model.onnx is wanted.
     """
 
     model: Mapping[str, Any]
@@ -73,7 +73,7 @@ class Recipe:
         """Read a recipe file.
 
         Raises:
-            CompressionError: The file is missing, no TOML, or says something unknown.
+            CompressionError: The file is missing, no TOML, or has something unknown.
         """
         file = Path(path)
         try:
@@ -169,7 +169,7 @@ def load_task(name: str) -> Task:
 
 
 def run_recipe(recipe: Recipe, *, progress: bool = True) -> CompressionResult:
-    """Train the base network if need be, and compress it; a stopped run goes on."""
+    """Train the base network if it has no weights, and compress it; a stopped run resumes."""
     data = load_data(recipe.data["build"], recipe.data.get("arguments", {}))
     model = recipe.make_model()
     run_dir = Path(recipe.run_dir)
@@ -206,7 +206,7 @@ def run_recipe(recipe: Recipe, *, progress: bool = True) -> CompressionResult:
 
 
 def export_result(recipe: Recipe, result: CompressionResult) -> ExportReport:
-    """Write ``RUN_DIR/model.int8.onnx`` as the table [export] says; no file if it is not taken."""
+    """Write ``RUN_DIR/model.int8.onnx`` as the table [export] asks; no file if it is not taken."""
     assert recipe.export is not None
     data = load_data(recipe.data["build"], recipe.data.get("arguments", {}))
     path = Path(recipe.run_dir) / f"model.{recipe.export.kind}.onnx"

@@ -1,4 +1,4 @@
-"""The model zoo: a folder for each recipe, with what it came to and the small model itself."""
+"""The model zoo: a folder for each recipe, with its result and the small model itself."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ RECIPE_FILE, MODEL_FILE, RESULT_FILE, CARD_FILE = (
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """What running a recipe came to.
+    """The result of running a recipe.
 
     Attributes:
         facts: Of the run.
@@ -74,7 +74,7 @@ class Entry:
         return first.lstrip("# ").rstrip()
 
     def result(self) -> RecipeResult | None:
-        """Return what a run came to; None before the first.
+        """Return the result of its run; None before the first.
 
         Raises:
             StateMismatchError: The file is truncated, damaged, of another kind or version.
@@ -85,7 +85,7 @@ class Entry:
         return parse_record(RecipeResult, path.read_text(), KIND, VERSION, str(path))
 
     def line(self) -> str:
-        """Return the entry in a line: what it is, and what it came to."""
+        """Return the entry in a line: what it is, and its result."""
         result = self.result()
         if result is None:
             return f"{self.name}: {self.about()} Not run yet."
@@ -107,7 +107,7 @@ class Entry:
         path = self.folder / CARD_FILE
         if not path.is_file():
             raise CompressionError(
-                f"The recipe {self.name} has no model card, for nobody has run it. Run it: "
+                f"The recipe {self.name} has no model card, because nobody has run it. Run it: "
                 f"pbcompress zoo run {self.name} --update"
             )
         return path.read_text()

@@ -35,7 +35,7 @@ class BestWeights:
         self.keep()
 
     def keep(self) -> None:
-        """Take the present weights for the best."""
+        """Note the present weights as the best."""
         self._best: Mapping[str, Tensor] = weights_of(self._model)
         self.sets = set_count(self._model)
 

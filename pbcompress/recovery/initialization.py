@@ -45,7 +45,7 @@ def initialize_candidates_(
     """Give the newest dendrite sets first weights in closed form, in place.
 
     For every node, directions of the whitened inputs are tried: those of the largest eigenvalues of
-    the error-weighted second moments, and the one of the first moments, both ways and with a few
+    the error-weighted second moments and that of the first moments, both ways and with a few
     offsets. The node gets the best of them by |r| with its error on the sample, or keeps
     its random weights where they are better. Only weights of the newest sets change. Call it at
     the start of a dendrite phase; of a pool the first candidate changes.

@@ -16,7 +16,7 @@ Sums = dict[str, Tensor]
 
 
 class NodeScores:
-    """What score leaves say after each epoch of a dendrite phase.
+    """The scores in score leaves after each epoch of a dendrite phase.
 
     Args:
         improvement: Relative gain of a node's |r| that counts.

@@ -1,4 +1,4 @@
-"""What candidate dendrites read and what is wrong behind them, at places drawn at random."""
+"""What candidate dendrites read, and the errors of their layer, at places drawn at random."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -58,8 +58,8 @@ def observe(
     """Yield layers by name with a sample of what their newest set reads, and of their errors.
 
     The model runs in eval mode and is left as it is. Layers that no error reaches are left out.
-    Memory is bounded: wide layers get fewer rows, and where many layers are asked for the batches
-    are gone through several times.
+    Memory is bounded: wide layers get fewer rows, and many layers take several passes over the
+    batches.
 
     Args:
         model: Network with dendrites.

@@ -1,4 +1,4 @@
-"""What a training loop gets to know of one phase, and says to it."""
+"""One phase as a training loop sees it: who trains, and where the scores go."""
 
 from typing import Protocol
 
@@ -72,7 +72,7 @@ class Phase:
                 branch.train()
 
     def set_loss_scale(self, factor: float) -> None:
-        """Say what the loss is multiplied by before its backward pass; 1 where nobody does.
+        """Set what the loss is multiplied by before its backward pass; 1 by default.
 
         A candidate's gradient does not depend on the scale of the error, so it would not grow with
         the factor, and what divides gradients by it afterwards (a ``GradScaler``) would make it too

@@ -179,7 +179,7 @@ class Cycles(Iterator[Phase]):
             of_layer = (self.seed, self._attempts, name, layer.num_sets)
             layer.begin_candidacy([(*of_layer, rival) for rival in rivals])
 
-    # --- what a phase asks and says -----------------------------------------------------------
+    # --- what a phase reads and reports -------------------------------------------------------
 
     def is_over(self, phase: Phase) -> bool:
         """Tell whether a phase has had its last epoch."""
@@ -230,7 +230,7 @@ class Cycles(Iterator[Phase]):
     # --- back to good weights -----------------------------------------------------------------
 
     def rewind(self) -> None:
-        """Put back the best weights of the current phase, those of its start where it has none."""
+        """Restore the best weights of the current phase, those of its start where it has none."""
         self._best.rewind_(to_best=best_epoch(self.log, self.recovery)[0] == len(self.log) - 1)
         if self.log[-1].kind is PhaseKind.DENDRITE:
             self.scores.begin()
@@ -336,7 +336,7 @@ def cycles(
     """Yield the phases of a growth, for a training loop of your own.
 
     Each phase says what trains; the loop, the optimizer and the data stay yours. When a set did not
-    help, the best former weights are put back before the next phase; after the last phase the model
+    help, the best former weights are restored before the next phase; after the last phase the model
     holds the best weights. A phase that is not over is yielded again, so one report for each
     turn of the loop is as good as an inner loop over ``phase.done``.
 
@@ -345,7 +345,7 @@ def cycles(
         config: ``dendrites`` and ``recovery`` (lengths, patience, bounds); either may be given
             alone.
         layers: Exactly these layers grow, with whether each dendrite has its own BatchNorm.
-        lengths: Grow nothing, and run neuron phases of so many epochs each: the control.
+        lengths: Grow nothing, and run neuron phases of these epochs: the control.
         seed: Seed of the new weights.
 
     Returns:

@@ -37,7 +37,7 @@ class SharedTraining:
             every process.
         engine: Runs the steps.
         batches: This process's part of the train split.
-        objective: Loss of the neurons, with what the teacher says.
+        objective: Loss of the neurons, with the distance from the teacher.
         stage: Name of the training in the history, and part of the seed of every epoch.
         factory: Makes the optimizers; None: as the configuration says.
         images: Networks that train on images in channels-last memory, the teacher among them.
@@ -169,7 +169,7 @@ class PhaseTrainer:
 
 
 class _PhaseStepper(Stepper):
-    """Steps along the schedule of a phase, which is told how its losses are scaled."""
+    """Steps along the schedule of a phase, and passes on how the losses are scaled."""
 
     def __init__(
         self,
@@ -197,7 +197,7 @@ def _check_optimizer(optimizer: Any, parameters: Sequence[nn.Parameter]) -> None
     wanted = {id(p) for p in parameters}
     if held != wanted:
         raise CompressionError(
-            f"optimizer was given the {len(wanted)} parameters of a phase, and the one that it "
+            f"optimizer was given the {len(wanted)} parameters of a phase, and what it "
             f"made lacks {len(wanted - held)} of them and holds {len(held - wanted)} others. Make "
             "it from the list that it is given."
         )

@@ -1,4 +1,4 @@
-"""Train the cycles of a growth to their end, and go on where a killed run stopped."""
+"""Train the cycles of a growth to their end, and resume an interrupted run."""
 
 import logging
 import math
@@ -54,7 +54,7 @@ def recover_(
     teacher: nn.Module | None = None,
     optimizer: OptimizerFactory | None = None,
 ) -> History:
-    """Win accuracy back in place: neuron phase, dendrite phase, neuron phase, and so on.
+    """Recover lost accuracy in place: neuron phase, dendrite phase, neuron phase, and so on.
 
     The model ends with the weights of its best validation score and with the dendrite sets that
     helped, in eval mode. Each epoch has its own random stream, so the same call gives the same
@@ -66,12 +66,12 @@ def recover_(
         task: Loss and metric; the default is classification.
         config: ``dendrites`` and ``recovery``; either may be given alone.
         seed: Seed of everything random.
-        callbacks: Told of every epoch.
+        callbacks: Called after every epoch.
         stage: Name of this training in the history: a `Stage`, or one of your own. It is part of
             the seed of every epoch.
         layers: Exactly these layers grow, with whether each dendrite has its own BatchNorm.
-        lengths: Grow nothing, and train phases of so many epochs: the control by width alone.
-        checkpoint: Where to keep the state after every epoch, and to go on from.
+        lengths: Grow nothing, and train phases of these epochs: the control by width alone.
+        checkpoint: Where to keep the state after every epoch, and to resume from.
         teacher: The network to learn from, for ``RecoveryConfig.distillation``; left as it is.
         optimizer: Makes the optimizer of each phase from the list of its parameters, in place of
             the one that ``config.recovery`` describes; its rates are scheduled all the same.
@@ -127,14 +127,14 @@ def recover_(
         except BaseException:
             growth.abandon()
             raise
-        for callback in run.told(callbacks):
+        for callback in run.own(callbacks):
             callback.on_end()
     model.eval()
     return run.history
 
 
 def _train(run: "_Run", callbacks: Sequence[Callback]) -> None:
-    most, callbacks = _most_epochs(run.growth), run.told(callbacks)
+    most, callbacks = _most_epochs(run.growth), run.own(callbacks)
     for callback in callbacks:
         callback.on_stage(run.shared.stage, most)
         for record in run.history:
@@ -174,7 +174,7 @@ class _Run:
         self._retried: int | None = None
         self._trainer: PhaseTrainer | None = None
 
-    def told(self, callbacks: Sequence[Callback]) -> Sequence[Callback]:
+    def own(self, callbacks: Sequence[Callback]) -> Sequence[Callback]:
         """Return the callbacks of this process: all of them in the first one."""
         return callbacks if self.engine.rank == 0 else ()
 
@@ -184,7 +184,7 @@ class _Run:
         trainer = self._trainer_of(phase)
         loss, steps = trainer.epoch()
         self.engine.share(self.shared.model)
-        is_at_rest = phase.kind is PhaseKind.DENDRITE and epoch > 0  # candidates say nothing
+        is_at_rest = phase.kind is PhaseKind.DENDRITE and epoch > 0  # candidates add nothing
         metric = self.history.records[-1]["metric"] if is_at_rest else self._metric()
         phase.report(self.shared.experiment.task.score(metric))
         record: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """A dendrite phase from memory: neurons rest, so what candidates see need be computed only once.
 
 Rows are drawn as errors pass back, which also works under activation checkpointing. Candidates
-would learn too few rows by heart; if memory holds no more, the phase passes through the network.
+would overfit too few rows; if memory holds no more, the phase passes through the network.
 """
 
 import math
@@ -24,14 +24,14 @@ from pbcompress.training.loop import Stepper
 
 __all__ = ["Replay", "share_rows"]
 
-# Fewer are learnt by heart, and more tell nothing new: see docs/benchmarks/positions.md.
+# Fewer are overfitted, and more bring nothing new: see docs/benchmarks/positions.md.
 ROWS_PER_INPUT, ENOUGH_ROWS = 512, 2**17
 
 
 def share_rows(
     sizes: Mapping[str, int], available: Mapping[str, int], memory: float
 ) -> dict[str, int]:
-    """Return how many rows each layer gets: equally many, and what one does not have goes on.
+    """Return how many rows each layer gets: equally many; what one cannot use goes to the others.
 
     Args:
         sizes: Bytes of a row, by layer.
@@ -132,7 +132,7 @@ class Replay:
 
 
 def _enough(layer: DendriteLayer, outputs: float) -> float:
-    """Return with how many rows candidates do not learn them by heart: all, if there are fewer."""
+    """Return how many rows keep candidates from overfitting: all, if there are fewer."""
     return min(outputs, ROWS_PER_INPUT * fan_in(layer))
 
 
@@ -150,7 +150,7 @@ class _Held(NamedTuple):
     errors: Centred
 
     def slice(self, start: int, step: int, accumulate: int = 1) -> slice:
-        """Return the rows of one step, as many as its batches would show: neighbours, no copy.
+        """Return the rows of one step, the number that its batches would show: neighbours, no copy.
 
         Steps follow each other through the rows from an offset that ``start`` gives, so those of
         one round share none.

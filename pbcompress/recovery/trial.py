@@ -46,7 +46,7 @@ def remainder_of(config: CompressConfig, spent: int, sets: int) -> CompressConfi
 
     Returns:
         A neuron phase and, where the whole one ends with a thaw, a shorter thaw: at least one
-        epoch, and with the trials as many as the whole recovery.
+        epoch, and with the trials the epochs of the whole recovery.
     """
     r = config.recovery
     whole = planned_epochs(r, config.dendrites)

@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import Any
 
 from pbcompress.runs.facts import Metric, RunFacts
-from pbcompress.training.history import History
+from pbcompress.training.history import History, Stage
 
 __all__ = ["candidates"]
 
@@ -21,8 +21,9 @@ def candidates(history: History, facts: RunFacts) -> list[dict[str, Any]]:
     nodes after the last epoch), ``is_kept``, and as words ``text``, ``fate``, ``brought`` (the best
     metric before and after, "" where it is not known) and ``nodes`` (how many of a selection stay).
     """
-    grown = [contender for contender in facts.contenders if contender.name == "dendrites"]
-    phases = [list(g) for _, g in groupby(history.stage("dendrites"), key=lambda r: r["phase"])]
+    grown = [contender for contender in facts.contenders if contender.name is Stage.DENDRITES]
+    records = history.stage(Stage.DENDRITES)
+    phases = [list(group) for _, group in groupby(records, key=lambda record: record["phase"])]
     learned = [p for p in phases if p[0]["kind"] == "dendrite" and "correlation" in p[-1]]
     found = []
     for number, phase in enumerate(learned):

@@ -1,4 +1,4 @@
-"""What the HTML report says: facts turned into words and shares. No jinja2, no drawing."""
+"""The text of the HTML report: facts turned into words and shares. No jinja2, no drawing."""
 
 import json
 import math
@@ -13,17 +13,16 @@ from pbcompress.report.charts import Curve, metric_range
 from pbcompress.report.dendrite_phases import candidates
 from pbcompress.report.layer_table import layer_rows
 from pbcompress.report.scores import (
-    NAMES,
     estimate_of,
     may_be_chance,
     paired_sentence,
     points,
     split_shown,
 )
-from pbcompress.report.tables import is_trial_only
+from pbcompress.report.tables import NAMES, is_trial_only
 from pbcompress.runs.contenders import Score
 from pbcompress.runs.facts import ContenderFacts, RunFacts
-from pbcompress.training.history import History
+from pbcompress.training.history import History, Stage
 
 __all__ = ["page_content"]
 
@@ -165,7 +164,7 @@ def curves(facts: RunFacts, history: History) -> list[dict[str, Any]]:
             {
                 "curve": Curve(values, is_chosen, kept, _phases(records)),
                 "is_chosen": is_chosen,
-                "label": NAMES.get(contender.name, contender.name) + best,
+                "label": NAMES[contender.name] + best,
             }
         )
     return found
@@ -204,7 +203,7 @@ def _phases(records: Sequence[Record]) -> list[tuple[int, int, bool]]:
 def verdict(facts: RunFacts) -> str:
     """Return in plain words whether the dendrites were worth it."""
     by_name = {contender.name: contender for contender in facts.contenders}
-    grown, wide = by_name.get("dendrites"), by_name.get("width")
+    grown, wide = by_name.get(Stage.DENDRITES), by_name.get(Stage.WIDTH)
     if grown is None:
         return "No dendrites were grown."
     if wide is None or not grown.score or not wide.score:
@@ -258,7 +257,7 @@ def int8_sentence(facts: RunFacts) -> str:
         return ""
     verdict = "was taken" if found.accepted else "was not taken"
     if found.failures:
-        verdict += f", for it failed on {' and '.join(found.failures)}"
+        verdict += f", because it failed on {' and '.join(found.failures)}"
     return (
         f"Int8 {verdict}: validation {found.metric_name} {found.metric_before:.4f} in "
         f"float32 and {found.metric_after:.4f} in int8, both through ONNX Runtime (at most "

@@ -2,13 +2,11 @@
 
 from pbcompress.comparison.intervals import Estimate, wilson
 from pbcompress.comparison.pictures import Point
-from pbcompress.report.tables import is_trial_only
+from pbcompress.report.tables import NAMES, is_trial_only
 from pbcompress.runs.contenders import Split
 from pbcompress.runs.facts import NetworkFacts, RunFacts
 
-__all__ = ["NAMES", "estimate_of", "may_be_chance", "paired_sentence", "points", "split_shown"]
-
-NAMES = {"dendrites": "with dendrites", "width": "width alone"}
+__all__ = ["estimate_of", "may_be_chance", "paired_sentence", "points", "split_shown"]
 
 
 def split_shown(facts: RunFacts) -> Split | None:
@@ -68,9 +66,9 @@ def points(facts: RunFacts) -> list[Point]:
         return []
     after, other = facts.after, facts.other
     networks: list[tuple[str, str, NetworkFacts]] = [("original", "before", facts.before)]
-    networks.append((f"result, {NAMES.get(after.name, after.name)}", "after", after))
+    networks.append((f"result, {NAMES[after.name]}", "after", after))
     if other and not is_trial_only(other, facts):
-        networks.append((f"control, {NAMES.get(other.name, other.name)}", "control", other))
+        networks.append((f"control, {NAMES[other.name]}", "control", other))
     found = [
         Point(label, role, network.cost.params, estimate_of(network, facts, split))
         for label, role, network in networks

@@ -7,9 +7,18 @@ from pbcompress.core.text_tables import Table, speed_up
 from pbcompress.onnx_files.benchmark import Benchmark
 from pbcompress.runs.contenders import Score, Split
 from pbcompress.runs.facts import ContenderFacts, RunFacts
+from pbcompress.training.history import Stage
 
-__all__ = ["before_after", "dendrite_account", "is_trial_only", "layer_widths", "shipped_files"]
+__all__ = [
+    "NAMES",
+    "before_after",
+    "dendrite_account",
+    "is_trial_only",
+    "layer_widths",
+    "shipped_files",
+]
 
+NAMES = {Stage.DENDRITES: "with dendrites", Stage.WIDTH: "width alone"}
 SPLITS: tuple[Split, ...] = ("val", "test")
 
 
@@ -130,9 +139,8 @@ def dendrite_account(facts: RunFacts) -> Table | None:
         return None
     metric = facts.metric.name
     both = sorted(facts.contenders, key=lambda one: one.name)  # "dendrites" before "width"
-    labels = {"dendrites": "with dendrites", "width": "width alone"}
     names = [
-        labels[one.name] + (", trial only" if is_trial_only(one, facts) else "") for one in both
+        NAMES[one.name] + (", trial only" if is_trial_only(one, facts) else "") for one in both
     ]
     rows: list[Sequence[str]] = [
         ("", *names),

@@ -19,7 +19,7 @@ from pbcompress.runs.job import Job
 from pbcompress.training.batch_statistics import reestimate_batchnorm_
 from pbcompress.training.callbacks import Callback
 from pbcompress.training.experiment import Experiment
-from pbcompress.training.history import History
+from pbcompress.training.history import History, Stage
 from pbcompress.training.loop import evaluate
 from pbcompress.training.task import Data
 
@@ -31,12 +31,12 @@ class ContenderSpec:
     """A network to make.
 
     Attributes:
-        name: "dendrites" or "width".
+        name: As of a `Contender`; also names its files and its records in the history.
         config: How it is trained.
         plan: Its widths.
     """
 
-    name: str
+    name: Stage
     config: CompressConfig
     plan: WidthPlan
 
@@ -44,7 +44,7 @@ class ContenderSpec:
 def plan_without_dendrites(job: Job) -> ContenderSpec:
     """Plan the network that spends the whole target on width."""
     dendrites = replace(job.config.dendrites, max_sets=0)
-    return _planned(job, "width", replace(job.config, dendrites=dendrites))
+    return _planned(job, Stage.WIDTH, replace(job.config, dendrites=dendrites))
 
 
 def plan_with_dendrites(job: Job) -> ContenderSpec | None:
@@ -54,12 +54,12 @@ def plan_with_dendrites(job: Job) -> ContenderSpec | None:
         return None
     share = 1.0 if dendrites.share == "auto" else dendrites.share
     config = replace(job.config, dendrites=replace(dendrites, share=share))
-    spec = _planned(job, "dendrites", config)
+    spec = _planned(job, Stage.DENDRITES, config)
     return spec if spec.plan.grow else None
 
 
-def _planned(job: Job, name: str, config: CompressConfig) -> ContenderSpec:
-    """Plan a network; a run that goes on takes the plan that it began with."""
+def _planned(job: Job, name: Stage, config: CompressConfig) -> ContenderSpec:
+    """Plan a network; a resumed run takes the plan that it began with."""
     path = job.checkpoint_path(f"{name}-{job.fingerprint[:16]}.plan.json")
     if path is not None and path.is_file():
         return ContenderSpec(name, config, WidthPlan.from_json(path.read_text()))
@@ -76,7 +76,7 @@ class ContenderTraining:
     Attributes:
         job: The job.
         experiment: What they learn from.
-        callbacks: Told of every epoch.
+        callbacks: Called after every epoch.
     """
 
     job: Job

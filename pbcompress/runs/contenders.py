@@ -9,7 +9,7 @@ from torch import nn
 from pbcompress.costs.measured import ModelCost
 from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.planning.width_plan import WidthPlan
-from pbcompress.training.history import History
+from pbcompress.training.history import History, Stage
 
 __all__ = ["Contender", "Score", "Split"]
 
@@ -49,7 +49,7 @@ class Contender:
     """One network that was made from the original for the same target.
 
     Attributes:
-        name: "dendrites" or "width".
+        name: Whether it spends the target on width alone, or some of it on dendrites.
         network: The trained network.
         plan: Its widths.
         cost: Parameters and FLOPs, dendrites included.
@@ -59,7 +59,7 @@ class Contender:
         trial: Its metric on validation after the trial; None where there was none.
     """
 
-    name: str
+    name: Stage
     network: nn.Module
     plan: WidthPlan
     cost: ModelCost

@@ -92,7 +92,7 @@ def deploy(
 
     Returns:
         The figures, or the reason why there are none: a network that trains can still be one that
-        the exporter does not take, and that must not cost the user her result.
+        the exporter does not take, and the result must not be lost to that.
     """
     with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
         original = Path(folder) / "before.onnx"

@@ -1,4 +1,4 @@
-"""What a finished run tells of itself, as typed records: every report is made from these alone."""
+"""What is known of a finished run, as typed records: every report is made from these alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from pbcompress.onnx_files.benchmark import Benchmark
 from pbcompress.runs.contenders import Contender, Score
 from pbcompress.runs.deployment import Deployment
 from pbcompress.runs.file_inspection import Inspection
+from pbcompress.training.history import Stage
 
 __all__ = ["ContenderFacts", "FileEvidence", "Metric", "NetworkFacts", "RunFacts"]
 
@@ -47,7 +48,7 @@ class ContenderFacts(NetworkFacts):
     """A network that was made for the target; see `Contender`.
 
     Attributes:
-        name: "dendrites" or "width".
+        name: As there.
         sets: Dendrite sets that it kept.
         dendrite_params: Parameters of dendrites, among those of ``cost``.
         steps: Optimizer steps of its training.
@@ -55,7 +56,7 @@ class ContenderFacts(NetworkFacts):
         trial: Its metric on validation after the trial; None where there was none.
     """
 
-    name: str
+    name: Stage
     sets: int
     dendrite_params: int
     steps: int
@@ -114,7 +115,7 @@ class RunFacts:
         over_control: Metric of the result less that of the control; None without a control.
         deployment: Files and latencies, the reason why there are none, or None if not asked for.
         left_alone: Layers that kept their width, with the reason.
-        evidence: The files as they were found later; None where nobody looked.
+        evidence: The files as they were found later; None where they were not read.
     """
 
     pbcompress: str
@@ -147,5 +148,5 @@ class RunFacts:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What does not fit the run, as far as somebody looked."""
+        """What does not fit the run, if its files were read."""
         return self.evidence.problems if self.evidence else ()

@@ -54,7 +54,7 @@ def with_evidence(
 
 
 def misfits(found: Inspection, facts: RunFacts) -> tuple[str, ...]:
-    """Return in a sentence each how a file is not the one that a run wrote."""
+    """Return each difference of a file from what its run wrote, as a sentence."""
     if facts.shipped is None:
         return (f"The run exported nothing, and there is a {found.name} in its folder.",)
     ran = facts.shipped.file
@@ -99,8 +99,8 @@ def _timed(paths: list[Path]) -> Benchmark | str | None:
         return bench(paths, rounds=ROUNDS)
     except CompressionError as err:
         return f"The files were not timed: {err}"
-    except Exception as err:  # what ONNX Runtime says of a graph that loads and does not run
-        return f"The files were not timed, for one of them does not run: {first_line(err)}."
+    except Exception as err:  # ONNX Runtime's own errors for a graph that loads and does not run
+        return f"The files were not timed, because one of them does not run: {first_line(err)}."
 
 
 def _scored(paths: list[Path], data: Any, task: Task) -> tuple[Estimate, ...] | None:

@@ -1,4 +1,4 @@
-"""What a shipped ONNX file says of itself."""
+"""What is read from a shipped ONNX file."""
 
 import hashlib
 from collections.abc import Mapping

@@ -63,7 +63,7 @@ class Job:
         return _experiment(self.data, self.task, self.seed)
 
     def checkpoint_path(self, name: str) -> Path | None:
-        """Return where the run keeps what it needs to go on; None: it keeps nothing."""
+        """Return where the run keeps what it needs to resume; None: it keeps nothing."""
         return None if self.run_dir is None else self.run_dir / "checkpoints" / name
 
 

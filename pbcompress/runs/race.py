@@ -37,13 +37,13 @@ class Outcome:
 def race(
     training: ContenderTraining, grown: ContenderSpec, wide: ContenderSpec, *, control: bool
 ) -> Outcome:
-    """Give both networks a trial, and the rest of the training to the one validation favours.
+    """Give both networks a trial, and the better one on validation the rest of the training.
 
     Args:
         training: Trains them.
         grown: With dendrites.
         wide: By width alone.
-        control: Whether the other one is trained to the end too.
+        control: Whether the loser is trained to the end too.
     """
     task, recovery = training.experiment.task, grown.config.recovery
     small = replace(grown, config=trial_of(grown.config))

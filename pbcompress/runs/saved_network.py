@@ -102,7 +102,7 @@ def load(
     Args:
         directory: What `CompressionResult.save` or ``compress(run_dir=...)`` wrote.
         make_model: Builds the original architecture; its weights are replaced.
-        device: Where the network shall live.
+        device: Where to put the network.
 
     Returns:
         The compressed network with its dendrites, in eval mode.

@@ -1,4 +1,4 @@
-"""What a few batches say about a network: gradients, variances, BatchNorm statistics."""
+"""What a few batches show of a network: gradients, variances, BatchNorm statistics."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

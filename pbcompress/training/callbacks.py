@@ -1,4 +1,4 @@
-"""What a training tells whoever watches it."""
+"""Hooks that watch a training."""
 
 from typing import Any
 

@@ -84,7 +84,7 @@ def channels_last(image: Tensor) -> Tensor:
     """
     _, c, h, w = image.shape
     laid = image.contiguous(memory_format=torch.channels_last)
-    return laid.as_strided(image.shape, (c * h * w, 1, w * c, c))  # also told of one channel
+    return laid.as_strided(image.shape, (c * h * w, 1, w * c, c))  # also where there is one channel
 
 
 def _convert(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What a network should learn from a batch: the task, and the outputs of the one it came from."""
+"""What a network should learn from a batch: the task, and the outputs of the original network."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -64,7 +64,7 @@ def make_objective(
     teacher: nn.Module | None,
     student: nn.Module | None = None,
 ) -> Objective:
-    """Return the loss of neuron phases: the task's, mixed with what the teacher says.
+    """Return the loss of neuron phases: the task's, mixed with the distance from the teacher.
 
     Args:
         task: Loss and forward.

@@ -87,7 +87,7 @@ class Engine:
         """Give all processes the buffers of the first one: statistics are of its own batches."""
 
     def state(self) -> dict[str, Any]:
-        """Return what a run that goes on needs, as JSON."""
+        """Return what a resumed run needs, as JSON."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -190,7 +190,7 @@ class _FabricEngine(Engine):
 
 
 class _Sharded(Iterable[Any]):
-    """Every ``world``-th batch; an incomplete last round is left out, so that all take as many."""
+    """Every ``world``-th batch; an incomplete last round is left out: all take the same number."""
 
     def __init__(self, batches: Iterable[Any], rank: int, world: int) -> None:
         self._batches, self._rank, self._world = batches, rank, world

@@ -1,7 +1,7 @@
-"""The weights of a network as tensors, to be kept and put back while it trains.
+"""The weights of a network as tensors, to be kept and restored while it trains.
 
-Weights are what ``model.state_dict()`` tells: modules may leave parts out or add what is no tensor,
-and their hooks are respected.
+Weights are what ``model.state_dict()`` returns: modules may leave parts out or add what is no
+tensor, and their hooks are respected.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def put_weights_(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put back what `weights_of` returned; what it left out stays as it is.
+    """Restore what `weights_of` returned; what it left out stays as it is.
 
     Raises:
         RuntimeError: The model has other tensors.

@@ -1,7 +1,7 @@
-"""What lines of `run.py` come to: one row for a task, a target and an arm.
+"""Lines of `run.py` as cells: one row for a task, a target and an arm.
 
 Lines that cannot be compared are an error: arms of a cell must have begun with the same trained
-network and taken as many optimizer steps, and none may be larger than its target.
+network and taken the same number of steps, and none may be larger than its target.
 """
 
 import csv
@@ -57,7 +57,7 @@ class Cell:
 
 
 def cells_of(lines: Iterable[Line], control: str = CONTROL) -> list[Cell]:
-    """Return all cells that have as many seeds as their control, at least two.
+    """Return all cells that have all seeds of their control, at least two.
 
     Raises:
         ValueError: Lines cannot be compared.

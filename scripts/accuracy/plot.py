@@ -19,7 +19,7 @@ PLOTTED = (
     *(CONTROL, "width, distilled", "correlation", "joint shared, cheap", "auto"),
     *("width, balanced", "auto, balanced", "correlation, balanced"),
 )
-CHOOSERS = ("auto", "auto, balanced")  # dashed, for they lie on the control where they chose it
+CHOOSERS = ("auto", "auto, balanced")  # dashed: they lie on the control where they chose it
 
 
 def plot(cells: Sequence[Cell], path: Path, control: str = CONTROL) -> None:

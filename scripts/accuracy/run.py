@@ -92,7 +92,7 @@ class Bench:
         return about | found | rest
 
     def run(self, arm: Arm, target: float) -> dict[str, Any]:
-        """Return what one arm came to."""
+        """Return the result of one arm."""
         if arm.races:
             return self.race(arm, target)
         plan = self.lean_plan(arm, target) if arm.equal_flops else self.plan(arm, target)
@@ -152,7 +152,7 @@ class Bench:
         raise pb.TargetUnreachableError(f"{target:g} has no set within {bound:,} FLOPs", None)
 
     def race(self, arm: Arm, target: float) -> dict[str, Any]:
-        """Return what the one call came to."""
+        """Return the result of one call of `compress`."""
         recovery = recovery_of(
             self.task.lr, arm.distillation, epochs=self.task.epochs, trial=arm.trial
         )
@@ -183,7 +183,7 @@ def _layers(network: nn.Module, *kinds: type[nn.Module]) -> list[str]:
 
 
 def facts_of(result: pb.CompressionResult) -> dict[str, Any]:
-    """Return what a call of `compress` came to."""
+    """Return the result of `compress` as a line."""
     assert result.score_after is not None
     return {
         "params": result.cost_after.params,
@@ -214,10 +214,10 @@ def train(
     lr: float = 3e-3,
     distillation: float = 0.0,
 ) -> int:
-    """Train phases of so many epochs in all, and return the number of steps."""
+    """Train phases of ``lengths`` epochs, and return the number of steps."""
 
     def config(**phases: Any) -> pb.CompressConfig:
-        # a set always stays: a network without the one it has room for is no arm of this size
+        # a set always stays: without it the network would be smaller than its arm says
         recovery = recovery_of(lr, distillation, max_failures=1, improvement=(-1.0,), **phases)
         return pb.CompressConfig(dendrites=dendrites, recovery=recovery)
 

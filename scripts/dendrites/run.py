@@ -71,7 +71,7 @@ def inputs_of(name: str, batch: int, device: str) -> tuple[Tensor, Tensor]:
 
 
 def phase_of(model: nn.Module, kind: PhaseKind, form: str, sets: int) -> pb.cycles:
-    """Return a growth that stands in a phase with so many sets, a candidate included."""
+    """Return a growth in a phase of a kind, with ``sets`` sets, a candidate included."""
     config = pb.CompressConfig(
         dendrites=pb.DendriteConfig(form=form, max_sets=sets),
         recovery=pb.RecoveryConfig(epochs=1, dendrite_epochs=1),
@@ -249,7 +249,7 @@ def peered(name: str) -> nn.Module:
 def peer(rounds: int) -> Iterator[dict[str, Any]]:
     """Yield the time of our epochs over the peer's, with the same sets, batches and optimizer.
 
-    A growth of ours has dendrite phases too, as many epochs as neuron phases here; the peer, in its
+    A growth of ours has dendrite phases too, here as long as the neuron phases; the peer, in its
     gradient mode, has none. So our two kinds of epoch are timed alone and as their mean. A dendrite
     phase from memory is timed as a whole, the pass that draws its rows included, and once more with
     first weights in closed form, which are the default; an epoch is short here. Ours run as in

@@ -4,7 +4,7 @@
 
 Pixels are stored without loss, as differences between neighbours, compressed. All of CIFAR-10 takes
 about 100 MiB, seven parts of at most 16 MiB; 24,000 of its training images (`--train 24000`) and
-all for test fit into 64 MiB. Copies may come in several goes: what reads them wants all parts.
+all for test fit into 64 MiB. Copies may come one by one: the reader wants all parts.
 """
 
 import argparse
@@ -99,7 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("name")
     parser.add_argument("parts", type=Path, help="folder to write")
     parser.add_argument("--folder", default="data", help="where the data sets are")
-    parser.add_argument("--train", type=int, help="so many training images, classes in proportion")
+    parser.add_argument(
+        "--train", type=int, help="number of training images, classes in proportion"
+    )
     options = parser.parse_args(argv)
     dataset = load_dataset(options.name, options.folder)
     train = (dataset.train_images, dataset.train_labels)

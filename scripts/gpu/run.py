@@ -3,13 +3,13 @@
     pbcompress zoo fetch cifar10 && python -m scripts.gpu.image_parts cifar10 parts
     python -m scripts.gpu.run parts state lines.jsonl --minutes 9        # again, until it says done
 
-Every epoch is saved under `state`, so a piece that ends, by its minutes or by force, is gone on
-with by the same call. A cell is one line: the original of its seed, trained once; then an arm by
-`pbcompress.compress`. All arms take as many epochs; weights are chosen on 5,000 validation images,
+Every epoch is saved under `state`, so a piece that ends, by its minutes or by force, is resumed by
+the same call. A cell is one line: the original of its seed, trained once; then an arm by
+`pbcompress.compress`. All arms take the same epochs; weights are chosen on 5,000 validation images,
 and the test images are scored once. Images, their crops and flips are on the device, the forward
 pass is in bf16, and convolutions run in channels_last.
 
-It has run on a CPU only, in small (`tests/scripts/test_gpu.py`): on a GPU nobody has tried it yet.
+It has run on a CPU only, in small (`tests/scripts/test_gpu.py`): it was not yet tried on a GPU.
 """
 
 import argparse

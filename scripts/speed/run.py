@@ -1,6 +1,6 @@
 """Latency of shrunk networks in ONNX Runtime: what rounding brings, and what a bound reaches.
 
-Two questions for each network, on the machine at hand (one thread, batch 1):
+Two questions for each network, on this machine (one thread, batch 1):
 
 - "rounding": half of the parameters with widths in multiples of 1, 8 and 16. How much faster than
   the original is the exported network, and how much of the FLOP ratio is that?

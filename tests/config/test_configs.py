@@ -12,10 +12,12 @@ from pbcompress import (
     DendriteConfig,
     DistillationConfig,
     EngineConfig,
+    Fp16,
     Full,
     Gradient,
     Grouped,
     Hybrid,
+    Int8,
     LowRank,
     OptimizerConfig,
     RecoveryConfig,
@@ -70,6 +72,8 @@ OTHERS = [
     ),
     EngineConfig(precision="bf16", accumulate=2, compile=True, channels_last=False),
     DistillationConfig(share=0.5, temperature=2.0, features=0.1),
+    Int8(max_drop=0.01, recover_epochs=2),
+    Fp16(max_drop=0.01),
 ]
 DENDRITES = DendriteConfig(
     rule=OTHERS[9],
@@ -113,7 +117,7 @@ def test_every_configuration_is_in_the_list():
         kinds += kind.__subclasses__()
         found |= {kind} - {c for k in kinds for c in k.__bases__}
     assert {type(config) for config in OTHERS} == found
-    assert len(OTHERS) == 16
+    assert len(OTHERS) == 18
 
 
 def test_every_field_of_the_list_differs_from_its_default():
@@ -207,6 +211,9 @@ BAD = [
             "initialization": ["closed", 1, None],
         }.items()
     ),
+    (Int8, "max_drop", [-0.1, float("nan"), "0", None]),
+    (Int8, "recover_epochs", [-1, 1.5, "3", True]),
+    (Fp16, "max_drop", [-0.1, float("nan"), True]),
     (RecoveryConfig, "epochs", [0, 1.5, "3", True]),
     (RecoveryConfig, "dendrite_epochs", [0]),
     (RecoveryConfig, "patience", [0, -1, 1.5]),

@@ -346,8 +346,8 @@ def test_evidence_is_told_in_words_and_numbers() -> None:
     text = page_text("with evidence")
     for words in (
         "model.onnx is not the file that the run wrote",
-        "Int8 was not taken, for it failed on accuracy and speed: validation accuracy 0.9440 in "
-        "float32 and 0.9250 in int8",
+        "Int8 was not taken, because it failed on accuracy and speed: validation accuracy 0.9440 "
+        "in float32 and 0.9250 in int8",
         "1 node stayed in float32; it was calibrated on 256 samples.",
         "Before: fvcore counts 10,176 FLOPs and FlopCounterMode 9,600: batch_norm 576 and 0.",
         "Times and memory are those of the machine that made it: ONNX Runtime, 1 thread",

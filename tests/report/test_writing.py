@@ -16,7 +16,7 @@ from pbcompress.report.tables import before_after, dendrite_account, layer_width
 from pbcompress.report.writing import to_html, to_json, to_markdown, write_report
 from pbcompress.runs.contenders import Score
 from pbcompress.runs.facts import Metric, NetworkFacts
-from pbcompress.training.history import History
+from pbcompress.training.history import History, Stage
 from tests.support.run_facts import (
     contender,
     cost,
@@ -58,8 +58,8 @@ def made_facts(**changes):
     return replace(facts, **changes)
 
 
-WIDE = costing(contender("width", 0, {}, score(0.9211, 0.9105)), **costs(2571, 8, 15, 10))
-GROWN = costing(contender("dendrites", 1, {}, score(0.9177, 0.9099)), **costs(2583, 7, 13, 10))
+WIDE = costing(contender(Stage.WIDTH, 0, {}, score(0.9211, 0.9105)), **costs(2571, 8, 15, 10))
+GROWN = costing(contender(Stage.DENDRITES, 1, {}, score(0.9177, 0.9099)), **costs(2583, 7, 13, 10))
 WHOLE = made_facts()
 LAYERS_60 = {f"stage.{i}.with.a.long.name.conv": layers(64)["block.0"] for i in range(60)}
 CASES = {

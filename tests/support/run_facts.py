@@ -17,7 +17,7 @@ from pbcompress.runs.contenders import Score
 from pbcompress.runs.deployment import Deployment
 from pbcompress.runs.facts import ContenderFacts, FileEvidence, Metric, NetworkFacts, RunFacts
 from pbcompress.runs.file_inspection import Inspection
-from pbcompress.training.history import History
+from pbcompress.training.history import History, Stage
 
 Network = TypeVar("Network", NetworkFacts, ContenderFacts)
 
@@ -37,7 +37,7 @@ def cost(layers: Mapping[str, LayerCost], **changes: Any) -> ModelCost:
 
 
 def contender(
-    name: str, sets: int, layers: Mapping[str, LayerCost], score: Score | None, **changes: Any
+    name: Stage, sets: int, layers: Mapping[str, LayerCost], score: Score | None, **changes: Any
 ) -> ContenderFacts:
     """Return a network of some layers that was trained for the target."""
     grown = sum(layer.params for key, layer in layers.items() if ".dendrites." in key)
@@ -127,8 +127,8 @@ def make_facts(**changes: Any) -> RunFacts:
         metric=Metric("accuracy", higher_is_better=True),
         config=CompressConfig(),
         before=NetworkFacts(cost=cost(before), score=Score(0.95, 250, 0.94, 1400)),
-        after=contender("dendrites", 1, grown, Score(0.9442, 250, 0.9321, 1400)),
-        other=contender("width", 0, wide, Score(0.9242, 250, 0.9121, 1400)),
+        after=contender(Stage.DENDRITES, 1, grown, Score(0.9442, 250, 0.9321, 1400)),
+        other=contender(Stage.WIDTH, 0, wide, Score(0.9242, 250, 0.9121, 1400)),
         over_control=None,
         deployment=make_deployment(),
         left_alone={"head": "its width is the network's output"},
