@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from functools import cache
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -32,8 +33,12 @@ class Choices:
     kind: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        for name, hint in _hints(type(self)).items():
+        kind: Any = type(self)
+        hints, defaults = _fields(kind)
+        for name, hint in hints.items():
             given = getattr(self, name)
+            if given is defaults[name]:
+                continue
             try:
                 value = checked(hint, _named(hint, _frozen(given)))
             except ValueError:
@@ -58,17 +63,24 @@ class Choices:
         if not isinstance(data, Mapping):
             raise ValueError(f"{cls.__name__} is made from a dict of its fields; found {data!r}.")
         data = {name: v for name, v in data.items() if (name, v) != ("kind", cls.kind)}
-        unknown = sorted(set(data) - set(hints))
+        unknown = sorted(map(str, set(data) - set(hints)))
         if unknown:
             has = f"it has {', '.join(hints)}" if hints else "it has no fields"
             raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; {has}.")
         return cls(**{name: _built(hints[name], value) for name, value in data.items()})
 
 
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     """Return the annotations of the fields, by name."""
+    return _fields(cls)[0]
+
+
+@cache
+def _fields(cls: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the annotations and the defaults of the fields, by name."""
     hints = get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    fields = dataclasses.fields(cls)
+    return {f.name: hints[f.name] for f in fields}, {f.name: f.default for f in fields}
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -84,7 +96,7 @@ def _configurations(hint: Any) -> dict[str, type[Choices]]:
 def _named(hint: Any, value: Any) -> Any:
     """Return the value that a name stands for."""
     kinds = _configurations(hint)
-    return kinds[value]() if isinstance(value, str) and value in kinds else value
+    return kinds[value]() if isinstance(value, str) and value and value in kinds else value
 
 
 def _built(hint: Any, value: Any) -> Any:

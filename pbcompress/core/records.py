@@ -1,17 +1,18 @@
 """Values checked by their annotations, and frozen dataclasses as JSON data and back.
 
-The only module that imports pydantic.
+The only module that imports pydantic, where it is needed first: ``import pbcompress`` stays light.
 """
 
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, TypeVar
-
-from pydantic import ConfigDict, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pbcompress.errors import StateMismatchError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 __all__ = ["checked", "from_data", "read_by", "to_data", "written_by"]
 
@@ -31,14 +32,18 @@ def checked(hint: Any, value: object) -> Any:
         Traceback (most recent call last):
         ValueError: Input should be a valid integer
     """
+    from pydantic import ValidationError
+
     try:
-        return _checker(hint).validate_python(value, strict=True)
+        return _adapter(hint).validate_python(value, strict=True)
     except ValidationError as err:
         raise ValueError(err.errors()[0]["msg"]) from None
 
 
 @cache
-def _checker(hint: Any) -> TypeAdapter[Any]:
+def _adapter(hint: Any) -> "TypeAdapter[Any]":
+    from pydantic import ConfigDict, TypeAdapter
+
     finite = ConfigDict(allow_inf_nan=False)
     return TypeAdapter(hint, config=None if dataclasses.is_dataclass(hint) else finite)
 
@@ -55,8 +60,8 @@ def to_data(record: object) -> dict[str, Any]:
         {'widths': [3, 4]}
     """
     # a field of float may hold an int, of which pydantic warns
-    adapter = TypeAdapter(type(record))
-    data: dict[str, Any] = adapter.dump_python(record, mode="json", warnings=False)
+    cls: Any = type(record)
+    data: dict[str, Any] = _adapter(cls).dump_python(record, mode="json", warnings=False)
     return data
 
 
@@ -82,8 +87,11 @@ def from_data(cls: type[T], data: Mapping[str, Any], where: str) -> T:
         Traceback (most recent call last):
         pbcompress.errors.StateMismatchError: The text does not fit: widths.0 is 'a' ...
     """
+    from pydantic import ValidationError
+
+    kind: Any = cls
     try:
-        record: T = TypeAdapter(cls).validate_json(json.dumps(data), strict=True, extra="forbid")
+        record: T = _adapter(kind).validate_json(json.dumps(data), strict=True, extra="forbid")
     except ValidationError as err:
         first = err.errors()[0]
         place = ".".join(map(str, first["loc"])) or "it"
@@ -107,9 +115,13 @@ def written_by(function: Callable[[Any], Any]) -> object:
         >>> to_data(Size(1j)), from_data(Size, {"width": "1j"}, "The text")
         ({'width': '1j'}, Size(width=1j))
     """
+    from pydantic import PlainSerializer
+
     return PlainSerializer(function)
 
 
 def read_by(function: Callable[[Any], Any]) -> object:
     """Return what to put beside `written_by`, which reads what that wrote."""
+    from pydantic import PlainValidator
+
     return PlainValidator(function)

@@ -33,7 +33,7 @@ from pbcompress.training.task import Data, Task
 __all__ = ["WidthPlan", "make_plan", "plan_widths"]
 
 KIND = "pbcompress plan"
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ class WidthPlan:
             text: What `to_json` returned.
 
         Raises:
-            StateMismatchError: The text is truncated, of another kind, damaged or newer.
+            StateMismatchError: The text is truncated, of another kind or version, or damaged.
 
         Example:
             >>> net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
@@ -134,7 +134,7 @@ class WidthPlan:
             >>> WidthPlan.from_json(plan.to_json()) == plan
             True
         """
-        data = parse(text, KIND, PLAN_VERSION, "The plan")
+        data = parse(text, KIND, PLAN_VERSION, "The plan", oldest=PLAN_VERSION)
         try:
             solution = Solution(
                 steps=tuple(map(LayerCut.from_list, data["steps"])),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import get_type_hints
 
 import pytest
 
@@ -28,6 +29,7 @@ from pbcompress import (
 )
 from pbcompress.config.whole import whole_config
 from pbcompress.core.config_values import Choices
+from pbcompress.core.records import checked
 from tests.support.configs import FORMS, RULES
 
 OTHERS = [
@@ -146,9 +148,12 @@ def test_missing_fields_take_their_defaults(kind):
 @pytest.mark.parametrize("config", OTHERS, ids=ids)
 def test_an_unknown_name_is_refused_with_the_known_ones(config):
     known = [f.name for f in dataclasses.fields(config)] or ["no fields"]
-    data = {**config.to_dict(), "nonsense": 1}
-    with pytest.raises(ValueError, match=rf"{type(config).__name__} has no nonsense.*{known[0]}"):
-        type(config).from_dict(data)
+    for nonsense in ("nonsense", 7):
+        data = {**config.to_dict(), nonsense: 1}
+        with pytest.raises(
+            ValueError, match=f"{type(config).__name__} has no {nonsense}.*{known[0]}"
+        ):
+            type(config).from_dict(data)
 
 
 def test_an_unknown_name_inside_is_refused():
@@ -226,7 +231,7 @@ BAD = [
     (RecoveryConfig, "max_minutes", [0, -1, float("inf")]),
     (RecoveryConfig, "thaw_epochs", [-1, 1.0]),
     (RecoveryConfig, "replay", [-0.1, "much", float("inf")]),
-    (RecoveryConfig, "optimizer", ["sgd", {"lr": 0.1}, EngineConfig()]),
+    (RecoveryConfig, "optimizer", ["sgd", "", {"lr": 0.1}, EngineConfig()]),
     (RecoveryConfig, "engine", ["fast", None]),
     (RecoveryConfig, "distillation", [0.5]),
     (OptimizerConfig, "algorithm", ["lion", None]),
@@ -247,7 +252,7 @@ BAD = [
     (DistillationConfig, "temperature", [0, -1.0]),
     (DistillationConfig, "features", [-1.0, None]),
     (CompressConfig, "width", [None, {"round_to": 4}, DendriteConfig()]),
-    (CompressConfig, "dendrites", [WidthConfig()]),
+    (CompressConfig, "dendrites", [WidthConfig(), ""]),
     (CompressConfig, "recovery", [3]),
     (CompressConfig, "deploy", [1, None]),
     (Budget, "params", ["half", True, float("nan")]),
@@ -270,6 +275,17 @@ def test_every_field_has_a_value_that_is_refused():
 def test_a_bad_value_is_refused_by_name(kind, name, value):
     with pytest.raises(ValueError, match=rf"{kind.__name__}\.{name} was given as .*must be"):
         kind(**{name: value})
+
+
+def test_every_default_is_what_its_field_takes():
+    tested = 0
+    for kind in {type(config) for config in OTHERS}:
+        for name, hint in get_type_hints(kind, include_extras=True).items():
+            default = getattr(kind, name, None)
+            if name != "kind" and default is not None:
+                assert checked(hint, default) == default, name
+                tested += 1
+    assert tested > 40
 
 
 def test_a_list_becomes_a_tuple():

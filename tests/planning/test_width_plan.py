@@ -275,6 +275,10 @@ BAD_TEXTS = {
     "other kind": (lambda: '{"kind": "pbcompress run", "version": 1}', "another kind"),
     "a list": (lambda: "[1]", "another kind"),
     "newer": (lambda: damaged(lambda d: d.update(version=99)), "version 99.*Update pbcompress"),
+    "older": (
+        lambda: damaged(lambda d: d.update(version=1)),
+        "The plan has version 1.*from version 2",
+    ),
     "no version": (lambda: damaged(lambda d: d.pop("version")), "version None"),
     "no steps": (lambda: damaged(lambda d: d.pop("steps")), "damaged.*steps"),
     "short step": (lambda: damaged(lambda d: d["steps"][0].pop()), "damaged"),
@@ -285,7 +289,7 @@ BAD_TEXTS = {
 
 @pytest.mark.parametrize("name", BAD_TEXTS)
 def test_what_is_no_whole_plan_of_this_version_is_refused_in_its_own_words(name):
-    assert len(BAD_TEXTS) == 10
+    assert len(BAD_TEXTS) == 11
     make, match = BAD_TEXTS[name]
     with pytest.raises(StateMismatchError, match=match):
         WidthPlan.from_json(make())

@@ -89,7 +89,7 @@ def test_import_is_lean():
     code = (
         "import sys, pbcompress\n"
         "heavy = {'onnx', 'onnxruntime', 'onnxscript', 'matplotlib', 'jinja2', 'sklearn'}\n"
-        "heavy |= {'lightning', 'transformers', 'accelerate', 'tensorboard'}\n"
+        "heavy |= {'lightning', 'transformers', 'accelerate', 'tensorboard', 'pydantic'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     command = [sys.executable, "-W", "error", "-c", code]
