@@ -22,7 +22,7 @@ from pbcompress.runs.contender_training import (
     plan_without_dendrites,
 )
 from pbcompress.runs.contenders import Contender, Score
-from pbcompress.runs.deployment import Deployment, deploy, file_notes
+from pbcompress.runs.deployment import MODEL_FILE, Deployment, deploy, file_notes
 from pbcompress.runs.job import Job, check_job
 from pbcompress.runs.race import Outcome, race
 from pbcompress.training.callbacks import Callback
@@ -177,7 +177,7 @@ def _finished(job: Job, outcome: Outcome, before: Score | None) -> CompressionRe
 
 
 def _deployed(job: Job, chosen: Contender) -> Deployment | str:
-    path = job.run_dir / "model.onnx" if job.run_dir else None
+    path = job.run_dir / MODEL_FILE if job.run_dir else None
     notes = file_notes(chosen.cost, chosen.plan, job.fingerprint, job.task, chosen.score)
     return deploy(job.original, chosen.network, job.inputs, path, job.data, job.task, notes)
 

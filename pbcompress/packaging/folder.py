@@ -24,7 +24,8 @@ from pbcompress.errors import (
 )
 from pbcompress.onnx_files.session import Session
 from pbcompress.packaging.model_card import CardConfig, model_card
-from pbcompress.packaging.package_contents import MODEL_FILE, Contents, contents_of_run, files_of
+from pbcompress.packaging.package_contents import Contents, contents_of_run, files_of
+from pbcompress.runs.deployment import MODEL_FILE
 from pbcompress.runs.sample import Sample
 
 __all__ = ["Package", "pack", "package"]

@@ -8,14 +8,14 @@ from pathlib import Path
 from pbcompress.errors import StateMismatchError
 from pbcompress.export.onnx_export import ExportReport
 from pbcompress.report.writing import proof_sentence
+from pbcompress.runs.deployment import MODEL_FILE
 from pbcompress.runs.facts import RunFacts
 from pbcompress.runs.run_folder import read_run
 from pbcompress.runs.sample import SAMPLE_FILE, Sample, read_sample
 from pbcompress.training.history import History
 
-__all__ = ["MODEL_FILE", "Contents", "contents_of_network", "contents_of_run", "files_of"]
+__all__ = ["Contents", "contents_of_network", "contents_of_run", "files_of"]
 
-MODEL_FILE = "model.onnx"
 INT8_FILE = "model.int8.onnx"
 OTHER_MODELS = "model.*.onnx"
 

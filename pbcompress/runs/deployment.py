@@ -21,7 +21,9 @@ from pbcompress.runs.contenders import Score
 from pbcompress.runs.file_inspection import Inspection, inspect_file
 from pbcompress.training.task import Data, Task
 
-__all__ = ["Deployment", "deploy", "file_notes"]
+__all__ = ["MODEL_FILE", "Deployment", "deploy", "file_notes"]
+
+MODEL_FILE = "model.onnx"
 
 logger = logging.getLogger(__name__)
 

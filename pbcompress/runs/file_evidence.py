@@ -10,14 +10,13 @@ from pbcompress.comparison.scoring import estimates, file_network, predictions, 
 from pbcompress.errors import CompressionError, first_line
 from pbcompress.onnx_files.benchmark import Benchmark, bench
 from pbcompress.onnx_files.contents import FileFacts
-from pbcompress.runs.deployment import Deployment
+from pbcompress.runs.deployment import MODEL_FILE, Deployment
 from pbcompress.runs.facts import FileEvidence, RunFacts
 from pbcompress.runs.file_inspection import Inspection, inspect_file
 from pbcompress.training.task import Task
 
 __all__ = ["misfits", "with_evidence"]
 
-MODEL_FILE = "model.onnx"
 ROUNDS = 50
 
 

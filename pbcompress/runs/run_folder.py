@@ -1,4 +1,13 @@
-"""A finished run on disk: what `compress` and `CompressionResult.save` leave in its folder."""
+"""A finished run on disk: what `compress` and `CompressionResult.save` leave in its folder.
+
+state.json            cuts, dendrites and facts, by `saved_network`
+weights.safetensors   the network's tensors, by `saved_network`
+history.jsonl         a line for each epoch, by `save_run`
+sample.safetensors    a few inputs and what torch computes of them, by `sample`
+model.onnx            what ships, by `deployment`
+report.{html,md,json} by `report.writing`
+checkpoints/          plans and states of the trainings, by `contender_training`
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
