@@ -144,9 +144,13 @@ def load_data(name: str, arguments: Mapping[str, Any]) -> Data:
     """Call ``package.module:function``, whose result has train, val and perhaps test batches.
 
     Raises:
-        CompressionError: There is no such thing, or its result has no train or val.
+        CompressionError: There is no such thing, its files cannot be read, or its result has no
+            train or val.
     """
-    found = resolve(name)(**arguments)
+    try:
+        found = resolve(name)(**arguments)
+    except OSError as err:
+        raise CompressionError(f"{name} was to give the data and could not: {err}") from err
     missing = [split for split in ("train", "val") if not hasattr(found, split)]
     if missing:
         raise CompressionError(

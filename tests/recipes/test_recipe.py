@@ -3,7 +3,7 @@
 import pytest
 
 import pbcompress as pb
-from pbcompress.recipes.recipe import Recipe
+from pbcompress.recipes.recipe import Recipe, load_data
 
 RECIPE = """
 [model]
@@ -56,3 +56,9 @@ def test_the_parts_of_the_choices_are_tables(tmp_path):
 def test_a_wrong_choice_is_named_with_those_that_there_are(tmp_path, change, sentence):
     with pytest.raises(pb.CompressionError, match=sentence):
         read(tmp_path, RECIPE.replace(*change))
+
+
+def test_data_that_is_not_there_is_an_error_of_one_line_that_says_how_to_get_it(tmp_path):
+    wanted = {"name": "watch", "folder": str(tmp_path), "batch_size": 8, "num_val": 8}
+    with pytest.raises(pb.CompressionError, match="pbcompress zoo fetch watch"):
+        load_data("model_zoo.datasets:load_loaders", wanted)
