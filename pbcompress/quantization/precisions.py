@@ -1,7 +1,8 @@
 """The ways to write a file in fewer bits, each a value with its own choices."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from numbers import Integral, Real
+from typing import Any, ClassVar, Literal
 
 from pbcompress.errors import CompressionError
 
@@ -35,7 +36,7 @@ class Int8:
 
     def __post_init__(self) -> None:
         _check_drop(self)
-        if self.recover_epochs < 0:
+        if not _is_from_zero(self.recover_epochs, Integral):
             raise CompressionError(
                 f"{self} was asked for; recover_epochs is a number of epochs from 0."
             )
@@ -67,8 +68,12 @@ class Fp16:
         _check_drop(self)
 
 
+def _is_from_zero(value: object, kind: type[Any]) -> bool:
+    return isinstance(value, kind) and bool(value >= 0)  # NaN is not
+
+
 def _check_drop(way: Int8 | Fp16) -> None:
-    if not way.max_drop >= 0:  # so that NaN is refused
+    if not _is_from_zero(way.max_drop, Real):
         raise CompressionError(
             f"{way} was asked for; max_drop says how much worse the metric may be, and is a "
             "number of at least 0."

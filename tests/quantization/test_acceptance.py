@@ -147,7 +147,10 @@ def test_bf16_is_refused_because_the_runtime_has_no_products(tmp_path) -> None:
     [
         ("fp16", {"recover_epochs": 2}, "recover_epochs=2 .* which takes max_drop alone"),
         ("int8", {"recover_epochs": -1}, "recover_epochs=-1.*a number of epochs from 0"),
+        ("int8", {"recover_epochs": 1.5}, "recover_epochs=1.5.*a number of epochs from 0"),
+        ("int8", {"recover_epochs": "4"}, "recover_epochs='4'.*a number of epochs from 0"),
         ("int8", {"max_drop": -0.1}, "max_drop=-0.1.*a number of at least 0"),
+        ("fp16", {"max_drop": "low"}, "max_drop='low'.*a number of at least 0"),
         ("fp16", {"max_drop": float("nan")}, "max_drop=nan.*a number of at least 0"),
         ("int4", {}, "quantize='int4' was asked for"),
     ],
