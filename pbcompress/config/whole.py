@@ -83,7 +83,8 @@ def whole_config(
         if isinstance(config, part) and part in parts:
             return CompressConfig(**{name: config})  # type: ignore[arg-type]
     names = ", ".join(f"a {part.__name__}" for part in parts)
-    raise ValueError(f"config was given as {config!r}; it must be {names} or a CompressConfig.")
+    found = f"a {type(config).__name__}" if isinstance(config, Choices) else repr(config)
+    raise ValueError(f"config was given as {found}; it must be {names} or a CompressConfig.")
 
 
 _PARTS = {"width": WidthConfig, "dendrites": DendriteConfig, "recovery": RecoveryConfig}

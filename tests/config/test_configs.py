@@ -380,3 +380,8 @@ def test_a_part_may_stand_for_the_whole():
 def test_what_is_no_part_is_refused_with_those_that_are(config):
     with pytest.raises(ValueError, match=r"given as .*a WidthConfig, a Dend.* or a CompressConfig"):
         whole_config(config, WidthConfig, DendriteConfig)
+
+
+def test_a_part_of_another_function_is_refused_by_its_name_alone():
+    with pytest.raises(ValueError, match="given as a RecoveryConfig; it must be a WidthConfig or"):
+        whole_config(RecoveryConfig(), WidthConfig)

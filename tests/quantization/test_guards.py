@@ -150,6 +150,8 @@ def test_bf16_is_refused_because_the_runtime_has_no_products(tmp_path) -> None:
         ("int8", {"recover_epochs": 1.5}, "'int8' was .*recover_epochs .* 1.5; .* number from 0"),
         ("int8", {"max_drop": -0.1}, "'int8' was .*max_drop .* -0.1; it must be zero or positive"),
         ("fp16", {"max_drop": float("nan")}, "'fp16' was .*max_drop .* nan; .* zero or positive"),
+        ("int8", {"recover_epochs": "4"}, "'int8' was .*recover_epochs .* '4'; .* number from 0"),
+        ("fp16", {"max_drop": "low"}, "'fp16' was .*max_drop .* 'low'; .* zero or positive"),
         ("int4", {}, "quantize='int4' was asked for"),
     ],
 )
