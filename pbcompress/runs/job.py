@@ -86,17 +86,7 @@ def check_job(
         CompressionError: The model, inputs, data or folder cannot be used.
         StateMismatchError: ``run_dir`` holds another run.
     """
-    if example_inputs is None and data is None:
-        raise CompressionError(
-            "compress(model, target) does not know what goes into the model. Call "
-            "compress(model, target, example_inputs=torch.zeros(1, 3, 32, 32)) with inputs of "
-            "your model, or pass data=pb.Data(train=..., val=...)."
-        )
-    if world_size() > 1:
-        raise CompressionError(
-            f"compress was called in one of {world_size()} processes; it plans, compares and "
-            "writes files in one. Call shrink before torchrun, and recover_ in its processes."
-        )
+    _check_circumstances(example_inputs, data)
     check_model(model)
     sample_for(config.width, _experiment(data, task, seed))  # raises where data are missing
     place = choose_device(device)
@@ -127,6 +117,20 @@ def check_job(
         bound=bound,
         fingerprint=fingerprint,
     )
+
+
+def _check_circumstances(example_inputs: object, data: Data | None) -> None:
+    if example_inputs is None and data is None:
+        raise CompressionError(
+            "compress(model, target) does not know what goes into the model. Call "
+            "compress(model, target, example_inputs=torch.zeros(1, 3, 32, 32)) with inputs of "
+            "your model, or pass data=pb.Data(train=..., val=...)."
+        )
+    if world_size() > 1:
+        raise CompressionError(
+            f"compress was called in one of {world_size()} processes; it plans, compares and "
+            "writes files in one. Call shrink before torchrun, and recover_ in its processes."
+        )
 
 
 def _experiment(data: Data | None, task: Task, seed: int) -> Experiment | None:
