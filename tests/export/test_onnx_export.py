@@ -144,7 +144,7 @@ def test_names_can_be_given(tmp_path):
     report = export_onnx(Named(), tmp_path / "x.onnx", inputs, **names)
     assert (list(report.input_names), list(report.output_names)) == tuple(names.values())
     for wrong in ({"input_names": ["a"]}, {"output_names": ["a", "a"]}):
-        with pytest.raises(CompressionError, match="as many different names"):
+        with pytest.raises(CompressionError, match="one name for each, all different"):
             export_onnx(Named(), tmp_path / "y.onnx", inputs, **wrong)
 
 

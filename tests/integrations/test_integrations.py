@@ -196,7 +196,9 @@ def trainer_of(folder: Path, **choices: object) -> Trainer:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("metric", "greater"), [("loss", False), ("acc", True)])
+@pytest.mark.parametrize(
+    ("metric", "greater"), [pytest.param("loss", False, marks=pytest.mark.slow), ("acc", True)]
+)
 def test_a_trainer_takes_the_phases_of_a_loop_of_ones_own(metric, greater, tmp_path) -> None:
     trainer = trainer_of(tmp_path, metric_for_best_model=metric, greater_is_better=greater)
     before = trainer.args.num_train_epochs

@@ -121,7 +121,10 @@ def test_every_form_of_dendrite_is_tried() -> None:
     assert len(FORMS) == 5
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form",
+    [f if f in ("full", "shared") else pytest.param(f, marks=pytest.mark.slow) for f in FORMS],
+)
 def test_dendrites_of_any_form_widen_no_tensor_between_layers(form: str, tmp_path) -> None:
     network, x = nn.Sequential(
         nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(),

@@ -274,7 +274,7 @@ def test_no_width_is_sacrificed_for_the_last_two_per_cent(target, layers):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("sets", [1, 2])
+@pytest.mark.parametrize("sets", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_dendrites_grow_where_they_are_cheap(form, sets):
     """The price by hand: of a set, and of another neuron, at the widths of the plan."""
     model = create_model("lenet")

@@ -70,7 +70,14 @@ def test_as_many_rows_are_drawn_as_are_asked_for(rows, times):
     assert found["0"].outputs == 5 * times
 
 
-@pytest.mark.parametrize("sizes", [(40,) * 6, (2, 60, 60, 60, 60), (60, 60, 60, 3, 3, 3)])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((40,) * 6, marks=pytest.mark.slow),
+        (2, 60, 60, 60, 60),
+        pytest.param((60, 60, 60, 3, 3, 3), marks=pytest.mark.slow),
+    ],
+)
 def test_every_output_is_drawn_as_often_as_any_other(sizes):
     total = sum(sizes)
     x = torch.arange(float(total)).repeat(3, 1).T.split(sizes)

@@ -186,7 +186,9 @@ def test_accumulated_candidates_get_the_mean_gradient() -> None:
 
 # torch itself makes an instance while it compiles
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule", ["correlation", *(pytest.param(rule, marks=pytest.mark.slow) for rule in RULES[1:])]
+)
 def test_a_compiled_network_trains_as_the_plain_one(rule: str, monkeypatch) -> None:
     compiled = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model: compiled(model, backend="aot_eager"))
