@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 from pbcompress.core.config_values import Choices
 from pbcompress.core.field_types import Count, Positive, PositiveShare, ProperShare
 
-__all__ = ["Importance", "WidthConfig"]
+__all__ = ["Hardware", "Importance", "WidthConfig"]
 
+Hardware = Literal["cpu", "gpu float16", "gpu int8"]
 Importance = Literal["magnitude", "bn_scale", "taylor", "variance", "fisher"]
 Pins = Annotated[
     tuple[tuple[str, Count | PositiveShare], ...],
@@ -48,10 +49,13 @@ class WidthConfig(Choices):
         max_seconds: Bound on the time of planning; None: no bound.
     """
 
-    allocation: Literal["uniform", "balanced", "global", "isomorphic"] = "balanced"
+    allocation: Literal[
+        "accurate", "balanced", "fast", "uniform", "global", "isomorphic"
+    ] = "balanced"
     importance: Importance = "magnitude"
     importance_batches: Count = 16
-    round_to: Count | Literal["auto"] = 1
+    round_to: Count | Literal["auto", "measured"] = "auto"
+    hardware: Hardware = "cpu"
     min_width: Count = 1
     max_ratio: ProperShare = 0.99
     keep: tuple[str, ...] = ()

@@ -10,7 +10,6 @@ import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 from pbcompress.config.widths import WidthConfig
@@ -27,11 +26,11 @@ EXHAUSTIVE = 4096
 COARSEST = 8
 
 
-def _choices(group: ChannelGroup, config: WidthConfig, gives_way: bool) -> Widths:
+def _choices(group: ChannelGroup, multiple: int, config: WidthConfig, gives_way: bool) -> Widths:
     """Return the allowed widths of a group, in units, narrowest first."""
     if group.pinned is not None:
         return [group.pinned]
-    per_unit, width, multiple = group.channels_per_unit, group.width, _multiple(config)
+    per_unit, width = group.channels_per_unit, group.width
     floor = max(math.ceil(config.min_width / per_unit), width - int(config.max_ratio * width))
     floor = min(max(floor, 1), width)
     allowed = {w for w in range(floor, width) if w * per_unit % multiple == 0}
@@ -44,21 +43,22 @@ def _choices(group: ChannelGroup, config: WidthConfig, gives_way: bool) -> Width
     return sorted(allowed | {width})
 
 
-def _multiple(config: WidthConfig) -> int:
-    return 1 if config.round_to == "auto" else int(config.round_to)
-
-
 def narrowest(
-    groups: Sequence[ChannelGroup], config: WidthConfig, gives_way: bool = False
+    groups: Sequence[ChannelGroup],
+    multiples: Sequence[int],
+    config: WidthConfig,
+    gives_way: bool = False,
 ) -> Widths:
-    """Return the smallest width in units that ``config`` allows each group; see `allocate`."""
-    return [_choices(group, config, gives_way)[0] for group in groups]
+    """Return the smallest width in units that is allowed to each group; see `allocate`."""
+    pairs = zip(groups, multiples, strict=True)
+    return [_choices(group, multiple, config, gives_way)[0] for group, multiple in pairs]
 
 
 def allocate(
     groups: Sequence[ChannelGroup],
     bounds: Bounds,
     preference: Preference,
+    multiples: Sequence[int],
     config: WidthConfig,
     gives_way: bool = False,
 ) -> Widths | None:
@@ -68,30 +68,41 @@ def allocate(
         groups: The channel groups.
         bounds: The closed forms and their limits.
         preference: How wide the groups are beside each other.
-        config: Floors and rounding.
+        multiples: What the channels of each group are a multiple of.
+        config: Floors.
         gives_way: Whether widths may also lie between the floor and the multiple that they are
             rounded to, and single groups leave the multiples where no bound would be reached.
 
     Returns:
         Widths in units, or None if even the narrowest network breaks a bound.
     """
-    choices = [_choices(group, config, gives_way) for group in groups]
-    widths = _filled(bounds, preference, choices)
-    multiple = _multiple(config)
-    if widths is None or bounds.load(bounds.totals(widths)) >= FILL_GOAL:
+    pairs = zip(groups, multiples, strict=True)
+    choices = [_choices(group, multiple, config, gives_way) for group, multiple in pairs]
+    filled = _filled(bounds, preference, choices)
+    if filled is None or _is_full(bounds, filled):
+        return filled
+    widths = _completed(bounds, preference, filled, choices)
+    if _is_full(bounds, widths) or not gives_way or max(multiples) == 1:
         return widths
-    if gives_way and multiple > 1:
-        _loosen(bounds, widths, groups, config)
-        if bounds.load(bounds.totals(widths)) >= FILL_GOAL:
-            return widths
-        finer = replace(config, round_to=multiple // 2)
-        return allocate(groups, bounds, preference, finer, gives_way)
+    _loosen(bounds, filled, groups, multiples, config)
+    if _is_full(bounds, filled):
+        return filled
+    return allocate(groups, bounds, preference, _finer(multiples), config, gives_way)
+
+
+def _is_full(bounds: Bounds, widths: Widths) -> bool:
+    return bounds.load(bounds.totals(widths)) >= FILL_GOAL
+
+
+def _completed(
+    bounds: Bounds, preference: Preference, filled: Widths, choices: Sequence[Widths]
+) -> Widths:
+    """Return widths that come nearer to a bound, by leaving the order of the preference."""
     if math.prod(len(c) for c in choices) <= EXHAUSTIVE:
-        return _nearest_of_all(bounds, widths, choices)
+        return _nearest_of_all(bounds, filled, choices)
+    widths = list(filled)
     _exchange(bounds, widths, choices)
-    if bounds.load(bounds.totals(widths)) < FILL_GOAL:
-        widths = _stepped(bounds, preference, choices, widths)
-    return widths
+    return widths if _is_full(bounds, widths) else _stepped(bounds, preference, choices, widths)
 
 
 def _filled(bounds: Bounds, preference: Preference, choices: Sequence[Widths]) -> Widths | None:
@@ -226,8 +237,16 @@ def _nearest_of_all(bounds: Bounds, widths: Widths, choices: Sequence[Widths]) -
     return max((list(trial) for trial in itertools.product(*choices)), key=rank)
 
 
+def _finer(multiples: Sequence[int]) -> list[int]:
+    return [max(multiple // 2, 1) for multiple in multiples]
+
+
 def _loosen(
-    bounds: Bounds, widths: Widths, groups: Sequence[ChannelGroup], config: WidthConfig
+    bounds: Bounds,
+    widths: Widths,
+    groups: Sequence[ChannelGroup],
+    multiples: Sequence[int],
+    config: WidthConfig,
 ) -> None:
     """Widen single groups beyond their multiple until the load reaches `FILL_GOAL`.
 
@@ -236,11 +255,12 @@ def _loosen(
     """
     load = bounds.load(bounds.totals(widths))
     while load < FILL_GOAL:
-        best, multiple = (load, widths), _multiple(config)
-        while multiple > 1 and best[0] < FILL_GOAL:
-            multiple //= 2
-            finer = [_choices(g, replace(config, round_to=multiple), False) for g in groups]
-            best = max(best, _widened(bounds, widths, finer), key=lambda pair: pair[0])
+        best, finer = (load, widths), multiples
+        while max(finer) > 1 and best[0] < FILL_GOAL:
+            finer = _finer(finer)
+            pairs = zip(groups, finer, strict=True)
+            choices = [_choices(group, multiple, config, False) for group, multiple in pairs]
+            best = max(best, _widened(bounds, widths, choices), key=lambda pair: pair[0])
         if best[0] == load:
             return
         load, widths[:] = best

@@ -125,11 +125,10 @@ def find_widths(
     network = copy_model(model).eval()
     planner = _Planner(model, network, map_tensors(call, torch.clone), config, sample)
     params, flops = resolve_target(target, planner.cost_before)
-    round_to = config.width.round_to
-    request = Request(params, flops, 1 if round_to == "auto" else round_to)
+    request = Request(params, flops)
     asked = target if isinstance(target, Budget) else Budget(params=params)
     on_file = (asked.latency_ms, asked.file_bytes) != (None, None)
-    if on_file or round_to == "auto":
+    if on_file or config.width.round_to == "measured":
         return _measured(planner, request, asked, open_bench)
     return planner.propose(request)[0]
 
@@ -144,8 +143,9 @@ def _measured(
         if budget == MeasuredBudget(None, None):
             plan, shipped = fastest(planner, bench, request)
         else:
-            by_time = budget.milliseconds is not None and request.round_to == 1
-            rounds = by_time or planner.config.width.round_to == "auto"
+            round_to = planner.config.width.round_to
+            by_time = budget.milliseconds is not None and round_to in ("auto", 1)
+            rounds = by_time or round_to == "measured"
             plan, shipped = confirmed(planner, bench, request, budget, rounds)
     return replace(plan, shipped=shipped)
 

@@ -1,6 +1,5 @@
 """How wide groups want to be beside each other: in given ratios, or by the rank of their units."""
 
-import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -8,10 +7,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pbcompress.costs.bounds import Bounds
+from pbcompress.costs.bounds import Bounds, Cost
+from pbcompress.planning.scarcity import Scarcity
 from pbcompress.structure.channel_groups import Axis, ChannelGroup
 
-__all__ = ["Preference", "balanced_ratios", "count_weights", "preference_of"]
+__all__ = ["Preference", "count_weights", "preference_of"]
+
+# How far the multiply-adds go from those of the most accurate widths to those of equal shares.
+SPEED = {"accurate": 0.0, "balanced": 0.5, "fast": 1.0}
 
 
 class Preference(Protocol):
@@ -84,6 +87,7 @@ def preference_of(
     scores: Sequence[Tensor],
     bounds: Bounds,
     weights: Sequence[int],
+    work: Cost | None = None,
 ) -> Preference:
     """Return what an allocation of `pbcompress.WidthConfig` prefers.
 
@@ -91,42 +95,18 @@ def preference_of(
         allocation: Its name.
         groups: The channel groups.
         scores: Importance of every unit of every group, each with mean 1.
-        bounds: See `balanced_ratios`.
+        bounds: What is scarce.
         weights: See `count_weights`.
+        work: Multiply-adds, where they have no bound of their own.
     """
     if allocation == "uniform":
         return _Proportional(groups)
-    if allocation == "balanced":
-        return _Proportional(groups, balanced_ratios(groups, bounds, weights))
+    if allocation in SPEED:
+        scarcity = Scarcity(groups, weights)
+        speed = SPEED[allocation]
+        scarce = scarcity.compromise(bounds, work, speed) if work and speed else bounds
+        return _Proportional(groups, scarcity.ratios(scarce))
     return _Ranked(groups, scores, by_kind=allocation == "isomorphic")
-
-
-def balanced_ratios(
-    groups: Sequence[ChannelGroup], bounds: Bounds, weights: Sequence[int]
-) -> list[float]:
-    """Return ratios that keep any layer from becoming much narrower than its size is worth.
-
-    Let a layer lose 1 / (r s) by keeping shares r and s of what it reads and writes, and cost p r s
-    of the bound. Where the sum of losses is least, each group has r^2 in proportion to k / c, if k
-    layers read or write it and cost c together: to first order, with all other shares alike. So
-    ratios go by one over the root of the mean size of a group's layers.
-
-    Args:
-        groups: The channel groups.
-        bounds: What is scarce. Of several, that counts most which is tightest.
-        weights: See `count_weights`.
-    """
-    full = [group.pinned or group.width for group in groups]
-    totals = bounds.totals(full)
-    sizes = []
-    for index, (width, count) in enumerate(zip(full, weights, strict=True)):
-        single = bounds.after(totals, index, 1, full)
-        spent = zip(totals, single, bounds.limits, strict=True)
-        cost = sum((a - b) / max(limit, 1) for a, b, limit in spent)
-        sizes.append(cost * width / max(width - 1, 1) / max(count, 1))
-    largest = max(sizes, default=0.0)
-    least = largest * 1e-12  # a group that costs nothing
-    return [math.sqrt(largest / max(size, least)) if largest else 1.0 for size in sizes]
 
 
 def count_weights(

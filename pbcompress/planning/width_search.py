@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pbcompress.config.whole import CompressConfig
 from pbcompress.config.widths import WidthConfig
 from pbcompress.core.modules import matches
+from pbcompress.costs.alignment import multiples_for
 from pbcompress.costs.bounds import Bounds, Cost
 from pbcompress.costs.closed_form import CostModel, Widths, parameter_costs, work_costs
 from pbcompress.dendrites.forms import growable_layers, set_params
@@ -36,14 +37,13 @@ class Request:
     Attributes:
         params: Most parameters, dendrites included.
         flops: Most multiply-adds, or None.
-        round_to: What widths are rounded to; where the configuration does not ask for it itself,
-            rounding gives way before a target is missed.
+        round_to: What widths are rounded to, measured; None: what the configuration says.
         costs: Further closed forms over the groups, with the most that each may be.
     """
 
     params: int
     flops: int | None = None
-    round_to: int = 1
+    round_to: int | None = None
     costs: Sequence[tuple[Callable[[Grouping], Cost], int]] = ()
 
 
@@ -95,7 +95,8 @@ class WidthSearch:
         costs, limits = [cost for cost, _ in further], [limit for _, limit in further]
         while True:
             bounds = Bounds([self.params, *costs], [request.params, *limits])
-            widths = allocate(groups, bounds, self._preference(bounds), *self._rounded(request))
+            preference = self._preference(bounds, is_free=not further)
+            widths = allocate(groups, bounds, preference, *self._rounded(request))
             share = self.config.dendrites.share
             fits = widths is not None and (
                 not self.grow or self.params.reserved(widths) <= float(share) * request.params
@@ -113,9 +114,11 @@ class WidthSearch:
             self.grow = {k: v for k, v in self.grow.items() if k not in dearest}
             self.params = self._parameters()
 
-    def _preference(self, bounds: Bounds) -> Preference:
-        allocation = self.config.width.allocation
-        return preference_of(allocation, self.grouping.groups, self.scores, bounds, self._weights)
+    def _preference(self, bounds: Bounds, is_free: bool) -> Preference:
+        """Return how wide groups are beside each other; work may be free, but has its price."""
+        allocation, groups = self.config.width.allocation, self.grouping.groups
+        work = self.flops if is_free else None
+        return preference_of(allocation, groups, self.scores, bounds, self._weights, work)
 
     def _too_dear(self, widths: Widths) -> list[str]:
         """Return the layers in which a dendrite costs more than ``max_price`` of a neuron."""
@@ -142,10 +145,16 @@ class WidthSearch:
         """Return the smallest widths that the configuration allows."""
         return narrowest(self.grouping.groups, *self._rounded(request))
 
-    def _rounded(self, request: Request) -> tuple[WidthConfig, bool]:
-        """Return the configuration with the request's multiple, and whether that gives way."""
-        width = self.config.width
-        return replace(width, round_to=request.round_to), width.round_to in ("auto", 1)
+    def _rounded(self, request: Request) -> tuple[list[int], WidthConfig, bool]:
+        """Return the multiple of every group, the floors, and whether multiples give way."""
+        width, groups = self.config.width, self.grouping.groups
+        if isinstance(width.round_to, int):
+            gives_way = width.round_to == 1
+            multiple = (request.round_to or 1) if gives_way else width.round_to
+            return [multiple] * len(groups), width, gives_way
+        if request.round_to is not None:
+            return [request.round_to] * len(groups), width, True
+        return multiples_for(self.model, groups, width.hardware), width, True
 
     def removed(self, widths: Widths) -> Removed:
         """Return the units that go: the least important of every group."""

@@ -117,6 +117,7 @@ class Arm:
         only_last: Whether the last Linear alone grows.
         wide_first: Whether the first layer has twice the width that it would have, at most its
             original one.
+        round_to: What widths are multiples of.
     """
 
     dendrites: pb.DendriteConfig = OFF
@@ -129,6 +130,7 @@ class Arm:
     trial: float = 0.1
     only_last: bool = False
     wide_first: bool = False
+    round_to: int | str = 1
 
 
 CORRELATION = pb.Correlation(initialization="random")  # as in the published method
@@ -141,7 +143,7 @@ def _grow(rule: Any, **choices: Any) -> pb.DendriteConfig:
 
 
 def _balanced(dendrites: pb.DendriteConfig, parts: tuple[float, ...]) -> Arm:
-    return Arm(dendrites, parts, allocation="balanced")
+    return Arm(dendrites, parts, allocation="accurate")
 
 
 def _joint(form: str, distillation: float = 0.0, **choices: Any) -> Arm:
@@ -156,8 +158,14 @@ ARMS = {
     "width": Arm(),
     "width, distilled": Arm(distillation=0.5),
     "width, isomorphic": Arm(allocation="isomorphic"),
-    "width, balanced": Arm(allocation="balanced"),
-    "width, balanced, equal FLOPs": Arm(allocation="balanced", equal_flops=True),
+    "width, balanced": Arm(allocation="accurate"),
+    "width, balanced, equal FLOPs": Arm(allocation="accurate", equal_flops=True),
+    "width, accurate, aligned": Arm(allocation="accurate", round_to="auto"),
+    "width, compromise": Arm(allocation="balanced"),
+    "width, compromise, aligned": Arm(allocation="balanced", round_to="auto"),
+    "width, fast": Arm(allocation="fast"),
+    "width, fast, aligned": Arm(allocation="fast", round_to="auto"),
+    "width, aligned": Arm(round_to="auto"),
     "width, wide first": Arm(wide_first=True),
     "scratch": Arm(scratch=True),
     "correlation": Arm(_grow(CORRELATION), STAGED),
@@ -187,7 +195,7 @@ ARMS = {
     "joint shared, cheap, balanced": _balanced(
         _grow(pb.Gradient(), form="shared", at_start=True, max_price=0.25), (0, 0, 1)
     ),
-    "auto, balanced": Arm(pb.DendriteConfig.cheap(), races=True, allocation="balanced"),
+    "auto, balanced": Arm(pb.DendriteConfig.cheap(), races=True, allocation="accurate"),
     "auto, longer trial": Arm(pb.DendriteConfig.cheap(), races=True, trial=0.25),
     "auto, tied": Arm(pb.DendriteConfig.cheap(form="tied"), races=True),
     "auto, distilled": Arm(pb.DendriteConfig.cheap(), distillation=0.5, races=True),

@@ -127,7 +127,8 @@ class Bench:
         if arm.only_last:
             dendrites = replace(dendrites, layers=(_layers(self.model, nn.Linear)[-1],))
         config = pb.CompressConfig(
-            dendrites=dendrites, width=pb.WidthConfig(allocation=arm.allocation)
+            dendrites=dendrites,
+            width=pb.WidthConfig(allocation=arm.allocation, round_to=arm.round_to),
         )
         plan = pb.plan_widths(self.model, self.example, target, config=config)
         if arm.wide_first:
@@ -157,7 +158,7 @@ class Bench:
             self.task.lr, arm.distillation, epochs=self.task.epochs, trial=arm.trial
         )
         config = pb.CompressConfig(
-            width=pb.WidthConfig(allocation=arm.allocation),
+            width=pb.WidthConfig(allocation=arm.allocation, round_to=arm.round_to),
             dendrites=arm.dendrites,
             recovery=recovery,
             deploy=False,
