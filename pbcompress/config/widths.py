@@ -49,9 +49,9 @@ class WidthConfig(Choices):
         max_seconds: Bound on the time of planning; None: no bound.
     """
 
-    allocation: Literal[
-        "accurate", "balanced", "fast", "uniform", "global", "isomorphic"
-    ] = "balanced"
+    allocation: Literal["accurate", "balanced", "fast", "uniform", "global", "isomorphic"] = (
+        "balanced"
+    )
     importance: Importance = "magnitude"
     importance_batches: Count = 16
     round_to: Count | Literal["auto", "measured"] = "auto"

@@ -15,7 +15,7 @@ from pbcompress.structure.channel_groups import ChannelGroup
 
 __all__ = ["BLOCKS", "Block", "multiples_for"]
 
-SHARE = 8  # a step is at most one part in this many of the original width, above the least block
+SHARE = 64  # above the least block, a step is at most one part in this many of the width
 
 
 @dataclass(frozen=True)

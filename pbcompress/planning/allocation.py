@@ -18,7 +18,7 @@ from pbcompress.costs.closed_form import Widths
 from pbcompress.planning.proportions import Preference
 from pbcompress.structure.channel_groups import ChannelGroup
 
-__all__ = ["allocate", "narrowest"]
+__all__ = ["FILL_GOAL", "allocate", "choices_of", "complete", "filled", "is_full", "narrowest"]
 
 FILL_GOAL = 0.98
 BISECTIONS = 40
@@ -26,15 +26,24 @@ EXHAUSTIVE = 4096
 COARSEST = 8
 
 
-def _choices(group: ChannelGroup, multiple: int, config: WidthConfig, gives_way: bool) -> Widths:
-    """Return the allowed widths of a group, in units, narrowest first."""
+def choices_of(
+    group: ChannelGroup, multiple: int, config: WidthConfig, gives_way: bool = False
+) -> Widths:
+    """Return the allowed widths of a group, in units, narrowest first.
+
+    Args:
+        group: The group.
+        multiple: What its channels are a multiple of.
+        config: Floors.
+        gives_way: Whether widths may also lie between the floor and one multiple.
+    """
     if group.pinned is not None:
         return [group.pinned]
     per_unit, width = group.channels_per_unit, group.width
     floor = max(math.ceil(config.min_width / per_unit), width - int(config.max_ratio * width))
     floor = min(max(floor, 1), width)
     allowed = {w for w in range(floor, width) if w * per_unit % multiple == 0}
-    if gives_way:  # below one multiple, and down to the floor
+    if gives_way:
         small = floor
         while small * per_unit < multiple and small < width:
             allowed.add(small)
@@ -49,63 +58,45 @@ def narrowest(
     config: WidthConfig,
     gives_way: bool = False,
 ) -> Widths:
-    """Return the smallest width in units that is allowed to each group; see `allocate`."""
+    """Return the smallest width in units that is allowed to each group; see `choices_of`."""
     pairs = zip(groups, multiples, strict=True)
-    return [_choices(group, multiple, config, gives_way)[0] for group, multiple in pairs]
+    return [choices_of(group, multiple, config, gives_way)[0] for group, multiple in pairs]
 
 
-def allocate(
-    groups: Sequence[ChannelGroup],
-    bounds: Bounds,
-    preference: Preference,
-    multiples: Sequence[int],
-    config: WidthConfig,
-    gives_way: bool = False,
-) -> Widths | None:
+def allocate(bounds: Bounds, preference: Preference, choices: Sequence[Widths]) -> Widths | None:
     """Return the width of every group so that all bounds hold, and one is nearly reached.
 
     Args:
-        groups: The channel groups.
         bounds: The closed forms and their limits.
         preference: How wide the groups are beside each other.
-        multiples: What the channels of each group are a multiple of.
-        config: Floors.
-        gives_way: Whether widths may also lie between the floor and the multiple that they are
-            rounded to, and single groups leave the multiples where no bound would be reached.
+        choices: The allowed widths of every group, in units, narrowest first.
 
     Returns:
         Widths in units, or None if even the narrowest network breaks a bound.
     """
-    pairs = zip(groups, multiples, strict=True)
-    choices = [_choices(group, multiple, config, gives_way) for group, multiple in pairs]
-    filled = _filled(bounds, preference, choices)
-    if filled is None or _is_full(bounds, filled):
-        return filled
-    widths = _completed(bounds, preference, filled, choices)
-    if _is_full(bounds, widths) or not gives_way or max(multiples) == 1:
+    widths = filled(bounds, preference, choices)
+    if widths is None or is_full(bounds, widths):
         return widths
-    _loosen(bounds, filled, groups, multiples, config)
-    if _is_full(bounds, filled):
-        return filled
-    return allocate(groups, bounds, preference, _finer(multiples), config, gives_way)
+    return complete(bounds, preference, widths, choices)
 
 
-def _is_full(bounds: Bounds, widths: Widths) -> bool:
+def is_full(bounds: Bounds, widths: Widths) -> bool:
+    """Tell whether the tightest bound is nearly reached."""
     return bounds.load(bounds.totals(widths)) >= FILL_GOAL
 
 
-def _completed(
-    bounds: Bounds, preference: Preference, filled: Widths, choices: Sequence[Widths]
+def complete(
+    bounds: Bounds, preference: Preference, widths: Widths, choices: Sequence[Widths]
 ) -> Widths:
     """Return widths that come nearer to a bound, by leaving the order of the preference."""
     if math.prod(len(c) for c in choices) <= EXHAUSTIVE:
-        return _nearest_of_all(bounds, filled, choices)
-    widths = list(filled)
+        return _nearest_of_all(bounds, widths, choices)
+    widths = list(widths)
     _exchange(bounds, widths, choices)
-    return widths if _is_full(bounds, widths) else _stepped(bounds, preference, choices, widths)
+    return widths if is_full(bounds, widths) else _stepped(bounds, preference, choices, widths)
 
 
-def _filled(bounds: Bounds, preference: Preference, choices: Sequence[Widths]) -> Widths | None:
+def filled(bounds: Bounds, preference: Preference, choices: Sequence[Widths]) -> Widths | None:
     """Return the widths of the highest level that fits, filled up; None if no level does."""
     widths = [c[0] for c in choices]
     if bounds.load(bounds.totals(widths)) > 1:
@@ -143,7 +134,7 @@ def _stepped(
         for step in (place + 1, place - 1):
             if 0 <= step < len(choices[index]) and best[0] < FILL_GOAL:
                 held = [*choices[:index], [choices[index][step]], *choices[index + 1 :]]
-                trial = _filled(bounds, preference, held)
+                trial = filled(bounds, preference, held)
                 if trial is not None:
                     best = max(best, (bounds.load(bounds.totals(trial)), trial))
     return best[1]
@@ -235,52 +226,3 @@ def _nearest_of_all(bounds: Bounds, widths: Widths, choices: Sequence[Widths]) -
         return _rank(bounds.load(bounds.totals(trial)), trial, widths)
 
     return max((list(trial) for trial in itertools.product(*choices)), key=rank)
-
-
-def _finer(multiples: Sequence[int]) -> list[int]:
-    return [max(multiple // 2, 1) for multiple in multiples]
-
-
-def _loosen(
-    bounds: Bounds,
-    widths: Widths,
-    groups: Sequence[ChannelGroup],
-    multiples: Sequence[int],
-    config: WidthConfig,
-) -> None:
-    """Widen single groups beyond their multiple until the load reaches `FILL_GOAL`.
-
-    One group alone is tried first; half the multiple before a quarter of it, and the groups whose
-    units cost least before the others.
-    """
-    load = bounds.load(bounds.totals(widths))
-    while load < FILL_GOAL:
-        best, finer = (load, widths), multiples
-        while max(finer) > 1 and best[0] < FILL_GOAL:
-            finer = _finer(finer)
-            pairs = zip(groups, finer, strict=True)
-            choices = [_choices(group, multiple, config, False) for group, multiple in pairs]
-            best = max(best, _widened(bounds, widths, choices), key=lambda pair: pair[0])
-        if best[0] == load:
-            return
-        load, widths[:] = best
-
-
-def _widened(bounds: Bounds, widths: Widths, choices: Sequence[Widths]) -> tuple[float, Widths]:
-    """Return the first network that reaches `FILL_GOAL` by one wider group, or the largest."""
-    totals = bounds.totals(widths)
-    best = (0.0, widths)
-
-    def load(index: int, width: int) -> float:
-        return bounds.load(bounds.after(totals, index, width, widths))
-
-    open_groups = [i for i, allowed in enumerate(choices) if widths[i] < allowed[-1]]
-    for index in sorted(open_groups, key=lambda i: load(i, widths[i] + 1)):
-        fitting = [w for w in choices[index] if w > widths[index] and load(index, w) <= 1]
-        if fitting:
-            share = load(index, fitting[-1])
-            if share > best[0]:
-                best = (share, [*widths[:index], fitting[-1], *widths[index + 1 :]])
-            if share >= FILL_GOAL:
-                break
-    return best

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.config.whole import CompressConfig
-from pbcompress.config.widths import WidthConfig
 from pbcompress.core.modules import matches
 from pbcompress.costs.alignment import multiples_for
 from pbcompress.costs.bounds import Bounds, Cost
 from pbcompress.costs.closed_form import CostModel, Widths, parameter_costs, work_costs
 from pbcompress.dendrites.forms import growable_layers, set_params
 from pbcompress.errors import CompressionError, a_few
-from pbcompress.planning.allocation import allocate, narrowest
+from pbcompress.planning.allocation import allocate, choices_of, narrowest
 from pbcompress.planning.given_widths import with_pins
-from pbcompress.planning.proportions import Preference, count_weights, preference_of
+from pbcompress.planning.proportions import count_weights, preference_of
+from pbcompress.planning.rounding import allocate_rounded
 from pbcompress.pruning.cuts import LayerCut
 from pbcompress.structure.channel_groups import Axis, Grouping, layer_axes, output_axes
 from pbcompress.structure.dimensions import dimension_size
@@ -88,15 +88,13 @@ class WidthSearch:
 
     def solve(self, request: Request) -> Widths | None:
         """Return widths, or None; layers whose dendrites cost too much stop growing."""
-        groups = self.grouping.groups
         further = [(make(self.grouping), limit) for make, limit in request.costs]
         if request.flops is not None:
             further.insert(0, (self.flops, request.flops))
         costs, limits = [cost for cost, _ in further], [limit for _, limit in further]
         while True:
             bounds = Bounds([self.params, *costs], [request.params, *limits])
-            preference = self._preference(bounds, is_free=not further)
-            widths = allocate(groups, bounds, preference, *self._rounded(request))
+            widths = self._allocated(request, bounds, is_free=not further)
             share = self.config.dendrites.share
             fits = widths is not None and (
                 not self.grow or self.params.reserved(widths) <= float(share) * request.params
@@ -114,11 +112,22 @@ class WidthSearch:
             self.grow = {k: v for k, v in self.grow.items() if k not in dearest}
             self.params = self._parameters()
 
-    def _preference(self, bounds: Bounds, is_free: bool) -> Preference:
-        """Return how wide groups are beside each other; work may be free, but has its price."""
-        allocation, groups = self.config.width.allocation, self.grouping.groups
-        work = self.flops if is_free else None
-        return preference_of(allocation, groups, self.scores, bounds, self._weights, work)
+    def _allocated(self, request: Request, bounds: Bounds, is_free: bool) -> Widths | None:
+        """Return widths within bounds; work that is free of them still has its price."""
+        groups, config = self.grouping.groups, self.config.width
+        preference = preference_of(
+            config.allocation,
+            groups,
+            self.scores,
+            bounds,
+            self._weights,
+            self.flops if is_free else None,
+        )
+        multiples, gives_way = self._multiples(request)
+        if gives_way:
+            return allocate_rounded(groups, bounds, preference, multiples, config)
+        pairs = zip(groups, multiples, strict=True)
+        return allocate(bounds, preference, [choices_of(g, m, config) for g, m in pairs])
 
     def _too_dear(self, widths: Widths) -> list[str]:
         """Return the layers in which a dendrite costs more than ``max_price`` of a neuron."""
@@ -143,18 +152,19 @@ class WidthSearch:
 
     def narrowest(self, request: Request) -> Widths:
         """Return the smallest widths that the configuration allows."""
-        return narrowest(self.grouping.groups, *self._rounded(request))
+        multiples, gives_way = self._multiples(request)
+        return narrowest(self.grouping.groups, multiples, self.config.width, gives_way)
 
-    def _rounded(self, request: Request) -> tuple[list[int], WidthConfig, bool]:
-        """Return the multiple of every group, the floors, and whether multiples give way."""
+    def _multiples(self, request: Request) -> tuple[list[int], bool]:
+        """Return the multiple of every group, and whether it gives way to the bounds."""
         width, groups = self.config.width, self.grouping.groups
-        if isinstance(width.round_to, int):
-            gives_way = width.round_to == 1
-            multiple = (request.round_to or 1) if gives_way else width.round_to
-            return [multiple] * len(groups), width, gives_way
+        if isinstance(width.round_to, int) and width.round_to > 1:
+            return [width.round_to] * len(groups), False
         if request.round_to is not None:
-            return [request.round_to] * len(groups), width, True
-        return multiples_for(self.model, groups, width.hardware), width, True
+            return [request.round_to] * len(groups), True
+        if width.round_to == 1:
+            return [1] * len(groups), False
+        return multiples_for(self.model, groups, width.hardware), True
 
     def removed(self, widths: Widths) -> Removed:
         """Return the units that go: the least important of every group."""

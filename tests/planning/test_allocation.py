@@ -85,15 +85,19 @@ def cost_of(name):
     return costs_of(name)[:3]
 
 
-def allocated(groups, cost, scores, target, config):
-    return allocated_within(groups, Bounds([cost], [target]), scores, config)
+def allocated(groups, cost, scores, target, config, multiple=1):
+    return allocated_within(groups, Bounds([cost], [target]), scores, config, multiple)
 
 
-def allocated_within(groups, bounds, scores, config, gives_way=False):
+def allocated_within(groups, bounds, scores, config, multiple=1, gives_way=False):
     """Two weights for each group, as in a chain."""
-    weights = [2] * len(groups)
+    weights, multiples = [2] * len(groups), [multiple] * len(groups)
     preference = preference_of(config.allocation, groups, scores, bounds, weights)
-    return allocate(groups, bounds, preference, config, gives_way)
+    return allocate(groups, bounds, preference, multiples, config, gives_way)
+
+
+def least(groups, multiple=1, gives_way=False, **floors):
+    return narrowest(groups, [multiple] * len(groups), WidthConfig(**floors), gives_way)
 
 
 def cut_to(model, groups, widths):
@@ -166,12 +170,10 @@ def test_rounding_that_gives_way_misses_no_target_that_is_met_without(name, mult
     scores = list(unit_scores(model, groups).values())
     for share in (0.7, 0.25):
         bounds = Bounds([cost], [int(share * CASES[name].params)])
+        config = WidthConfig(allocation=allocation)
         loads = [
-            bounds.load(bounds.totals(allocated_within(groups, bounds, scores, config, gives_way)))
-            for config, gives_way in (
-                (WidthConfig(allocation=allocation), False),
-                (WidthConfig(allocation=allocation, round_to=multiple), True),
-            )
+            bounds.load(bounds.totals(allocated_within(groups, bounds, scores, config, *rounding)))
+            for rounding in ((1, False), (multiple, True))
         ]
         assert min(loads[0], FILL_GOAL) <= loads[1] <= 1
 
@@ -180,15 +182,15 @@ def test_rounding_gives_way_in_one_group_where_that_is_enough():
     groups, cost = chain_cost([64, 64, 64, 64])
     scores = [torch.ones(64)] * 4
     bounds = Bounds([cost], [int(0.4 * cost.total([64] * 4))])
-    widths = allocated_within(groups, bounds, scores, WidthConfig(round_to=16), gives_way=True)
+    widths = allocated_within(groups, bounds, scores, WidthConfig(), 16, gives_way=True)
     assert FILL_GOAL <= bounds.load(bounds.totals(widths)) <= 1
     assert sum(width % 16 != 0 for width in widths) <= 1
 
 
 def test_the_floor_is_reached_below_the_multiple_if_rounding_gives_way():
     groups, _ = chain_cost([40, 8])
-    assert narrowest(groups, WidthConfig(round_to=16), gives_way=True) == [1, 1]
-    assert narrowest(groups, WidthConfig(round_to=16)) == [16, 8]
+    assert least(groups, 16, gives_way=True) == [1, 1]
+    assert least(groups, 16) == [16, 8]
 
 
 def test_widths_are_rounded_to_the_nearest_multiple():
@@ -196,8 +198,8 @@ def test_widths_are_rounded_to_the_nearest_multiple():
     wanted = 31  # as many channels as the bound allows; 32 is nearer than 24, and too much
     for extra, expected in ((0, 24), (cost.change(0, 32, [31]), 32)):
         bounds = Bounds([cost], [cost.total([wanted]) + extra])
-        config = WidthConfig(round_to=8)
-        assert allocated_within(groups, bounds, [torch.ones(40)], config) == [expected]
+        widths = allocated_within(groups, bounds, [torch.ones(40)], WidthConfig(), multiple=8)
+        assert widths == [expected]
 
 
 def chain_cost(widths, taps=9, image=3, classes=10):
@@ -246,15 +248,13 @@ def test_random_chains_keep_target_floors_and_multiples(
     groups, cost = chain_cost(original)
     torch.manual_seed(len(original))
     scores = [torch.rand(w, dtype=torch.float64) for w in original]
-    config = WidthConfig(
-        allocation=allocation, round_to=round_to, min_width=min_width, max_ratio=max_ratio
-    )
+    config = WidthConfig(allocation=allocation, min_width=min_width, max_ratio=max_ratio)
     target = int(share * formula(original))
-    widths = allocated(groups, cost, scores, target, config)
-    smallest = narrowest(groups, config)
+    widths = allocated(groups, cost, scores, target, config, round_to)
+    smallest = least(groups, round_to, min_width=min_width, max_ratio=max_ratio)
     assert (widths is None) == (formula(smallest) > target)
-    for width, least, before in zip(widths or smallest, smallest, original, strict=True):
-        assert width >= least >= min_width
+    for width, floor, before in zip(widths or smallest, smallest, original, strict=True):
+        assert width >= floor >= min_width
         assert before - width <= max_ratio * before
         assert width % round_to == 0 or width == before
     if widths is not None:
@@ -271,7 +271,7 @@ def test_two_groups_are_filled_wherever_any_two_widths_allow_it(first, second, s
     scores = [torch.rand(w, dtype=torch.float64) for w in (first, second)]
     target = int(share * formula([first, second]))
     widths = allocated(groups, cost, scores, target, WidthConfig(allocation=allocation))
-    low = narrowest(groups, WidthConfig())
+    low = least(groups)
     a, b = np.ogrid[low[0] : first + 1, low[1] : second + 1]
     totals = 28 * a + (9 * a + 1) * b + (9 * b + 1) * 10
     fitting = totals[totals <= target]
@@ -294,12 +294,12 @@ def test_uniform_narrows_all_groups_alike():
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.integers(40, 200), min_size=3, max_size=6), st.floats(0.1, 0.6))
-def test_balanced_groups_are_as_wide_as_what_they_hold_allows(original, share):
+def test_accurate_groups_are_as_wide_as_what_they_hold_allows(original, share):
     groups, cost = chain_cost(original)
     scores = [torch.rand(w, dtype=torch.float64) for w in original]
     uniform, widths = (
         allocated(groups, cost, scores, int(share * formula(original)), WidthConfig(allocation=a))
-        for a in ("uniform", "balanced")
+        for a in ("uniform", "accurate")
     )
     reads = [28, *(9 * w + 1 for w in original[:-1])]  # see `formula`: what a channel reads,
     readers = [9 * w for w in original[1:]] + [90]  # and what reads it
@@ -323,15 +323,15 @@ def test_global_keeps_the_groups_that_matter():
 def test_min_width_counts_channels_and_not_units():
     unit = Member("a", "out", torch.stack([torch.arange(10), torch.arange(10) + 10], 1))
     group = ChannelGroup("a", 10, (unit,))
-    assert narrowest([group], WidthConfig(min_width=6)) == [3]
-    assert narrowest([group], WidthConfig(min_width=5)) == [3]
-    assert narrowest([group], WidthConfig(round_to=8)) == [4]
+    assert least([group], min_width=6) == [3]
+    assert least([group], min_width=5) == [3]
+    assert least([group], 8) == [4]
 
 
 def test_a_group_narrower_than_its_floor_stays():
     groups, _ = chain_cost([4, 20])
-    assert narrowest(groups, WidthConfig(min_width=6)) == [4, 6]
-    assert narrowest(groups, WidthConfig(round_to=8)) == [4, 8]
+    assert least(groups, min_width=6) == [4, 6]
+    assert least(groups, 8) == [4, 8]
 
 
 def test_reserve_is_part_of_the_total():
@@ -360,7 +360,7 @@ def test_two_bounds_hold_at_once(original, share, other_share, allocation):
     scores = [torch.rand(w, dtype=torch.float64) for w in original]
     bounds = Bounds([cost, squares], limits)
     widths = allocated_within(groups, bounds, scores, WidthConfig(allocation=allocation))
-    smallest = narrowest(groups, WidthConfig())
+    smallest = least(groups)
     assert (widths is None) == (bounds.load(bounds.totals(smallest)) > 1)
     if widths is not None:
         assert cost.total(widths) <= limits[0]
