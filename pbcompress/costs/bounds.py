@@ -8,6 +8,8 @@ from pbcompress.costs.closed_form import Widths
 
 __all__ = ["Bounds", "Cost"]
 
+NEARLY_ALL = 0.999  # of a cost: a bound above it takes nothing
+
 
 class Cost(Protocol):
     """A closed form in the widths of all groups."""
@@ -31,7 +33,7 @@ class Bounds:
     """
 
     costs: Sequence[Cost]
-    limits: Sequence[int]
+    limits: Sequence[float]
 
     def totals(self, widths: Widths) -> list[int]:
         """Return every cost of a network."""
@@ -39,8 +41,19 @@ class Bounds:
 
     def load(self, totals: Sequence[int]) -> float:
         """Return the largest share of a bound that costs take; at most 1 fits."""
-        shares = [t / max(b, 1) for t, b in zip(totals, self.limits, strict=True)]
-        return max(shares)
+        return max(self.shares(totals))
+
+    def shares(self, totals: Sequence[int]) -> list[float]:
+        """Return the share of every bound that costs take."""
+        return [t / max(b, 1) for t, b in zip(totals, self.limits, strict=True)]
+
+    def scarce(self, full: Widths) -> "Bounds":
+        """Return the bounds that a network of these widths breaks; all, if it breaks none."""
+        totals = self.totals(full)
+        pairs = zip(self.costs, self.limits, totals, strict=True)
+        broken = [(cost, limit) for cost, limit, total in pairs if limit < NEARLY_ALL * total]
+        costs, limits = zip(*broken or zip(self.costs, self.limits, strict=True), strict=True)
+        return Bounds(costs, limits)
 
     def after(self, totals: Sequence[int], index: int, width: int, widths: Widths) -> list[int]:
         """Return the costs when one group takes another width."""

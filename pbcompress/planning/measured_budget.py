@@ -212,7 +212,7 @@ class _Confirmation(Generic[P]):
             if self._is_near(self._measure(plan, widths)):
                 break
         best = self._best()
-        return best.plan, _shipped(best, self.bench, self.request.round_to)
+        return best.plan, _shipped(best, self.bench, self.request.round_to or 1)
 
     def _best(self) -> _Trial[P]:
         """Return the largest plan that fits; a guess only where nothing else does."""

@@ -11,7 +11,7 @@ from pbcompress.costs.bounds import Bounds, Cost
 from pbcompress.planning.scarcity import Scarcity
 from pbcompress.structure.channel_groups import Axis, ChannelGroup
 
-__all__ = ["Preference", "count_weights", "preference_of"]
+__all__ = ["SPEED", "Preference", "count_weights", "preference_of"]
 
 # How far the multiply-adds go from those of the most accurate widths to those of equal shares.
 SPEED = {"accurate": 0.0, "balanced": 0.5, "fast": 1.0}

@@ -23,7 +23,7 @@ from pbcompress.planning.allocation import (
 from pbcompress.planning.proportions import Preference
 from pbcompress.structure.channel_groups import ChannelGroup
 
-__all__ = ["allocate_rounded"]
+__all__ = ["allocate_rounded", "finer"]
 
 FEW = 6  # groups: all ways to round them are tried
 FARTHEST = 1.34  # a group moves by no larger factor to stay at a multiple: three blocks to four
@@ -69,7 +69,7 @@ def allocate_rounded(
     _loosen(bounds, widths, groups, multiples, config)
     if is_full(bounds, widths):
         return widths
-    return allocate_rounded(groups, bounds, preference, _finer(multiples), config)
+    return allocate_rounded(groups, bounds, preference, finer(multiples), config)
 
 
 def _choices(
@@ -79,7 +79,8 @@ def _choices(
     return [choices_of(group, multiple, config, gives_way) for group, multiple in pairs]
 
 
-def _finer(multiples: Sequence[int]) -> list[int]:
+def finer(multiples: Sequence[int]) -> list[int]:
+    """Return halves of multiples, at least 1."""
     return [max(multiple // 2, 1) for multiple in multiples]
 
 
@@ -163,10 +164,10 @@ def _loosen(
     """
     load = bounds.load(bounds.totals(widths))
     while load < FILL_GOAL:
-        best, finer = (load, widths), multiples
-        while max(finer) > 1 and best[0] < FILL_GOAL:
-            finer = _finer(finer)
-            choices = _choices(groups, finer, config, gives_way=False)
+        best, steps = (load, widths), multiples
+        while max(steps) > 1 and best[0] < FILL_GOAL:
+            steps = finer(steps)
+            choices = _choices(groups, steps, config, gives_way=False)
             best = max(best, _widened(bounds, widths, choices), key=lambda pair: pair[0])
         if best[0] == load:
             return

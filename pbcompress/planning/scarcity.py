@@ -11,18 +11,20 @@ are chosen so that all bounds bind at once: the costs of which less is left weig
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 from pbcompress.costs.bounds import Bounds, Cost
+from pbcompress.costs.closed_form import Widths
 from pbcompress.structure.channel_groups import ChannelGroup
 
 __all__ = ["Scarcity"]
 
 LEAST = 1e-12  # of the largest size: a group that costs nothing
 STEPS = 40
+FASTER, SLOWER = 1.3, 0.5  # factors on the next step, after a good and a bad one
 BISECTIONS = 24
 NEAR = 0.005  # loads within this of each other bind at once
 FARTHEST = 2.0  # of an exponent from the middle
-FULL = 0.999  # a bound above this share of the original is none
 
 
 class Scarcity:
@@ -44,21 +46,25 @@ class Scarcity:
         Args:
             bounds: What is scarce; a bound that the original keeps to does not count.
         """
-        scarce = self._scarce(bounds)
+        scarce = bounds.scarce(self._full)
         count = len(scarce.costs)
         sizes = [self._logarithms(cost) for cost in scarce.costs]
-        exponents = [1 / count] * count
+        exponents, gain = [1 / count] * count, 1.0
+        best, last = (math.inf, exponents), math.inf
         for _ in range(STEPS if count > 1 else 0):
             loads = self._loads(scarce, _ratios(sizes, exponents))
-            if max(loads) - min(loads) < NEAR:
+            apart = max(loads) - min(loads)
+            best = min(best, (apart, exponents))
+            if apart < NEAR:
                 break
-            excess = [math.log(load) for load in loads]
+            gain, last = gain * (FASTER if apart < last else SLOWER), apart
+            excess = [gain * math.log(load) for load in loads]
             middle = sum(excess) / count
             exponents = [
                 min(max(own + more - middle, 1 / count - FARTHEST), 1 / count + FARTHEST)
                 for own, more in zip(exponents, excess, strict=True)
             ]
-        return _ratios(sizes, exponents)
+        return _ratios(sizes, best[1])
 
     def compromise(self, bounds: Bounds, work: Cost, speed: float) -> Bounds:
         """Return bounds with one more, on work: between what `ratios` and equal shares come to.
@@ -68,22 +74,12 @@ class Scarcity:
             work: The cost that would else be free.
             speed: 0 leaves the work as it is with `ratios`; 1 asks for that of equal shares.
         """
-        full = float(work.total(self._full))
         own, equal = (
             work.total(self._filled(bounds, ratios))
             for ratios in (self.ratios(bounds), [1.0] * len(self._full))
         )
-        limit = own ** (1 - speed) * equal**speed if own and equal else full
+        limit: float = own ** (1 - speed) * equal**speed
         return Bounds([*bounds.costs, work], [*bounds.limits, limit])
-
-    def _scarce(self, bounds: Bounds) -> Bounds:
-        pairs = [
-            (cost, limit)
-            for cost, limit in zip(bounds.costs, bounds.limits, strict=True)
-            if limit < FULL * cost.total(self._full)
-        ]
-        costs, limits = zip(*pairs or [(bounds.costs[0], bounds.limits[0])], strict=True)
-        return Bounds(costs, limits)
 
     def _logarithms(self, cost: Cost) -> list[float]:
         """Return the logarithms of the mean sizes of the layers of every group."""
@@ -94,7 +90,7 @@ class Scarcity:
         largest = max(sizes, default=0.0)
         return [math.log(max(size / largest, LEAST)) if largest > 0 else 0.0 for size in sizes]
 
-    def _filled(self, bounds: Bounds, ratios: Sequence[float]) -> list[float]:
+    def _filled(self, bounds: Bounds, ratios: Sequence[float]) -> Widths:
         """Return the widths, not yet whole, of the highest level that keeps to all bounds."""
         low, high = 0.0, 1.0
         for _ in range(BISECTIONS):
@@ -105,15 +101,15 @@ class Scarcity:
                 high = level
         return self._widths(ratios, low)
 
-    def _widths(self, ratios: Sequence[float], level: float) -> list[float]:
-        return [
+    def _widths(self, ratios: Sequence[float], level: float) -> Widths:
+        widths = [
             full if pinned else max(min(level * ratio, 1.0) * full, 1.0)
             for full, ratio, pinned in zip(self._full, ratios, self._is_pinned, strict=True)
         ]
+        return cast(Widths, widths)  # closed forms take fractions of a channel too
 
     def _loads(self, bounds: Bounds, ratios: Sequence[float]) -> list[float]:
-        totals = bounds.totals(self._filled(bounds, ratios))
-        return [total / limit for total, limit in zip(totals, bounds.limits, strict=True)]
+        return bounds.shares(bounds.totals(self._filled(bounds, ratios)))
 
 
 def _ratios(sizes: Sequence[Sequence[float]], exponents: Sequence[float]) -> list[float]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,8 +18,8 @@ from pbcompress.dendrites.forms import growable_layers, set_params
 from pbcompress.errors import CompressionError, a_few
 from pbcompress.planning.allocation import allocate, choices_of, narrowest
 from pbcompress.planning.given_widths import with_pins
-from pbcompress.planning.proportions import count_weights, preference_of
-from pbcompress.planning.rounding import allocate_rounded
+from pbcompress.planning.proportions import SPEED, Preference, count_weights, preference_of
+from pbcompress.planning.rounding import allocate_rounded, finer
 from pbcompress.pruning.cuts import LayerCut
 from pbcompress.structure.channel_groups import Axis, Grouping, layer_axes, output_axes
 from pbcompress.structure.dimensions import dimension_size
@@ -27,6 +27,8 @@ from pbcompress.structure.layer_geometry import LayerGeometry
 
 __all__ = ["Removed", "Request", "WidthSearch", "cuts_of", "without_kept"]
 
+TRIES = 5  # to use up several bounds at once
+USED = 0.97  # of each of them
 Removed = Mapping[str, Sequence[int]]  # units, by the name of their group
 
 
@@ -94,7 +96,7 @@ class WidthSearch:
         costs, limits = [cost for cost, _ in further], [limit for _, limit in further]
         while True:
             bounds = Bounds([self.params, *costs], [request.params, *limits])
-            widths = self._allocated(request, bounds, is_free=not further)
+            widths = self._allocated(request, bounds)
             share = self.config.dendrites.share
             fits = widths is not None and (
                 not self.grow or self.params.reserved(widths) <= float(share) * request.params
@@ -112,22 +114,54 @@ class WidthSearch:
             self.grow = {k: v for k, v in self.grow.items() if k not in dearest}
             self.params = self._parameters()
 
-    def _allocated(self, request: Request, bounds: Bounds, is_free: bool) -> Widths | None:
-        """Return widths within bounds; work that is free of them still has its price."""
-        groups, config = self.grouping.groups, self.config.width
-        preference = preference_of(
-            config.allocation,
-            groups,
-            self.scores,
-            bounds,
-            self._weights,
-            self.flops if is_free else None,
-        )
+    def _allocated(self, request: Request, bounds: Bounds) -> Widths | None:
+        """Return widths that use up all bounds, as far as whole multiples allow it.
+
+        What rounding left of a bound is asked for again, on top.
+        """
+        full = [group.pinned or group.width for group in self.grouping.groups]
+        scarce = bounds.scarce(full)
         multiples, gives_way = self._multiples(request)
-        if gives_way:
-            return allocate_rounded(groups, bounds, preference, multiples, config)
-        pairs = zip(groups, multiples, strict=True)
-        return allocate(bounds, preference, [choices_of(g, m, config) for g, m in pairs])
+        best: tuple[float, Widths | None] = (0.0, None)
+        while True:
+            for share, widths in self._tries(bounds, scarce, multiples, gives_way):
+                if share > best[0]:
+                    best = (share, widths)
+            if best[1] is None or best[0] >= USED or not gives_way or max(multiples) == 1:
+                return best[1]
+            multiples = finer(multiples)
+
+    def _tries(
+        self, bounds: Bounds, scarce: Bounds, multiples: Sequence[int], gives_way: bool
+    ) -> Iterator[tuple[float, Widths]]:
+        """Yield widths, and what they use of the bound of which they use least."""
+        groups, config = self.grouping.groups, self.config.width
+        aims = scarce
+        for _ in range(TRIES):
+            preference = self._preference(aims)
+            if gives_way:
+                widths = allocate_rounded(groups, bounds, preference, multiples, config)
+            else:
+                pairs = zip(groups, multiples, strict=True)
+                choices = [choices_of(group, multiple, config) for group, multiple in pairs]
+                widths = allocate(bounds, preference, choices)
+            if widths is None:
+                return
+            shares = scarce.shares(scarce.totals(widths))
+            if config.allocation not in SPEED:  # its ratios are given
+                yield max(shares), widths
+                return
+            yield min(shares), widths
+            if min(shares) >= USED or len(shares) == 1:
+                return
+            limits = [aim / share for aim, share in zip(aims.limits, shares, strict=True)]
+            aims = Bounds(aims.costs, limits)
+
+    def _preference(self, aims: Bounds) -> Preference:
+        """Return how wide groups are beside each other; work has its price where it is free."""
+        width, groups = self.config.width, self.grouping.groups
+        work = self.flops if list(aims.costs) == [self.params] else None
+        return preference_of(width.allocation, groups, self.scores, aims, self._weights, work)
 
     def _too_dear(self, widths: Widths) -> list[str]:
         """Return the layers in which a dendrite costs more than ``max_price`` of a neuron."""
