@@ -77,7 +77,7 @@ class CostModel:
     def layer_widths(self, layer: str, widths: Widths) -> tuple[int, int]:
         """Return the (out, in) widths of a layer that has a reserve."""
         out, in_ = self.layers[layer]
-        return self.size(out, widths), self.size(in_, widths)
+        return int(self.size(out, widths)), int(self.size(in_, widths))  # whole channels
 
     def _term(self, number: int, widths: Widths) -> int:
         axes, coefficient = self._terms[number]

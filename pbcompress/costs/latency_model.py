@@ -88,8 +88,9 @@ class Rounding:
         if not self.slower or not sizes:
             return 1.0
         known = [m for m in self.slower if all(size % m == 0 for size in sizes)]
-        whole = all(size % self.multiple == 0 for size in sizes)
-        return 1.0 if whole else self.slower[max(known)]
+        if not known or all(size % self.multiple == 0 for size in sizes):
+            return 1.0  # fractions of a channel have no way of their own
+        return self.slower[max(known)]
 
 
 @dataclass(frozen=True)

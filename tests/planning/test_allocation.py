@@ -17,9 +17,10 @@ from pbcompress.core.modules import copy_model
 from pbcompress.costs.bounds import Bounds
 from pbcompress.costs.closed_form import CostModel, parameter_costs, work_costs
 from pbcompress.costs.measured import measure
-from pbcompress.planning.allocation import FILL_GOAL, allocate, narrowest
+from pbcompress.planning.allocation import FILL_GOAL, allocate, choices_of, narrowest
 from pbcompress.planning.importance import unit_scores
 from pbcompress.planning.proportions import preference_of
+from pbcompress.planning.rounding import allocate_rounded
 from pbcompress.pruning.cuts import LayerCut, cut_all_
 from pbcompress.structure.channel_groups import Axis, ChannelGroup, Member, find_groups
 from pbcompress.structure.dimensions import dimension_size
@@ -93,7 +94,9 @@ def allocated_within(groups, bounds, scores, config, multiple=1, gives_way=False
     """Two weights for each group, as in a chain."""
     weights, multiples = [2] * len(groups), [multiple] * len(groups)
     preference = preference_of(config.allocation, groups, scores, bounds, weights)
-    return allocate(groups, bounds, preference, multiples, config, gives_way)
+    if gives_way:
+        return allocate_rounded(groups, bounds, preference, multiples, config)
+    return allocate(bounds, preference, [choices_of(g, multiple, config) for g in groups])
 
 
 def least(groups, multiple=1, gives_way=False, **floors):

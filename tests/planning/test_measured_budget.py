@@ -195,7 +195,7 @@ def test_a_bound_that_is_not_below_the_original_is_refused(name, asked):
 @pytest.mark.parametrize(("unaligned", "rounds"), [(3.0, True), (1.0, None)])
 def test_the_faster_of_rounded_and_unrounded_is_chosen(unaligned, rounds):
     model = small_cnn(width=33)
-    planner = planner_of(model, IMAGE, round_to="auto")
+    planner = planner_of(model, IMAGE, round_to="measured")
     bench = SyntheticRuntime(model, IMAGE, unaligned=unaligned)
     full = measure(model, IMAGE).params
     plan, shipped = fastest(planner, bench, request_of(model, full // 2))

@@ -51,7 +51,7 @@ every_plan = pytest.mark.parametrize(
 every_net = pytest.mark.parametrize("name", CASES)
 
 
-def config_of(allocation="balanced", round_to=1, **others):
+def config_of(allocation="balanced", round_to="auto", **others):
     return CompressConfig(
         width=WidthConfig(allocation=allocation, round_to=round_to, **others),
     )
@@ -63,7 +63,7 @@ def model_of(name):
 
 
 @cache
-def planned(name, share, allocation="balanced", round_to=1):
+def planned(name, share, allocation="balanced", round_to="auto"):
     config = config_of(allocation, round_to)
     return plan_widths(model_of(name), CASES[name].inputs(3), share, config=config)
 
