@@ -230,8 +230,7 @@ class WidthPlan:
         width_picture(widths_of(self), Path(path))
 
     def __str__(self) -> str:
-        text = plan_text(self)
-        return text if self.shipped is None else f"{self.shipped}\n{text}"
+        return plan_text(self)
 
 
 def plan_widths(

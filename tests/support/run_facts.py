@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from pbcompress import CompressConfig, WidthConfig
+from pbcompress import Budget, CompressConfig, WidthConfig
 from pbcompress.comparison.intervals import Estimate
 from pbcompress.costs.measured import LayerCost, ModelCost
 from pbcompress.export.onnx_export import ExportReport
@@ -120,7 +120,7 @@ def make_facts(**changes: Any) -> RunFacts:
     whole = RunFacts(
         pbcompress="0.1.0",
         torch="2.13.0",
-        target_params=1500,
+        budget=Budget(params=1500),
         seed=7,
         note="Validation chose the network with dendrites over width alone.",
         fingerprint="ab" * 32,
