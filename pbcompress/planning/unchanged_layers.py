@@ -140,9 +140,7 @@ class _Reasons:
         rivals = self.cut if self.config.allocation == "global" else []
         if self.config.allocation == "isomorphic":
             rivals = [i for i in self.cut if groups[i].kind == groups[index].kind]
-        gone = [
-            float(scores[i].sort(descending=True).values[self.found.widths[i]]) for i in rivals
-        ]
+        gone = [float(scores[i].sort(descending=True).values[self.found.widths[i]]) for i in rivals]
         if gone and float(scores[index].min()) >= max(gone):
             return "all its channels rank above those that go"
         return ""

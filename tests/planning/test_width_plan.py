@@ -139,7 +139,10 @@ def test_the_text_says_every_bound_as_asked_and_as_a_count():
     text = str(plan)
     after = plan.cost_after
     share = f"{after.params / 24.55:.1f} % of it"
-    assert f"at most 2,455 parameters (0.6 of the original), reached {after.params:,} ({share})" in text
+    assert (
+        f"at most 2,455 parameters (0.6 of the original), reached {after.params:,} ({share})"
+        in text
+    )
     assert f"at most 100,000 FLOPs, reached {after.flops:,}" in text
     assert "at most 2,046 parameters (0.5 of the original)" in str(planned("chain"))
 

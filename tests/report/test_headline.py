@@ -145,13 +145,15 @@ def test_every_bound_stands_beside_what_was_reached() -> None:
 
 def test_a_bound_that_was_not_measured_says_so() -> None:
     facts = make_facts(budget=Budget(latency_ms=0.5), deployment=None)
-    assert headline(facts)[1] == "Bound: at most 0.5 of the original in ms of latency, not measured."
+    assert (
+        headline(facts)[1] == "Bound: at most 0.5 of the original in ms of latency, not measured."
+    )
 
 
-@given(
-    full=st.integers(2, 10**9), share=st.floats(1e-3, 0.999), after=st.integers(0, 10**9)
-)
-def test_a_share_is_the_count_that_the_planner_keeps_to(full: int, share: float, after: int) -> None:
+@given(full=st.integers(2, 10**9), share=st.floats(1e-3, 0.999), after=st.integers(0, 10**9))
+def test_a_share_is_the_count_that_the_planner_keeps_to(
+    full: int, share: float, after: int
+) -> None:
     before, small = (costing(make_facts().before, params=n).cost for n in (full, after))
     (bound,) = bounds_of(Budget(params=share), before, small, None)
     assert bound.limit == int(share * full)
