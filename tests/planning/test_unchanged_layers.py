@@ -139,11 +139,7 @@ def test_a_layer_can_be_given_a_smaller_width_exactly_where_its_reason_is_a_choi
 
 def mlp(*widths):
     torch.manual_seed(0)
-    layers = [
-        part
-        for a, b in itertools.pairwise(widths)
-        for part in (nn.Linear(a, b), nn.ReLU())
-    ]
+    layers = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 
 
