@@ -156,7 +156,7 @@ def _finished(job: Job, outcome: Outcome, before: Score | None) -> CompressionRe
         raise AssertionError(f"result has {chosen.cost.params} parameters of {job.bound}")
     result = CompressionResult(
         cost_before=job.cost_before,
-        target_params=job.bound,
+        budget=job.budget,
         score_before=before,
         chosen=chosen,
         other=outcome.other,

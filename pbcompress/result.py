@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pbcompress.comparison.intervals import Estimate
+from pbcompress.config.budget import Budget
 from pbcompress.config.whole import CompressConfig
 from pbcompress.core.text_tables import render_text
 from pbcompress.core.versions import version_of
@@ -21,6 +22,7 @@ from pbcompress.packaging.folder import Package, pack
 from pbcompress.packaging.model_card import CardConfig
 from pbcompress.packaging.package_contents import Contents, contents_of_network
 from pbcompress.planning.width_plan import WidthPlan
+from pbcompress.report.headline import headline
 from pbcompress.report.tables import before_after, layer_widths
 from pbcompress.report.writing import REPORT_FILES, write_report
 from pbcompress.runs.contenders import Contender, Score
@@ -36,11 +38,11 @@ __all__ = ["CompressionResult"]
 
 @dataclass(frozen=True)
 class CompressionResult:
-    """The compressed network and what is known of it; ``print(result)`` shows the table.
+    """The compressed network and what is known of it; ``print(result)`` says it in short.
 
     Attributes:
         cost_before: Cost of the original.
-        target_params: The bound, as a count.
+        budget: What was asked for.
         score_before: Metric of the original; None without data.
         chosen: The network that became the result.
         other: The network beside it, if there is one: the control, or what lost the trial and was
@@ -58,7 +60,7 @@ class CompressionResult:
     """
 
     cost_before: ModelCost
-    target_params: int
+    budget: Budget
     score_before: Score | None
     chosen: Contender
     other: Contender | None
@@ -74,9 +76,8 @@ class CompressionResult:
 
     def __str__(self) -> str:
         facts = self.facts()
-        return "\n\n".join(
-            [render_text(before_after(facts)), render_text(layer_widths(facts)), self.note]
-        )
+        tables = before_after(facts), layer_widths(facts)
+        return "\n\n".join(["\n".join(headline(facts)), *map(render_text, tables), self.note])
 
     def __repr__(self) -> str:
         before, after = self.cost_before.params, self.cost_after.params
@@ -94,7 +95,7 @@ class CompressionResult:
 
     @property
     def cost_after(self) -> ModelCost:
-        """Cost of ``model``, dendrites included; never above ``target_params``."""
+        """Cost of ``model``, dendrites included; never above what ``budget`` asks of it."""
         return self.chosen.cost
 
     @property
@@ -107,7 +108,7 @@ class CompressionResult:
         return RunFacts(
             pbcompress=version_of("pbcompress"),
             torch=torch.__version__,
-            target_params=self.target_params,
+            budget=self.budget,
             seed=self.seed,
             note=self.note,
             fingerprint=self.fingerprint,
@@ -119,6 +120,8 @@ class CompressionResult:
             over_control=self.over_control,
             deployment=self.deployment,
             left_alone=self.plan.left_alone,
+            planned=self.plan.shipped,
+            expected_speedup=self.plan.expected_speedup,
         )
 
     def frozen(self) -> nn.Module:

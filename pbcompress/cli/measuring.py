@@ -104,6 +104,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    from pbcompress.report.headline import headline
     from pbcompress.report.writing import write_report
     from pbcompress.runs.file_evidence import with_evidence
     from pbcompress.runs.run_folder import read_run
@@ -112,4 +113,4 @@ def _report(arguments: argparse.Namespace) -> None:
     facts, history = read_run(arguments.run_dir)
     facts = with_evidence(facts, arguments.run_dir, data=data_named(arguments.data))
     write_report(output, facts, history)
-    print("\n".join([*facts.problems, f"Wrote {output}."]))
+    print("\n".join([*headline(facts), *facts.problems, f"Wrote {output}."]))

@@ -1,8 +1,11 @@
 """What the compressed network may cost."""
 
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from pbcompress.core.config_values import Choices
+from pbcompress.errors import TargetUnreachableError
 
 __all__ = ["Budget"]
 
@@ -38,3 +41,27 @@ class Budget(Choices):
             raise ValueError(
                 "Budget() has no bound; set params, flops, latency_ms, file_bytes or several."
             )
+
+    @classmethod
+    def of(cls, target: object) -> "Budget":
+        """Return a target as a budget: a number bounds the parameters.
+
+        Args:
+            target: A budget, which is returned, a count or a share.
+
+        Raises:
+            TargetUnreachableError: It is something else.
+
+        Example:
+            >>> Budget.of(0.25) == Budget(params=0.25)
+            True
+        """
+        if isinstance(target, Budget):
+            return target
+        if isinstance(target, bool) or not isinstance(target, Real) or not math.isfinite(target):
+            raise TargetUnreachableError(
+                f"A target of {target!r} was asked for. A target is a number of parameters: ask "
+                "for a whole number below that, or a share between 0 and 1, or give a Budget.",
+                smallest=None,
+            )
+        return cls(params=int(target) if isinstance(target, Integral) else float(target))

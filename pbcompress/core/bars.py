@@ -23,11 +23,17 @@ def draw_bars(
     label: str,
     show: Callable[[int], str],
 ) -> None:
-    """Draw a pair of bars for every name, the later one inside the former one."""
+    """Draw a pair of bars for every name, the later one inside the former one.
+
+    Where the later one is longer, it has another colour and is hatched.
+    """
     places = range(len(names))
     before, after = ([pair[i] or 0 for pair in pairs] for i in (0, 1))
+    more = [i for i in places if after[i] > before[i]]
     axes.barh(places, before, 0.72, color=PRINTED["quiet"], label="before")
     axes.barh(places, after, 0.5, color=PRINTED["accent"], label="after")
+    if more:
+        axes.barh(more, [after[i] for i in more], 0.5, color=PRINTED["worse"], hatch="///")
     for place, (was, now) in zip(places, pairs, strict=True):
         if was is None and now is None:
             continue

@@ -32,6 +32,7 @@ COLOURS = {
 }
 PRINTED = {  # of a picture that lies in no page
     "accent": "#2454c6",
+    "worse": "#d9776f",
     "quiet": "#cdd2da",
     "ink": "#1a1c20",
     "muted": "#5b616c",

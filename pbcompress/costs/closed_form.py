@@ -8,7 +8,7 @@ from functools import cached_property
 from torch import nn
 
 from pbcompress.costs.measured import LayerCost, ModelCost
-from pbcompress.structure.channel_groups import Axis, ChannelGroup, Grouping
+from pbcompress.structure.channel_groups import Axis, ChannelGroup, Grouping, output_axes
 
 __all__ = ["CostModel", "Widths", "model_cost", "parameter_costs", "work_costs"]
 
@@ -136,12 +136,16 @@ def model_cost(
             numbers.size(a, widths) for a in work.axes
         )
     layers = {}
+    outputs: Mapping[str, Axis] | None = None
     for name, module in model.named_modules():
         if params[name] or flops[name]:
             width = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
             own = grouping.shapes.get(f"{name}.weight".lstrip("."))
             if width is not None and own is not None:
                 width = _out_width(module, own, numbers, widths)
+            elif width is not None:  # its weight is computed from other parameters, or it has none
+                outputs = output_axes(model, grouping) if outputs is None else outputs
+                width = numbers.size(outputs[name], widths) if name in outputs else width
             layers[name] = LayerCost(type(module).__name__, params[name], flops[name], width)
     return ModelCost(
         params=sum(params.values()),

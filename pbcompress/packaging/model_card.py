@@ -14,6 +14,7 @@ from typing import Any
 from pbcompress.comparison.intervals import wilson
 from pbcompress.core.text_tables import render_markdown
 from pbcompress.errors import CompressionError
+from pbcompress.report.headline import asked_for, headline
 from pbcompress.report.tables import before_after, dendrite_account, layer_widths
 from pbcompress.runs.contenders import Split
 from pbcompress.runs.facts import RunFacts
@@ -208,12 +209,11 @@ def _scalar(value: Any) -> str:
 
 
 def _summary(facts: RunFacts) -> str:
-    before, after = facts.before.cost, facts.after.cost
-    return (
-        f"A network of {after.params:,} parameters and {after.flops:,} multiply-adds, in "
-        f"ONNX. pbcompress made it from a network of {before.params:,} parameters and "
-        f"{before.flops:,} multiply-adds. What is not known of it is said."
+    about = (
+        "A network in ONNX that pbcompress made from a larger one; every share and every speed is "
+        "of that one. What is not known of it is said."
     )
+    return "\n\n".join([*headline(facts), about])
 
 
 def _models(config: PackageConfig) -> Sequence[Sequence[str]]:
@@ -257,7 +257,7 @@ def _origin(facts: RunFacts) -> str:
         )
     return (
         f"pbcompress {facts.pbcompress} with torch {facts.torch}, seed {facts.seed}: one "
-        f"run. Widths were planned for at most {facts.target_params:,} parameters{trained}. "
+        f"run. Widths were planned for {asked_for(facts)}{trained}. "
         "For inference norms are folded into the layers before them."
     )
 

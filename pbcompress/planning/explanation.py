@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 from pbcompress.core.modules import matches
 from pbcompress.core.text_tables import render_text
+from pbcompress.costs.headline import Exported, Speed, bounds_of, first_lines
+from pbcompress.costs.latency_model import Shipped
 from pbcompress.costs.measured import LayerCost, ModelCost
 from pbcompress.errors import StateMismatchError, a_few
 
 if TYPE_CHECKING:  # a plan prints itself
     from pbcompress.planning.width_plan import WidthPlan
 
-__all__ = ["PlanDiff", "plan_text", "reasons_text", "widths_of"]
+__all__ = ["PlanDiff", "exported", "plan_text", "reasons_text", "speed_of", "widths_of"]
 
 Row = tuple[str, ...]
 
@@ -37,7 +39,7 @@ def widths_of(plan: "WidthPlan") -> dict[str, tuple[int, int]]:
 
 
 def plan_text(plan: "WidthPlan") -> str:
-    """Return a plan as text: costs, bounds, and a row for every layer that has a width.
+    """Return a plan as text: size, work and speed, bounds, and a row for every layer with a width.
 
     Layers that are alike and differ in one number of their name share a row, whose costs are those
     of each of them.
@@ -45,22 +47,44 @@ def plan_text(plan: "WidthPlan") -> str:
     return "\n".join([*_summary(plan), "", render_text(_table(plan))])
 
 
+def speed_of(
+    shipped: Shipped | None, expected: float | None, *, grows: bool = False
+) -> Speed | None:
+    """Return the speed of a network that was planned, or None where it is not known.
+
+    Args:
+        shipped: What was measured, dendrites included.
+        expected: What a table of operators says of it without dendrites.
+        grows: Whether it has dendrites, or room for some.
+    """
+    if shipped is not None:
+        before, after = shipped.latency_before, shipped.latency_after
+        return Speed(before / after, "measured", shipped.threads, before)
+    note = "without dendrites" if grows else ""
+    return None if expected is None else Speed(expected, "expected", note=note)
+
+
+def exported(shipped: Shipped | None) -> Exported | None:
+    """Return what was measured of a plan's network, if it was."""
+    if shipped is None:
+        return None
+    return Exported(
+        milliseconds=(shipped.latency_before, shipped.latency_after),
+        file_bytes=(shipped.bytes_before, shipped.bytes_after),
+    )
+
+
 def _summary(plan: "WidthPlan") -> Iterator[str]:
-    sizes = [(cost(plan.cost_before), cost(plan.cost_after), unit) for unit, cost in COSTS]
-    yield ", ".join(f"{old:,} -> {new:,} {unit} ({_share(old, new)})" for old, new, unit in sizes)
-    yield "confirmed by cutting a copy, counting its parameters and running it"
-    budget = plan.budget
-    for asked, bound, unit in (
-        (budget.params, plan.target_params, "parameters"),
-        (budget.flops, plan.target_flops, "FLOPs"),
-        (budget.latency_ms, None, "ms of latency"),
-        (budget.file_bytes, None, "bytes of file"),
-    ):
-        if asked is not None:
-            resolved = f"at most {bound:,} {unit}" if bound is not None else unit
-            yield f"bound: {resolved} (asked for: {asked:,})"
+    before, after, shipped = plan.cost_before, plan.cost_after, plan.shipped
+    speed = speed_of(shipped, plan.expected_speedup, grows=bool(plan.grow))
+    yield from first_lines(before, after, speed)
+    for bound in bounds_of(plan.budget, before, after, exported(shipped)):
+        yield f"bound: {bound}"
     if plan.grow:
         yield f"kept for dendrites: {plan.reserved_params:,} parameters of the bound"
+    yield "confirmed by cutting a copy, counting its parameters and running it"
+    if shipped is not None:
+        yield str(shipped)
 
 
 def _table(plan: "WidthPlan") -> list[Row]:
@@ -76,8 +100,9 @@ def _table(plan: "WidthPlan") -> list[Row]:
                 others[f"{unit} after"] += cost(after[name])
             continue
         was, now = widths[name]
-        notes = [plan.left_alone.get(name, "")]
-        notes += [f"pinned by {p!r}" for p, _ in pins[::-1] if matches(name, (p,))][:1]
+        notes = [_reason(plan.left_alone.get(name, ""), was, now)]
+        if was != now:
+            notes += [f"pinned by {p!r}" for p, _ in pins[::-1] if matches(name, (p,))][:1]
         notes += ["with room for dendrites"] if name in plan.grow else []
         costs = [f"{cost(one):,}" for _, cost in COSTS for one in (layer, after[name])]
         widths_now = (str(was), str(now), _share(was, now))
@@ -89,6 +114,11 @@ def _table(plan: "WidthPlan") -> list[Row]:
         counts = [f"{others[key]:,}" for key in keys]
         table.append((f"({others['count']} without a width)", "", "", "", "", *counts, ""))
     return table
+
+
+def _reason(reason: str, was: int, now: int) -> str:
+    """Return why a layer keeps its width, or the part of it that could not be narrowed."""
+    return reason if was == now or not reason else f"in part: {reason}"
 
 
 def _share(before: float, after: float) -> str:

@@ -21,11 +21,12 @@ from pbcompress.errors import TargetUnreachableError
 from pbcompress.planning.explanation import reasons_text
 from pbcompress.planning.importance import unit_scores
 from pbcompress.planning.measured_budget import MeasuredBudget, OpenBench, confirmed, fastest
+from pbcompress.planning.unchanged_layers import Outcome, why_unchanged
 from pbcompress.planning.width_search import Removed, Request, WidthSearch, cuts_of, without_kept
 from pbcompress.pruning.cuts import LayerCut
 from pbcompress.pruning.proof import proof_failure
 from pbcompress.pruning.shrinking import shrink
-from pbcompress.structure.channel_groups import find_groups, reasons
+from pbcompress.structure.channel_groups import find_groups
 from pbcompress.training.batch_statistics import Sample
 
 __all__ = ["Solution", "find_widths", "resolve_target"]
@@ -52,6 +53,8 @@ class Solution:
         grow: Layers that the reserve is for, with whether each dendrite has its own BatchNorm.
         left_alone: Layers that keep their width, with the reason.
         shipped: The exported networks as measured, where the target asked for it.
+        expected_speedup: How many times as fast as the original the network should be in ONNX
+            Runtime on a CPU, by a table of operators; None where there is none.
     """
 
     steps: tuple[LayerCut, ...]
@@ -63,24 +66,23 @@ class Solution:
     grow: Mapping[str, bool]
     left_alone: Mapping[str, str]
     shipped: Shipped | None = None
+    expected_speedup: float | None = None
 
 
-def resolve_target(asked: float | Budget, cost: ModelCost) -> tuple[int, int | None]:
+def resolve_target(budget: Budget, cost: ModelCost) -> tuple[int, int | None]:
     """Return the bounds on parameters and FLOPs as counts, the second None if there is none.
 
-    Bounds on what ships are resolved where it is measured.
+    Where none is asked on parameters, it is one less than the original has. Bounds on what ships
+    are resolved where it is measured.
 
     Raises:
         TargetUnreachableError: A bound is neither a whole number nor a share in (0, 1), or it is
             not below the original.
     """
-    values: dict[str, object] = {"params": asked, "flops": None}
-    if isinstance(asked, Budget):
-        values = {"params": asked.params, "flops": asked.flops}
     bounds: dict[str, int] = {}
-    for name, full in (("params", cost.params), ("flops", cost.flops)):
-        value = values[name]
-        if value is None and (isinstance(asked, Budget) or name == "flops"):
+    asked = (("params", budget.params, cost.params), ("flops", budget.flops, cost.flops))
+    for name, value, full in asked:
+        if value is None:
             continue
         count = _count(value, full)
         if count is None or count >= full:
@@ -107,7 +109,7 @@ def _count(value: Any, full: int) -> int | None:
 def find_widths(
     model: nn.Module,
     call: Call,
-    target: float | Budget,
+    budget: Budget,
     config: CompressConfig,
     sample: Sample | None,
     open_bench: OpenBench,
@@ -117,19 +119,18 @@ def find_widths(
     Args:
         model: The network.
         call: One sample, on the model's device.
-        target: The bounds.
+        budget: The bounds.
         config: The choices.
         sample: Batches for an importance that needs some.
         open_bench: Measures networks as they ship; used where the target or the rounding asks.
     """
     network = copy_model(model).eval()
     planner = _Planner(model, network, map_tensors(call, torch.clone), config, sample)
-    params, flops = resolve_target(target, planner.cost_before)
+    params, flops = resolve_target(budget, planner.cost_before)
     request = Request(params, flops)
-    asked = target if isinstance(target, Budget) else Budget(params=params)
-    on_file = (asked.latency_ms, asked.file_bytes) != (None, None)
+    on_file = (budget.latency_ms, budget.file_bytes) != (None, None)
     if on_file or config.width.round_to == "measured":
-        return _measured(planner, request, asked, open_bench)
+        return _measured(planner, request, budget, open_bench)
     return planner.propose(request)[0]
 
 
@@ -225,9 +226,23 @@ class _Planner:
             target_flops=request.flops,
             reserved_params=search.params.reserved(trial) if search.grow else 0,
             grow=search.grow,
-            left_alone=reasons(self.model, self.grouping),
+            left_alone=self._why_unchanged(search, trial, request),
         )
         return plan, trial
+
+    def _why_unchanged(
+        self, search: WidthSearch, widths: Widths, request: Request
+    ) -> Mapping[str, str]:
+        found = Outcome(
+            grouping=search.grouping,
+            widths=widths,
+            narrowest=search.narrowest(request),
+            scores=search.scores,
+            multiple=request.round_to,
+            by_work=request.flops is not None,
+        )
+        layers = {name: layer.width for name, layer in self.cost_before.by_layer.items()}
+        return why_unchanged(self.model, found, self.config.width, layers)
 
     def _proof_failure(self, removed: Removed, steps: Sequence[LayerCut]) -> str | None:
         self.deadline.check("Planning, in the proof of its cuts,")

@@ -69,7 +69,7 @@ class WidthPlan:
 
     @property
     def target_params(self) -> int:
-        """The bound on parameters, dendrites included."""
+        """The bound on parameters, dendrites included; without one, what is below the original."""
         return self.solution.target_params
 
     @property
@@ -97,6 +97,11 @@ class WidthPlan:
         """The exported networks as measured, where the target asked for it."""
         return self.solution.shipped
 
+    @property
+    def expected_speedup(self) -> float | None:
+        """How many times as fast as the original it should be in ONNX Runtime on a CPU."""
+        return self.solution.expected_speedup
+
     def to_dict(self) -> dict[str, Any]:
         """Return the whole plan as JSON data."""
         return {
@@ -111,6 +116,7 @@ class WidthPlan:
             "grow": dict(self.grow),
             "left_alone": dict(self.left_alone),
             "shipped": asdict(self.shipped) if self.shipped else None,
+            "expected_speedup": self.expected_speedup,
             "config": self.config.to_dict(),
         }
 
@@ -146,6 +152,7 @@ class WidthPlan:
                 grow=dict(data["grow"]),
                 left_alone=dict(data["left_alone"]),
                 shipped=Shipped(**data["shipped"]) if data["shipped"] else None,
+                expected_speedup=data.get("expected_speedup"),
             )
             return cls(
                 solution=solution,
@@ -223,8 +230,7 @@ class WidthPlan:
         width_picture(widths_of(self), Path(path))
 
     def __str__(self) -> str:
-        text = plan_text(self)
-        return text if self.shipped is None else f"{self.shipped}\n{text}"
+        return plan_text(self)
 
 
 def plan_widths(
@@ -279,13 +285,13 @@ def plan_widths(
     """
     choices = whole_config(config, WidthConfig, DendriteConfig)
     experiment = None if data is None else Experiment(data, task or Task(), seed)
-    return make_plan(model, example_inputs, target_params, choices, experiment)
+    return make_plan(model, example_inputs, Budget.of(target_params), choices, experiment)
 
 
 def make_plan(
     model: nn.Module,
     example_inputs: object,
-    target: float | Budget,
+    budget: Budget,
     config: CompressConfig,
     experiment: Experiment | None,
 ) -> WidthPlan:
@@ -294,8 +300,8 @@ def make_plan(
     sample = sample_for(config.width, experiment)
     with torch.inference_mode(False):  # tensors made in it cannot be followed
         call = to_device(single_sample(as_call(example_inputs)), device_of(model))
-        solution = find_widths(model, call, target, config, sample, _open_bench)
-    return WidthPlan(solution=solution, config=config, budget=_budget(target, solution))
+        solution = find_widths(model, call, budget, config, sample, _open_bench)
+    return WidthPlan(solution=solution, config=config, budget=budget)
 
 
 def _open_bench(
@@ -304,9 +310,3 @@ def _open_bench(
     from pbcompress.planning.export_bench import ExportBench  # needs onnx and its runtime
 
     return ExportBench(model, call, layers)
-
-
-def _budget(target: float | Budget, found: Solution) -> Budget:
-    if isinstance(target, Budget):
-        return target
-    return Budget(params=float(target) if 0 < target < 1 else found.target_params)

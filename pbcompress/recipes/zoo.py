@@ -13,12 +13,13 @@ from pbcompress.errors import CompressionError
 from pbcompress.onnx_files.contents import metadata_of
 from pbcompress.packaging.model_card import result_sections
 from pbcompress.recipes.recipe import Recipe
+from pbcompress.report.headline import headline, speed
 from pbcompress.result import CompressionResult
 from pbcompress.runs.facts import RunFacts
 
 __all__ = ["Entry", "RecipeResult", "entries", "find_entry"]
 
-KIND, VERSION = "pbcompress recipe result", 1
+KIND, VERSION = "pbcompress recipe result", 2
 
 RECIPE_FILE, MODEL_FILE, RESULT_FILE, CARD_FILE = (
     "recipe.toml",
@@ -91,10 +92,14 @@ class Entry:
             return f"{self.name}: {self.about()} Not run yet."
         before, after = result.facts.before, result.facts.after
         sizes = f"{before.cost.params:,} -> {after.cost.params:,} parameters"
+        found = speed(result.facts)
+        pace = "not timed" if found is None else f"{found.shown} times as fast"
+        if found is not None and found.is_slower:
+            pace += ", SLOWER than the original"
         assert before.score is not None  # every recipe names data
         assert after.score is not None
         return (
-            f"{self.name}: {self.about()} {sizes}, {result.facts.metric.name} on "
+            f"{self.name}: {self.about()} {sizes}, {pace}, {result.facts.metric.name} on "
             f"{after.score.split} {before.score.shown:.4f} -> {after.score.shown:.4f}."
         )
 
@@ -134,7 +139,7 @@ def _card(entry: Entry, result: RecipeResult) -> str:
             "",
             entry.about(),
             "",
-            "\n\n".join(result_sections(facts)),
+            "\n\n".join([*headline(facts), *result_sections(facts)]),
             "",
             "## The file",
             "",

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from pbcompress.core.text_tables import compact
 from pbcompress.costs.measured import ModelCost
-from pbcompress.onnx_files.session import Latency
 from pbcompress.report.charts import Curve, metric_range
 from pbcompress.report.dendrite_phases import candidates
+from pbcompress.report.headline import asked_for
+from pbcompress.report.hero import hero
 from pbcompress.report.layer_table import layer_rows
 from pbcompress.report.scores import (
     estimate_of,
@@ -27,15 +27,14 @@ from pbcompress.training.history import History, Stage
 __all__ = ["page_content"]
 
 Record = Mapping[str, Any]
-ARROW, TIMES, MINUS = "\N{RIGHTWARDS ARROW}", "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def page_content(facts: RunFacts, history: History) -> dict[str, Any]:
     """Return what the template shows, charts and tables apart."""
     trained = curves(facts, history)
     return {
-        "headline": _headline(facts),
-        "cards": _cards(facts),
+        **hero(facts),
         "layers": layer_rows(facts),
         "points": points(facts),
         "split": split_shown(facts),
@@ -51,99 +50,12 @@ def page_content(facts: RunFacts, history: History) -> dict[str, Any]:
         "paired": paired_sentence(facts),
         "correlations": candidates(history, facts),
         "duration": _duration(history.seconds),
+        "asked_for": asked_for(facts),
         "operations": _operations(facts),
         "settings": _settings(facts.config.to_dict()),
         "notes": _notes(facts),
         "is_shrunk_only": facts.after.score is None,
     }
-
-
-def _bytes(number: float) -> str:
-    text = compact(number)
-    return f"{text} B" if text[-1].isdigit() else f"{text[:-1]} {text[-1]}B"
-
-
-def _times(before: float, after: float) -> str:
-    return f"{before / after:.1f}{TIMES}"
-
-
-# --- what happened, in one glance -----------------------------------------------------------------
-
-
-def _headline(facts: RunFacts) -> dict[str, Any]:
-    before, after = facts.before.cost.params, facts.after.cost.params
-    target = facts.target_params
-    return {
-        "before": f"{before:,}",
-        "is_big": len(f"{before:,}{after:,}") > 13,
-        "after": f"{after:,}",
-        "times": f"{_times(before, after)} smaller" if after < before else "unchanged in size",
-        "target": f"The target was {target:,}; {after / target:.1%} of it is used.",
-    }
-
-
-def _cards(facts: RunFacts) -> list[dict[str, Any]]:
-    before, after, shipped = facts.before.cost, facts.after.cost, facts.shipped
-    cards = [_metric_card(facts)]
-    cards.append(_cost_card("Parameters", before.params, after.params, compact))
-    if before.flops:
-        cards.append(_cost_card("FLOPs", before.flops, after.flops, compact))
-    if shipped:
-        cards.append(_cost_card("ONNX file", shipped.bytes_before, shipped.bytes_after, _bytes))
-        cards.append(_speed_card(shipped.latency_before, shipped.latency_after))
-    return [card for card in cards if card]
-
-
-def _cost_card(label: str, before: float, after: float, show: Any) -> dict[str, Any]:
-    return {
-        "label": label,
-        "value": show(after),
-        "was": f"was {show(before)}",
-        "share": min(after / before, 1.0),
-        "detail": f"{after / before:.1%} is left",
-    }
-
-
-def _speed_card(before: Latency, after: Latency) -> dict[str, Any]:
-    ratio = after.ratio
-    return {
-        "label": "Speed",
-        "value": f"{ratio:.2f}{TIMES}",
-        "was": f"{before.median:.3g} {ARROW} {after.median:.3g} ms",
-        "share": min(1 / ratio, 1.0),
-        "detail": "as fast: slower" if ratio < 0.995 else "as fast in ONNX Runtime",
-        "tone": "bad" if ratio < 0.995 else "",
-    }
-
-
-def _metric_card(facts: RunFacts) -> dict[str, Any] | None:
-    """Return the test metric, or the validation metric if there was no test split."""
-    split = split_shown(facts)
-    new = estimate_of(facts.after, facts, split) if split else None
-    if not split or not new:
-        return None
-    old = estimate_of(facts.before, facts, split)
-    value, samples, name = new.value, new.samples, facts.metric.name
-    card: dict[str, Any] = {
-        "label": f"{name}, {'validation' if split == 'val' else 'test'}",
-        "value": f"{value:.4f}",
-        "was": f"n = {samples:,}",
-        "detail": "",
-        "is_metric": True,
-    }
-    if not old:
-        return card
-    delta = value - old.value
-    card["was"] = f"was {old.value:.4f}, n = {samples:,}"
-    card["detail"] = f"{delta:+.4f}".replace("-", MINUS)
-    if name == "accuracy":
-        card["detail"] += f" ({abs(round(delta * samples)):,} of {samples:,} samples)"
-    is_better = (delta > 0) == facts.metric.higher_is_better
-    is_noise = abs(delta) <= 5e-5 or may_be_chance(old, new)
-    card["tone"] = "" if is_noise else "good" if is_better else "bad"
-    if all(0 <= number <= 1 for number in (value, old.value)):
-        card["share"], card["mark"] = value, old.value
-    return card
 
 
 # --- training -------------------------------------------------------------------------------------

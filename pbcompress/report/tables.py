@@ -123,7 +123,7 @@ def layer_widths(facts: RunFacts) -> Table:
         wrapped = after.get(f"{name}.base_layer")
         now = wrapped or after.get(name, layer)
         sets = f"{facts.after.sets} set(s)" if wrapped else ""
-        note = facts.left_alone.get(name, "")
+        note = facts.left_alone.get(name, "") if now.width == layer.width else ""
         rows.append((name, layer.kind, str(layer.width), str(now.width), sets, note))
     return rows
 

@@ -14,6 +14,7 @@ from pbcompress.errors import CompressionError
 from pbcompress.export.onnx_export import ExportReport
 from pbcompress.onnx_files.benchmark import Benchmark
 from pbcompress.report.charts import correlation_chart, learning_chart, score_chart
+from pbcompress.report.headline import asked_for, headline
 from pbcompress.report.page import page_content
 from pbcompress.report.scores import paired_sentence
 from pbcompress.report.tables import before_after, dendrite_account, layer_widths, shipped_files
@@ -30,7 +31,7 @@ __all__ = [
     "write_report",
 ]
 
-KIND, VERSION = "pbcompress report", 1
+KIND, VERSION = "pbcompress report", 2
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 REPORT_FILES = ("report.json", "report.md", "report.html")
 
@@ -46,6 +47,7 @@ def to_json(facts: RunFacts, history: History) -> str:
 def to_markdown(facts: RunFacts, history: History) -> str:
     """Return the report as Markdown."""
     parts = ["# Compression report"]
+    parts += headline(facts)
     parts += [f"**{problem}**" for problem in facts.problems]
     parts += [facts.note, render_markdown(before_after(facts))]
     account = dendrite_account(facts)
@@ -58,9 +60,9 @@ def to_markdown(facts: RunFacts, history: History) -> str:
     if files:
         parts += ["## The shipped file", file_sentence(facts), render_markdown(files)]
     parts.append(
-        f"{len(history)} epochs, {history.steps:,} optimizer steps. Target "
-        f"{facts.target_params:,} parameters, seed {facts.seed}, pbcompress "
-        f"{facts.pbcompress}, torch {facts.torch}."
+        f"{len(history)} epochs, {history.steps:,} optimizer steps. Asked for: "
+        f"{asked_for(facts)}. Seed {facts.seed}, pbcompress {facts.pbcompress}, torch "
+        f"{facts.torch}."
     )
     return "\n\n".join(parts) + "\n"
 

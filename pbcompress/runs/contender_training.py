@@ -63,7 +63,7 @@ def _planned(job: Job, name: Stage, config: CompressConfig) -> ContenderSpec:
     path = job.checkpoint_path(f"{name}-{job.fingerprint[:16]}.plan.json")
     if path is not None and path.is_file():
         return ContenderSpec(name, config, WidthPlan.from_json(path.read_text()))
-    plan = make_plan(job.original, job.inputs, job.target, config, job.experiment)
+    plan = make_plan(job.original, job.inputs, job.budget, config, job.experiment)
     if path is not None:
         write_bytes(path, plan.to_json().encode())
     return ContenderSpec(name, config, plan)

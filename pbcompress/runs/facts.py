@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pbcompress.comparison.intervals import Estimate
+from pbcompress.config.budget import Budget
 from pbcompress.config.whole import CompressConfig
 from pbcompress.core.records import read_by, written_by
+from pbcompress.costs.latency_model import Shipped
 from pbcompress.costs.measured import ModelCost
 from pbcompress.onnx_files.benchmark import Benchmark
 from pbcompress.runs.contenders import Contender, Score
@@ -103,7 +105,7 @@ class RunFacts:
     Attributes:
         pbcompress: Version that made it.
         torch: Version that made it.
-        target_params: The bound on parameters, as a count.
+        budget: What was asked for.
         seed: Seed.
         note: How the result was chosen, in a sentence.
         fingerprint: Identifies model, target, configuration, seed and task.
@@ -115,12 +117,14 @@ class RunFacts:
         over_control: Metric of the result less that of the control; None without a control.
         deployment: Files and latencies, the reason why there are none, or None if not asked for.
         left_alone: Layers that kept their width, with the reason.
+        planned: The exported networks as the plan measured them, where the budget asked for it.
+        expected_speedup: As of a `Solution`; None where there is none.
         evidence: The files as they were found later; None where they were not read.
     """
 
     pbcompress: str
     torch: str
-    target_params: int
+    budget: Annotated[Budget, written_by(Budget.to_dict), read_by(Budget.from_dict)]
     seed: int
     note: str
     fingerprint: str
@@ -134,6 +138,8 @@ class RunFacts:
     over_control: Estimate | None
     deployment: Deployment | str | None
     left_alone: Mapping[str, str]
+    planned: Shipped | None = None
+    expected_speedup: float | None = None
     evidence: FileEvidence | None = None
 
     @property

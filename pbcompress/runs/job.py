@@ -34,7 +34,7 @@ class Job:
     Attributes:
         original: A copy of the model in eval mode, on the device that trains.
         inputs: Of one forward pass, on the same device.
-        target: What was asked for.
+        budget: What was asked for.
         config: All further choices.
         data: Batches; None where the network is only shrunk.
         task: Loss and metric.
@@ -47,7 +47,7 @@ class Job:
 
     original: nn.Module
     inputs: Call
-    target: float | Budget
+    budget: Budget
     config: CompressConfig
     data: Data | None
     task: Task
@@ -87,6 +87,7 @@ def check_job(
         StateMismatchError: ``run_dir`` holds another run.
     """
     _check_circumstances(example_inputs, data)
+    budget = Budget.of(target)
     check_model(model)
     sample_for(config.width, _experiment(data, task, seed))  # raises where data are missing
     place = choose_device(device)
@@ -99,15 +100,15 @@ def check_job(
         assert data is not None
         inputs = inputs_of(data, task, original, place)
     cost = measure(original, inputs.example_inputs)
-    bound, _ = resolve_target(target, cost)
-    fingerprint = _fingerprint(original, target, config, seed, task)
+    bound, _ = resolve_target(budget, cost)
+    fingerprint = _fingerprint(original, budget, config, seed, task)
     folder = None if run_dir is None else Path(run_dir)
     if folder is not None:
         _check_folder(folder, fingerprint)
     return Job(
         original=original,
         inputs=inputs,
-        target=target,
+        budget=budget,
         config=config,
         data=data,
         task=task,
@@ -138,7 +139,7 @@ def _experiment(data: Data | None, task: Task, seed: int) -> Experiment | None:
 
 
 def _fingerprint(
-    original: nn.Module, target: float | Budget, config: CompressConfig, seed: int, task: Task
+    original: nn.Module, budget: Budget, config: CompressConfig, seed: int, task: Task
 ) -> str:
     """Identify what decides the outcome: weights, target, configuration, seed and task."""
     digest = hashlib.sha256()
@@ -148,8 +149,7 @@ def _fingerprint(
             digest.update(str(tensor.dtype).encode() + str(tuple(tensor.shape)).encode())
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().tobytes())
-    asked = target.to_dict() if isinstance(target, Budget) else target
-    choices = [config.to_dict(), asked, seed, task.metric_name]
+    choices = [config.to_dict(), budget.to_dict(), seed, task.metric_name]
     digest.update(json.dumps(choices, sort_keys=True).encode())
     return digest.hexdigest()
 

@@ -11,6 +11,7 @@ checkpoints/          plans and states of the trainings, by `contender_training`
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -49,10 +50,25 @@ def read_facts(directory: str | Path) -> RunFacts:
         StateMismatchError: The file is missing, truncated, damaged, of another kind or version, or
             holds a network alone.
     """
-    facts = read_state(directory).get("facts")
+    state, file = read_state(directory), Path(directory) / STATE_FILE
+    facts = state.get("facts")
     if facts is None:
         raise StateMismatchError(f"{directory} holds a network without the facts of its run.")
-    return from_data(RunFacts, facts, f"What {Path(directory) / STATE_FILE} tells of its run")
+    if state["version"] == 2:
+        facts = _with_budget(facts, str(file))
+    return from_data(RunFacts, facts, f"What {file} tells of its run")
+
+
+def _with_budget(facts: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return facts of version 2, which told one count of parameters, as they are told now."""
+    facts = dict(facts)
+    target, full = facts.pop("target_params", None), facts.get("before", {}).get("cost", {})
+    if target is None or target == full.get("params", 0) - 1:  # of a run without such a bound too
+        raise StateMismatchError(
+            f"{where} has version 2, whose facts do not tell what was asked for. Call compress "
+            "again, in another folder; pbcompress.load still reads the network."
+        )
+    return {**facts, "budget": {"params": target}}
 
 
 def read_run(directory: str | Path) -> tuple[RunFacts, History]:

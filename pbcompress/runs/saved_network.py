@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # they need ONNX, which loading a network does not
 __all__ = ["load", "read_state", "save"]
 
 KIND = "pbcompress run"
-STATE_VERSION, WEIGHTS_VERSION = 2, 1
+STATE_VERSION, WEIGHTS_VERSION = 3, 1
+OLDEST_STATE = 2  # its facts tell a count where now a budget is told; see `run_folder.read_facts`
 STATE_FILE, WEIGHTS_FILE = "state.json", "weights.safetensors"
 
 
@@ -91,7 +92,7 @@ def read_state(directory: str | Path) -> dict[str, Any]:
             "wrote; a run that was stopped has only checkpoints until the same call finishes it."
         )
     text = path.read_text(encoding="utf-8", errors="replace")
-    return parse(text, KIND, STATE_VERSION, str(path), oldest=STATE_VERSION)
+    return parse(text, KIND, STATE_VERSION, str(path), oldest=OLDEST_STATE)
 
 
 def load(

@@ -80,8 +80,9 @@ def test_the_predicted_costs_are_those_of_the_shrunk_network(name):
     counted = measure(small, CASES[name].inputs(1))
     assert plan.cost_after.params == sum(p.numel() for p in small.parameters())
     assert (plan.cost_after.params, plan.cost_after.flops) == (counted.params, counted.flops)
-    assert f"-> {counted.params:,} parameters" in str(plan)
-    assert f"-> {counted.flops:,} FLOPs" in str(plan)
+    first = str(plan).partition("\n")[0]
+    assert f"% of the parameters ({plan.cost_before.params:,} -> {counted.params:,})" in first
+    assert f"% of the multiply-adds ({plan.cost_before.flops:,} -> {counted.flops:,})" in first
 
 
 @every_net
@@ -134,10 +135,16 @@ def test_attention_of_torch_is_counted_as_predicted():
 
 
 def test_the_text_says_every_bound_as_asked_and_as_a_count():
-    text = str(plan_of("chain", Budget(params=0.6, flops=100_000)))
-    assert "at most 2,455 parameters (asked for: 0.6)" in text
-    assert "at most 100,000 FLOPs (asked for: 100,000)" in text
-    assert "at most 2,046 parameters (asked for: 0.5)" in str(planned("chain"))
+    plan = plan_of("chain", Budget(params=0.6, flops=100_000))
+    text = str(plan)
+    after = plan.cost_after
+    share = f"{after.params / 24.55:.1f} % of it"
+    assert (
+        f"at most 2,455 parameters (0.6 of the original), reached {after.params:,} ({share})"
+        in text
+    )
+    assert f"at most 100,000 FLOPs, reached {after.flops:,}" in text
+    assert "at most 2,046 parameters (0.5 of the original)" in str(planned("chain"))
 
 
 def test_the_text_says_what_is_kept_for_dendrites_and_where():

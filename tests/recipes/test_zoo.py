@@ -11,11 +11,13 @@ import pytest
 
 from model_zoo.datasets import load_loaders
 from pbcompress.cli.main import main
+from pbcompress.config.budget import Budget
 from pbcompress.errors import StateMismatchError
 from pbcompress.onnx_files.contents import measure_onnx, metadata_of
 from pbcompress.onnx_files.session import Session
 from pbcompress.recipes.recipe import Recipe
 from pbcompress.recipes.zoo import Entry, entries
+from pbcompress.report.headline import headline
 from pbcompress.runs.contenders import Split
 from pbcompress.runs.run_folder import read_facts
 
@@ -54,11 +56,13 @@ def test_a_model_is_what_its_result_and_its_card_say(name: str) -> None:
     assert hashlib.sha256(entry.model.read_bytes()).hexdigest() == result.sha256
     assert result.sha256 in entry.card()
     notes = metadata_of(entry.model)
-    assert int(notes["params"]) == size <= facts.target_params
+    assert facts.budget == Budget.of(entry.recipe().target_params)
+    assert int(notes["params"]) == size <= facts.budget.params * facts.before.cost.params
     # norms are folded; a number that the code multiplies by is a constant of the file
     constants = sum(not tensor.dims for tensor in onnx.load(entry.model).graph.initializer)
     assert measure_onnx(entry.model).params - constants <= size
     assert f"{size:,}" in entry.card()
+    assert "\n".join(headline(facts)) in entry.card().replace("\n\n", "\n")
     recipe = entry.recipe()
     assert facts.seed == recipe.seed
     assert facts.config == recipe.config
@@ -87,8 +91,8 @@ DAMAGES = {
     "truncated": (lambda text: text[:-20], "is truncated"),
     "another kind": (lambda text: text.replace("recipe result", "run"), "of another kind"),
     "no kind": (lambda text: text.replace('"kind"', '"sort"'), "of another kind"),
-    "an older version": (lambda text: text.replace('"version": 1', '"version": 0'), "version 0"),
-    "a newer version": (lambda text: text.replace('"version": 1', '"version": 9'), "version 9"),
+    "an older version": (lambda text: text.replace('"version": 2', '"version": 1'), "version 1"),
+    "a newer version": (lambda text: text.replace('"version": 2', '"version": 9'), "version 9"),
     "an unknown field": (
         lambda text: text.replace('"sha256"', '"colour": 1, "sha256"', 1),
         "colour is a field that is not known",
@@ -121,6 +125,9 @@ def test_list_has_a_line_for_every_recipe(capsys: pytest.CaptureFixture[str]) ->
     assert after.score is not None
     assert f"-> {after.cost.params:,} parameters" in by_name["digits"]
     assert f"-> {after.score.test:.4f}" in by_name["digits"]
+    assert result.facts.shipped is not None
+    pace = f"{result.facts.shipped.latency_after.ratio:.2f} times as fast"
+    assert pace in by_name["digits"]
 
 
 def test_show_prints_the_card(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from pbcompress.onnx_files.session import Latency
 from pbcompress.report import page, tables
 from pbcompress.report.charts import metric_range
 from pbcompress.report.dendrite_phases import candidates
-from pbcompress.report.page import MINUS, TIMES
+from pbcompress.report.hero import MINUS, TIMES
 from pbcompress.report.scores import paired_sentence
 from pbcompress.report.writing import (
     KIND,
@@ -200,7 +200,7 @@ def page_text(variant: str) -> str:
 
 
 def test_headline_names_both_sizes_and_the_factor() -> None:
-    assert f"2,794 → 1,477 parameters 1.9{TIMES} smaller" in page_text("whole")
+    assert f"2,794 → 1,477 parameters 1.9{TIMES} smaller, 1.88{TIMES} as fast" in page_text("whole")
 
 
 def test_note_is_on_the_page(whole: Run) -> None:
@@ -244,10 +244,28 @@ def test_dendrites_are_marked_at_their_layer() -> None:
     assert "conv + 1 dendrite set" in page_text("whole")
 
 
-def test_slower_is_called_slower(whole: Run) -> None:
-    slow = Latency(median=0.1234, p95=0.2, rounds=200, ratio=0.8)
-    facts = replace(whole[0], deployment=make_deployment(latency_after=slow))
-    assert f"0.80{TIMES} as fast: slower" in Page(to_html(facts, whole[1])).text
+def test_slower_comes_first_and_its_bar_shows_more_time_than_before(whole: Run) -> None:
+    slow = Latency(median=0.3782, p95=0.4, rounds=200, ratio=0.62)
+    html = to_html(replace(whole[0], deployment=make_deployment(latency_after=slow)), whole[1])
+    text = Page(html).text
+    assert text.startswith(f"2,794 → 1,477 parameters, 0.62{TIMES} as fast: slower")  # the title
+    warning = "SLOWER than the original: measured 0.62 times as fast"
+    assert html.index(warning) < html.index("<h1")
+    assert f"0.62{TIMES} slower: it takes 1.61{TIMES} as long" in text
+    assert "Hatched is worse than the original." in text
+    card = html.split(">Speed<")[1].split("</li>")[0]
+    assert '<rect class="now bad" width="100.00%"' in card  # all of the track, which is longer
+    assert 'class="mark" x1="62.00%"' in card  # where the original's time ends
+    assert 'class="detail bad"' in card
+
+
+def test_faster_has_a_bar_of_the_time_that_is_left(whole: Run) -> None:
+    html = to_html(*whole)
+    card = html.split(">Speed<")[1].split("</li>")[0]
+    assert '<rect class="now " width="53.19%"' in card  # 1 / 1.88
+    assert "mark" not in card
+    assert "bad" not in card
+    assert "SLOWER" not in Page(html).text
 
 
 def test_uncounted_operations_are_listed(whole: Run) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from pbcompress import CompressConfig, WidthConfig
+from pbcompress import Budget, CompressConfig, WidthConfig
 from pbcompress.comparison.intervals import Estimate
+from pbcompress.costs.latency_model import Shipped
 from pbcompress.costs.measured import LayerCost, ModelCost
 from pbcompress.export.onnx_export import ExportReport
 from pbcompress.export.parity import Parity
@@ -120,7 +121,7 @@ def make_facts(**changes: Any) -> RunFacts:
     whole = RunFacts(
         pbcompress="0.1.0",
         torch="2.13.0",
-        target_params=1500,
+        budget=Budget(params=1500),
         seed=7,
         note="Validation chose the network with dendrites over width alone.",
         fingerprint="ab" * 32,
@@ -267,6 +268,25 @@ def with_evidence(facts: RunFacts) -> RunFacts:
     )
 
 
+def every_bound(facts: RunFacts) -> RunFacts:
+    """Bounds of every kind, of a plan that was measured; the result was not exported."""
+    return replace(
+        facts,
+        budget=Budget(params=0.6, flops=6000, latency_ms=0.5, file_bytes=0.7),
+        deployment=None,
+        planned=Shipped(
+            latency_before=0.2345,
+            latency_after=0.111,
+            latency_predicted=0.11,
+            bytes_before=12_345,
+            bytes_after=6_789,
+            bytes_predicted=None,
+            round_to=8,
+        ),
+        expected_speedup=1.9,
+    )
+
+
 def free_of_flops(facts: RunFacts) -> RunFacts:
     before, after = (costing(network, flops=0) for network in (facts.before, facts.after))
     return replace(facts, before=before, after=after)
@@ -291,6 +311,7 @@ VARIANTS: dict[str, Callable[[RunFacts], RunFacts]] = {
     "nasty names": nasty_names,
     "no layers": no_layers,
     "free of flops": free_of_flops,
+    "every bound": every_bound,
     "with evidence": with_evidence,
 }
 
