@@ -97,6 +97,15 @@ class WidthPlan:
         """The exported networks as measured, where the target asked for it."""
         return self.solution.shipped
 
+    @property
+    def expected_speedup(self) -> float | None:
+        """How many times as fast as the original the shrunk network should be, by a table alone.
+
+        In ONNX Runtime on a CPU of this machine's kind: one thread, batch 1, without dendrites.
+        None in a plan of before there was such a table.
+        """
+        return self.solution.expected_speedup
+
     def to_dict(self) -> dict[str, Any]:
         """Return the whole plan as JSON data."""
         return {
@@ -111,6 +120,7 @@ class WidthPlan:
             "grow": dict(self.grow),
             "left_alone": dict(self.left_alone),
             "shipped": asdict(self.shipped) if self.shipped else None,
+            "expected_speedup": self.expected_speedup,
             "config": self.config.to_dict(),
         }
 
@@ -146,6 +156,7 @@ class WidthPlan:
                 grow=dict(data["grow"]),
                 left_alone=dict(data["left_alone"]),
                 shipped=Shipped(**data["shipped"]) if data["shipped"] else None,
+                expected_speedup=data.get("expected_speedup"),
             )
             return cls(
                 solution=solution,
