@@ -16,6 +16,7 @@ from pbcompress.core.modules import copy_model
 from pbcompress.costs.closed_form import Widths, model_cost
 from pbcompress.costs.latency_model import Shipped
 from pbcompress.costs.measured import ModelCost, input_shapes, measure
+from pbcompress.costs.operator_table import expected_speedup
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.errors import TargetUnreachableError
 from pbcompress.planning.explanation import reasons_text
@@ -53,8 +54,9 @@ class Solution:
         grow: Layers that the reserve is for, with whether each dendrite has its own BatchNorm.
         left_alone: Layers that keep their width, with the reason.
         shipped: The exported networks as measured, where the target asked for it.
-        expected_speedup: How many times as fast as the original the network should be in ONNX
-            Runtime on a CPU, by a table of operators; None where there is none.
+        expected_speedup: How many times as fast as the original the shrunk network should be in
+            ONNX Runtime on a CPU of this machine's kind (one thread, batch 1, without dendrites),
+            by a table of operators; None in plans of before there was one.
     """
 
     steps: tuple[LayerCut, ...]
@@ -227,6 +229,7 @@ class _Planner:
             reserved_params=search.params.reserved(trial) if search.grow else 0,
             grow=search.grow,
             left_alone=self._why_unchanged(search, trial, request),
+            expected_speedup=expected_speedup(self.model, self.grouping, trial),
         )
         return plan, trial
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -268,6 +269,14 @@ def test_json_keeps_choices_bounds_and_reserve():
     assert again.budget == Budget(params=0.7, flops=0.8)
     assert again.grow == plan.grow
     assert again.reserved_params == plan.reserved_params > 0
+
+
+def test_a_plan_of_before_there_was_an_expected_speedup_is_read_without_one():
+    plan = planned("chain")
+    assert plan.expected_speedup == plan.solution.expected_speedup > 0
+    old = WidthPlan.from_json(damaged(lambda d: d.pop("expected_speedup")))
+    assert old.expected_speedup is None
+    assert old == replace(plan, solution=replace(plan.solution, expected_speedup=None))
 
 
 def damaged(change):
