@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -85,6 +85,7 @@ def test_trained_arms_have_one_size_and_as_many_steps(tmp_path, monkeypatch):
 # --- torch-pruning --------------------------------------------------------------------------------
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     steps=st.lists(st.integers(1, 10_000), min_size=2, max_size=40),
     wanted=st.integers(1, 10_000),
@@ -97,6 +98,7 @@ def test_the_nearest_share_is_no_worse_than_any_of_the_grid(steps, wanted):
     assert missed <= min(abs(count(ratio) - wanted) for ratio in GRID)
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(wanted=st.integers(100_000, 800_000))
 def test_a_smooth_count_is_met(wanted):
     def count(ratio):
