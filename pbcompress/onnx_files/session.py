@@ -252,7 +252,10 @@ class Latency:
 
 
 def interleaved_latency(
-    sessions: Sequence[Session], feeds: Sequence[Mapping[str, Array]], rounds: int = 200
+    sessions: Sequence[Session],
+    feeds: Sequence[Mapping[str, Array]],
+    rounds: int = 200,
+    seconds: float = MAX_SECONDS,
 ) -> list[Latency]:
     """Time several files in turn (a b a b ...), so that a drifting machine affects all equally.
 
@@ -260,6 +263,7 @@ def interleaved_latency(
         sessions: The files; ratios are against the first.
         feeds: The input of each.
         rounds: Timed runs of each, fewer where a run is slow.
+        seconds: After these no further round begins, once there are five.
     """
     pairs = list(zip(sessions, feeds, strict=True))
     for session, feed in pairs:
@@ -267,9 +271,7 @@ def interleaved_latency(
             session.run(feed)
     times: list[list[float]] = [[] for _ in pairs]
     began = time.perf_counter()
-    while len(times[0]) < rounds and (
-        len(times[0]) < 5 or time.perf_counter() - began < MAX_SECONDS
-    ):
+    while len(times[0]) < rounds and (len(times[0]) < 5 or time.perf_counter() - began < seconds):
         for slot, (session, feed) in zip(times, pairs, strict=True):
             started = time.perf_counter()
             session.run(feed)

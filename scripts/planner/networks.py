@@ -85,7 +85,11 @@ def torchvision_classifiers() -> dict[str, Entry]:
 
     names = models.list_models(module=models)
     return _by_name(
-        Entry(name, partial(_seeded, _torchvision, name), partial(_image, _torchvision_size(name)))
+        Entry(
+            name,
+            partial(seeded, torchvision_network, name),
+            partial(image, _torchvision_size(name)),
+        )
         for name in names
     )
 
@@ -98,8 +102,8 @@ def timm_families() -> dict[str, Entry]:
     return _by_name(
         Entry(
             name,
-            partial(_seeded, _timm, name),
-            partial(_image, get_pretrained_cfg(name).input_size[-1]),
+            partial(seeded, timm_network, name),
+            partial(image, get_pretrained_cfg(name).input_size[-1]),
         )
         for name in TIMM_MEMBERS
     )
@@ -122,7 +126,8 @@ def _by_name(entries: Iterable[Entry]) -> dict[str, Entry]:
     return listed
 
 
-def _seeded(build: Callable[..., nn.Module], *args: Any) -> nn.Module:
+def seeded(build: Callable[..., nn.Module], *args: Any) -> nn.Module:
+    """Build in eval mode with the same weights at each call, the random state left alone."""
     _prepare_torchvision()  # again: an entry may have been sent to a new process
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -149,7 +154,7 @@ def _prepare_torchvision() -> torch.library.Library | None:
     return None
 
 
-def _torchvision(name: str) -> nn.Module:
+def torchvision_network(name: str) -> nn.Module:
     """Build without the auxiliary heads, which do not run in eval mode."""
     from torchvision import models
 
@@ -165,14 +170,16 @@ def _torchvision_size(name: str) -> int:
     return FULL_IMAGE if name.startswith(FULL_IMAGE_PREFIXES) else SMALL_IMAGE
 
 
-def _timm(name: str) -> nn.Module:
+def timm_network(name: str) -> nn.Module:
+    """Build a network of timm."""
     import timm
 
     model: nn.Module = timm.create_model(name, pretrained=False)
     return model
 
 
-def _transformer(class_name: str, config: Callable[..., Any], changes: dict[str, Any]) -> nn.Module:
+def transformer(class_name: str, config: Callable[..., Any], changes: dict[str, Any]) -> nn.Module:
+    """Build a class of Hugging Face from a configuration."""
     import transformers
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -192,7 +199,7 @@ def _entries(
     return [
         Entry(
             f"{name}-{suffix}" if suffix else name,
-            partial(_seeded, _transformer, name, config, changes),
+            partial(seeded, transformer, name, config, changes),
             inputs,
         )
         for name, suffix, changes in [*plain, *variants]
@@ -355,7 +362,8 @@ def _ids(batch_size: int, length: int = TOKENS) -> torch.Tensor:
     return torch.randint(4, VOCABULARY, (batch_size, length), generator=generator)
 
 
-def _image(side: int, batch_size: int) -> Inputs:
+def image(side: int, batch_size: int) -> Inputs:
+    """Return square images of three channels."""
     return (_normal(batch_size, 3, side, side),)
 
 

@@ -1,22 +1,25 @@
-"""Latency of shrunk networks in ONNX Runtime: what rounding brings, and what a bound reaches.
+"""How fast is what ships: networks of half and a quarter of the parameters, timed as exported.
 
-Two questions for each network, on this machine (one thread, batch 1):
-
-- "rounding": half of the parameters with widths in multiples of 1, 8 and 16. How much faster than
-  the original is the exported network, and how much of the FLOP ratio is that?
-- "bound": `Budget(latency_ms=0.5)`. How near is the prediction to what is then measured, and how
-  near is that to the bound?
-
-Ratios alone are noted: two networks timed in turn share what else the machine does.
+For each network and target every way to choose widths (`arms.py`) makes its network once. All of
+them are then timed in turn with the original, on one thread: in ONNX Runtime in float32 and int8
+at batches of 1 and 32, and in torch at a batch of 1. Ratios to the original in the same form are
+noted. torch-pruning gets the default's number of parameters, as near as it can; where that is not
+within 1 %, the default is planned once more at torch-pruning's own size.
 
     python -m scripts.speed.run lines.jsonl
+    python -m scripts.speed.run lines.jsonl --networks 'resnet*' --targets 0.5 --int8 'resnet??'
+
+What the file has is passed over, so that a run that was stopped goes on. torchvision, timm and
+transformers are needed beside pbcompress; they are not among its dependencies.
 """
 
 import argparse
+import gc
+import platform
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -24,97 +27,88 @@ import torch
 from torch import nn
 
 import pbcompress as pb
-from model_zoo import create_model
-from pbcompress.core.inputs import as_call
-from pbcompress.planning.export_bench import ExportBench
+from pbcompress.onnx_files.session import version
 from scripts.lines import append_line, read_lines
-from scripts.planner.networks import torchvision_classifiers
+from scripts.planner.networks import Entry
+from scripts.speed.arms import ARMS, Maker
+from scripts.speed.networks import networks
+from scripts.speed.timing import speeds
 
-MULTIPLES = (1, 8, 16)
-SHARE = 0.5
-
-
-def _transformer() -> nn.Module:
-    from transformers import ViTConfig, ViTForImageClassification
-
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=192, num_hidden_layers=6, num_attention_heads=6, intermediate_size=768
-    )
-    return ViTForImageClassification(config).eval()
+TARGETS = (0.5, 0.25)
+ORIGINAL = "original"
+SECONDS = 20.0
 
 
-def networks() -> dict[str, tuple[Callable[[], nn.Module], Any]]:
-    """Return what to build and its inputs, by name."""
-    image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    small = image[..., :32, :32].clone()
-    found: dict[str, tuple[Callable[[], nn.Module], Any]] = {
-        name: (partial(create_model, name, num_classes=10, in_channels=3), small)
-        for name in ("resnet20", "resnet56", "mobilenet_small")
+def lines_of(
+    entry: Entry, target: float, arms: Sequence[str], *, int8: bool, seconds: float
+) -> list[dict[str, Any]]:
+    """Return a line for each arm of a network, all timed in one run; failures are lines too."""
+    original = entry.make()
+    inputs = entry.inputs(1)
+    base = pb.measure(original, inputs)
+    maker = Maker(original, inputs)
+    made: dict[str, nn.Module] = {ORIGINAL: original}
+    lines = {arm: {"network": entry.name, "target": target, "arm": arm} for arm in arms}
+    for arm, line in lines.items():
+        try:
+            made[arm] = maker.network(arm, target)
+        except Exception as err:  # what an arm cannot do is a finding
+            line["none"] = f"{type(err).__name__}: {' '.join(str(err).split())}"
+        else:
+            cost = pb.measure(made[arm], inputs)
+            line |= {"params": cost.params, "flops": cost.flops}
+        line["base"] = {"params": base.params, "flops": base.flops}
+    found = speeds(made, entry.inputs, int8=int8, seconds=seconds)
+    return [line | found.get(arm, {}) for arm, line in lines.items()]
+
+
+def run(options: argparse.Namespace) -> None:
+    """Append the lines of all that is asked for and not yet there."""
+    done = {key_of(line) for line in read_lines(options.lines)}
+    facts = {
+        "torch": torch.__version__,
+        "onnxruntime": version(),
+        "machine": platform.machine(),
+        "seconds": options.seconds,
     }
-    entries = torchvision_classifiers()
-    found |= {name: (entries[name].make, image) for name in ("mobilenet_v2", "resnet18")}
-    return found | {"vit": (_transformer, {"pixel_values": image})}
-
-
-def rounding(model: nn.Module, inputs: Any, multiple: int) -> dict[str, Any]:
-    """Shrink with one multiple, and time the result beside the original."""
-    config = pb.CompressConfig(width=pb.WidthConfig(allocation="uniform", round_to=multiple))
-    plan = pb.plan_widths(model, inputs, SHARE, config=config)
-    with ExportBench(model, as_call(inputs), ()) as bench:
-        after = bench.measure(pb.shrink(model, plan))
-        speed = bench.original.milliseconds / after.milliseconds
-    return {
-        "round_to": multiple,
-        "of_target": plan.cost_after.params / plan.target_params,
-        "flop_ratio": plan.cost_before.flops / plan.cost_after.flops,
-        "speed_up": speed,
-    }
-
-
-def bound(model: nn.Module, inputs: Any) -> dict[str, Any]:
-    """Ask for a share of the original's latency."""
-    config = pb.CompressConfig(width=pb.WidthConfig(allocation="uniform"))
-    plan = pb.plan_widths(model, inputs, pb.Budget(latency_ms=SHARE), config=config)
-    shipped = plan.shipped
-    assert shipped is not None
-    assert shipped.latency_predicted is not None
-    return {
-        "round_to": shipped.round_to,
-        "predicted": shipped.latency_predicted / shipped.latency_after,
-        "of_bound": shipped.latency_after / (SHARE * shipped.latency_before),
-        "flop_ratio": plan.cost_before.flops / plan.cost_after.flops,
-        "speed_up": shipped.latency_before / shipped.latency_after,
-        "params": plan.cost_after.params / plan.cost_before.params,
-    }
-
-
-def run(path: Path) -> None:
-    """Measure every network that the file does not have yet."""
-    done = {(line["name"], line["question"], line["asked"]) for line in read_lines(path)}
-    for name, (make, inputs) in networks().items():
-        jobs: list[tuple[str, int | None]] = [("rounding", m) for m in MULTIPLES]
-        for question, asked in [*jobs, ("bound", None)]:
-            if (name, question, asked) in done:
+    for name, entry in networks().items():
+        if not _is_among(name, options.networks):
+            continue
+        for target in options.targets:
+            asked = [arm for arm in ARMS if _is_among(arm, options.arms)]
+            arms = [arm for arm in asked if (name, target, arm) not in done]
+            if not arms:
                 continue
-            model = make().eval()
-            line: dict[str, Any] = {"name": name, "question": question, "asked": asked}
-            try:
-                found = bound(model, inputs) if asked is None else rounding(model, inputs, asked)
-            except pb.CompressionError as err:  # a failure is part of the result
-                found = {"error": f"{type(err).__name__}: {err}"}
-            append_line(path, line | found)
-            print(line | found, file=sys.stderr)
+            int8 = _is_among(name, options.int8)
+            for line in lines_of(entry, target, arms, int8=int8, seconds=options.seconds):
+                append_line(options.lines, line | facts)
+                print(line, file=sys.stderr)
+            gc.collect()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def key_of(line: dict[str, Any]) -> tuple[str | None, float, str]:
+    """Return what a line is of; lines of `trained.py` have no network here."""
+    return line.get("network"), line["target"], line["arm"]
+
+
+def _is_among(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("lines", type=Path, help="file of lines, made or added to")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--networks", nargs="+", default=["*"], help="names or patterns")
+    parser.add_argument("--arms", nargs="+", default=["*"], help="names or patterns")
+    parser.add_argument("--targets", nargs="+", type=float, default=TARGETS)
+    parser.add_argument("--int8", nargs="*", default=["*"], help="networks to time in int8 too")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of timing, for each form")
     warnings.simplefilter("ignore")
-    run(arguments.lines)
+    torch.set_num_threads(1)
+    run(parser.parse_args(argv))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -13,8 +13,6 @@ from scripts.lines import read_lines
 from scripts.planner import run as planner
 from scripts.planner import tables as planner_tables
 from scripts.planner.networks import Entry
-from scripts.speed import run as speed
-from scripts.speed import tables as speed_tables
 
 DIGITS = {"name": "small_cnn", "widths": (16, 48), "pool": True}
 
@@ -51,18 +49,6 @@ def test_dendrites(tmp_path, monkeypatch):
     lines = read_lines(path)
     assert len(lines) == 13
     assert lines[0]["ratio"] == lines[0]["memory"] == 1
-
-
-@pytest.mark.slow
-def test_speed(tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "networks", lambda: {"small_cnn": (small_cnn, images(1)[0])})
-    monkeypatch.setattr(speed, "MULTIPLES", (8,))
-    path = tmp_path / "lines.jsonl"
-    speed.main([str(path)])
-    rounding, bound = lines = read_lines(path)
-    assert rounding["round_to"] == 8
-    assert "speed_up" in bound or "TargetUnreachableError" in bound["error"]  # it is measured
-    assert speed_tables.page(lines).count("| small_cnn |") == 2
 
 
 @pytest.mark.slow
