@@ -92,7 +92,7 @@ def check_job(
     place = choose_device(device)
     original = copy_model(model).to(place).eval()
     if data is not None:
-        check_data(data, task, original, place)
+        data = check_data(data, task, original, place)
     if example_inputs is not None:
         inputs = to_device(as_call(example_inputs), place)
     else:
