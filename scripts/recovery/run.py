@@ -27,7 +27,7 @@ from model_zoo import create_model
 from scripts.lines import append_line
 
 NETWORK = "resnet20"
-BATCH, TRAIN, VAL = 64, 8, 2  # samples of a batch, batches of the splits
+BATCH, TRAIN, VAL = 64, 4, 1  # samples of a batch, batches of the splits
 EPOCHS = 2
 OURS = {"recover_": True, "recover_, torch's layout": False}
 PLAIN = {
