@@ -235,6 +235,26 @@ def test_a_step_that_fails_later_names_the_switch():
     assert len(trained(Growing(), data, channels_last=False)) == 7
 
 
+def test_two_samples_are_tried():
+    sizes = []
+
+    class Counting(nn.Conv2d):
+        def forward(self, x):
+            sizes.append(len(x))
+            return super().forward(x).mean((2, 3))
+
+    assert suits(Counting(3, 4, 3))
+    assert sizes == [2, 2, 2]  # in torch's layout, in the other one, and there in training mode
+
+
+def test_the_whole_batch_is_tried_where_two_samples_do_not_run():
+    class Fixed(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x).reshape(6, 4, -1).mean(2)
+
+    assert suits(Fixed(3, 4, 3))
+
+
 def test_the_trial_leaves_no_gradient_and_no_statistics():
     model = network("resnet20").train()
     before = copy.deepcopy(model.state_dict())
