@@ -126,6 +126,29 @@ def test_the_callers_model_and_random_state_stay_as_they_were():
     assert (states[2] == np.random.get_state()[1]).all()
 
 
+def test_a_seed_of_numpy_is_that_seed(tmp_path):
+    runs = [
+        pb.compress(make_network(), 0.4, example_inputs=torch.zeros(1, 1, 8, 8), seed=seed,
+                    config=pb.CompressConfig(deploy=False), run_dir=tmp_path / kind)
+        for kind, seed in (("python", 3), ("numpy", np.int64(3)))
+    ]  # fmt: skip
+    assert runs[0].fingerprint == runs[1].fingerprint
+    assert pb.load(tmp_path / "numpy", make_network)
+
+
+def test_data_are_checked_once(monkeypatch):
+    def again(*_, **__):
+        raise AssertionError("the data were checked again")
+
+    monkeypatch.setattr("pbcompress.recovery.recover.check_data", again)
+    result = pb.compress(
+        make_network(), 0.4, data=make_data(), config=fast_config(max_sets=0), progress=False
+    )
+    assert len(result.history) == FAST.epochs
+    with pytest.raises(AssertionError, match="checked again"):
+        pb.recover_(make_network(), make_data(), config=FAST)
+
+
 def test_same_seed_same_numbers_and_another_seed_others():
     results = [
         pb.compress(

@@ -60,7 +60,7 @@ class EngineConfig(Choices):
         accumulate: Batches that one optimizer step takes, at least 1.
         compile: Run the network through ``torch.compile``, anew in each phase.
         channels_last: On a CPU, give images (arguments of four dimensions) in channels-last memory
-            to a network with 2-d convolutions, if one batch shows that it computes the same so.
+            to a network with 2-d convolutions, if two samples show that it computes the same so.
             Steps of the CNNs that were measured take .6 to .95 of their time.
     """
 

@@ -104,8 +104,8 @@ def _built(hint: Any, value: Any) -> Any:
     kinds = _configurations(hint)
     if "" in kinds:
         return kinds[""].from_dict(value)
-    if isinstance(value, Mapping) and value.get("kind") in kinds:
-        return kinds[value["kind"]].from_dict(value)
+    if isinstance(value, Mapping) and str(value.get("kind", "")) in kinds:
+        return kinds[str(value["kind"])].from_dict(value)
     return value
 
 

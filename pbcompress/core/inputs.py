@@ -7,11 +7,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from pbcompress.errors import CompressionError
 
-__all__ = ["Call", "as_call", "map_tensors", "single_sample", "tensors_of", "to_device"]
+__all__ = [
+    "Call",
+    "as_call",
+    "few_samples",
+    "map_tensors",
+    "single_sample",
+    "tensors_of",
+    "to_device",
+]
 
 _CACHES = ("transformers.cache_utils",)
 
@@ -106,6 +114,27 @@ def _tensors_within(values: object, seen: set[int]) -> Iterator[Tensor]:
 def single_sample(call: Call) -> Call:
     """Return ``call`` with the first axis of every tensor cut to one: batch size 1."""
     return map_tensors(call, lambda t: t[:1].clone() if t.dim() else t)
+
+
+def few_samples(batch: Any, count: int) -> Any:
+    """Return the first samples of a batch; the batch itself where they are not known.
+
+    They are known where all that is in the batch is tensors of one length, more than ``count``.
+
+    Example:
+        >>> images, classes = few_samples((torch.zeros(64, 3, 8, 8), torch.zeros(64)), 2)
+        >>> images.shape, classes.shape
+        (torch.Size([2, 3, 8, 8]), torch.Size([2]))
+    """
+    lengths = {_length(leaf) for leaf in tree_leaves(batch)}
+    if len(lengths) != 1 or lengths.pop() <= count:
+        return batch
+    return tree_map_only(Tensor, lambda t: t[:count], batch)
+
+
+def _length(leaf: Any) -> int:
+    is_plain = isinstance(leaf, Tensor) and leaf.layout is torch.strided and leaf.dim() > 0
+    return len(leaf) if is_plain else 0
 
 
 def to_device(call: Call, device: torch.device | str) -> Call:

@@ -1,17 +1,37 @@
 """A random stream by name, and the former state given back."""
 
+import operator
 import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import SupportsIndex
 
 import torch
 
-__all__ = ["seeded"]
+from pbcompress.errors import CompressionError
+
+__all__ = ["seeded", "whole_seed"]
+
+
+def whole_seed(seed: SupportsIndex) -> int:
+    """Return a seed as an int: an integer of NumPy or torch names the same stream and is JSON.
+
+    Raises:
+        CompressionError: It is no whole number.
+
+    Example:
+        >>> whole_seed(torch.tensor(3))
+        3
+    """
+    try:
+        return int(operator.index(seed))
+    except TypeError as err:
+        raise CompressionError(f"seed was given as {seed!r}. Give a whole number.") from err
 
 
 @contextmanager
-def seeded(*seed: int | str) -> Iterator[None]:
+def seeded(*seed: SupportsIndex | str) -> Iterator[None]:
     """Seed Python, NumPy and torch (CPU and CUDA), and give their former states back at the end.
 
     Args:
@@ -27,7 +47,8 @@ def seeded(*seed: int | str) -> Iterator[None]:
     numpy = sys.modules.get("numpy")
     python_state = random.getstate()
     numpy_state = numpy.random.get_state() if numpy else None
-    value = random.Random(repr(seed)).getrandbits(32)
+    name = tuple(part if isinstance(part, str) else whole_seed(part) for part in seed)
+    value = random.Random(repr(name)).getrandbits(32)
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(value)

@@ -8,6 +8,7 @@ from pbcompress.config.dendrites import DendriteConfig
 from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.core.accepted_models import check_whole
 from pbcompress.core.modules import replace_module
+from pbcompress.core.randomness import whole_seed
 from pbcompress.dendrites.forms import GrowableLayers, growable_layers
 from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
 from pbcompress.errors import CompressionError
@@ -49,6 +50,7 @@ def attach_dendrites_(
         ('DendriteLayer', 'Linear')
     """
     check_whole(model)
+    seed = whole_seed(seed)
     config = whole_config(config or DendriteConfig(), DendriteConfig).dendrites
     wrapped = dendrite_layers(model)
     for name, layer in wrapped.items():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pbcompress.config.widths import WidthConfig
 from pbcompress.core.modules import matches
 from pbcompress.costs.closed_form import Widths
+from pbcompress.planning.proportions import SPEED
 from pbcompress.structure.channel_groups import (
     Axis,
     ChannelGroup,
@@ -34,7 +35,7 @@ class Outcome:
         widths: Units of each.
         narrowest: The fewest that each could have.
         scores: Importance of every unit of each.
-        multiple: What widths were rounded to.
+        multiples: What the channels of each were rounded to.
         by_work: Whether multiply-adds were bounded.
     """
 
@@ -42,7 +43,7 @@ class Outcome:
     widths: Widths
     narrowest: Widths
     scores: Sequence[Tensor]
-    multiple: int
+    multiples: Sequence[int]
     by_work: bool
 
 
@@ -104,11 +105,11 @@ class _Reasons:
         if group.pinned is not None:
             return self._pinned(layer, group)
         if self.found.narrowest[index] == group.width:
-            why = self._no_choice(group)
-        elif self.config.allocation == "balanced" and self.sizes[index] < self.size_of_cut:
+            why = self._no_choice(group, self.found.multiples[index])
+        elif self.config.allocation in SPEED and self.sizes[index] < self.size_of_cut:
             why = f"few {'multiply-adds' if self.found.by_work else 'weights'}: the rule keeps it"
         else:
-            why = self._ranks_high(index) or FITS
+            why = self._ranks_high(index) or self._one_block(group, index) or FITS
         first = group.members[0].layer
         is_own = layer == first or why == FITS
         return why if is_own else f"its channels go with those of {first!r}: {why}"
@@ -121,9 +122,9 @@ class _Reasons:
         who = next(name for name in coupled if matches(name, patterns))
         return f"its channels go with those of {who!r}, to which WidthConfig.pin gives all"
 
-    def _no_choice(self, group: ChannelGroup) -> str:
+    def _no_choice(self, group: ChannelGroup, multiple: int) -> str:
         config, per_unit = self.config, group.channels_per_unit
-        channels, multiple = group.width * per_unit, self.found.multiple
+        channels = group.width * per_unit
         if math.ceil(config.min_width / per_unit) >= group.width:
             return f"it has {channels} channels, and WidthConfig.min_width is {config.min_width}"
         if int(config.max_ratio * group.width) == 0:
@@ -133,6 +134,11 @@ class _Reasons:
         if channels < multiple:
             return f"its {channels} channels are less than one block of {multiple}"
         return f"no smaller multiple of {multiple} is allowed to its {channels} channels"
+
+    def _one_block(self, group: ChannelGroup, index: int) -> str:
+        multiple = self.found.multiples[index]
+        is_one = 1 < group.width * group.channels_per_unit <= multiple
+        return f"one block of {multiple} channels, as fast as fewer" if is_one else ""
 
     def _ranks_high(self, index: int) -> str:
         """Return so where all units of a group rank above all that go, in the list they share."""

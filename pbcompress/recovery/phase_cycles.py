@@ -13,6 +13,7 @@ from pbcompress.config.dendrites import DendriteConfig, Gradient
 from pbcompress.config.recovery import RecoveryConfig
 from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.core.accepted_models import check_whole
+from pbcompress.core.randomness import whole_seed
 from pbcompress.dendrites.forms import GrowableLayers
 from pbcompress.dendrites.growth import attach_dendrites_, detach_dendrites_
 from pbcompress.dendrites.layer import (
@@ -58,7 +59,7 @@ class Cycles(Iterator[Phase]):
         seed: int = 0,
     ) -> None:
         self.model = model
-        self.seed = seed
+        self.seed = whole_seed(seed)
         self.lengths = lengths
         self._trainable = {n for n, p in neuron_parameters(model).items() if p.requires_grad}
         self._check()

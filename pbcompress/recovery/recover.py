@@ -31,7 +31,7 @@ from pbcompress.training.engine import make_engine
 from pbcompress.training.experiment import Experiment
 from pbcompress.training.history import History, Stage
 from pbcompress.training.loop import evaluate
-from pbcompress.training.task import Data, Task, check_data
+from pbcompress.training.task import CheckedData, Data, Task, check_data
 
 __all__ = ["recover_"]
 
@@ -95,25 +95,20 @@ def recover_(
         ['neuron', 'neuron', 'dendrite']
     """
     choices = whole_config(config, DendriteConfig, RecoveryConfig)
-    experiment = Experiment(data, task or Task(), seed)
+    r, task = choices.recovery, task or Task()
     check_whole(model)
-    check_data(data, experiment.task, model, device_of(model))
-    r, networks = choices.recovery, [model]
-    if teacher is not None and r.distillation.is_on:
-        networks.append(teacher)
-    images = (
-        that_take_channels_last(networks, data, experiment.task) if r.engine.channels_last else ()
-    )
+    checked = _checked(data, task, model)
+    images = _with_images(model, teacher, r, checked.first, task)
     saved = None if checkpoint is None else checkpoint.read(device_of(model))
     engine = make_engine(model, r.engine)
     growth = Cycles(model, choices, layers=layers, lengths=lengths, seed=seed)
     shared = SharedTraining(
         model=model,
         config=r,
-        experiment=experiment,
+        experiment=Experiment(checked, task, seed),
         engine=engine,
         batches=engine.batches(data.train),
-        objective=make_objective(experiment.task, r.distillation, teacher, model),
+        objective=make_objective(task, r.distillation, teacher, model),
         stage=str(stage),
         factory=optimizer,
         images=images,
@@ -131,6 +126,25 @@ def recover_(
             callback.on_end()
     model.eval()
     return run.history
+
+
+def _checked(data: Data, task: Task, model: nn.Module) -> CheckedData:
+    """Return data that were checked; `compress` did so before it cut the model."""
+    if isinstance(data, CheckedData):
+        return data
+    return check_data(data, task, model, device_of(model), samples=8)
+
+
+def _with_images(
+    model: nn.Module, teacher: nn.Module | None, config: RecoveryConfig, batch: Any, task: Task
+) -> tuple[nn.Module, ...]:
+    """Return the networks that train on images in channels-last memory."""
+    if not config.engine.channels_last:
+        return ()
+    networks = [model]
+    if teacher is not None and config.distillation.is_on:
+        networks.append(teacher)
+    return that_take_channels_last(networks, batch, task)
 
 
 def _train(run: "_Run", callbacks: Sequence[Callback]) -> None:

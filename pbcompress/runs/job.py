@@ -13,6 +13,7 @@ from pbcompress.config.whole import CompressConfig
 from pbcompress.core.accepted_models import check_model
 from pbcompress.core.inputs import Call, as_call, to_device
 from pbcompress.core.modules import copy_model
+from pbcompress.core.randomness import whole_seed
 from pbcompress.core.tensor_files import write_bytes
 from pbcompress.costs.measured import ModelCost, measure
 from pbcompress.errors import CompressionError, StateMismatchError
@@ -86,6 +87,7 @@ def check_job(
         CompressionError: The model, inputs, data or folder cannot be used.
         StateMismatchError: ``run_dir`` holds another run.
     """
+    seed = whole_seed(seed)
     _check_circumstances(example_inputs, data)
     budget = Budget.of(target)
     check_model(model)
@@ -93,7 +95,7 @@ def check_job(
     place = choose_device(device)
     original = copy_model(model).to(place).eval()
     if data is not None:
-        check_data(data, task, original, place)
+        data = check_data(data, task, original, place)
     if example_inputs is not None:
         inputs = to_device(as_call(example_inputs), place)
     else:

@@ -1,7 +1,9 @@
 """Save and load a compressed network: JSON for its structure, safetensors for its weights."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +12,11 @@ from torch import Tensor, nn
 from pbcompress.config.dendrites import DendriteConfig
 from pbcompress.core.json_documents import parse
 from pbcompress.core.modules import shared_parameter_names
-from pbcompress.core.records import to_data
+from pbcompress.core.records import from_data, to_data
 from pbcompress.core.tensor_files import read_tensors, write_bytes, write_tensors
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
-from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.errors import CompressionError, StateMismatchError, first_line
 from pbcompress.pruning.cuts import LayerCut
 from pbcompress.pruning.shrinking import shrink_
 
@@ -27,6 +29,30 @@ KIND = "pbcompress run"
 STATE_VERSION, WEIGHTS_VERSION = 3, 1
 OLDEST_STATE = 2  # its facts tell a count where now a budget is told; see `run_folder.read_facts`
 STATE_FILE, WEIGHTS_FILE = "state.json", "weights.safetensors"
+_OTHERS = ("kind", "version", "facts")
+
+
+@dataclass(frozen=True)
+class _GrownLayer:
+    sets: int
+    normalized: bool
+    frozen: int
+    nodes: tuple[tuple[int, ...] | None, ...]
+
+
+@dataclass(frozen=True)
+class _Dendrites:
+    config: Mapping[str, Any] | None
+    layers: Mapping[str, _GrownLayer]
+
+
+@dataclass(frozen=True)
+class _Structure:
+    """What `save` writes of a network beside its weights."""
+
+    plan: tuple[tuple[str, str, int, tuple[int, ...]], ...]
+    dendrites: _Dendrites
+    aliases: Mapping[str, str]
 
 
 def save(
@@ -109,7 +135,7 @@ def load(
         The compressed network with its dendrites, in eval mode.
 
     Raises:
-        StateMismatchError: A file is missing, truncated, of another kind or version, or
+        StateMismatchError: A file is missing, truncated, damaged, of another kind or version, or
             ``make_model`` builds another architecture.
 
     Example:
@@ -121,12 +147,15 @@ def load(
         >>> bool(torch.equal(again(torch.ones(1, 3)), net(torch.ones(1, 3))))
         True
     """
-    state = read_state(directory)
+    state, path = read_state(directory), Path(directory) / STATE_FILE
+    rest = {name: value for name, value in state.items() if name not in _OTHERS}
+    found = from_data(_Structure, rest, str(path))
     tensors, _ = read_tensors(Path(directory) / WEIGHTS_FILE, device)
     model = make_model().to(device)
-    shrink_(model, [LayerCut.from_list(data) for data in state["plan"]])
-    _grow_(model, state["dendrites"])
-    full = tensors | {alias: tensors[owner] for alias, owner in state["aliases"].items()}
+    with _damage_named(path):
+        shrink_(model, [LayerCut.from_list(data) for data in found.plan])
+        _grow_(model, found.dendrites)
+        full = tensors | {alias: tensors[owner] for alias, owner in found.aliases.items()}
     try:
         model.load_state_dict(full)
     except RuntimeError as err:
@@ -136,8 +165,23 @@ def load(
     return model.eval()
 
 
-def _grow_(model: nn.Module, dendrites: Mapping[str, Any]) -> None:
-    layers = dendrites["layers"]
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Say which file a structure is of that no network can have."""
+    try:
+        yield
+    except CompressionError as err:
+        raise StateMismatchError(f"{path} does not fit: {err}") from err
+    except (LookupError, RuntimeError, TypeError, ValueError) as err:
+        raise StateMismatchError(
+            f"{path} does not fit the network that make_model builds, or was changed "
+            f"({type(err).__name__}: {first_line(err)}). Give the constructor of the network that "
+            "was compressed, or save the run anew."
+        ) from err
+
+
+def _grow_(model: nn.Module, dendrites: _Dendrites) -> None:
+    layers = dendrites.layers
     if not layers:
         return
     missing = [name for name in layers if name not in dict(model.named_modules())]
@@ -146,10 +190,13 @@ def _grow_(model: nn.Module, dendrites: Mapping[str, Any]) -> None:
             f"The run has dendrites on {', '.join(missing)}, which make_model does not build. Give "
             "the constructor of the network that was compressed."
         )
-    config = DendriteConfig.from_dict(dendrites["config"])
-    normalized = {name: entry["normalized"] for name, entry in layers.items()}
-    for _ in range(max(entry["sets"] for entry in layers.values())):
+    counts = {count for entry in layers.values() for count in (entry.sets, len(entry.nodes))}
+    if len(counts) != 1:
+        raise ValueError("its layers have not the same number of dendrite sets")
+    config = DendriteConfig.from_dict(dendrites.config or {})
+    normalized = {name: entry.normalized for name, entry in layers.items()}
+    for _ in range(counts.pop()):
         attach_dendrites_(model, config, layers=normalized)
     for name, layer in dendrite_layers(model).items():
-        layer.keep_all_nodes(layers[name]["nodes"])
-        layer.freeze(layers[name]["frozen"])
+        layer.keep_all_nodes(layers[name].nodes)
+        layer.freeze(layers[name].frozen)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.core.modules import channel_axis, device_of, preserved_mode, rest_
-from pbcompress.core.randomness import seeded
+from pbcompress.core.randomness import seeded, whole_seed
 from pbcompress.errors import CompressionError
 from pbcompress.training.task import (
     Batches,
@@ -43,6 +43,9 @@ class Sample:
     task: Task
     count: int
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", whole_seed(self.seed))
 
     def each(self, network: nn.Module, visit: Callable[[Any], object]) -> int:
         """Call ``visit`` with every batch on the device of ``network``; return how many."""

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pbcompress.core.inputs import tensors_of
+from pbcompress.core.inputs import few_samples, tensors_of
 from pbcompress.core.modules import copy_model, device_of
 from pbcompress.core.randomness import seeded
-from pbcompress.training.task import Data, Task, first_batch, moved
+from pbcompress.training.task import Task, moved
 
 __all__ = ["channels_last", "suits_channels_last", "takes_channels_last", "that_take_channels_last"]
 
@@ -31,45 +31,52 @@ def takes_channels_last(*networks: nn.Module) -> Iterator[None]:
 
 
 def that_take_channels_last(
-    networks: Sequence[nn.Module], data: Data, task: Task
+    networks: Sequence[nn.Module], batch: Any, task: Task
 ) -> tuple[nn.Module, ...]:
     """Return the networks that gain by such images: on a CPU, with 2-d convolutions, if they run.
 
-    The first batch of the train split is tried, see `suits_channels_last`.
+    A train batch is tried, see `suits_channels_last`.
     """
     able = [n for n in networks if device_of(n).type == "cpu" and _has_convolutions(n)]
-    if not able:
-        return ()
-    batch = first_batch(data.train, "train")
     return tuple(n for n in able if suits_channels_last(n, batch, task))
 
 
 def suits_channels_last(network: nn.Module, batch: Any, task: Task) -> bool:
     """Tell whether a network computes the same with such images, and trains on them.
 
-    Code that asks for a ``view`` of what a convolution returned does not. A copy runs forward and
-    backward, in both modes. What would end the process is not tried, see `_overflows`.
+    Code that asks for a ``view`` of what a convolution returned does not. A copy runs on two
+    samples, forward and backward, in both modes. Where that fails, the whole batch decides, because
+    not every forward takes a part of one. What would end the process is not tried: `_overflows`.
     """
     if any(map(_overflows, network.modules())):
         return False
-    copied, batch = copy_model(network).eval(), moved(batch, device_of(network))
+    batch = moved(batch, device_of(network))
+    few = few_samples(batch, 2)  # an axis of one would hide how memory lies
+    return _agrees(network, few, task) or (few is not batch and _agrees(network, batch, task))
+
+
+def _agrees(network: nn.Module, batch: Any, task: Task) -> bool:
+    copied = copy_model(network).eval()
     parameters = [p for p in copied.parameters() if p.requires_grad]
 
     def computed() -> list[Tensor]:
         with seeded("layout"):
-            found = tensors_of(task.run(copied, batch))
+            return tensors_of(task.run(copied, batch))
+
+    def trained() -> list[Tensor]:
+        found = computed()
         able = [t.sum() for t in found if t.requires_grad]
         if able:  # a teacher may be frozen
             torch.autograd.grad(able, parameters, allow_unused=True)
-        return [t.detach().clone() for t in found]
+        return found
 
     try:
         with torch.enable_grad():
-            plain = computed()
+            plain = [t.detach().clone() for t in computed()]
             with takes_channels_last(copied):
-                laid = computed()
+                laid = [t.detach().clone() for t in trained()]
                 copied.train()
-                computed()
+                trained()
     except Exception:
         return False
     return len(plain) == len(laid) and all(map(_is_near, plain, laid))

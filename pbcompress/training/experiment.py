@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pbcompress.core.randomness import whole_seed
 from pbcompress.training.task import Data, Task
 
 __all__ = ["Experiment"]
@@ -20,3 +21,6 @@ class Experiment:
     data: Data
     task: Task
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", whole_seed(self.seed))

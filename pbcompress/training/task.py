@@ -1,5 +1,6 @@
 """Data and task: what is learned, how it is scored, and a check of both before anything starts."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pbcompress.core.inputs import Call, map_tensors
+from pbcompress.core.inputs import Call, few_samples, map_tensors
 from pbcompress.core.modules import copy_model
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError
 
 __all__ = [
     "Batches",
+    "CheckedData",
     "Data",
     "Task",
     "accuracy",
@@ -48,6 +50,17 @@ class Data:
     train: Batches
     val: Batches
     test: Batches | None = None
+
+
+@dataclass(frozen=True)
+class CheckedData(Data):
+    """Data that `check_data` found to be good, which takes time once.
+
+    Args:
+        first: The first train batch, on the device that trains.
+    """
+
+    first: Any = None
 
 
 def accuracy(output: Tensor, target: Tensor) -> float:
@@ -123,25 +136,62 @@ def _describe(batch: Any) -> str:
     return f"a {kind} of {len(batch)}" if isinstance(batch, tuple | list) else f"a {kind}"
 
 
-def check_data(data: Data, task: Task, model: nn.Module, device: torch.device) -> None:
+def check_data(
+    data: Data,
+    task: Task,
+    model: nn.Module,
+    device: torch.device,
+    *,
+    samples: int | None = None,
+) -> CheckedData:
     """Try one batch of every split on a copy of ``model``, so that errors come before training.
+
+    Args:
+        data: The splits.
+        task: Loss, metric and forward.
+        model: Left as it is.
+        device: Where it will train.
+        samples: Of each batch, for a quick check before a training that begins at once; where they
+            fail, the whole batch decides. None: the whole batch.
+
+    Returns:
+        The same splits.
 
     Raises:
         CompressionError: A split is empty, yields something unexpected or NaN, can be gone through
             only once, or the loss is not a differentiable finite scalar.
     """
-    network = copy_model(model).to(device).eval()
-    for name, split in (("train", data.train), ("val", data.val), ("test", data.test)):
-        if split is None and name == "test":
-            continue
-        batch = moved(first_batch(split, name), device)
-        check_finite(batch, f"the first batch of Data.{name}")
+    network, first = copy_model(model).to(device).eval(), None
+
+    def tried(name: str, batch: Any) -> None:
         with seeded("check"), torch.set_grad_enabled(name == "train"):
             output, target = task.run(network, batch)
             if name == "train":
                 check_loss(task.loss(output, target))
             else:
                 to_number(task.metric(output, target), "Task.metric")
+
+    for name, split in (("train", data.train), ("val", data.val), ("test", data.test)):
+        if split is None and name == "test":
+            continue
+        batch = moved(first_batch(split, name), device)
+        check_finite(batch, f"the first batch of Data.{name}")
+        first = batch if name == "train" else first
+        few = batch if samples is None else few_samples(batch, samples)
+        if few is batch or not _passes(tried, name, few):
+            tried(name, batch)
+    return CheckedData(data.train, data.val, data.test, first)
+
+
+def _passes(tried: Callable[[str, Any], None], name: str, few: Any) -> bool:
+    """Tell whether few samples pass; a metric may be undefined on them, or warn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            tried(name, few)
+        except Exception:
+            return False
+    return True
 
 
 def check_split(split: Any, name: str) -> None:

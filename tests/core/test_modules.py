@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from pbcompress.core.inputs import Call, as_call, map_tensors, single_sample, to_device
+from pbcompress.core.inputs import (
+    Call,
+    as_call,
+    few_samples,
+    map_tensors,
+    single_sample,
+    to_device,
+)
 from pbcompress.core.modules import (
     channel_axis,
     copy_model,
@@ -18,7 +25,7 @@ from pbcompress.core.modules import (
     replace_module,
     shared_parameter_names,
 )
-from pbcompress.core.randomness import seeded
+from pbcompress.core.randomness import seeded, whole_seed
 from pbcompress.errors import CompressionError
 
 
@@ -185,6 +192,43 @@ def test_a_seed_names_a_stream_and_the_old_one_goes_on():
     assert first[0] != other[0]
     assert first[1] != other[1]
     assert states() == before
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (torch.zeros(8, 2), ["a"] * 8),
+        (torch.zeros(8, 2), torch.zeros(4)),
+        (torch.zeros(8, 2), torch.zeros(())),
+        (torch.zeros(8, 2).to_sparse(), torch.zeros(8)),
+        (torch.zeros(2, 2), torch.zeros(2)),
+        {},
+    ],
+)
+def test_a_batch_whose_samples_are_not_known_or_few_stays_whole(batch):
+    assert few_samples(batch, 2) is batch
+
+
+def test_the_first_samples_of_a_batch_at_any_depth():
+    x = torch.arange(24.0).reshape(8, 3)
+    few = few_samples({"inputs": (x, x + 1), "target": x[:, 0]}, 3)
+    assert torch.equal(few["inputs"][1], x[:3] + 1)
+    assert torch.equal(few["target"], x[:3, 0])
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor])
+def test_a_seed_is_a_whole_number_of_any_kind(kind):
+    with seeded("a", 3):
+        first = draw()
+    with seeded("a", kind(3)):
+        assert draw() == first
+    assert type(whole_seed(kind(3))) is int
+
+
+@pytest.mark.parametrize("seed", [1.5, np.float64(2), "three", None, torch.tensor(0.5)])
+def test_a_seed_that_is_no_whole_number_is_refused(seed):
+    with pytest.raises(CompressionError, match=r"seed was given as .* Give a whole number"):
+        whole_seed(seed)
 
 
 def test_random_states_come_back_after_an_error():

@@ -12,6 +12,7 @@ from torch import nn
 from pbcompress import Budget, CompressionError, StateMismatchError, compress, load
 from pbcompress.runs.run_folder import read_facts, read_run, save_run
 from pbcompress.runs.saved_network import save
+from tests.support.changed_json import changes
 from tests.support.run_facts import VARIANTS, make_facts, make_history, make_variant, scored
 
 SAMPLE = ([torch.zeros(1, 3)], [torch.zeros(1, 2)])
@@ -121,6 +122,18 @@ def test_facts_of_version_2_that_tell_no_bound_are_refused_and_the_network_is_no
         read_facts(tmp_path)
     again = load(tmp_path, lambda: nn.Linear(3, 2))
     assert torch.equal(again.weight, network.weight)
+
+
+def test_facts_with_any_value_changed_are_refused_by_the_name_of_their_file(tmp_path: Path) -> None:
+    save_run(tmp_path, nn.Linear(3, 2), (), make_facts(), make_history(), SAMPLE)
+    refused = {}
+    for place in changes(tmp_path / "state.json", ("facts",)):
+        try:
+            read_facts(tmp_path)  # some changes give other facts that can be
+        except StateMismatchError as err:
+            refused[place] = str(err)
+    assert len(refused) > 50
+    assert all("state.json" in message for message in refused.values())
 
 
 def test_a_truncated_file_is_called_so(tmp_path: Path) -> None:

@@ -17,8 +17,11 @@ from pbcompress import (
     load,
     plan_widths,
     shrink,
+    shrink_,
 )
+from pbcompress.pruning.cuts import LayerCut
 from pbcompress.runs.saved_network import STATE_FILE, WEIGHTS_FILE, save
+from tests.support.changed_json import changes
 
 
 def make_network() -> nn.Module:
@@ -160,6 +163,35 @@ def test_each_damage_has_its_own_sentence(damage, tmp_path):
 
     with pytest.raises(StateMismatchError, match=sentence):
         load(tmp_path, lambda: nn.Sequential(nn.Linear(3, 3)))
+
+
+CUTS = [LayerCut("0", "in", (1,), 3)]
+
+
+def tied():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(4, 2))
+    model[2].weight = model[1].weight
+    return model
+
+
+@pytest.mark.parametrize("part", ["plan", "dendrites", "aliases"])
+def test_a_state_with_any_value_changed_is_refused_by_the_name_of_its_file(part, tmp_path):
+    model = tied()
+    shrink_(model, CUTS)
+    attach_dendrites_(model, DendriteConfig(layers=("0",)))
+    model[0].keep_all_nodes([[0, 2]])
+    save(tmp_path, model, CUTS)
+    load(tmp_path, tied)
+    refused, every = {}, set()
+    for place in changes(tmp_path / STATE_FILE, (part,)):
+        every.add(place)
+        try:
+            load(tmp_path, tied)  # some changes give another network that can be
+        except StateMismatchError as err:
+            refused[place] = str(err)
+    assert refused.keys() == every
+    assert len(every) > (0 if part == "aliases" else 5)
+    assert all(str(tmp_path) in message for message in refused.values())
 
 
 def test_extra_state_that_is_no_tensor_is_refused_before_writing(tmp_path):

@@ -13,6 +13,7 @@ from scripts.importance import tables as importance
 from scripts.int8 import tables as int8
 from scripts.lines import DOCS, read_lines
 from scripts.planner import tables as planner
+from scripts.recovery import tables as recovery
 from scripts.speed import tables as speed
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +92,7 @@ def test_the_table_of_the_readme_is_that_of_the_cells(cells):
 # --- where a line is a cell -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tables", [dendrites, importance, int8, planner, speed])
+@pytest.mark.parametrize("tables", [dendrites, importance, int8, planner, recovery, speed])
 def test_a_page_is_made_from_its_lines(tables):
     packed = Path(tables.__file__).with_name("lines.jsonl.gz")
     name = packed.parent.name
@@ -106,6 +107,6 @@ def test_the_page_of_dendrites_has_a_row_for_each_line():
 
 def test_every_line_tells_its_commit():
     files = sorted((ROOT / "scripts").rglob("*.jsonl.gz"))
-    assert len(files) == 11
+    assert len(files) == 12
     for path in files:
         assert all(re.fullmatch("[0-9a-f]{7,}", line["commit"]) for line in read_lines(path)), path

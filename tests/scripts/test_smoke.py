@@ -13,6 +13,8 @@ from scripts.lines import read_lines
 from scripts.planner import run as planner
 from scripts.planner import tables as planner_tables
 from scripts.planner.networks import Entry
+from scripts.recovery import run as recovery
+from scripts.recovery import tables as recovery_tables
 
 DIGITS = {"name": "small_cnn", "widths": (16, 48), "pool": True}
 
@@ -49,6 +51,17 @@ def test_dendrites(tmp_path, monkeypatch):
     lines = read_lines(path)
     assert len(lines) == 13
     assert lines[0]["ratio"] == lines[0]["memory"] == 1
+
+
+def test_recovery(tmp_path, monkeypatch):
+    monkeypatch.setattr(recovery, "BATCH", 2)
+    path = tmp_path / "lines.jsonl"
+    recovery.main([str(path), "--rounds", "1"])
+    lines = read_lines(path)
+    arms = [*recovery.OURS, *recovery.PLAIN]
+    assert [line["arm"] for line in lines] == arms
+    assert all("fixed" in line for line in lines[: len(recovery.OURS)])
+    assert recovery_tables.page(lines).count(f"| {lines[0]['commit']} |") == len(arms)
 
 
 @pytest.mark.slow

@@ -214,8 +214,8 @@ def test_infinite_scores_are_equal_where_they_are_the_same():
     assert suits(Masked(3, 4, 3))
 
 
-def test_no_batch_is_drawn_for_networks_without_convolutions():
-    assert that_take_channels_last([nn.Linear(2, 2)], Data(train=None, val=None), Task()) == ()
+def test_networks_without_convolutions_are_not_tried():
+    assert that_take_channels_last([nn.Linear(2, 2)], None, Task()) == ()
 
 
 def test_a_step_that_fails_later_names_the_switch():
@@ -233,6 +233,26 @@ def test_a_step_that_fails_later_names_the_switch():
         trained(Growing(), data)
     assert "channels_last=False" in caught.value.__notes__[0]
     assert len(trained(Growing(), data, channels_last=False)) == 7
+
+
+def test_two_samples_are_tried():
+    sizes = []
+
+    class Counting(nn.Conv2d):
+        def forward(self, x):
+            sizes.append(len(x))
+            return super().forward(x).mean((2, 3))
+
+    assert suits(Counting(3, 4, 3))
+    assert sizes == [2, 2, 2]  # in torch's layout, in the other one, and there in training mode
+
+
+def test_the_whole_batch_is_tried_where_two_samples_do_not_run():
+    class Fixed(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x).reshape(6, 4, -1).mean(2)
+
+    assert suits(Fixed(3, 4, 3))
 
 
 def test_the_trial_leaves_no_gradient_and_no_statistics():

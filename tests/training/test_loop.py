@@ -1,6 +1,7 @@
 """Data, task, one epoch and the learning rate."""
 
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -340,6 +341,42 @@ def test_good_data_passes_and_nothing_is_changed() -> None:
 
 def test_targets_that_are_whole_numbers_are_not_searched_for_nan() -> None:
     check_data(Data(GOOD, GOOD), Task(), make_model(), CPU)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_few_samples_are_enough_to_refuse_bad_data(name: str) -> None:
+    data, task, parts = BAD[name]
+    with pytest.raises(CompressionError) as caught:
+        check_data(data, task, make_model(), CPU, samples=2)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_quick_check_looks_at_few_samples_of_each_split() -> None:
+    sizes: list[int] = []
+
+    def forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+        sizes.append(len(batch[0]))
+        return model(batch[0]), batch[1]
+
+    check_data(Data(GOOD, GOOD, GOOD), Task(forward=forward), make_model(), CPU, samples=2)
+    assert sizes == [2, 2, 2]
+
+
+@pytest.mark.parametrize("how", ["fails", "warns"])
+def test_the_whole_batch_decides_where_a_metric_needs_more_samples(how: str) -> None:
+    seen: list[int] = []
+
+    def metric(output: Any, target: Any) -> float:
+        seen.append(len(target))
+        if len(target) < 8 and how == "fails":
+            raise ValueError("one class alone")
+        if len(target) < 8:
+            warnings.warn("one class alone", stacklevel=2)
+        return 0.5
+
+    check_data(Data(GOOD, GOOD), Task(metric=metric), make_model(), CPU, samples=2)
+    assert seen == [2, 8]
 
 
 def test_inputs_are_taken_from_the_first_batch_of_any_forward() -> None:

@@ -1,0 +1,1 @@
+"""What a recovery costs beside the steps of a plain loop."""
