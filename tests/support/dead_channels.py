@@ -45,7 +45,10 @@ def dead(model, steps):
     """
     model = copy.deepcopy(model)
     for layer in [m for m in model.modules() if parametrize.is_parametrized(m, "weight")]:
-        parametrize.remove_parametrizations(layer, "weight")
+        weight = nn.Parameter(layer.weight.detach())
+        layer.__class__ = type(layer).__bases__[0]  # torch removes it from the original, too
+        del layer.parametrizations
+        layer.weight = weight
     for step in map(_of_plain_weight, steps):
         layer, removed = model.get_submodule(step.layer), torch.tensor(step.removed)
         if step.dim == "in":
@@ -96,8 +99,8 @@ class Remaining(nn.Module):
 def reference(model, steps):
     """The dead copy; its norms over channels see what is left."""
     model = dead(model, steps)
-    for step in steps:
+    for step in [step for step in steps if step.dim == "weight:0"]:
         layer = model.get_submodule(step.layer)
-        if step.dim == "weight:0" and isinstance(layer, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
+        if isinstance(layer, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
             model.set_submodule(step.layer, Remaining(layer, step.removed))
     return model
