@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pbcompress.errors import StateMismatchError
 from pbcompress.pruning.slicing import cut_, keep_in_step
+from pbcompress.pruning.weight_norms import is_computed, normed_weights, refresh_
 from pbcompress.structure.dimensions import Kept, dimension_size, parameter_axes
 
 __all__ = ["LayerCut", "check_cuts", "cut_all_", "kept_of"]
@@ -94,11 +95,17 @@ def cut_all_(model: nn.Module, steps: Sequence[LayerCut]) -> None:
     """Carry out cuts in place.
 
     Attributes come first: a layer of torch sets those that it knows from its weights, again.
+    Weights that are kept stay what they were, also those that are computed.
     """
+    kept = kept_of(model, steps)
+    normed = [(n, n.norms(kept[n.direction])) for n in normed_weights(model) if n.direction in kept]
     for step in sorted(steps, key=lambda step: not step.dim.startswith("@")):
         cut_(model, step.layer, step.dim, step.removed)
+    for weight, norms in normed:
+        weight.keep_weight_(norms)
     layers = [f".{step.layer}.".partition(".parametrizations.")[0].strip(".") for step in steps]
     for name in dict.fromkeys(layers):
         module = model.get_submodule(name)
-        if "parametrizations" in module._modules:
+        if is_computed(module):
+            refresh_(module)
             keep_in_step(module)

@@ -1,6 +1,6 @@
 """The proof that a list of cuts is right: the sliced network computes what the original does."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -13,13 +13,15 @@ from pbcompress.core.inputs import Call, map_tensors, tensors_of
 from pbcompress.core.modules import channel_axis, copy_sharing, parameter_count, plain_kernels
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import first_line
-from pbcompress.pruning.cuts import LayerCut, cut_all_
+from pbcompress.pruning.cuts import LayerCut, cut_all_, kept_of
+from pbcompress.pruning.weight_norms import computed_weights, normed_weights
 from pbcompress.structure.tracer import Event, Trace
 
 __all__ = ["proof_failure"]
 
 BATCHES = (2, 1)  # the first that the original takes
 OTHER_PATH = "the forward pass takes another path when it is run again"
+WEIGHTS = 1e-4  # of a weight's largest number, in the precision that it has
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-7}
 LARGE = 128  # pixels a side from which an image is large
 SMALL = (32, 64)  # pixels a side of the crops that are tried first
@@ -39,9 +41,10 @@ def proof_failure(
     A sliced copy is held against the original in which everything that belongs to a removed
     channel is zero, and in which an operation whose result depends on the number of channels (a
     norm, a product of two activations) sees the others alone. They must agree in the outputs and
-    in what every reader of removed channels puts out. Both have disturbed weights, so that a layer
-    that starts at zero hides nothing. In training mode, where dropout draws differ, the sliced
-    copy need only run and keep the shapes.
+    in what every reader of removed channels puts out, and weights that are computed from others
+    must be what they were. Both have disturbed weights, so that a layer that starts at zero hides
+    nothing. In training mode, where dropout draws differ, the sliced copy need only run and keep
+    the shapes.
 
     Where the network takes small images and runs the very operations of the trace on them, small
     ones do.
@@ -55,6 +58,7 @@ def proof_failure(
         params: How many parameters the cut network has as predicted.
     """
     _disturb_(network)
+    weights = computed_weights(network, kept_of(network, steps))
     sliced = copy_sharing(network)
     try:
         cut_all_(sliced, steps)
@@ -63,7 +67,12 @@ def proof_failure(
     found = parameter_count(sliced)
     if found != params:
         return f"{params:,} parameters were predicted and {found:,} are left"
+    if (changed := _changed(weights, computed_weights(sliced))) is not None:
+        return f"what is left of the weight {changed!r} would change, as it is computed from all"
+    normed = [(weight, weight.norms()) for weight in normed_weights(network)]
     _mask_(network, sliced, traced, gone)
+    for weight, norms in normed:
+        weight.keep_weight_(norms)
     reference = _Witness(network, steps, _Remaining(traced, gone))
     candidate = _Witness(sliced, steps, None)
     failure: str | None = None
@@ -72,6 +81,15 @@ def proof_failure(
         if failure is None:
             return _training_failure(reference, candidate, call, dtype)
     return failure
+
+
+def _changed(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """Return the name of a weight that is not what it was."""
+    for name, weight in expected.items():
+        own = found.get(name)
+        if own is None or _difference([weight.nan_to_num()], [own.nan_to_num()], WEIGHTS):
+            return name
+    return None
 
 
 def _small_samples(call: Call) -> Iterator[Call]:

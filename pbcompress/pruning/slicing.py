@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch_pruning import ops
 from torch_pruning.pruner.function import PrunerBox
 
+from pbcompress.pruning.weight_norms import is_computed
 from pbcompress.structure.dimensions import ATTRIBUTE
 from pbcompress.structure.layer_geometry import is_depthwise
 
@@ -48,7 +49,7 @@ def cut_(model: nn.Module, layer: str, dim: str, removed: Sequence[int]) -> None
         for own in [*owner._parameters, *owner._buffers]:
             if owner._parameters.get(own, owner._buffers.get(own)) is old:
                 setattr(owner, own, new)
-                if "parametrizations" not in owner._modules:  # else its weight is not ready
+                if not is_computed(owner):  # else its weight is not ready
                     keep_in_step(owner)
     return None
 

@@ -235,7 +235,8 @@ def reduction(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     gone = [d for d in dims if x[d] is not None]
     if t.call is not None and t.call.name == "adaptive_avg_pool2d":  # to one position
         t.work(1, *zip(image.shape, x, strict=True))
-    if name in _OF_WHAT_IS_LEFT or name in ("max", "min"):
+    is_length = name == "norm" and t.call is not None and t.call.name == "_weight_norm"
+    if name in _OF_WHAT_IS_LEFT or name in ("max", "min") or is_length:
         t.event(name, [(0, d, x[d]) for d in gone])
         for dim in gone if name in ("max", "min") and not isinstance(out, Tensor) else ():
             t.set_indices(out[1], x[dim])

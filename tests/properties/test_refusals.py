@@ -209,7 +209,7 @@ WORKS = {
     "weight_norm of all": (
         lambda: mlp(b=lambda layer: parametrizations.weight_norm(layer, dim=None)),
         batch,
-        {"b": "operation norm in 'b.param"},
+        {},
     ),
     "spectral_norm": (
         lambda: mlp(b=parametrizations.spectral_norm),

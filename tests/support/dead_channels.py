@@ -1,10 +1,12 @@
 """The network in which the channels that a plan removes are dead: what a narrow one must equal."""
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pbcompress import CompressConfig, WidthConfig, plan_widths
@@ -37,9 +39,17 @@ def count(model):
 
 
 def dead(model, steps):
-    """A copy in which every weight that makes or reads a removed channel is zero."""
+    """A copy in which every weight that makes or reads a removed channel is zero.
+
+    Weights that have a norm are plain there: those that are left stay what they are.
+    """
     model = copy.deepcopy(model)
-    for step in steps:
+    for layer in [m for m in model.modules() if parametrize.is_parametrized(m, "weight")]:
+        weight = nn.Parameter(layer.weight.detach())
+        layer.__class__ = type(layer).__bases__[0]  # torch removes it from the original, too
+        del layer.parametrizations
+        layer.weight = weight
+    for step in map(_of_plain_weight, steps):
         layer, removed = model.get_submodule(step.layer), torch.tensor(step.removed)
         if step.dim == "in":
             size = layer.weight.shape[1]
@@ -52,10 +62,17 @@ def dead(model, steps):
                     tensor.data.index_fill_(0, removed, 0)
         elif ":" in step.dim:
             name, axis = step.dim.split(":")
-            if (name, axis) == ("original1", "0"):
-                continue  # of a weight norm: the length of zero weights divides them
             getattr(layer, name).data.index_fill_(int(axis), removed, 0)
     return model
+
+
+def _of_plain_weight(step):
+    """A cut of a weight's direction as one of the weight; its length is no longer there."""
+    layer, _, name = step.layer.partition(".parametrizations.")
+    if not name:
+        return step
+    dim = step.dim.replace("original1", name) if step.dim.startswith("original1") else "-"
+    return replace(step, layer=layer, dim=dim)
 
 
 class Remaining(nn.Module):
@@ -82,8 +99,8 @@ class Remaining(nn.Module):
 def reference(model, steps):
     """The dead copy; its norms over channels see what is left."""
     model = dead(model, steps)
-    for step in steps:
+    for step in [step for step in steps if step.dim == "weight:0"]:
         layer = model.get_submodule(step.layer)
-        if step.dim == "weight:0" and isinstance(layer, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
+        if isinstance(layer, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
             model.set_submodule(step.layer, Remaining(layer, step.removed))
     return model

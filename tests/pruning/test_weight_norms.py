@@ -1,0 +1,162 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, weight_norm
+
+import pbcompress as pb
+from pbcompress.pruning.cuts import LayerCut, cut_all_
+
+LAYERS = {
+    "linear": lambda: nn.Linear(8, 8),
+    "1d": lambda: nn.Conv1d(8, 8, 3),
+    "2d": lambda: nn.Conv2d(8, 8, 3),
+    "3d": lambda: nn.Conv3d(8, 8, 1),
+    "grouped": lambda: nn.Conv2d(16, 8, 3, groups=2),
+    "transposed": lambda: nn.ConvTranspose1d(8, 8, 3),
+    "transposed 2d": lambda: nn.ConvTranspose2d(8, 8, 2),
+}
+
+
+def sample(layer):
+    width = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    return torch.zeros(2, width, *[4] * (layer.weight.dim() - 2))
+
+
+AXES = (0, 1, -1, None, 2)
+REMOVED = {0: (1, 6), 1: (0, 2, 5)}
+
+
+def old(layer, dim):
+    with pytest.warns(FutureWarning):
+        return weight_norm(layer, dim=dim)
+
+
+def normed(kind, layer, dim):
+    return old(layer, dim) if kind == "old" else parametrizations.weight_norm(layer, dim=dim)
+
+
+CASES = [
+    (kind, layer, dim)
+    for kind in ("old", "new")
+    for layer in LAYERS
+    for dim in AXES
+    if not (layer == "linear" and dim == 2)
+]
+
+
+def test_the_number_of_cases():
+    assert len(CASES) == 68
+
+
+@pytest.mark.parametrize(("kind", "layer", "dim"), CASES)
+def test_kept_weights_stay_what_they_were(kind, layer, dim):
+    torch.manual_seed(0)
+    own = normed(kind, LAYERS[layer](), dim)
+    model = nn.Sequential(own)
+    for parameter in own.parameters():  # lengths that are not those of the directions
+        parameter.data += torch.rand_like(parameter)
+    own(sample(own))
+    expected = own.weight.detach().double().numpy()
+    where, names = ("0", ("weight_g", "weight_v"))
+    if kind == "new":
+        where, names = "0.parametrizations.weight", ("original0", "original1")
+    outputs = REMOVED["transposed" in layer]
+    steps = [LayerCut("0", "bias:0", outputs, 8)]
+    for axis, removed in REMOVED.items():
+        expected = np.delete(expected, removed, axis)
+        for name in names:
+            shape = model.get_parameter(f"{where}.{name}").shape
+            if shape and shape[axis] > 1:
+                steps.append(LayerCut(where, f"{name}:{axis}", removed, shape[axis]))
+    cut_all_(model, steps)
+    np.testing.assert_allclose(own.weight.detach().double().numpy(), expected, rtol=1e-5)
+    assert own.weight.shape == expected.shape
+    assert own(sample(own)).isfinite().all()  # the sizes that the layer states are in step
+
+
+def test_a_direction_that_nothing_is_left_of_gives_zeros():
+    layer = parametrizations.weight_norm(nn.Linear(4, 3))
+    own = layer.parametrizations.weight
+    own.original1.data[1] = torch.tensor([0.0, 0.0, 2.0, 0.0])
+    model = nn.Sequential(layer)
+    expected = layer.weight.detach().numpy()
+    cuts = [LayerCut("0.parametrizations.weight", "original1:1", (2,), 4)]
+    cut_all_(model, cuts)
+    np.testing.assert_allclose(layer.weight.detach().numpy(), np.delete(expected, 2, 1), rtol=1e-6)
+    layer(torch.ones(1, 3)).sum().backward()
+    assert own.original0.grad.isfinite().all()
+
+
+class Masked(nn.Module):
+    """Two layers with weight norm, and channels that can be taken for zero."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.a, self.c = nn.Linear(6, 16), normed(kind, nn.Linear(16, 3), 0)
+        self.b = normed(kind, nn.Linear(16, 16), 0)
+
+    def forward(self, x, first=None, second=None):
+        h = self.a(x).relu()
+        h = h if first is None else h * first
+        h = self.b(h).relu()
+        return self.c(h if second is None else h * second)
+
+
+def stays(plan, layer, width):
+    gone = next(set(s.removed) for s in plan.steps if s.layer == layer and s.dim == "out")
+    return torch.tensor([i not in gone for i in range(width)]).float()
+
+
+@pytest.mark.parametrize("kind", ["old", "new"])
+def test_a_shrunk_network_is_the_original_without_its_channels(kind):
+    torch.manual_seed(0)
+    model, x = Masked(kind).eval(), torch.randn(4, 6)
+    plan = pb.plan_widths(model, x, 0.5)
+    small = pb.shrink(model, plan)
+    first = stays(plan, "a", 16)
+    name = "b" if kind == "old" else "b.parametrizations.weight"
+    direction = "weight_v:0" if kind == "old" else "original1:0"
+    gone = next(s.removed for s in plan.steps if (s.layer, s.dim) == (name, direction))
+    second = torch.tensor([i not in gone for i in range(16)]).float()
+    assert first.sum() < 16
+    assert second.sum() < 16
+    torch.testing.assert_close(small(x), model(x, first, second), rtol=1e-5, atol=1e-6)
+
+
+class Unit(nn.Module):
+    """A norm of one's own: nobody knows how to keep its weights."""
+
+    def forward(self, weight):
+        return nn.functional.normalize(weight, dim=1)
+
+
+class Centred(nn.Module):
+    def forward(self, weight):
+        return weight - weight.mean(1, keepdim=True)
+
+
+class Squashed(nn.Module):
+    def forward(self, weight):
+        return weight.tanh()
+
+
+@pytest.mark.parametrize("kind", [Unit, Centred])
+def test_a_parametrization_that_counts_inputs_keeps_them(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)
+    )
+    parametrize.register_parametrization(model[2], "weight", kind())
+    plan = pb.plan_widths(model.eval(), torch.randn(4, 6), 0.75)
+    small = pb.shrink(model, plan)
+    assert small[2].weight.shape[1] == 16
+    assert small[2].weight.shape[0] < 16
+    assert "what is left of the weight '2.weight' would change" in plan.left_alone["0"]
+
+
+def test_a_parametrization_of_single_weights_is_narrowed():
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    parametrize.register_parametrization(model[2], "weight", Squashed())
+    plan = pb.plan_widths(model.eval(), torch.randn(4, 6), 0.5)
+    assert pb.shrink(model, plan)[2].weight.shape[1] < 16
