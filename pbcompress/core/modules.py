@@ -1,6 +1,7 @@
 """Find, replace and keep: the few operations on a model that everything else is made of."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -37,7 +38,7 @@ def copy_model(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise CompressionError(f"model must be a torch.nn.Module; found {type(model).__name__}.")
     try:
-        return copy.deepcopy(model, _detached(model))
+        return copy.deepcopy(model, _known_copies(model))
     except Exception as err:
         raise CompressionError(
             "pbcompress works on a deep copy, so that your model stays as it is, and this model "
@@ -45,10 +46,16 @@ def copy_model(model: nn.Module) -> nn.Module:
         ) from err
 
 
-def _detached(model: nn.Module) -> dict[int, Any]:
-    """Return copies of what modules computed and hold, which deepcopy refuses: old weight norms."""
+def _known_copies(model: nn.Module) -> dict[int, Any]:
+    """Return the copies that deepcopy need not make, by the ``id`` of what they are copies of.
+
+    It refuses what modules computed and hold (old weight norms), and is slow with the empty dicts
+    that every module has a dozen of.
+    """
     held = [v for module in model.modules() for v in vars(module).values()]
-    return {id(v): v.detach().clone() for v in held if isinstance(v, Tensor) and not v.is_leaf}
+    computed = (v for v in held if isinstance(v, Tensor) and not v.is_leaf)
+    empty = (v for v in held if type(v) in (dict, OrderedDict, set) and not v)
+    return {**{id(v): v.detach().clone() for v in computed}, **{id(v): type(v)() for v in empty}}
 
 
 def copy_sharing(model: nn.Module) -> nn.Module:
@@ -58,7 +65,7 @@ def copy_sharing(model: nn.Module) -> nn.Module:
         for p in model.parameters()
         if type(p) is nn.Parameter
     }
-    return copy.deepcopy(model, {**_detached(model), **shared})
+    return copy.deepcopy(model, {**_known_copies(model), **shared})
 
 
 def parameter_count(model: nn.Module) -> int:

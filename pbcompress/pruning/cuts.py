@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.errors import StateMismatchError
-from pbcompress.pruning.slicing import cut_, keep_in_step
+from pbcompress.pruning.slicing import cut_, keep_in_step, owners_of
 from pbcompress.structure.dimensions import Kept, dimension_size, parameter_axes
 
 __all__ = ["LayerCut", "check_cuts", "cut_all_", "kept_of"]
@@ -95,8 +95,9 @@ def cut_all_(model: nn.Module, steps: Sequence[LayerCut]) -> None:
 
     Attributes come first: a layer of torch sets those that it knows from its weights, again.
     """
+    owners = owners_of(model)
     for step in sorted(steps, key=lambda step: not step.dim.startswith("@")):
-        cut_(model, step.layer, step.dim, step.removed)
+        cut_(model, step.layer, step.dim, step.removed, owners)
     layers = [f".{step.layer}.".partition(".parametrizations.")[0].strip(".") for step in steps]
     for name in dict.fromkeys(layers):
         module = model.get_submodule(name)

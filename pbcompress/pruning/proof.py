@@ -169,6 +169,10 @@ class _Remaining(TorchDispatchMode):
         self.traced_path = traced.operations
         self.start()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes longer than a plan
+
     def start(self) -> None:
         """Forget what ran."""
         self.step = 0
