@@ -96,10 +96,14 @@ def convolution(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Ax
     """A convolution, plain, grouped, depthwise or transposed."""
     image, weight, bias, _, _, _, transposed, _, groups = args[:9]
     x, channels = t.labels(image), image.shape[1]
-    spread = None  # what each channel that is put out reads, if that is one channel
-    if channels == groups > 1 and not transposed and x[1] is not None:
-        spread = x[1].repeat_interleave(weight.shape[0] // groups)
-    w = t.labels(weight, {0 if transposed else 1: x[1]} if groups == 1 else {0: spread})
+    spread = first = None  # what each output of a depthwise one reads; what the first group reads
+    if groups > 1 and not transposed and x[1] is not None:
+        if channels == groups:
+            spread = x[1].repeat_interleave(weight.shape[0] // groups)
+        else:
+            first = x[1][: channels // groups]
+    given = {0 if transposed else 1: x[1]} if groups == 1 else {0: spread, 1: first}
+    w = t.labels(weight, given)
     for labels in (*x[2:], *w[2:]):
         t.coupling.pin(labels, f"it is a spatial dimension in {t.where!r}")
     entry, exit_ = (w[0], w[1]) if transposed else (w[1], w[0])
@@ -119,8 +123,8 @@ def convolution(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Ax
         if x[1] is None:
             t.coupling.pin(entry, "it reads an input of fixed width")
         else:
-            for part in x[1].view(groups, -1):
-                t.couple(part, entry)
+            t.couple(first, entry)
+            _alike(t, x[1], groups)
     size = out.shape[1]
     positions = math.prod((image if transposed else out).shape[2:]) * image.shape[0]
     taps = math.prod(weight.shape[2:])
