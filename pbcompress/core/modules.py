@@ -1,7 +1,5 @@
 """Find, replace and keep: the few operations on a model that everything else is made of."""
 
-import copy
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -10,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pbcompress.core.copying import deep_copy
 from pbcompress.errors import CompressionError
 
 __all__ = [
@@ -38,24 +37,12 @@ def copy_model(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise CompressionError(f"model must be a torch.nn.Module; found {type(model).__name__}.")
     try:
-        return copy.deepcopy(model, _known_copies(model))
+        return deep_copy(model, {})
     except Exception as err:
         raise CompressionError(
             "pbcompress works on a deep copy, so that your model stays as it is, and this model "
             f"cannot be copied: {err}. Remove non-leaf tensors, locks or open files from it."
         ) from err
-
-
-def _known_copies(model: nn.Module) -> dict[int, Any]:
-    """Return the copies that deepcopy need not make, by the ``id`` of what they are copies of.
-
-    It refuses what modules computed and hold (old weight norms), and is slow with the empty dicts
-    that every module has a dozen of.
-    """
-    held = [v for module in model.modules() for v in vars(module).values()]
-    computed = (v for v in held if isinstance(v, Tensor) and not v.is_leaf)
-    empty = (v for v in held if type(v) in (dict, OrderedDict, set) and not v)
-    return {**{id(v): v.detach().clone() for v in computed}, **{id(v): type(v)() for v in empty}}
 
 
 def copy_sharing(model: nn.Module) -> nn.Module:
@@ -65,7 +52,7 @@ def copy_sharing(model: nn.Module) -> nn.Module:
         for p in model.parameters()
         if type(p) is nn.Parameter
     }
-    return copy.deepcopy(model, {**_known_copies(model), **shared})
+    return deep_copy(model, shared)
 
 
 def parameter_count(model: nn.Module) -> int:
