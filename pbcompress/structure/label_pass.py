@@ -93,7 +93,7 @@ def _keep_alternatives(network: nn.Module, traced: Trace) -> None:
     known, but has the sizes of its parameters.
     """
     passed: dict[int, str] = {}
-    for name, parameter in network.named_parameters():
+    for name, parameter in network.named_parameters() if traced.decisions else ():
         inside = any(name.startswith(f"{where}." if where else "") for where in traced.decisions)
         if inside and name not in traced.tensors:
             passed.update(dict.fromkeys(parameter.shape, name.rpartition(".")[0]))
