@@ -1,14 +1,13 @@
 """Find, replace and keep: the few operations on a model that everything else is made of."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pbcompress.core.copying import deep_copy
 from pbcompress.errors import CompressionError
 
 __all__ = [
@@ -37,18 +36,12 @@ def copy_model(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise CompressionError(f"model must be a torch.nn.Module; found {type(model).__name__}.")
     try:
-        return copy.deepcopy(model, _detached(model))
+        return deep_copy(model, {})
     except Exception as err:
         raise CompressionError(
             "pbcompress works on a deep copy, so that your model stays as it is, and this model "
             f"cannot be copied: {err}. Remove non-leaf tensors, locks or open files from it."
         ) from err
-
-
-def _detached(model: nn.Module) -> dict[int, Any]:
-    """Return copies of what modules computed and hold, which deepcopy refuses: old weight norms."""
-    held = [v for module in model.modules() for v in vars(module).values()]
-    return {id(v): v.detach().clone() for v in held if isinstance(v, Tensor) and not v.is_leaf}
 
 
 def copy_sharing(model: nn.Module) -> nn.Module:
@@ -58,7 +51,7 @@ def copy_sharing(model: nn.Module) -> nn.Module:
         for p in model.parameters()
         if type(p) is nn.Parameter
     }
-    return copy.deepcopy(model, {**_detached(model), **shared})
+    return deep_copy(model, shared)
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -1,8 +1,8 @@
 """What a network costs, as a closed form in the widths of its channel groups."""
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 from torch import nn
@@ -14,6 +14,8 @@ __all__ = ["CostModel", "Widths", "model_cost", "parameter_costs", "work_costs"]
 
 Widths = list[int]  # units of every group
 Term = tuple[int, tuple[Axis, ...]]  # a coefficient, and the dimensions whose sizes multiply it
+Form = tuple[int, list[tuple[int, int]]]  # a size: a number, and by group what each unit adds
+Moving = tuple[Form, int]  # a size, and what one unit of the group in question adds
 Reserve = Callable[[int, int], int]
 
 
@@ -46,44 +48,38 @@ class CostModel:
                 merged[tuple(sorted(moving, key=repr))] += coefficient * fixed
             else:
                 self.base += coefficient * fixed
-        self._terms = list(merged.items())
+        self._terms = [(number, [*map(self._form, axes)]) for axes, number in merged.items()]
+
+    def _form(self, axis: Axis) -> Form:
+        parts = [(self._place[name], n) for name, n in axis.groups if name in self._place]
+        return axis.size - sum(self.groups[i].width * n for i, n in parts), parts
 
     @cached_property
-    def _touched(self) -> list[list[int]]:
-        touched: list[list[int]] = [[] for _ in self.groups]
-        for number, (axes, _) in enumerate(self._terms):
-            for index in {self._place[n] for a in axes for n, _ in a.groups if n in self._place}:
-                touched[index].append(number)
+    def _touched(self) -> list[list[tuple[int, list[Moving]]]]:
+        """For every group the terms that it is in; of each size how much a unit of it adds."""
+        touched: list[list[tuple[int, list[Moving]]]] = [[] for _ in self.groups]
+        for coefficient, forms in self._terms:
+            for index, sizes in _by_group(forms):
+                touched[index].append((coefficient, sizes))
         return touched
 
     @cached_property
-    def _grown(self) -> list[list[str]]:
-        grown: dict[int, list[str]] = defaultdict(list)
-        for layer in self.reserve:
-            names = {n for axis in self.layers[layer] for n, _ in axis.groups}
-            for index in {self._place[n] for n in names if n in self._place}:
-                grown[index].append(layer)
-        return [grown[i] for i in range(len(self.groups))]
+    def _grown(self) -> list[list[tuple[Reserve, list[Moving]]]]:
+        """The same for the (out, in) widths of layers that have a reserve."""
+        grown: list[list[tuple[Reserve, list[Moving]]]] = [[] for _ in self.groups]
+        for layer, reserve in self.reserve.items():
+            for index, sizes in _by_group([*map(self._form, self.layers[layer])]):
+                grown[index].append((reserve, sizes))
+        return grown
 
     def size(self, axis: Axis, widths: Widths) -> int:
         """Return the size of a dimension."""
-        size = axis.size
-        for name, positions in axis.groups:
-            index = self._place.get(name)
-            if index is not None:
-                size -= (self.groups[index].width - widths[index]) * positions
-        return size
+        return _size(self._form(axis), widths)
 
     def layer_widths(self, layer: str, widths: Widths) -> tuple[int, int]:
         """Return the (out, in) widths of a layer that has a reserve."""
         out, in_ = self.layers[layer]
         return int(self.size(out, widths)), int(self.size(in_, widths))  # whole channels
-
-    def _term(self, number: int, widths: Widths) -> int:
-        axes, coefficient = self._terms[number]
-        for axis in axes:
-            coefficient *= self.size(axis, widths)
-        return coefficient
 
     def reserved(self, widths: Widths) -> int:
         """Return the part of `total` that waits for dendrites."""
@@ -91,18 +87,41 @@ class CostModel:
 
     def total(self, widths: Widths) -> int:
         """Return the cost of the whole network, reserve included."""
-        terms = sum(self._term(n, widths) for n in range(len(self._terms)))
-        return self.base + terms + self.reserved(widths)
+        terms = (n * math.prod(_size(form, widths) for form in forms) for n, forms in self._terms)
+        return self.base + sum(terms) + self.reserved(widths)
 
     def change(self, index: int, width: int, widths: Widths) -> int:
         """Return how `total` changes when one group takes another width."""
-        other = [*widths[:index], width, *widths[index + 1 :]]
-        change = sum(self._term(n, other) - self._term(n, widths) for n in self._touched[index])
-        for layer in self._grown[index]:
-            reserve = self.reserve[layer]
-            change += reserve(*self.layer_widths(layer, other))
-            change -= reserve(*self.layer_widths(layer, widths))
+        change, more = 0, width - widths[index]
+        for coefficient, sizes in self._touched[index]:
+            before = after = coefficient
+            for form, rate in sizes:
+                size = _size(form, widths)
+                before *= size
+                after *= size + rate * more
+            change += after - before
+        for reserve, sizes in self._grown[index]:
+            own = [_size(form, widths) for form, _ in sizes]
+            moved = [size + rate * more for size, (_, rate) in zip(own, sizes, strict=True)]
+            change += reserve(*moved) - reserve(*own)
         return change
+
+
+def _by_group(forms: Sequence[Form]) -> Iterator[tuple[int, list[Moving]]]:
+    """Yield every group that sizes depend on, with the sizes and what a unit of it adds to each."""
+    rates: list[Counter[int]] = [Counter() for _ in forms]
+    for (_, parts), own in zip(forms, rates, strict=True):
+        for index, positions in parts:
+            own[index] += positions
+    for index in dict.fromkeys(i for own in rates for i in own):
+        yield index, [(form, own[index]) for form, own in zip(forms, rates, strict=True)]
+
+
+def _size(form: Form, widths: Widths) -> int:
+    size, parts = form
+    for index, positions in parts:
+        size += widths[index] * positions
+    return size
 
 
 def parameter_costs(model: nn.Module, grouping: Grouping) -> dict[str, Term]:

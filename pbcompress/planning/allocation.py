@@ -9,8 +9,10 @@ among the multiples in all of this, so that rounding cannot break a bound.
 import itertools
 import math
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
+from heapq import heapify, heappop, heapreplace
 
 from pbcompress.config.widths import WidthConfig
 from pbcompress.costs.bounds import Bounds
@@ -24,6 +26,7 @@ FILL_GOAL = 0.98
 BISECTIONS = 40
 EXHAUSTIVE = 4096
 COARSEST = 8
+KINDS = 64
 
 
 def choices_of(
@@ -152,40 +155,69 @@ def _fill(
 ) -> None:
     """Widen the groups that deserve it most, one step at a time, while that fits."""
     totals = bounds.totals(widths)
-    open_groups = {i for i, c in enumerate(choices) if widths[i] < c[-1]}
-    while open_groups:
-        index = max(open_groups, key=lambda i: (preference.priority(i, widths[i]), -i))
+    queue = [
+        (-preference.priority(i, widths[i]), i) for i, c in enumerate(choices) if widths[i] < c[-1]
+    ]
+    heapify(queue)
+    while queue:
+        index = queue[0][1]
         wider = choices[index][bisect_right(choices[index], widths[index])]
         trial = bounds.after(totals, index, wider, widths)
         if bounds.load(trial) > 1:
-            open_groups.discard(index)
+            heappop(queue)
             continue
         widths[index] = wider
         totals = trial
         if wider == choices[index][-1]:
-            open_groups.discard(index)
+            heappop(queue)
+        else:
+            heapreplace(queue, (-preference.priority(index, wider), index))
 
 
 def _exchange(bounds: Bounds, widths: Widths, choices: Sequence[Widths]) -> None:
     """Narrow one group and widen another while that brings the load nearer to 1.
 
-    The first step of narrowing at which `FILL_GOAL` is reached ends the search.
+    The first step of narrowing at which `FILL_GOAL` is reached ends the search. Of groups that
+    are alike, one or two are tried, so that the work does not grow with the square of the depth.
     """
-    load = bounds.load(bounds.totals(widths))
+    totals = bounds.totals(widths)
+    load = bounds.load(totals)
     while load < FILL_GOAL:
         best = (load, list(widths))
+        alike = _alike(bounds, widths, choices)
         for distance in range(1, max(len(c) for c in choices)):
-            for narrow, allowed in enumerate(choices):
+            for narrow in (own[0] for own in alike):
+                allowed = choices[narrow]
                 place = bisect_right(allowed, widths[narrow]) - 1 - distance
                 if place >= 0:
                     trial = [*widths[:narrow], allowed[place], *widths[narrow + 1 :]]
-                    found = _widest(bounds, trial, narrow, choices)
+                    left = bounds.after(totals, narrow, allowed[place], widths)
+                    others = [i for own in alike for i in own if i != narrow]
+                    found = _widest(bounds, trial, left, others, choices)
                     best = max(best, found, key=lambda pair: _rank(pair[0], pair[1], widths))
             if best[0] >= FILL_GOAL:
                 break
         if best[0] == load:
             return
         load, widths[:] = best
+        totals = bounds.totals(widths)
+
+
+def _alike(bounds: Bounds, widths: Widths, choices: Sequence[Widths]) -> list[list[int]]:
+    """Return the first two of every kind of groups: those at whose widths the same costs the same.
+
+    In a deep network many layers are the same. Costs are compared at the least width, the next
+    narrower and wider ones, and the largest. Where there are more than `KINDS` kinds, some stand
+    for all.
+    """
+    totals, found = bounds.totals(widths), defaultdict(list)
+    for index, allowed in enumerate(choices):
+        place = bisect_right(allowed, widths[index])
+        steps = {allowed[0], *allowed[max(place - 2, 0) : place + 1], allowed[-1]}
+        costs = [(w, *bounds.after(totals, index, w, widths)) for w in sorted(steps)]
+        found[len(allowed), widths[index], *costs].append(index)
+    kinds = [own[:2] for own in found.values()]
+    return kinds[:: math.ceil(len(kinds) / KINDS)]
 
 
 def _rank(load: float, trial: Widths, widths: Widths) -> tuple[float, float, float]:
@@ -198,18 +230,22 @@ def _rank(load: float, trial: Widths, widths: Widths) -> tuple[float, float, flo
 
 
 def _widest(
-    bounds: Bounds, trial: Widths, narrow: int, choices: Sequence[Widths]
+    bounds: Bounds,
+    trial: Widths,
+    totals: Sequence[int],
+    others: Sequence[int],
+    choices: Sequence[Widths],
 ) -> tuple[float, Widths]:
-    """Return the largest network that fits when one group other than ``narrow`` is widened."""
-    totals = bounds.totals(trial)
+    """Return the largest network that fits when one of the ``others`` is widened."""
     narrowed = bounds.load(totals)
     best = (narrowed if narrowed <= 1 else 0.0, trial)  # narrower may cost more: see `Bounds`
 
     def load(index: int, width: int) -> float:
         return bounds.load(bounds.after(totals, index, width, trial))
 
-    for wide, allowed in enumerate(choices):
-        wider = allowed[bisect_right(allowed, trial[wide]) :] if wide != narrow else []
+    for wide in others:
+        allowed = choices[wide]
+        wider = allowed[bisect_right(allowed, trial[wide]) :]
         count = bisect_right(wider, 1.0, key=partial(load, wide))
         if count:
             width = wider[count - 1]

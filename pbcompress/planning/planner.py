@@ -215,7 +215,8 @@ class _Planner:
             trial = search.narrowest(request) if widths is None else widths
             removed = search.removed(trial)
             steps = cuts_of(self.model, self.grouping, removed)
-            if self._proof_failure(removed, steps) is None:
+            cost = self.cost(trial)
+            if self._proof_failure(removed, steps, cost.params) is None:
                 break
             self._drop_guilty(removed)
         if widths is None and not smallest:
@@ -223,7 +224,7 @@ class _Planner:
         plan = Solution(
             steps=steps,
             cost_before=self.cost_before,
-            cost_after=self.cost(trial),
+            cost_after=cost,
             target_params=request.params,
             target_flops=request.flops,
             reserved_params=search.params.reserved(trial) if search.grow else 0,
@@ -247,7 +248,9 @@ class _Planner:
         layers = {name: layer.width for name, layer in self.cost_before.by_layer.items()}
         return why_unchanged(self.model, found, self.config.width, layers)
 
-    def _proof_failure(self, removed: Removed, steps: Sequence[LayerCut]) -> str | None:
+    def _proof_failure(
+        self, removed: Removed, steps: Sequence[LayerCut], params: int
+    ) -> str | None:
         self.deadline.check("Planning, in the proof of its cuts,")
         network = self.network if self.network is not None else copy_model(self.model).eval()
         self.network = None
@@ -255,8 +258,7 @@ class _Planner:
         gone = torch.zeros(traced.coupling.size, dtype=torch.bool)
         for name, units in removed.items():
             gone[self.grouping.units[name][units]] = True
-        widths = [g.width - len(removed.get(g.name, ())) for g in self.grouping.groups]
-        return proof_failure(network, traced, gone, steps, self.call, self.cost(widths).params)
+        return proof_failure(network, traced, gone, steps, self.call, params)
 
     def _drop_guilty(self, removed: Removed) -> None:
         """Leave alone the groups whose narrowing fails the proof.
@@ -293,7 +295,9 @@ class _Planner:
         return found or dict.fromkeys(names, failure)
 
     def _failure(self, removed: Removed) -> str | None:
-        return self._proof_failure(removed, cuts_of(self.model, self.grouping, removed))
+        widths = [g.width - len(removed.get(g.name, ())) for g in self.grouping.groups]
+        cuts = cuts_of(self.model, self.grouping, removed)
+        return self._proof_failure(removed, cuts, self.cost(widths).params)
 
     def _unreachable(self, search: WidthSearch, request: Request) -> TargetUnreachableError:
         widths, params, flops = search.narrowest(request), request.params, request.flops

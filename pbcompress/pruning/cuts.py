@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.errors import StateMismatchError
-from pbcompress.pruning.slicing import cut_, keep_in_step
+from pbcompress.pruning.slicing import cut_, keep_in_step, owners_of
 from pbcompress.pruning.weight_norms import is_computed, normed_weights, refresh_
 from pbcompress.structure.dimensions import Kept, dimension_size, parameter_axes
 
@@ -99,8 +99,9 @@ def cut_all_(model: nn.Module, steps: Sequence[LayerCut]) -> None:
     """
     kept = kept_of(model, steps)
     normed = [(n, n.norms(kept[n.direction])) for n in normed_weights(model) if n.direction in kept]
+    owners = owners_of(model)
     for step in sorted(steps, key=lambda step: not step.dim.startswith("@")):
-        cut_(model, step.layer, step.dim, step.removed)
+        cut_(model, step.layer, step.dim, step.removed, owners)
     for weight, norms in normed:
         weight.keep_weight_(norms)
     layers = [f".{step.layer}.".partition(".parametrizations.")[0].strip(".") for step in steps]

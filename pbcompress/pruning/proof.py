@@ -1,5 +1,6 @@
 """The proof that a list of cuts is right: the sliced network computes what the original does."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -187,6 +188,10 @@ class _Remaining(TorchDispatchMode):
         self.traced_path = traced.operations
         self.start()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes longer than a plan
+
     def start(self) -> None:
         """Forget what ran."""
         self.step = 0
@@ -256,14 +261,27 @@ def _mask_(network: nn.Module, sliced: nn.Module, traced: Trace, gone: Tensor) -
     dimensions = [
         (name, axis) for name, axes in traced.tensors.items() for axis in range(len(axes))
     ]
-    labels = [traced.tensors[name][axis] for name, axis in dimensions]
-    for (name, axis), parts in zip(dimensions, traced.coupling.parts_of(labels), strict=True):
-        index = torch.stack([gone[part] for part in parts]).any(0).nonzero().squeeze(1)
-        if len(index):
-            tensor = tensors[name].data
-            if tensor.data_ptr() in in_use:  # the cuts have missed it
-                tensor = tensors[name].data = tensor.clone()
-            tensor.index_fill_(axis, index.to(tensor.device), 0)
+    for place, index in _places(traced, [traced.tensors[n][axis] for n, axis in dimensions], gone):
+        name, axis = dimensions[place]
+        tensor = tensors[name].data
+        if tensor.data_ptr() in in_use:  # the cuts have missed it
+            tensor = tensors[name].data = tensor.clone()
+        tensor.index_fill_(axis, index.to(tensor.device), 0)
+
+
+def _places(
+    traced: Trace, dimensions: Sequence[Tensor], gone: Tensor
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield every dimension that loses something, by its number, with the indices that it loses."""
+    if not dimensions:
+        return
+    lost = _gone(traced, torch.cat(list(dimensions)), gone).nonzero().squeeze(1)
+    ends = torch.tensor([len(labels) for labels in dimensions]).cumsum(0)
+    owners, counts = torch.searchsorted(ends, lost, right=True).unique_consecutive(
+        return_counts=True
+    )
+    for place, index in zip(owners.tolist(), lost.split(counts.tolist()), strict=True):
+        yield place, index - (ends[place] - len(dimensions[place]))
 
 
 class _Witness:
@@ -343,10 +361,10 @@ def _disturb_(network: nn.Module) -> None:
                 parameter.data = parameter.data.contiguous()
                 own = noise.to(parameter)
                 for part in parameter.data.view(-1).split(NOISE):
-                    size = part.abs().mean()
-                    if not size.isfinite():
-                        size = part.nan_to_num_(0, 0, 0).abs().mean()
-                    part.addcmul_(own[: len(part)], size.clamp(min=0.01))
+                    size = part.abs().mean().item()
+                    if not math.isfinite(size):
+                        size = part.nan_to_num_(0, 0, 0).abs().mean().item()
+                    part.add_(own[: len(part)], alpha=max(size, 0.01))
 
 
 def _difference(

@@ -55,7 +55,7 @@ def shrink_(
     several = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
     optimizers: list[Any] = [one for one in several if one is not None]
     check_cuts(model, steps)
-    kept = kept_of(model, steps)
+    kept = kept_of(model, steps) if optimizers else {}
     check_optimizers(optimizers, kept)
     names = {name: p for name, p in model.named_parameters() if p in kept}
     cut_all_(model, steps)

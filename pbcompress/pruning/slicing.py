@@ -5,6 +5,7 @@ buffer is sliced as a tensor, under each name that it has, and an integer attrib
 what was cut is lowered.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +18,26 @@ from pbcompress.pruning.weight_norms import is_computed
 from pbcompress.structure.dimensions import ATTRIBUTE
 from pbcompress.structure.layer_geometry import is_depthwise
 
-__all__ = ["cut_", "keep_in_step"]
+__all__ = ["Owners", "cut_", "keep_in_step", "owners_of"]
+
+Owners = dict[
+    int, list[tuple[nn.Module, str]]
+]  # by the id of a tensor: modules and its names there
 
 
-def cut_(model: nn.Module, layer: str, dim: str, removed: Sequence[int]) -> None:
+def owners_of(model: nn.Module) -> Owners:
+    """Return who holds each parameter and buffer of a network, for many calls of `cut_`."""
+    owners: Owners = defaultdict(list)
+    for owner in model.modules():
+        for name, tensor in [*owner._parameters.items(), *owner._buffers.items()]:
+            if tensor is not None:
+                owners[id(tensor)].append((owner, name))
+    return owners
+
+
+def cut_(
+    model: nn.Module, layer: str, dim: str, removed: Sequence[int], owners: Owners | None = None
+) -> None:
     """Remove positions in place; whether parameters train stays as it was.
 
     Args:
@@ -29,29 +46,41 @@ def cut_(model: nn.Module, layer: str, dim: str, removed: Sequence[int]) -> None
         dim: "out" or "in" of a plain layer, "NAME:AXIS" of a parameter or buffer, "@NAME" or
             "@NAME[INDEX]" of an integer attribute.
         removed: Indices along the dimension.
+        owners: Who holds each tensor of ``model``; updated. Found where it is not given.
     """
     module = model.get_submodule(layer)
-    if dim in ("out", "in"):
-        return _cut_plain(module, dim, removed)
     match = ATTRIBUTE.fullmatch(dim)
-    if match:
-        return _lower(module, match[1], match[2], len(removed))
-    name, _, axis = dim.partition(":")
+    if dim in ("out", "in"):
+        _cut_plain(module, dim, removed)
+    elif match:
+        _lower(module, match[1], match[2], len(removed))
+    else:
+        name, _, axis = dim.partition(":")
+        _cut_tensor(
+            module, name, int(axis), removed, owners_of(model) if owners is None else owners
+        )
+
+
+def _cut_tensor(
+    module: nn.Module, name: str, axis: int, removed: Sequence[int], owners: Owners
+) -> None:
     old: Tensor = getattr(module, name)
-    kept = [i for i in range(old.shape[int(axis)]) if i not in set(removed)]
+    stays = torch.ones(old.shape[axis], dtype=torch.bool)
+    stays[torch.tensor(removed, dtype=torch.long)] = False
+    kept = stays.nonzero().squeeze(1).to(old.device)
     with torch.no_grad():
-        new = old.index_select(int(axis), torch.tensor(kept, device=old.device))
+        new = old.index_select(axis, kept)
     if isinstance(old, nn.Parameter):
         new = type(old)(new, requires_grad=old.requires_grad)
         if old.grad is not None:
-            new.grad = old.grad.index_select(int(axis), torch.tensor(kept, device=old.device))
-    for owner in model.modules():
-        for own in [*owner._parameters, *owner._buffers]:
-            if owner._parameters.get(own, owner._buffers.get(own)) is old:
-                setattr(owner, own, new)
-                if not is_computed(owner):  # else its weight is not ready
-                    keep_in_step(owner)
-    return None
+            new.grad = old.grad.index_select(axis, kept)
+    known = dict.fromkeys([*owners.get(id(old), []), (module, name)])  # some may hold others now
+    held = [(o, own) for o, own in known if o._parameters.get(own, o._buffers.get(own)) is old]
+    owners[id(new)] = held
+    for owner, own in held:
+        setattr(owner, own, new)
+        if not is_computed(owner):  # else its weight is not ready
+            keep_in_step(owner)
 
 
 def _cut_plain(layer: nn.Module, dim: str, removed: Sequence[int]) -> None:

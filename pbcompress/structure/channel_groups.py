@@ -152,10 +152,11 @@ class _Reader:
 
     def __init__(self, network: nn.Module, traced: Trace, families: Families) -> None:
         self.network, self.traced, self.families = network, traced, families
-        tensors = [*network.named_parameters(), *network.named_buffers()]
-        self.order = {name: i for i, (name, _) in enumerate(tensors)}
+        self.modules = dict(network.named_modules(remove_duplicate=False))
         self.parameters = dict(network.named_parameters())
-        self.weights = {id(p): name for name, p in network.named_parameters()}
+        tensors = [*self.parameters, *(name for name, _ in network.named_buffers())]
+        self.order = {name: i for i, name in enumerate(tensors)}
+        self.weights = {id(p): name for name, p in self.parameters.items()}
         aliases = shared_parameter_names(network)
         self.shared = {*aliases, *aliases.values()}
         self.names: dict[int, str] = {}
@@ -163,10 +164,11 @@ class _Reader:
     def grouping(self) -> Grouping:
         reached: dict[int, dict[tuple[str, str], Tensor]] = defaultdict(dict)
         for name in sorted(self.traced.tensors, key=self.order.__getitem__):
+            module = self.modules[name.rpartition(".")[0]]
             for dim, labels in enumerate(self.traced.tensors[name]):
                 found = self.families.positions(labels)
                 if found:
-                    layer, place, spread = named_dimension(self.network, name, dim, self.shared)
+                    layer, place, spread = named_dimension(module, name, dim, self.shared)
                 for family, positions in found:
                     reached[family].setdefault((layer, place), spread(positions))
         for attribute, labels in self.traced.bindings.items():
@@ -206,7 +208,7 @@ class _Reader:
         for name in self.parameters.keys() - shapes.keys():  # a bias that the code does not use
             layer, _, own = name.rpartition(".")
             weight = shapes.get(f"{layer}.weight".lstrip("."))
-            if weight and own == "bias" and is_plain(self.network.get_submodule(layer)):
+            if weight and own == "bias" and is_plain(self.modules[layer]):
                 shapes[name] = weight[:1]
         return shapes
 
@@ -232,7 +234,7 @@ class _Reader:
     def _group(self, members: Mapping[tuple[str, str], Tensor]) -> ChannelGroup:
         """Make a group, the first layer that produces its channels first."""
         keys = sorted(members, key=lambda key: not self._produces(*key))
-        modules = [type(self.network.get_submodule(layer)).__name__ for layer, _ in keys]
+        modules = [type(self.modules[layer]).__name__ for layer, _ in keys]
         name, dim = keys[0]
         return ChannelGroup(
             name=name if dim == "out" else f"{name}.{dim}".lstrip("."),
@@ -242,8 +244,7 @@ class _Reader:
         )
 
     def _produces(self, layer: str, dim: str) -> bool:
-        module = self.network.get_submodule(layer)
-        return dim in ("out", "weight:0") and isinstance(module, _PRODUCERS)
+        return dim in ("out", "weight:0") and isinstance(self.modules[layer], _PRODUCERS)
 
     def _left_alone(self) -> dict[str, str]:
         reasons: dict[str, str] = {}

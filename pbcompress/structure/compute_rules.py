@@ -95,11 +95,17 @@ def vector_product(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Ax
 def convolution(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     """A convolution, plain, grouped, depthwise or transposed."""
     image, weight, bias, _, _, _, transposed, _, groups = args[:9]
-    x = t.labels(image)
-    w = t.labels(weight, {0 if transposed else 1: x[1]} if groups == 1 else None)
+    x, channels = t.labels(image), image.shape[1]
+    spread = first = None  # what each output of a depthwise one reads; what the first group reads
+    if groups > 1 and not transposed and x[1] is not None:
+        if channels == groups:
+            spread = x[1].repeat_interleave(weight.shape[0] // groups)
+        else:
+            first = x[1][: channels // groups]
+    given = {0 if transposed else 1: x[1]} if groups == 1 else {0: spread, 1: first}
+    w = t.labels(weight, given)
     for labels in (*x[2:], *w[2:]):
         t.coupling.pin(labels, f"it is a spatial dimension in {t.where!r}")
-    channels = image.shape[1]
     entry, exit_ = (w[0], w[1]) if transposed else (w[1], w[0])
     if groups == 1:
         t.couple(x[1], entry)
@@ -109,8 +115,6 @@ def convolution(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Ax
             t.coupling.pin(labels, f"{t.where!r} is a grouped transposed convolution")
         result = None
     elif channels == groups:
-        copies = weight.shape[0] // groups
-        spread = x[1].repeat_interleave(copies) if x[1] is not None else None
         result = t.couple(spread, exit_)
         if not isinstance(t.module, nn.modules.conv._ConvNd):  # whose cut sets its groups
             t.expect(_given(t, 6, "groups", groups), x[1])
@@ -119,8 +123,8 @@ def convolution(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Ax
         if x[1] is None:
             t.coupling.pin(entry, "it reads an input of fixed width")
         else:
-            for part in x[1].view(groups, -1):
-                t.couple(part, entry)
+            t.couple(first, entry)
+            _alike(t, x[1], groups)
     size = out.shape[1]
     positions = math.prod((image if transposed else out).shape[2:]) * image.shape[0]
     taps = math.prod(weight.shape[2:])

@@ -38,13 +38,13 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def named_dimension(
-    model: nn.Module, name: str, axis: int, shared: AbstractSet[str]
+    module: nn.Module, name: str, axis: int, shared: AbstractSet[str]
 ) -> tuple[str, str, Spread]:
     """Return how a cut names one axis of a parameter or buffer.
 
     Args:
-        model: The network.
-        name: Dotted name of the parameter or buffer.
+        module: The module that holds it.
+        name: Dotted name of the parameter or buffer in the network.
         axis: The axis.
         shared: Every name of a parameter or buffer that has several.
 
@@ -54,9 +54,10 @@ def named_dimension(
         channel of every group.
     """
     layer, _, own = name.rpartition(".")
-    module = model.get_submodule(layer)
-    names = {f"{layer}.{n}".lstrip(".") for n in [*module._parameters, *module._buffers]}
-    if not is_plain(module) or names & shared:
+    is_shared = shared and any(
+        f"{layer}.{n}".lstrip(".") in shared for n in [*module._parameters, *module._buffers]
+    )
+    if is_shared or not is_plain(module):
         return layer, f"{own}:{axis}", lambda indices: indices
     if axis == 0 or type(module) not in _MIXING:
         return layer, "out", lambda indices: indices

@@ -93,7 +93,7 @@ def _keep_alternatives(network: nn.Module, traced: Trace) -> None:
     known, but has the sizes of its parameters.
     """
     passed: dict[int, str] = {}
-    for name, parameter in network.named_parameters():
+    for name, parameter in network.named_parameters() if traced.decisions else ():
         inside = any(name.startswith(f"{where}." if where else "") for where in traced.decisions)
         if inside and name not in traced.tensors:
             passed.update(dict.fromkeys(parameter.shape, name.rpartition(".")[0]))
@@ -156,6 +156,10 @@ class _Operations(TorchDispatchMode):
     def __init__(self, tracer: Tracer, deadline: Deadline | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tracer, self.deadline = tracer, deadline
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes longer than a plan
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

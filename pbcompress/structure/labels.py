@@ -36,6 +36,7 @@ class Coupling:
         self._left = torch.zeros(1024, dtype=torch.long)  # 0: not a pair
         self._right = torch.zeros(1024, dtype=torch.long)
         self._pinned = torch.zeros(1024, dtype=torch.long)  # 0: free, else the reason's number
+        self._has_pairs = False
         self._reasons = ["", ""]
         self._pinned[0] = 1
 
@@ -52,22 +53,32 @@ class Coupling:
                 old: Tensor = getattr(self, name)
                 setattr(self, name, torch.cat([old, torch.zeros_like(old)]))
         labels = torch.arange(start, self._size)
-        self._parent[labels] = labels
+        self._parent[start : self._size] = labels
         return labels
+
+    def _pairs_of(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return new labels for pairs of two others."""
+        pairs = self.fresh(len(left))
+        self._left[pairs], self._right[pairs] = left, right
+        self._has_pairs = True
+        return pairs
 
     def _find(self, labels: Tensor) -> Tensor:
         root = self._parent[labels]
-        while True:
-            above = self._parent[root]
-            if torch.equal(above, root):
-                self._parent[labels] = root
-                return root
-            root = above
+        above = self._parent[root]
+        if torch.equal(above, root):
+            return root
+        while not torch.equal(above, root):
+            root, above = above, self._parent[above]
+        self._parent[labels] = root
+        return root
 
     def resolve(self, labels: Tensor) -> Tensor:
         """Return each label's representative: 0 where pinned, else a free label or a free pair."""
         root = self._find(labels)
         root = root.masked_fill(self._pinned[root] > 0, 0)
+        if not self._has_pairs:
+            return root
         left = self._left[root]
         pairs = left.nonzero().squeeze(1)
         if len(pairs) == 0:
@@ -89,7 +100,7 @@ class Coupling:
     def parts(self, labels: Tensor) -> list[Tensor]:
         """Return the free labels that each position consists of, 0 where there are fewer."""
         labels = self.resolve(labels)
-        if not (self._left[labels] > 0).any():
+        if not (self._has_pairs and (self._left[labels] > 0).any()):
             return [labels]
         left, right = self.sides(labels)
         return self.parts(left) + self.parts(right)
@@ -132,12 +143,12 @@ class Coupling:
         """Make the units at equal positions one; where one side is pinned, both are."""
         if a is None or b is None:
             return self.pin(a if b is None else b, reason)
-        given_a, given_b = torch.broadcast_tensors(a, b)
+        given_a, given_b = torch.broadcast_tensors(a, b) if a.shape != b.shape else (a, b)
         while True:
             a, b = self.resolve(given_a), self.resolve(given_b)
-            differ = a != b
-            if not differ.any():
+            if torch.equal(a, b):
                 return None
+            differ = a != b
             given_a, given_b, a, b = given_a[differ], given_b[differ], a[differ], b[differ]
             fixed = (a == 0) | (b == 0)
             if fixed.any():
@@ -152,6 +163,9 @@ class Coupling:
         One kind at a time, so that no label can become a part of itself: free labels with each
         other, then free labels with pairs (the pair stands for both), then pairs with pairs.
         """
+        if not self._has_pairs:
+            self._join(a, b)
+            return
         pair_a, pair_b = self._left[a] > 0, self._left[b] > 0
         plain = ~(pair_a | pair_b)
         if plain.any():
@@ -202,9 +216,7 @@ class Coupling:
         merged = torch.where(left == 0, right, left)
         both = ((left > 0) & (right > 0)).nonzero().squeeze(1)
         if len(both):
-            pairs = self.fresh(len(both))
-            self._left[pairs], self._right[pairs] = left[both], right[both]
-            merged[both] = pairs
+            merged[both] = self._pairs_of(left[both], right[both])
         return merged
 
     def split(self, labels: Labels, rows: int, columns: int, reason: str) -> tuple[Labels, Labels]:
@@ -241,7 +253,5 @@ class Coupling:
         both = ((a > 0) & (b > 0)).nonzero().squeeze(1)
         joined = torch.where(a == 0, b, a)
         if len(both):
-            pairs = self.fresh(len(both))
-            self._left[pairs], self._right[pairs] = a[both], b[both]
-            joined[both] = pairs
+            joined[both] = self._pairs_of(a[both], b[both])
         return joined

@@ -110,7 +110,7 @@ def test_every_axis_of_every_tensor_has_a_name_of_the_right_size(name):
     seen = 0
     for key, tensor in tensors:
         for axis in range(min(tensor.dim(), 2)):
-            where, dim, spread = named_dimension(model, key, axis, frozenset())
+            where, dim, spread = named_dimension(layer, key, axis, frozenset())
             places = spread(torch.arange(tensor.shape[axis])[:, None]).flatten().tolist()
             assert where == "1"
             if is_plain(layer) and tensor.shape[axis] > 1:
@@ -118,7 +118,7 @@ def test_every_axis_of_every_tensor_has_a_name_of_the_right_size(name):
             size = dimension_size(model, where, dim)
             if size == tensor.shape[axis] or dim == "in":
                 assert sorted(places) == list(range(len(places)))
-            shared = named_dimension(model, key, axis, {key})
+            shared = named_dimension(layer, key, axis, {key})
             assert shared[:2] == ("1", f"{key.removeprefix('1.')}:{axis}")
             assert dimension_size(model, *shared[:2]) == tensor.shape[axis]
             seen += 1
@@ -127,7 +127,7 @@ def test_every_axis_of_every_tensor_has_a_name_of_the_right_size(name):
 
 def test_an_index_of_a_grouped_weight_is_an_input_of_every_group():
     model = nn.Sequential(nn.Conv2d(12, 6, 1, groups=3))
-    layer, dim, spread = named_dimension(model, "0.weight", 1, frozenset())
+    layer, dim, spread = named_dimension(model[0], "0.weight", 1, frozenset())
     assert (layer, dim) == ("0", "in")
     assert spread(torch.arange(4)[:, None]).tolist() == [[i, 4 + i, 8 + i] for i in range(4)]
     assert spread(torch.tensor([[1, 3]])).tolist() == [[1, 5, 9, 3, 7, 11]]
