@@ -66,7 +66,9 @@ class _Error:
     def share(self) -> float:
         """The error over the variance."""
         variance = float((self.squares - self.sums**2 / max(self.rows, 1)).clamp(min=0).sum())
-        return self.lost / variance if variance else math.copysign(math.inf, self.lost)
+        if variance:
+            return self.lost / variance
+        return math.inf if self.lost else 0.0
 
 
 class _Work:
