@@ -119,7 +119,7 @@ class _Pair:
     def __init__(self, small: nn.Module, model: nn.Module, plan: Steps) -> None:
         self.whole, self.left = copy_model(model).to(device_of(small)), copy_model(small)
         kept = kept_of(self.whole, plan.steps)
-        self.own = {name: t for name, t in self.left.state_dict(keep_vars=True).items()}
+        self.own = self.left.state_dict(keep_vars=True)
         for name, parameter in self.whole.named_parameters():
             shape = list(parameter.shape)
             for axis, indices in kept.get(parameter, {}).items():

@@ -17,8 +17,8 @@ Forward = Callable[[nn.Module], object]  # runs a network on one batch
 Visit = Callable[[str, int, Any, Any], None]  # layer, number of its call, its input, its output
 
 
-class _Enough(BaseException):  # noqa: N818 - no error: a forward pass has shown all it has to
-    """All calls were seen that were asked for."""
+class _Enough(BaseException):
+    """No error: a forward pass has shown all that was asked for."""
 
 
 def run(

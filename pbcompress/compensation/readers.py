@@ -1,19 +1,19 @@
 """Which layers read channels that a plan has narrowed, and which of them can be compensated."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from pbcompress.pruning.cuts import LayerCut, kept_of
 from pbcompress.structure.dimensions import Kept
 
 __all__ = ["Reader", "find_readers"]
 
 _Conv = nn.modules.conv._ConvNd
 _Transposed = nn.modules.conv._ConvTransposeNd
-_RECURRENT = "it reads its own states, whose sum with the input no other layer sees"
+_OWN_STATES = "it reads its own states, which are not seen"
+_STATES_BELOW = "it reads the states of the layer below, which are not seen"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def find_readers(
 
     Args:
         network: The network before the cuts.
-        kept: What is left of its parameters, see `kept_of`.
+        kept: What is left of its parameters, as `pbcompress.pruning.cuts.kept_of` gives it.
     """
     readers: dict[str, Reader] = {}
     left: dict[str, str] = {}
@@ -72,7 +72,5 @@ def _input_axis(module: nn.Module, own: str) -> int | str:
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         if own in ("weight_ih", "weight_ih_l0", "weight_ih_l0_reverse"):
             return 1
-        return _RECURRENT if own.startswith(("weight_hh", "weight_hr")) else (
-            "it reads the states of the layer below, which no other layer sees"
-        )
+        return _OWN_STATES if own.startswith(("weight_hh", "weight_hr")) else _STATES_BELOW
     return f"{type(module).__name__}.{own} is the weight of no layer whose sum is known"

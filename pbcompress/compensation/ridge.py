@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["STRENGTHS", "Fit", "Moments", "ridge", "best_fit"]
+__all__ = ["STRENGTHS", "Fit", "Moments", "best_fit", "ridge"]
 
 STRENGTHS = (1e-12, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Strengths that are tried, relative to the mean of the diagonal of the Gram matrix."""
@@ -43,7 +43,7 @@ class Moments:
         return int(self.xx[0, -1, -1])
 
     def add(self, x: Tensor, t: Tensor) -> None:
-        """Take in features of shape (rows, groups, features) and targets (rows, groups, targets)."""
+        """Take in features and targets, of shape (rows, groups, features or targets)."""
         x = x.to(self.xx).transpose(0, 1)
         x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
         t = t.to(self.xx).transpose(0, 1)
@@ -112,9 +112,7 @@ def ridge(
     return found, bias
 
 
-def best_fit(
-    fit: Moments, held: Moments, weight: Tensor, bias: Tensor, *, fits_bias: bool
-) -> Fit:
+def best_fit(fit: Moments, held: Moments, weight: Tensor, bias: Tensor, *, fits_bias: bool) -> Fit:
     """Return the ridge regression whose strength is best on other rows, or the start.
 
     Args:

@@ -70,71 +70,72 @@ class Sweeps:
         self.calls: list[Counter[str]] = []
         self.order: dict[str, int] = {}
         self.refused: dict[str, str] = {}
-        self._survey(max_bytes)
-
-    def _survey(self, max_bytes: int) -> None:
-        """Learn how often and in which order layers are called, and keep rows of the original."""
-        room = max_bytes
-        for number, forward in enumerate(self.forwards):
-            in_whole: Counter[str] = Counter()
-            in_left: Counter[str] = Counter()
-            last: list[Any] = [None]  # what the layer before has read
-
-            def draw(module: str, call: int, x: Any, y: Any) -> None:
-                nonlocal room
-                in_whole[module] += 1
-                for name in self.names[module]:
-                    rows = self._drawn(self.views[name], x, y)
-                    if rows.bytes <= room:
-                        room -= rows.bytes
-                        self.kept[number, name, call] = rows
-
-            def count(module: str, call: int, x: Any, y: Any) -> None:
-                in_left[module] += 1
-                for name in self.names[module]:
-                    place = max(self.order.values(), default=0) + int(x is not last[0])
-                    self.order.setdefault(name, place)
-                    last[0] = x
-
-            run(self.whole, forward, self.names, draw)
-            run(self.left, forward, self.names, count)
-            self.calls.append(in_left)
-            for module, names in self.names.items():
-                if in_whole[module] != in_left[module]:
-                    why = "the two networks do not call it equally often"
-                    self.refused.update(dict.fromkeys(names, why))
+        self._room = max_bytes
+        for number in range(len(forwards)):
+            self._survey(number)
         why = "the forward pass does not call it as a layer"
-        self.refused.update({name: why for name in self.views if name not in self.order})
+        self.refused.update({name: why for name in views if name not in self.order})
+
+    def _survey(self, number: int) -> None:
+        """Learn from a batch how often and in which order layers are called, and keep rows."""
+        in_whole: Counter[str] = Counter()
+        in_left: Counter[str] = Counter()
+        last: list[Any] = [None]  # what the layer before has read
+
+        def draw(module: str, call: int, x: Any, y: Any) -> None:
+            in_whole[module] += 1
+            for name in self.names[module]:
+                rows = self._drawn(self.views[name], x, y)
+                if rows.bytes <= self._room:
+                    self._room -= rows.bytes
+                    self.kept[number, name, call] = rows
+
+        def count(module: str, call: int, x: Any, y: Any) -> None:
+            in_left[module] += 1
+            for name in self.names[module]:
+                place = max(self.order.values(), default=0) + int(x is not last[0])
+                self.order.setdefault(name, place)
+                last[0] = x
+
+        run(self.whole, self.forwards[number], self.names, draw)
+        run(self.left, self.forwards[number], self.names, count)
+        self.calls.append(in_left)
+        for module, names in self.names.items():
+            if in_whole[module] != in_left[module]:
+                why = "the two networks do not call it equally often"
+                self.refused.update(dict.fromkeys(names, why))
 
     def sweep(self, names: Sequence[str], use: Use) -> None:
         """Hand over the rows of some readers, batch by batch."""
-        chosen = set(names)
+        for number in range(len(self.forwards)):
+            self._sweep(number, set(names), use)
+
+    def _sweep(self, number: int, chosen: set[str], use: Use) -> None:
+        forward, calls = self.forwards[number], self.calls[number]
+        rows = {key[1:]: rows for key, rows in self.kept.items() if key[0] == number}
+
+        def draw(module: str, call: int, x: Any, y: Any) -> None:
+            for name in chosen.intersection(self.names[module]):
+                rows[name, call] = self._drawn(self.views[name], x, y)
+
+        def hand_over(module: str, call: int, x: Any, y: Any) -> None:
+            for name in chosen.intersection(self.names[module]):
+                drawn = rows.pop((name, call))
+                features = self.views[name].feature_rows(x, y, drawn.index)
+                entry = torch.arange(len(features), device=self.device) // len(drawn.index)
+                is_held = (entry + number) % HELD_OUT == HELD_OUT - 1
+                use(name, features, drawn.targets, is_held)
+
         modules = [module for module, own in self.names.items() if chosen.intersection(own)]
-        for number, forward in enumerate(self.forwards):
-            calls = self.calls[number]
-            rows = {key[1:]: rows for key, rows in self.kept.items() if key[0] == number}
-
-            def draw(module: str, call: int, x: Any, y: Any) -> None:
-                for name in chosen.intersection(self.names[module]):
-                    rows[name, call] = self._drawn(self.views[name], x, y)
-
-            def hand_over(module: str, call: int, x: Any, y: Any) -> None:
-                for name in chosen.intersection(self.names[module]):
-                    drawn = rows.pop((name, call))
-                    features = self.views[name].feature_rows(x, y, drawn.index)
-                    entry = torch.arange(len(features), device=self.device) // len(drawn.index)
-                    is_held = (entry + number) % HELD_OUT == HELD_OUT - 1
-                    use(name, features, drawn.targets, is_held)
-
-            missing = [
-                module
-                for module in modules
-                for name in chosen.intersection(self.names[module])
-                if any((name, call) not in rows for call in range(calls[module]))
-            ]
-            if missing:
-                run(self.whole, forward, set(missing), draw, calls)
-            run(self.left, forward, modules, hand_over, calls)
+        missing = [
+            module
+            for module in modules
+            for name in chosen.intersection(self.names[module])
+            if any((name, call) not in rows for call in range(calls[module]))
+        ]
+        if missing:
+            run(self.whole, forward, set(missing), draw, calls)
+        run(self.left, forward, modules, hand_over, calls)
 
     def _drawn(self, view: View, x: Any, y: Any) -> _Rows:
         """Return the targets at positions drawn at random, as many as the regression needs."""

@@ -244,8 +244,10 @@ def test_sums_keep_to_the_bound_and_what_fits_under_none_is_told(most):
     most[0] = 0
     report = pb.compensate_(parts, model, plan, inputs, max_bytes=2 * one + 100)
     assert most[0] == report.sum_bytes == 2 * one
-    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(*map(list, (
-        whole.parameters(), parts.parameters())), strict=True))
+    assert all(
+        torch.allclose(a, b, atol=1e-4)
+        for a, b in zip(*map(list, (whole.parameters(), parts.parameters())), strict=True)
+    )
     report = pb.compensate_(none, model, plan, inputs, max_bytes=100)
     assert report.layers == {}
     assert set(report.left) == {f"heads.{i}" for i in range(6)}

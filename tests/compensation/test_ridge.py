@@ -13,8 +13,11 @@ def rows_of(seed, rows, groups, features, targets):
     random = np.random.default_rng(seed)
     x = random.normal(1, 2, (rows, groups, features))
     t = random.normal(-1, 1, (rows, groups, targets)) + x[..., :1]
-    return x, t, random.normal(size=(groups, targets, features)), random.normal(
-        size=(groups, targets)
+    return (
+        x,
+        t,
+        random.normal(size=(groups, targets, features)),
+        random.normal(size=(groups, targets)),
     )
 
 
@@ -93,7 +96,8 @@ def test_a_start_that_nothing_beats_stays():
     x, _, weight, bias = rows_of(7, 30, 1, 4, 2)
     t = np.einsum("rgf,gtf->rgt", x, weight) + bias
     start = torch.from_numpy(weight), torch.from_numpy(bias)
-    chosen = best_fit(moments_of(x[:20], t[:20]), moments_of(x[20:], t[20:]), *start, fits_bias=True)
+    fit, held = moments_of(x[:20], t[:20]), moments_of(x[20:], t[20:])
+    chosen = best_fit(fit, held, *start, fits_bias=True)
     assert chosen.strength is None
     assert chosen.weight is start[0]
 
@@ -102,7 +106,8 @@ def test_features_that_are_always_zero_keep_their_weights():
     x, t, weight, bias = rows_of(8, 60, 1, 4, 2)
     x[..., 2] = 0
     start = torch.from_numpy(weight), torch.from_numpy(bias)
-    chosen = best_fit(moments_of(x[:40], t[:40]), moments_of(x[40:], t[40:]), *start, fits_bias=True)
+    fit, held = moments_of(x[:40], t[:40]), moments_of(x[40:], t[40:])
+    chosen = best_fit(fit, held, *start, fits_bias=True)
     assert chosen.strength is not None
     assert torch.equal(chosen.weight[..., 2], start[0][..., 2])
 
