@@ -7,6 +7,8 @@ torch.export are resolved on first use, so that ``import pbcompress`` stays ligh
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pbcompress.compensation.compensate import compensate_ as compensate_
+from pbcompress.compensation.report import CompensationReport as CompensationReport
 from pbcompress.config.budget import Budget as Budget
 from pbcompress.config.dendrites import Correlation as Correlation
 from pbcompress.config.dendrites import DendriteConfig as DendriteConfig

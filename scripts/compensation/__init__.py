@@ -1,0 +1,1 @@
+"""Importance criteria and allocations of widths."""
