@@ -13,6 +13,7 @@ __all__ = ["Bound", "Exported", "Speed", "bounds_of", "first_lines"]
 BLOCK = 8  # channels that a runtime computes at once, at least
 MANY_FLOPS = 0.7  # of the original: no great speed-up is to be had
 TINY_MS = 0.2
+SURE = 0.9  # as fast, as expected: what a table of operators can tell from 1
 NO_TIME = "its speed is not known (nothing was timed)"
 
 
@@ -48,7 +49,7 @@ class Speed:
     @property
     def is_slower(self) -> bool:
         """Whether the network takes longer than the original, as far as the digits tell."""
-        return float(self.shown) < 1
+        return float(self.shown) < (1 if self.known == "measured" else SURE)
 
     def __str__(self) -> str:
         how = "not timed"
@@ -109,7 +110,7 @@ def _advice(before: ModelCost, after: ModelCost, speed: Speed) -> Iterator[str]:
     if before.flops and after.flops > MANY_FLOPS * before.flops:
         yield (
             f"fewer multiply-adds, of which {100 * after.flops / before.flops:.0f} % are left "
-            '(Budget(params=..., flops=...), or WidthConfig(allocation="uniform"))'
+            '(Budget(params=..., flops=...), or WidthConfig(allocation="fast"))'
         )
     if speed.original_ms is not None and speed.original_ms < TINY_MS:
         yield (

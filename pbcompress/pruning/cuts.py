@@ -86,7 +86,7 @@ def kept_of(model: nn.Module, steps: Sequence[LayerCut]) -> dict[nn.Parameter, K
     for step in steps:
         for parameter, axis, size in parameter_axes(model, step.layer, step.dim):
             stays = torch.ones(size, dtype=torch.bool)
-            stays[torch.tensor(step.removed) % size] = False
+            stays[torch.tensor(step.removed, dtype=torch.long) % size] = False
             kept[parameter][axis] = stays.nonzero().squeeze(1)
     return dict(kept)
 

@@ -129,7 +129,7 @@ def test_a_search_takes_whatever_bench_it_is_handed():
     (bench,) = opened
     assert found.shipped.latency_after == bench.measure(shrink(model, found)).milliseconds
     assert 0.4 < found.shipped.latency_after / bench.original.milliseconds <= 0.5
-    assert find_widths(model, call, 0.5, config, None, open_bench).shipped is None
+    assert find_widths(model, call, Budget(params=0.5), config, None, open_bench).shipped is None
     assert len(opened) == 1  # parameters are counted
 
 

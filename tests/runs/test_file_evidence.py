@@ -220,7 +220,7 @@ def test_another_file_in_the_place_of_the_shipped_one_is_told(run_dir, capsys):
     assert main(["report", str(run_dir)]) == 0
     assert found[0] in capsys.readouterr().out
     html = (run_dir / "report.html").read_text()
-    assert html.count('role="alert"') == 5
+    assert html.count('class="problem" role="alert"') == 5
     assert "weights 111" in html
 
 
