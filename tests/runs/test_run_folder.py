@@ -93,10 +93,13 @@ def test_what_cannot_be_read_is_refused_in_a_sentence_of_its_own(
         read_facts(tmp_path)
 
 
-def test_facts_with_any_value_changed_are_refused_by_the_name_of_their_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", ["gone", "object"])
+def test_facts_with_any_value_changed_are_refused_by_the_name_of_their_file(
+    other: str, tmp_path: Path
+) -> None:
     save_run(tmp_path, nn.Linear(3, 2), (), make_facts(), make_history(), SAMPLE)
     refused = {}
-    for place in changes(tmp_path / "state.json", ("facts",)):
+    for place in changes(tmp_path / "state.json", ("facts",), [other]):
         try:
             read_facts(tmp_path)  # some changes give other facts that can be
         except StateMismatchError as err:
