@@ -92,6 +92,8 @@ def from_data(cls: type[T], data: Mapping[str, Any], where: str) -> T:
     kind: Any = cls
     try:
         record: T = _adapter(kind).validate_json(json.dumps(data), strict=True, extra="forbid")
+    except StateMismatchError as err:  # of a field with a codec of its own
+        raise StateMismatchError(f"{where} does not fit: {err}") from None
     except ValidationError as err:
         first = err.errors()[0]
         place = ".".join(map(str, first["loc"])) or "it"

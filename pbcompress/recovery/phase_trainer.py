@@ -87,7 +87,7 @@ class PhaseTrainer:
         except RuntimeError as err:
             if self._shared.images:
                 err.add_note(
-                    "Images were in channels-last memory, which a batch had been tried with. "
+                    "Images were in channels-last memory, which one batch had been tried with. "
                     "EngineConfig(channels_last=False) trains without."
                 )
             raise

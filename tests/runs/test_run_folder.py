@@ -124,10 +124,13 @@ def test_facts_of_version_2_that_tell_no_bound_are_refused_and_the_network_is_no
     assert torch.equal(again.weight, network.weight)
 
 
-def test_facts_with_any_value_changed_are_refused_by_the_name_of_their_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", ["gone", "object"])
+def test_facts_with_any_value_changed_are_refused_by_the_name_of_their_file(
+    other: str, tmp_path: Path
+) -> None:
     save_run(tmp_path, nn.Linear(3, 2), (), make_facts(), make_history(), SAMPLE)
     refused = {}
-    for place in changes(tmp_path / "state.json", ("facts",)):
+    for place in changes(tmp_path / "state.json", ("facts",), [other]):
         try:
             read_facts(tmp_path)  # some changes give other facts that can be
         except StateMismatchError as err:

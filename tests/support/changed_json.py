@@ -2,14 +2,14 @@
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any
 
 GONE = object()
-OTHERS = (GONE, None, "x", -7, {"kind": []})
+OTHERS = {"gone": GONE, "null": None, "text": "x", "number": -7, "object": {"kind": []}}
 Place = tuple[str | int, ...]
 
 
@@ -21,11 +21,11 @@ def places(value: Any, at: Place = ()) -> Iterator[Place]:
             yield from places(part, (*at, key))
 
 
-def changes(path: Path, within: Place) -> Iterator[Place]:
+def changes(path: Path, within: Place, others: Iterable[str] = OTHERS) -> Iterator[Place]:
     """Write a file anew with one value below ``within`` changed; yield where, and so on."""
     whole = json.loads(path.read_text())
     for place in places(reduce(getitem, within, whole), within):
-        for other in OTHERS:
+        for other in map(OTHERS.__getitem__, others):
             data = copy.deepcopy(whole)
             holder: Any = reduce(getitem, place[:-1], data)
             if other is GONE:
