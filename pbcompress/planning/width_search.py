@@ -121,7 +121,7 @@ class WidthSearch:
         """
         full = [group.pinned or group.width for group in self.grouping.groups]
         scarce = bounds.scarce(full)
-        multiples, gives_way = self._multiples(request)
+        multiples, gives_way = self.multiples(request)
         best: tuple[float, Widths | None] = (0.0, None)
         while True:
             for share, widths in self._tries(bounds, scarce, multiples, gives_way):
@@ -186,10 +186,10 @@ class WidthSearch:
 
     def narrowest(self, request: Request) -> Widths:
         """Return the smallest widths that the configuration allows."""
-        multiples, gives_way = self._multiples(request)
+        multiples, gives_way = self.multiples(request)
         return narrowest(self.grouping.groups, multiples, self.config.width, gives_way)
 
-    def _multiples(self, request: Request) -> tuple[list[int], bool]:
+    def multiples(self, request: Request) -> tuple[list[int], bool]:
         """Return the multiple of every group, and whether it gives way to the bounds."""
         width, groups = self.config.width, self.grouping.groups
         if isinstance(width.round_to, int) and width.round_to > 1:
