@@ -243,6 +243,7 @@ class _Planner:
             narrowest=search.narrowest(request),
             scores=search.scores,
             multiples=search.multiples(request)[0],
+            by_weights=request.params < self.cost_before.params - 1,
             by_work=request.flops is not None,
         )
         layers = {name: layer.width for name, layer in self.cost_before.by_layer.items()}

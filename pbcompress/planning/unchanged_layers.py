@@ -19,8 +19,9 @@ from pbcompress.structure.channel_groups import (
     reasons,
 )
 
-__all__ = ["FITS", "Outcome", "why_unchanged"]
+__all__ = ["Outcome", "why_unchanged"]
 
+Part = tuple[str, int, tuple[Axis, ...]]  # a layer, a size, the dimensions that make it
 FITS = "the target is met with all its channels"
 _NO_GROUP = "its channels belong to no group that may be narrowed"
 _NO_WEIGHT = "it has no weight of its own that could be cut"
@@ -35,7 +36,8 @@ class Outcome:
         widths: Units of each.
         narrowest: The fewest that each could have.
         scores: Importance of every unit of each.
-        multiples: What the channels of each were rounded to.
+        multiples: What the channels of each should be a multiple of.
+        by_weights: Whether parameters were bounded.
         by_work: Whether multiply-adds were bounded.
     """
 
@@ -44,6 +46,7 @@ class Outcome:
     narrowest: Widths
     scores: Sequence[Tensor]
     multiples: Sequence[int]
+    by_weights: bool
     by_work: bool
 
 
@@ -67,10 +70,13 @@ class _Reasons:
         self.axes = output_axes(model, found.grouping)
         self.fixed = reasons(model, found.grouping)
         self.groups = {g.name: i for i, g in enumerate(found.grouping.groups)}
-        self.sizes = _sizes(found.grouping, by_work=found.by_work)
-        cut = [i for i, g in enumerate(found.grouping.groups) if found.widths[i] < g.width]
-        self.cut = cut
-        self.size_of_cut = sum(self.sizes[i] for i in cut) / len(cut) if cut else 0.0
+        self.cut = [i for i, g in enumerate(found.grouping.groups) if found.widths[i] < g.width]
+        self.sizes: dict[str, list[float]] = {}  # beside the mean of the groups that are narrowed
+        if config.allocation in SPEED:
+            if found.by_weights:
+                self.sizes["weights"] = self._relative(_weights(found.grouping))
+            if found.by_work or SPEED[config.allocation]:
+                self.sizes["multiply-adds"] = self._relative(_works(found.grouping))
 
     def of(self, layers: Mapping[str, int | None]) -> dict[str, str]:
         found = dict(self.fixed)
@@ -80,6 +86,11 @@ class _Reasons:
                 if reason:
                     found[layer] = reason
         return found
+
+    def _relative(self, parts: Sequence[Part]) -> list[float]:
+        sizes = _sizes(self.found.grouping, parts)
+        mean = sum(sizes[i] for i in self.cut) / max(len(self.cut), 1)
+        return [size / mean if mean else 1.0 for size in sizes]
 
     def _reason(self, layer: str) -> str:
         """Return why a layer has all its channels; "" where some of them go."""
@@ -104,12 +115,10 @@ class _Reasons:
         group = self.found.grouping.groups[index]
         if group.pinned is not None:
             return self._pinned(layer, group)
-        if self.found.narrowest[index] == group.width:
-            why = self._no_choice(group, self.found.multiples[index])
-        elif self.config.allocation in SPEED and self.sizes[index] < self.size_of_cut:
-            why = f"few {'multiply-adds' if self.found.by_work else 'weights'}: the rule keeps it"
-        else:
-            why = self._ranks_high(index) or self._one_block(group, index) or FITS
+        has_choice = self.found.narrowest[index] < group.width
+        why = "" if has_choice else self._floor(group)
+        why = why or self._block(index, has_choice) or self._is_small(index)
+        why = why or self._ranks_high(index) or FITS
         first = group.members[0].layer
         is_own = layer == first or why == FITS
         return why if is_own else f"its channels go with those of {first!r}: {why}"
@@ -122,23 +131,33 @@ class _Reasons:
         who = next(name for name in coupled if matches(name, patterns))
         return f"its channels go with those of {who!r}, to which WidthConfig.pin gives all"
 
-    def _no_choice(self, group: ChannelGroup, multiple: int) -> str:
+    def _floor(self, group: ChannelGroup) -> str:
         config, per_unit = self.config, group.channels_per_unit
         channels = group.width * per_unit
         if math.ceil(config.min_width / per_unit) >= group.width:
             return f"it has {channels} channels, and WidthConfig.min_width is {config.min_width}"
         if int(config.max_ratio * group.width) == 0:
             return f"WidthConfig.max_ratio leaves no channel of its {channels} to go"
-        if channels == multiple:
+        return ""
+
+    def _block(self, index: int, has_choice: bool) -> str:
+        group, multiple = self.found.grouping.groups[index], self.found.multiples[index]
+        channels = group.width * group.channels_per_unit
+        if channels == multiple > 1:
             return f"one block of {multiple} channels: no smaller multiple"
+        if has_choice:
+            return ""
         if channels < multiple:
             return f"its {channels} channels are less than one block of {multiple}"
         return f"no smaller multiple of {multiple} is allowed to its {channels} channels"
 
-    def _one_block(self, group: ChannelGroup, index: int) -> str:
-        multiple = self.found.multiples[index]
-        is_one = 1 < group.width * group.channels_per_unit <= multiple
-        return f"one block of {multiple} channels, as fast as fewer" if is_one else ""
+    def _is_small(self, index: int) -> str:
+        """Return so where a group is small in what the rule of the allocation goes by."""
+        ratios = {kind: sizes[index] for kind, sizes in self.sizes.items()}
+        if not ratios or math.prod(ratios.values()) >= 1:
+            return ""
+        few = " and ".join(kind for kind, ratio in ratios.items() if ratio < 1)
+        return f"few {few}: the rule keeps it"
 
     def _ranks_high(self, index: int) -> str:
         """Return so where all units of a group rank above all that go, in the list they share."""
@@ -152,23 +171,23 @@ class _Reasons:
         return ""
 
 
-def _sizes(grouping: Grouping, *, by_work: bool) -> list[float]:
-    """Return the size of the layers that each group narrows: the mean, or the first if larger.
-
-    Args:
-        grouping: The groups.
-        by_work: Whether multiply-adds are their size, and not weights.
-    """
-    parts = [
+def _weights(grouping: Grouping) -> list[Part]:
+    return [
         (name.rpartition(".")[0], math.prod(axis.size for axis in axes), axes)
         for name, axes in grouping.shapes.items()
         if len(axes) > 1
     ]
-    if by_work:
-        parts = [
-            (w.module, w.coefficient * math.prod(axis.size for axis in w.axes), w.axes)
-            for w in grouping.works
-        ]
+
+
+def _works(grouping: Grouping) -> list[Part]:
+    return [
+        (work.module, work.coefficient * math.prod(axis.size for axis in work.axes), work.axes)
+        for work in grouping.works
+    ]
+
+
+def _sizes(grouping: Grouping, parts: Sequence[Part]) -> list[float]:
+    """Return the mean size of what each group narrows, or that of its first layer if larger."""
     narrowed: dict[str, list[int]] = {group.name: [] for group in grouping.groups}
     of_layer: Counter[str] = Counter()
     for layer, size, axes in parts:

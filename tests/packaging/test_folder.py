@@ -31,6 +31,7 @@ from pbcompress import (
 )
 from pbcompress.cli.main import main
 from pbcompress.packaging import folder as packaging
+from pbcompress.report.headline import headline
 from pbcompress.runs.sample import read_sample
 
 ROOT = Path(__file__).parents[2]
@@ -184,7 +185,7 @@ def test_the_card_says_what_was_measured(finished, packed):
     facts = finished[0].facts()
     assert "$" not in text
     for word in (
-        f"{facts.after.cost.params:,} parameters",
+        "\n\n".join(headline(facts)),
         f"accuracy {facts.after.score.test:.4f} on 150 samples of the test split",
         f"accuracy {facts.after.score.val:.4f} on 100 samples of the validation split",
         "left, right, both: of them",
