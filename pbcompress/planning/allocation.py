@@ -45,7 +45,7 @@ def _choices(group: ChannelGroup, config: WidthConfig, gives_way: bool) -> Width
 
 
 def _multiple(config: WidthConfig) -> int:
-    return 1 if config.round_to == "auto" else int(config.round_to)
+    return config.round_to if isinstance(config.round_to, int) else 1
 
 
 def narrowest(

@@ -131,10 +131,10 @@ def find_widths(
     planner = _Planner(model, network, map_tensors(call, torch.clone), config, sample)
     params, flops = resolve_target(target, planner.cost_before)
     round_to = config.width.round_to
-    request = Request(params, flops, 1 if round_to == "auto" else round_to)
+    request = Request(params, flops, round_to if isinstance(round_to, int) else 1)
     asked = target if isinstance(target, Budget) else Budget(params=params)
     on_file = (asked.latency_ms, asked.file_bytes) != (None, None)
-    if on_file or round_to == "auto":
+    if on_file or round_to == "measured":
         return _measured(planner, request, asked, open_bench)
     return planner.propose(request)[0]
 
@@ -144,13 +144,14 @@ def _measured(
 ) -> Solution:
     """Return a plan that was chosen by measuring networks as they ship."""
     layers = {work.module for work in planner.grouping.works}
-    with open_bench(planner.model, planner.call, layers) as bench:
+    as_shipped = asked.file_bytes is not None
+    with open_bench(planner.model, planner.call, layers, as_shipped) as bench:
         budget = MeasuredBudget.of(asked.latency_ms, asked.file_bytes, bench.original)
         if budget == MeasuredBudget(None, None):
             plan, shipped = fastest(planner, bench, request)
         else:
             by_time = budget.milliseconds is not None and request.round_to == 1
-            rounds = by_time or planner.config.width.round_to == "auto"
+            rounds = by_time or planner.config.width.round_to == "measured"
             plan, shipped = confirmed(planner, bench, request, budget, rounds)
     return replace(plan, shipped=shipped)
 
@@ -181,11 +182,18 @@ class _Planner:
         return model_cost(self.model, self.grouping, widths, input_shapes(self.call))
 
     def propose(self, request: Request, smallest: bool = False) -> tuple[Solution, Widths]:
-        """Return a proven plan that keeps to the bounds with its dendrites, or the smallest.
+        """Return a proven plan that keeps to the bounds with its dendrites, or the smallest."""
+        return self._fitting(request, smallest, proven=True)
 
-        FLOPs of dendrites are measured: they have no closed form.
-        """
-        plan, widths = self._plan(request, smallest)
+    def sketch(self, request: Request) -> tuple[Solution, Widths]:
+        """Return a plan that keeps to the bounds with its dendrites, to be proven yet."""
+        return self._fitting(request, smallest=False, proven=False)
+
+    def _fitting(
+        self, request: Request, smallest: bool, *, proven: bool
+    ) -> tuple[Solution, Widths]:
+        """Return a plan that keeps to the bounds; FLOPs of dendrites have no form: measured."""
+        plan, widths = self._plan(request, smallest, proven)
         if request.flops is None or smallest or not plan.grow:
             return plan, widths
         bound = request.flops
@@ -194,12 +202,21 @@ class _Planner:
             if grown <= request.flops:
                 return replace(plan, target_flops=request.flops), widths
             bound = bound * request.flops // grown
-            plan, widths = self._plan(replace(request, flops=bound), smallest=False)
+            plan, widths = self._plan(replace(request, flops=bound), smallest=False, proven=proven)
         raise TargetUnreachableError(
             f"A target of {request.flops:,} FLOPs was asked for, dendrites included; the smallest "
             f"network that was found has {grown:,}. Ask for more FLOPs, or for cheaper dendrites.",
             smallest=None,
         )
+
+    def holds(self, plan: Solution, widths: Widths) -> bool:
+        """Prove a plan; leave alone from now on what its proof finds guilty."""
+        search = WidthSearch(self.model, self.grouping, self.config, self.scores)
+        removed = search.removed(widths)
+        if self._proof_failure(removed, plan.steps) is None:
+            return True
+        self._drop_guilty(removed)
+        return False
 
     def network_of(self, plan: Solution) -> nn.Module:
         """Return the network of a plan, with the dendrites that it has room for."""
@@ -208,7 +225,7 @@ class _Planner:
             attach_dendrites_(grown, self.config.dendrites, layers=plan.grow)
         return grown
 
-    def _plan(self, request: Request, smallest: bool) -> tuple[Solution, Widths]:
+    def _plan(self, request: Request, smallest: bool, proven: bool) -> tuple[Solution, Widths]:
         while True:
             search = WidthSearch(self.model, self.grouping, self.config, self.scores)
             if smallest:
@@ -217,7 +234,7 @@ class _Planner:
             trial = search.narrowest(request) if widths is None else widths
             removed = search.removed(trial)
             steps = cuts_of(self.model, self.grouping, removed)
-            if self._proof_failure(removed, steps) is None:
+            if not proven or self._proof_failure(removed, steps) is None:
                 break
             self._drop_guilty(removed)
         if widths is None and not smallest:

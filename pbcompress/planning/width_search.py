@@ -145,7 +145,7 @@ class WidthSearch:
     def _rounded(self, request: Request) -> tuple[WidthConfig, bool]:
         """Return the configuration with the request's multiple, and whether that gives way."""
         width = self.config.width
-        return replace(width, round_to=request.round_to), width.round_to in ("auto", 1)
+        return replace(width, round_to=request.round_to), width.round_to in ("auto", "measured", 1)
 
     def removed(self, widths: Widths) -> Removed:
         """Return the units that go: the least important of every group."""
