@@ -40,7 +40,7 @@ LayerKind = Literal["convolution", "depthwise", "product"]
 # one to cost more than NEARLY, wide enough for the size itself to make no difference.
 PROBE_WIDTHS = {1: 65, 4: 68, 8: 72, 16: 80, 32: 64}
 NEARLY = 1.06  # a multiple within this factor of the fastest is as good
-BELIEF = 0.1  # in the table, beside a measured network; hardly beside three
+BELIEF = 0.1  # in the table, beside a measured network; a tenth of that beside three
 NANOSECONDS = 1e6  # in a millisecond
 Point = tuple[float, float]  # milliseconds by the table, and as measured
 
@@ -75,7 +75,7 @@ def fit_layer(points: Sequence[Point]) -> LayerFit:
     scale = told.max()
     rows = np.column_stack([np.ones(len(told)), told / scale]) / measured[:, None]
     largest = measured[told.argmax()]
-    weight = BELIEF if len(told) < 3 else BELIEF / 100
+    weight = BELIEF if len(told) < 3 else BELIEF / 10
     belief = weight * np.array([1.0, 1 / 16]) * 16 / largest
     columns, wanted = np.vstack([rows, belief]), np.append(np.ones(len(told)), weight)
     best, chosen = math.inf, np.zeros(2)

@@ -26,6 +26,7 @@ from pbcompress.structure.layer_geometry import LayerGeometry
 
 __all__ = ["Removed", "Request", "WidthSearch", "cuts_of", "without_kept"]
 
+SLACK = 0.98  # of what the original costs: a bound above that does not shape widths
 Removed = Mapping[str, Sequence[int]]  # units, by the name of their group
 
 
@@ -114,7 +115,12 @@ class WidthSearch:
             self.params = self._parameters()
 
     def _preference(self, bounds: Bounds) -> Preference:
+        """Return what is preferred under bounds; one that the original all but keeps has no say."""
         allocation = self.config.width.allocation
+        totals = bounds.totals([group.width for group in self.grouping.groups])
+        pairs = list(zip(bounds.costs, bounds.limits, strict=True))
+        tight = [p for p, t in zip(pairs, totals, strict=True) if p[1] < SLACK * t] or pairs
+        bounds = Bounds([cost for cost, _ in tight], [limit for _, limit in tight])
         return preference_of(allocation, self.grouping.groups, self.scores, bounds, self._weights)
 
     def _too_dear(self, widths: Widths) -> list[str]:

@@ -88,7 +88,7 @@ def test_every_probe_width_is_a_multiple_of_its_own_and_of_no_larger():
 def model_of(model, grouping, machine=MACHINES["AVX2"]):
     operators = operators_of(model, grouping)
     fits = {name: LayerFit(0.001, 1 + 0.1 * i) for i, name in enumerate(operators)}
-    return LatencyModel(grouping.groups, operators, fits, machine, constant=0.02, scale=1.5)
+    return LatencyModel(grouping.groups, operators, fits, machine, constant=0.002, scale=1.5)
 
 
 @pytest.mark.parametrize("name", CASES)
