@@ -19,7 +19,9 @@ from pbcompress.structure.layer_geometry import is_depthwise
 
 __all__ = ["Owners", "cut_", "keep_in_step", "owners_of"]
 
-Owners = dict[int, list[tuple[nn.Module, str]]]  # by the id of a tensor: modules and its names there
+Owners = dict[
+    int, list[tuple[nn.Module, str]]
+]  # by the id of a tensor: modules and its names there
 
 
 def owners_of(model: nn.Module) -> Owners:
@@ -53,7 +55,9 @@ def cut_(
         _lower(module, match[1], match[2], len(removed))
     else:
         name, _, axis = dim.partition(":")
-        _cut_tensor(module, name, int(axis), removed, owners_of(model) if owners is None else owners)
+        _cut_tensor(
+            module, name, int(axis), removed, owners_of(model) if owners is None else owners
+        )
 
 
 def _cut_tensor(
