@@ -46,8 +46,8 @@ class Block(nn.Module):
         batch, count, _ = x.shape
         qkv = self.qkv(self.norm(x)).view(batch, count, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
         seen = nn.functional.scaled_dot_product_attention(*qkv.unbind())
-        x = x + self.proj(seen.transpose(1, 2).flatten(2))
-        return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
+        mixed: Tensor = x + self.proj(seen.transpose(1, 2).flatten(2))
+        return mixed + self.down(nn.functional.gelu(self.up(self.norm2(mixed))))
 
 
 def blocks(depth: int) -> nn.Module:

@@ -64,8 +64,7 @@ def _depth(lines: Sequence[Line]) -> list[str]:
         "medians of plans in turn. *Exponent*: of the seconds against the depth, from the first "
         "row of the network on.",
         "",
-        f"| network | layers | seconds | exponent | "
-        f"{' | '.join(STAGES)} | shrink | of the target |",
+        f"| network | layers | seconds | exponent | {' | '.join(STAGES)} | shrink | of target |",
         "| --- " * (6 + len(STAGES)) + "|",
     ]
     first: dict[str, Line] = {}

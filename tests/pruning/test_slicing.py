@@ -5,6 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -169,6 +171,80 @@ def test_a_shared_tensor_is_cut_under_every_name_with_its_gradient():
     assert model["a"].weight is model["b"].weight
     assert model["a"].in_features == model["b"].in_features == 4
     np.testing.assert_array_equal(model["b"].weight.grad.numpy(), np.delete(gradient, REMOVED, 1))
+
+
+class Walked(nn.ModuleDict):
+    """Counts how often all its modules are walked through."""
+
+    walks = 0
+
+    def modules(self):
+        self.walks += 1
+        return super().modules()
+
+
+def tied(places):
+    """Linears and embeddings: each place holds one of three tables, a buffer of it, and a bias."""
+    tables = [nn.Parameter(torch.randn(6, 5), requires_grad=i != 1) for i in range(3)]
+    marks = [torch.arange(6.0) + 10 * i for i in range(3)]
+    model = Walked()
+    for number, (table, linear) in enumerate(places):
+        layer = nn.Linear(5, 6) if linear else nn.Embedding(6, 5)
+        layer.weight = tables[table]
+        layer.register_buffer("mark", marks[table])
+        model[f"{number}"] = layer
+    for table in tables:
+        table.grad = torch.randn(6, 5) if table.requires_grad else None
+    return model
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=5),
+    st.lists(st.integers(0, 5), min_size=1, max_size=5, unique=True).map(sorted),
+    st.lists(st.integers(0, 4), min_size=1, max_size=4, unique=True).map(sorted),
+)
+def test_tensors_with_several_names_are_cut_once(places, rows, columns):
+    torch.manual_seed(0)
+    model = tied(places)
+    first = {table: f"{i}" for i, (table, _) in reversed([*enumerate(places)])}
+    steps = [
+        LayerCut(name, dim, tuple(gone), size)
+        for name in first.values()
+        for dim, gone, size in (
+            ("weight:1", columns, 5),
+            ("mark:0", rows, 6),
+            ("weight:0", rows, 6),
+        )
+    ]
+    before, gradients = states(model), {k: p.grad for k, p in model.named_parameters()}
+    trains = [layer.weight.requires_grad for layer in model.values()]
+    cut_all_(model, steps)
+    assert model.walks == 1  # however many cuts there are
+    for (table, linear), (key, layer) in zip(places, model.items(), strict=True):
+        weight = np.delete(np.delete(before[f"{key}.weight"], columns, 1), rows, 0)
+        np.testing.assert_array_equal(layer.weight.detach().numpy(), weight)
+        np.testing.assert_array_equal(layer.mark.numpy(), np.delete(before[f"{key}.mark"], rows, 0))
+        assert layer.weight is model[first[table]].weight
+        assert layer.mark is model[first[table]].mark
+        grad = gradients[f"{first[table]}.weight"]
+        assert (layer.weight.grad is None) == (grad is None)
+        if grad is not None:
+            kept = np.delete(np.delete(grad.numpy(), columns, 1), rows, 0)
+            np.testing.assert_array_equal(layer.weight.grad.numpy(), kept)
+        sizes = ("out_features", "in_features") if linear else ("num_embeddings", "embedding_dim")
+        assert tuple(getattr(layer, name) for name in sizes) == weight.shape
+    assert [layer.weight.requires_grad for layer in model.values()] == trains
+
+
+def test_a_tensor_is_cut_where_its_layer_has_a_new_one_by_then():
+    model = nn.ModuleDict({"a": nn.Linear(6, 6), "b": nn.Linear(6, 6)})
+    model["b"].weight = model["a"].weight
+    before = states(model)["a.weight"]
+    cut_all_(model, [LayerCut("a", "out", REMOVED, 6), LayerCut("a", "weight:1", REMOVED, 6)])
+    expected = np.delete(np.delete(before, REMOVED, 0), REMOVED, 1)
+    np.testing.assert_array_equal(model["a"].weight.detach().numpy(), expected)
+    np.testing.assert_array_equal(model["b"].weight.detach().numpy(), before)
 
 
 def test_a_parametrized_layer_states_its_new_sizes():
