@@ -21,22 +21,29 @@ class WidthConfig(Choices):
     """How widths are chosen.
 
     Args:
-        allocation: "uniform" narrows every channel group alike; "balanced" narrows those less whose
-            layers are small: the share that a group keeps goes by one over the root of the mean
-            size of the layers that write and read it, in parameters or what else is bounded.
-            "global" ranks the channels of all groups in one list, each group's importance scaled to
-            mean 1; "isomorphic" does so among the groups of the same structure.
+        allocation: How wide layers are beside each other. "accurate" narrows those less that are
+            small, in parameters or what else is bounded: the share that a group of channels keeps
+            goes by one over the root of the mean size of the layers that write and read it. That
+            keeps early layers of convolutional networks wide, which costs multiply-adds. "fast"
+            does the same with as few of them as equal shares would leave, and "balanced" lies
+            between the two. Where multiply-adds or the latency have a bound of their own, all
+            three are the same: widths use up every bound. "uniform" keeps equal shares. "global"
+            ranks the channels of all groups in one list, each group's importance scaled to mean 1;
+            "isomorphic" does so among the groups of the same structure.
         importance: Decides which channels go. "magnitude" is the squared weights; "bn_scale" the
             absolute scale of the norm layers, magnitude where a group has none. The others need
             data: "taylor" is the squared first-order change of a batch's loss, "fisher" the squared
             weights times their diagonal Fisher information, "variance" the variance of what the
             next layers read, magnitude where that could not be observed.
         importance_batches: Train batches that a criterion with data looks at, at most.
-        round_to: Widths are multiples of this wherever a group's original width allows.
-            "measured": the multiple that ONNX Runtime is fast with (1 to 32) is measured, once on a
-            machine; the exported network is timed against one without rounding, and single groups
-            leave the multiples where the target would be missed by more than 2 % otherwise. A
-            latency bound rounds in this way too where this is 1.
+        round_to: Widths are multiples of this. "auto": of the blocks of channels that the hardware
+            computes at once, by a table; nothing is timed. "measured": of the multiple that ONNX
+            Runtime is fast with, measured once on a machine; the exported network is timed beside
+            one without rounding. With both, groups leave the multiples where the target would be
+            missed otherwise. A number holds wherever a group's original width allows it; 1 rounds
+            nothing.
+        hardware: The row of the table for "auto": "cpu" (ONNX Runtime; blocks of 8 channels in
+            convolutions), "gpu float16" (8 to 64, as layers are wide) or "gpu int8" (16 to 128).
         min_width: Fewest channels that a group keeps, at least 1.
         max_ratio: Largest share of a group's channels that may go, in (0, 1).
         keep: Layers (names or ``fnmatch`` patterns) whose width stays.

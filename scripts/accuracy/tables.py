@@ -8,7 +8,7 @@ A page is made of its cells alone (``docs/benchmarks/NAME.csv``), and these of i
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +29,14 @@ class Page:
         lines: Packed lines.
         intro: Text that stands first.
         control: The arm that others are compared with.
+        speeds: Packed lines of `latency.py`; None where a page tells no speed.
     """
 
     title: str
     lines: Path
     intro: Path
     control: str = CONTROL
+    speeds: Path | None = None
 
     def cells(self) -> list[Cell]:
         """Return the cells of the lines."""
@@ -44,18 +46,22 @@ class Page:
         """Return the page: what was run, how each arm fared over all cells, and every cell."""
         out = [f"# {self.title}", "", self.intro.read_text().rstrip(), ""]
         out += [*_summary(cells, self.control), ""]
+        timed = read_lines(self.speeds) if self.speeds else []
+        speeds = {(line["task"], line["target"], line["arm"]): line["speed"] for line in timed}
         for task in dict.fromkeys(cell.task for cell in cells):
             own = [cell for cell in cells if cell.task == task]
             out += [f"## {task}", "", _original(own[0]), ""]
             for target in sorted({cell.target for cell in own}, reverse=True):
                 arms = [cell for cell in own if cell.target == target]
-                out += [*_table(target, arms, self.control), ""]
+                out += [*_table(target, arms, self.control, speeds), ""]
         return "\n".join(out).rstrip() + "\n"
 
 
-def _page(name: str, title: str, lines: str = "", control: str = CONTROL) -> Page:
+def _page(
+    name: str, title: str, lines: str = "", control: str = CONTROL, speeds: Path | None = None
+) -> Page:
     packed = HERE / "lines" / f"{lines or name}.jsonl.gz"
-    return Page(title, packed, HERE / "intros" / f"{name}.md", control)
+    return Page(title, packed, HERE / "intros" / f"{name}.md", control, speeds)
 
 
 PEERS = HERE.parent / "peers"
@@ -69,6 +75,11 @@ PAGES = {
         "balanced", "Dendrites beside balanced widths", "allocation", "width, balanced"
     ),
     "trials": _page("trials", ""),
+    "tradeoff": _page(
+        "tradeoff",
+        "Accuracy against speed, at one size",
+        speeds=HERE / "lines" / "tradeoff_speed.jsonl.gz",
+    ),
     "peers": Page("Beside other toolkits", PEERS / "lines.jsonl.gz", PEERS / "intro.md"),
 }
 
@@ -94,11 +105,17 @@ def _summary(cells: Sequence[Cell], control: str) -> list[str]:
     return [*out, "", f"{said}: {compared / 40:.0f} on each side are expected by chance alone."]
 
 
-def _table(target: float, arms: Sequence[Cell], control: str) -> list[str]:
+def _table(
+    target: float,
+    arms: Sequence[Cell],
+    control: str,
+    speeds: Mapping[tuple[str, float, str], float],
+) -> list[str]:
     seeds = sorted({cell.seeds for cell in arms})
     out = [f"Target {target:.3g} of the parameters, {'-'.join(map(str, seeds))} seeds:", ""]
-    out += [f"| arm | parameters | FLOPs | sets | test, % | against {control} | on validation |"]
-    out += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    head = ["arm", "parameters", "FLOPs", "sets", "test, %", f"against {control}", "on validation"]
+    out += [_row([*head, *(["times as fast"] if speeds else [])])]
+    out += [_row(["---"] * (len(head) + bool(speeds)))]
     for cell in sorted(arms, key=lambda cell: cell.arm != control):
         is_better = cell.against is not None and cell.against.verdict > 0
         row = [
@@ -106,8 +123,13 @@ def _table(target: float, arms: Sequence[Cell], control: str) -> list[str]:
             f"{cell.params:,.0f}", f"{cell.flops:,.0f}", f"{cell.sets:.2g}", f"{cell.test:.2f}",
             str(cell.against or ""), str(cell.against_val or ""),
         ]  # fmt: skip
-        out.append(f"| {' | '.join(row)} |")
+        speed = speeds.get((cell.task, cell.target, cell.arm))
+        out.append(_row([*row, *([f"{speed:.2f}" if speed else ""] if speeds else [])]))
     return out
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def write(page: Page, name: str, folder: Path) -> list[Cell]:

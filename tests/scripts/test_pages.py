@@ -29,9 +29,9 @@ ROWS = {
     ),
     "a trial of cheap dendrites and width": (DENDRITES, ("auto",)),
     "distillation": (DENDRITES, ("width, distilled",)),
-    "balanced widths against uniform": (("allocation",), ("width, balanced",)),
-    "balanced widths that take no more FLOPs": (("allocation",), ("width, balanced, equal FLOPs",)),
-    "the default of": (("allocation",), ("auto, balanced",)),
+    "accurate widths against uniform": (("allocation",), ("width, balanced",)),
+    "accurate widths that take no more FLOPs": (("allocation",), ("width, balanced, equal FLOPs",)),
+    "accurate widths, and that trial": (("allocation",), ("auto, balanced",)),
 }
 
 
