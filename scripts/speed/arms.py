@@ -14,9 +14,10 @@ DEFAULT, PEER, EQUAL = "default", "torch-pruning", "default at its size"
 # name: arguments of WidthConfig
 WIDTHS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
-    "default, eights": {"round_to": 8},
-    "uniform, eights": {"allocation": "uniform", "round_to": 8},
-    "uniform, unrounded": {"allocation": "uniform", "round_to": 1},
+    "accurate": {"allocation": "accurate"},
+    "fast": {"allocation": "fast"},
+    "uniform": {"allocation": "uniform"},
+    "unrounded": {"round_to": 1},
 }
 ARMS = (*WIDTHS, PEER, EQUAL)
 NEAR = 0.01  # of the default's parameters: what passes for the same size

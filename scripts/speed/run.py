@@ -40,7 +40,7 @@ SECONDS = 20.0
 
 
 def lines_of(
-    entry: Entry, target: float, arms: Sequence[str], *, int8: bool, seconds: float
+    entry: Entry, target: float, arms: Sequence[str], *, int8: bool, large: bool, seconds: float
 ) -> list[dict[str, Any]]:
     """Return a line for each arm of a network, all timed in one run; failures are lines too."""
     original = entry.make()
@@ -58,7 +58,7 @@ def lines_of(
             cost = pb.measure(made[arm], inputs)
             line |= {"params": cost.params, "flops": cost.flops}
         line["base"] = {"params": base.params, "flops": base.flops}
-    found = speeds(made, entry.inputs, int8=int8, seconds=seconds)
+    found = speeds(made, entry.inputs, int8=int8, large=large, seconds=seconds)
     return [line | found.get(arm, {}) for arm, line in lines.items()]
 
 
@@ -79,8 +79,8 @@ def run(options: argparse.Namespace) -> None:
             arms = [arm for arm in asked if (name, target, arm) not in done]
             if not arms:
                 continue
-            int8 = _is_among(name, options.int8)
-            for line in lines_of(entry, target, arms, int8=int8, seconds=options.seconds):
+            forms = {form: _is_among(name, getattr(options, form)) for form in ("int8", "large")}
+            for line in lines_of(entry, target, arms, **forms, seconds=options.seconds):
                 append_line(options.lines, line | facts)
                 print(line, file=sys.stderr)
             gc.collect()
@@ -103,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--arms", nargs="+", default=["*"], help="names or patterns")
     parser.add_argument("--targets", nargs="+", type=float, default=TARGETS)
     parser.add_argument("--int8", nargs="*", default=["*"], help="networks to time in int8 too")
+    parser.add_argument("--large", nargs="*", default=["*"], help="to time at batch 32 too")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of timing, for each form")
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -5,7 +5,7 @@ ratios to the first one in the same form are returned.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def speeds(
     inputs: Callable[[int], Inputs],
     *,
     int8: bool,
+    large: bool,
     seconds: float,
 ) -> Results:
     """Return how many times as fast as the first network each one is, by name and form.
@@ -42,6 +43,7 @@ def speeds(
         networks: The original first.
         inputs: Takes a batch size.
         int8: Whether int8 files are made too.
+        large: Whether files are timed at the large batch too.
         seconds: Of timing, for each form; five rounds are run even so.
 
     Returns:
@@ -52,10 +54,11 @@ def speeds(
     with tempfile.TemporaryDirectory(prefix="speed-") as temporary:
         folder = Path(temporary)
         files = _exported(networks, as_call(inputs(SMALL)), folder, results)
-        _time_files(files, inputs, "float32", seconds, results)
+        batches = (SMALL, LARGE) if large else (SMALL,)
+        _time_files(files, inputs, batches, "float32", seconds, results)
         if int8:
             files = _quantized(files, inputs, folder, results)
-            _time_files(files, inputs, "int8", seconds, results)
+            _time_files(files, inputs, batches, "int8", seconds, results)
     runners = {n: _Eager(m, as_call(inputs(SMALL))) for n, m in networks.items()}
     _time(runners, {name: {} for name in runners}, f"torch, {SMALL}", seconds, results)
     return results
@@ -99,12 +102,13 @@ def _quantized(
 def _time_files(
     files: Mapping[str, Path],
     inputs: Callable[[int], Inputs],
+    batches: Sequence[int],
     form: str,
     seconds: float,
     results: Results,
 ) -> None:
     sessions = {name: Session(path) for name, path in files.items()}
-    for batch in (SMALL, LARGE):
+    for batch in batches:
         able = {n: s for n, s in sessions.items() if batch == SMALL or s.takes_any_batch}
         tensors = tensors_of(as_call(inputs(batch)))
         feeds = {name: session.feeds(tensors) for name, session in able.items()}

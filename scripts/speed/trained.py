@@ -54,7 +54,7 @@ def lines_of(bench: Bench, peer: Peer, target: float) -> list[dict[str, Any]]:
         steps = train(network, bench.data, OFF, [task.epochs], bench.seed, lr=task.lr)
         sizes = {"params": cost.params, "flops": cost.flops, "base_flops": base.flops}
         found[arm] = {"steps": steps, **sizes, **bench.score(network)}
-    timed = speeds(networks, inputs, int8=False, seconds=SECONDS)
+    timed = speeds(networks, inputs, int8=False, large=True, seconds=SECONDS)
     return [bench.line(arm, target, own | timed[arm]) for arm, own in found.items()]
 
 
