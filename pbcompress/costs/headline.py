@@ -48,7 +48,7 @@ class Speed:
 
     @property
     def is_slower(self) -> bool:
-        """Whether the network takes longer than the original, as far as the digits tell."""
+        """Whether the network takes longer than the original, as far as can be told."""
         return float(self.shown) < (1 if self.known == "measured" else SURE)
 
     def __str__(self) -> str:
