@@ -5,6 +5,7 @@ file. So two processes must share the work by files, as ``make test`` does: ``-n
 loadfile``. Any other distribution makes everything several times.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ SECONDS = {
 }
 """The most that one test of a folder may take, on a machine that is busy; slow ones have longer."""
 SLOW_SECONDS = 600
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what is measured of this machine apart from what its user keeps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PBCOMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def folder_of(item: pytest.Item) -> str | None:

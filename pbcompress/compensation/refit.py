@@ -134,8 +134,10 @@ class _Work:
         self.sweeps.sweep(block, use)
         for name, (fit, held) in sums.items():
             view, norm = self.views[name], self.norms.get(name)
-            if not (fit.rows and held.rows):
-                self.unread[name] = f"it needs at least {HELD_OUT} samples"
+            too_few = not (fit.rows and held.rows)
+            if too_few or name in self.sweeps.refused:
+                why = f"it needs at least {HELD_OUT} samples"
+                self.unread[name] = self.sweeps.refused.get(name, why)
                 continue
             fits_bias = view.has_bias or norm is not None
             self.fits[name] = best_fit(fit, held, *view.start(), fits_bias=fits_bias)

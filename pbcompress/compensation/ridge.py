@@ -125,8 +125,9 @@ def best_fit(fit: Moments, held: Moments, weight: Tensor, bias: Tensor, *, fits_
     candidates = [Fit(weight, bias, None)]
     for strength in STRENGTHS:
         found = ridge(fit, weight, bias, strength, fits_bias=fits_bias)
-        if found is not None and found[0].isfinite().all():
+        if found is not None and all(part.isfinite().all() for part in found):
             candidates.append(Fit(*found, strength))
     errors = [held.error(one.weight, one.bias) for one in candidates]
     enough = min(errors) + TIE * float(held.tt)
-    return next(one for one, error in zip(candidates, errors, strict=True) if error <= enough)
+    pairs = zip(candidates, errors, strict=True)
+    return next((one for one, error in pairs if error <= enough), candidates[0])

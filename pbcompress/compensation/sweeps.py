@@ -24,6 +24,7 @@ Use = Callable[[str, Tensor, Tensor, Tensor], None]  # reader, features, targets
 class _Rows:
     """What the original showed in one call of a reader."""
 
+    sizes: tuple[int, int]  # entries, and positions of each
     index: Tensor  # the positions that were drawn
     targets: Tensor
 
@@ -102,7 +103,7 @@ class Sweeps:
         self.calls.append(in_left)
         for module, names in self.names.items():
             if in_whole[module] != in_left[module]:
-                why = "the two networks do not call it equally often"
+                why = "the two networks do not call it alike"
                 self.refused.update(dict.fromkeys(names, why))
 
     def sweep(self, names: Sequence[str], use: Use) -> None:
@@ -120,7 +121,10 @@ class Sweeps:
 
         def hand_over(module: str, call: int, x: Any, y: Any) -> None:
             for name in chosen.intersection(self.names[module]):
-                drawn = rows.pop((name, call))
+                drawn = rows.pop((name, call), None)
+                if drawn is None or drawn.sizes != self.views[name].sizes(x, y):
+                    self.refused[name] = "the two networks do not call it alike"
+                    continue
                 features = self.views[name].feature_rows(x, y, drawn.index)
                 entry = torch.arange(len(features), device=self.device) // len(drawn.index)
                 is_held = (entry + number) % HELD_OUT == HELD_OUT - 1
@@ -143,4 +147,4 @@ class Sweeps:
         wanted = max(FEWEST_ROWS, ROWS * view.features) / (entries * len(self.forwards))
         count = min(positions, math.ceil(wanted))
         index = torch.randperm(positions)[:count].sort().values.to(self.device)
-        return _Rows(index, view.target_rows(x, y, index))
+        return _Rows((entries, positions), index, view.target_rows(x, y, index))

@@ -115,6 +115,9 @@ class RecoveryConfig(Choices):
         max_failures: Failed sets that end growth.
         max_epochs: Bound on all epochs together.
         max_minutes: Bound on the time of training; with it a run is no longer repeatable.
+        compensation_batches: Train batches, without their labels, on which `compress` fits the
+            layers that read narrowed channels in closed form, right after the cut (see
+            `compensate_`). 0: none.
         replay: Memory in GiB for a dendrite phase: while neurons rest, what candidates read and the
             errors of their neurons are drawn once, at random samples and positions, and all steps
             are taken on them. 0, or where this much holds too few for a layer: each step passes
@@ -139,6 +142,7 @@ class RecoveryConfig(Choices):
     max_failures: Count = 2
     max_epochs: Count | None = None
     max_minutes: Positive | None = None
+    compensation_batches: WholeNumber = 8
     replay: NonNegative = 1.0
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()

@@ -32,11 +32,11 @@ class WidthConfig(Choices):
             weights times their diagonal Fisher information, "variance" the variance of what the
             next layers read, magnitude where that could not be observed.
         importance_batches: Train batches that a criterion with data looks at, at most.
-        round_to: Widths are multiples of this wherever a group's original width allows. "auto":
-            the multiple that ONNX Runtime is fast with on this machine is measured (1 to 32), the
-            exported network is timed against one without rounding, and single groups leave the
-            multiples where the target would be missed by more than 2 % otherwise. A latency bound
-            rounds in this way too where this is 1.
+        round_to: Widths are multiples of this wherever a group's original width allows.
+            "measured": the multiple that ONNX Runtime is fast with (1 to 32) is measured, once on a
+            machine; the exported network is timed against one without rounding, and single groups
+            leave the multiples where the target would be missed by more than 2 % otherwise. A
+            latency bound rounds in this way too where this is 1.
         min_width: Fewest channels that a group keeps, at least 1.
         max_ratio: Largest share of a group's channels that may go, in (0, 1).
         keep: Layers (names or ``fnmatch`` patterns) whose width stays.

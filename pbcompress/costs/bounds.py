@@ -8,7 +8,7 @@ from pbcompress.costs.closed_form import Widths
 
 __all__ = ["Bounds", "Cost"]
 
-NEARLY_ALL = 0.999  # of a cost: a bound above it takes nothing
+NEARLY_ALL = 0.98  # of a cost: a bound above it does not shape widths
 
 
 class Cost(Protocol):

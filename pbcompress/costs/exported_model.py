@@ -2,7 +2,6 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
 
 from torch import nn
 
@@ -10,21 +9,21 @@ from pbcompress.costs.closed_form import CostModel, Widths, parameter_costs
 from pbcompress.costs.latency_model import (
     NANOSECONDS,
     LatencyModel,
+    LayerFit,
     LayerKind,
     Measured,
     Point,
-    Rounding,
-    features,
     fit_layer,
     kind_of,
-    layer_works,
 )
+from pbcompress.costs.operator_table import Machine
+from pbcompress.costs.operators import operators_of
 from pbcompress.structure.channel_groups import Grouping
 
 __all__ = ["Calibration", "layer_kinds"]
 
 BYTES = 4  # of a float32
-OWNED = 0.5  # of the time must be told by layer, or it is split by multiply-adds
+OWNED = 0.5  # of the time must be told by layer, or it is split as the table says
 
 
 def layer_kinds(model: nn.Module, grouping: Grouping) -> dict[str, LayerKind]:
@@ -38,20 +37,14 @@ class Calibration:
     Args:
         model: The original.
         grouping: Its groups; later ones may have lost some.
-        roundings: What the runtime makes of widths, by kind of layer.
+        machine: The table of operators.
         original: The original, measured.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        grouping: Grouping,
-        roundings: Mapping[LayerKind, Rounding],
-        original: Measured,
+        self, model: nn.Module, grouping: Grouping, machine: Machine, original: Measured
     ) -> None:
-        self.model = model
-        kinds = layer_kinds(model, grouping)
-        self.roundings = {name: roundings.get(kind, Rounding()) for name, kind in kinds.items()}
+        self.model, self.machine = model, machine
         self.points: dict[str, list[Point]] = defaultdict(list)
         self.others: list[float] = []
         self.add(grouping, [group.width for group in grouping.groups], original)
@@ -59,31 +52,38 @@ class Calibration:
     def add(self, grouping: Grouping, widths: Widths, measured: Measured) -> None:
         """Learn from one more network."""
         self.last = widths, measured
-        numbers = CostModel(grouping.groups, [])
-        found = {
-            name: features(layer, numbers, widths, self.roundings[name])
-            for name, layer in layer_works(self.model, grouping).items()
-        }
+        table = self._model(grouping, {})
+        told = {name: table.told(name, widths) for name in table.operators}
         by_layer, other = dict(measured.by_layer), measured.other
+        other += sum(time for name, time in by_layer.items() if name not in told)
         if sum(by_layer.values()) < OWNED * measured.milliseconds:
-            work = sum(done for done, _ in found.values()) or 1.0
-            by_layer = {n: measured.milliseconds * done / work for n, (done, _) in found.items()}
+            whole = sum(told.values()) or 1.0
+            by_layer = {n: measured.milliseconds * own / whole for n, own in told.items()}
             other = 0.0
-        for name, (done, channels) in found.items():
-            self.points[name].append((done, channels, by_layer.get(name, 0.0)))
+        for name, own in told.items():
+            self.points[name].append((own, by_layer.get(name, 0.0)))
         self.others.append(other)
 
     def latency(self, grouping: Grouping) -> LatencyModel:
         """Return the latency in nanoseconds; exact for the network that was measured last."""
         fits = {name: fit_layer(points) for name, points in self.points.items()}
-        constant = statistics.median(self.others)
         widths, measured = self.last
-        parts = (grouping.groups, layer_works(self.model, grouping), fits, self.roundings)
-        rough = LatencyModel(*parts, constant)
+        constant = statistics.median(self.others)
+        rough = self._model(grouping, fits, constant)
         if len(widths) != len(grouping.groups):  # a proof has excluded groups meanwhile
             return rough
         scale = measured.milliseconds * NANOSECONDS / max(rough.total(widths), 1)
-        return LatencyModel(*parts, constant, scale)
+        return self._model(grouping, fits, constant, scale)
+
+    def _model(
+        self,
+        grouping: Grouping,
+        fits: dict[str, LayerFit],
+        constant: float = 0.0,
+        scale: float = 1.0,
+    ) -> LatencyModel:
+        operators = operators_of(self.model, grouping)
+        return LatencyModel(grouping.groups, operators, fits, self.machine, constant, scale)
 
     def file_bytes(self, grouping: Grouping) -> CostModel:
         """Return the bytes of the file; exact for the network that was measured last."""

@@ -290,17 +290,25 @@ def _score_of(network: OnnxNetwork, data: Data, task: Task) -> float:
         ) from err
 
 
-def write_onnx(model: nn.Module, path: Path, example_inputs: object) -> None:
+def write_onnx(
+    model: nn.Module, path: Path, example_inputs: object, *, free_batch: bool = True
+) -> None:
     """Write the file that `export_onnx` writes by default, without its proof: for measuring.
 
-    A network whose batch size is fixed is written with that one.
+    Args:
+        model: The network.
+        path: The file.
+        example_inputs: Of one forward pass.
+        free_batch: Whether the batch size is free, where the network allows; a fixed one is that
+            of the example, and takes about half of the time.
 
     Raises:
         CompressionError: The network cannot be exported.
     """
     network, inputs = _prepared(model, example_inputs)
     try:
-        is_free = bool(translate(network, inputs, path, inputs.free("batch"), opset=20))
+        free = inputs.free("batch") if free_batch else []
+        is_free = bool(free and translate(network, inputs, path, free, opset=20))
     except CompressionError:
         is_free = False
     if not is_free:

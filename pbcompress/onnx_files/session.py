@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,7 @@ class Session:
             taken.
         optimize: Whether the runtime may fuse and reorder.
         providers: Execution providers of the runtime, the first one preferred.
+        silent: Whether the runtime writes no errors to the terminal, beside raising them.
 
     Raises:
         StateMismatchError: The file is missing, or cannot be trusted or run.
@@ -105,6 +106,7 @@ class Session:
         profile: Path | None = None,
         optimize: bool = True,
         providers: Sequence[str] = CPU,
+        silent: bool = False,
     ) -> None:
         check_providers(providers)
         if not Path(path).is_file():
@@ -113,7 +115,7 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4 if silent else 3
         if not optimize:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if profile is not None:
@@ -255,6 +257,7 @@ def interleaved_latency(
     sessions: Sequence[Session],
     feeds: Sequence[Mapping[str, Array]],
     rounds: int = 200,
+    clock: Callable[[], float] = time.perf_counter,
     seconds: float = MAX_SECONDS,
 ) -> list[Latency]:
     """Time several files in turn (a b a b ...), so that a drifting machine affects all equally.
@@ -264,6 +267,8 @@ def interleaved_latency(
         feeds: The input of each.
         rounds: Timed runs of each, fewer where a run is slow.
         seconds: After these no further round begins, once there are five.
+        clock: Of seconds. That of the thread leaves out what other processes take, where the
+            runtime has one thread.
     """
     pairs = list(zip(sessions, feeds, strict=True))
     for session, feed in pairs:
@@ -273,9 +278,9 @@ def interleaved_latency(
     began = time.perf_counter()
     while len(times[0]) < rounds and (len(times[0]) < 5 or time.perf_counter() - began < seconds):
         for slot, (session, feed) in zip(times, pairs, strict=True):
-            started = time.perf_counter()
+            started = clock()
             session.run(feed)
-            slot.append((time.perf_counter() - started) * 1e3)
+            slot.append((clock() - started) * 1e3)
     results = []
     for slot in times:
         ratios = [a / b for a, b in zip(times[0], slot, strict=True)]
@@ -310,8 +315,9 @@ def kernel_times(
     runs: int = 20,
     threads: int = 1,
     providers: Sequence[str] = CPU,
+    of: Callable[[Sequence[float]], float] = statistics.median,
 ) -> dict[str, float]:
-    """Return the milliseconds that every kernel of a file takes in one run: the median over runs.
+    """Return the milliseconds that every kernel of a file takes in one run.
 
     Args:
         path: The file.
@@ -319,6 +325,7 @@ def kernel_times(
         runs: Timed runs.
         threads: Threads within an operation.
         providers: See `Session`.
+        of: What stands for all runs; the least leaves out what other processes take.
 
     Returns:
         The times by the runtime's name of the node, in the order of execution.
@@ -333,4 +340,4 @@ def kernel_times(
         name = event["name"].removesuffix("_kernel_time")
         if event.get("cat") == "Node" and name != event["name"]:
             times[name].append(event["dur"] / 1e3)
-    return {name: statistics.median(slot) * len(slot) / (runs + 1) for name, slot in times.items()}
+    return {name: of(slot) * len(slot) / (runs + 1) for name, slot in times.items()}

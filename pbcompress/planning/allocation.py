@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from heapq import heapify, heappop, heapreplace
+from operator import gt
 
 from pbcompress.config.widths import WidthConfig
 from pbcompress.costs.bounds import Bounds
@@ -26,7 +27,7 @@ FILL_GOAL = 0.98
 BISECTIONS = 40
 EXHAUSTIVE = 4096
 COARSEST = 8
-KINDS = 64
+KINDS = 32
 
 
 def choices_of(
@@ -180,27 +181,26 @@ def _exchange(bounds: Bounds, widths: Widths, choices: Sequence[Widths]) -> None
     The first step of narrowing at which `FILL_GOAL` is reached ends the search. Of groups that
     are alike, one or two are tried, so that the work does not grow with the square of the depth.
     """
-    totals = bounds.totals(widths)
-    load = bounds.load(totals)
+    load = bounds.load(bounds.totals(widths))
     while load < FILL_GOAL:
         best = (load, list(widths))
         alike = _alike(bounds, widths, choices)
+        others, totals = sorted(i for own in alike for i in own), bounds.totals(widths)
+        moved = partial(_exchanged, bounds, list(widths), totals, choices, others)
+        places = {own[0]: bisect_right(choices[own[0]], widths[own[0]]) - 1 for own in alike}
+        open_groups = [  # at their least width another one can be widened
+            i for i, place in places.items() if place and any(map(gt, moved(i, 0)[1], widths))
+        ]
         for distance in range(1, max(len(c) for c in choices)):
-            for narrow in (own[0] for own in alike):
-                allowed = choices[narrow]
-                place = bisect_right(allowed, widths[narrow]) - 1 - distance
-                if place >= 0:
-                    trial = [*widths[:narrow], allowed[place], *widths[narrow + 1 :]]
-                    left = bounds.after(totals, narrow, allowed[place], widths)
-                    others = [i for own in alike for i in own if i != narrow]
-                    found = _widest(bounds, trial, left, others, choices)
+            for narrow in open_groups:
+                if places[narrow] >= distance:
+                    found = moved(narrow, places[narrow] - distance)
                     best = max(best, found, key=lambda pair: _rank(pair[0], pair[1], widths))
             if best[0] >= FILL_GOAL:
                 break
         if best[0] == load:
             return
         load, widths[:] = best
-        totals = bounds.totals(widths)
 
 
 def _alike(bounds: Bounds, widths: Widths, choices: Sequence[Widths]) -> list[list[int]]:
@@ -229,14 +229,21 @@ def _rank(load: float, trial: Widths, widths: Widths) -> tuple[float, float, flo
     return (-1.0 if load > 1 else min(load, FILL_GOAL), -max(moves, default=0.0), -sum(moves))
 
 
-def _widest(
+def _exchanged(
     bounds: Bounds,
-    trial: Widths,
+    widths: Widths,
     totals: Sequence[int],
-    others: Sequence[int],
     choices: Sequence[Widths],
+    others: Sequence[int],
+    narrow: int,
+    place: int,
 ) -> tuple[float, Widths]:
-    """Return the largest network that fits when one of the ``others`` is widened."""
+    """Return the largest network that fits when a group takes its width at ``place``.
+
+    One of the ``others`` is widened as far as it goes, where any can be.
+    """
+    trial = [*widths[:narrow], choices[narrow][place], *widths[narrow + 1 :]]
+    totals = bounds.after(totals, narrow, trial[narrow], widths)
     narrowed = bounds.load(totals)
     best = (narrowed if narrowed <= 1 else 0.0, trial)  # narrower may cost more: see `Bounds`
 
@@ -245,7 +252,7 @@ def _widest(
 
     for wide in others:
         allowed = choices[wide]
-        wider = allowed[bisect_right(allowed, trial[wide]) :]
+        wider = allowed[bisect_right(allowed, trial[wide]) :] if wide != narrow else []
         count = bisect_right(wider, 1.0, key=partial(load, wide))
         if count:
             width = wider[count - 1]

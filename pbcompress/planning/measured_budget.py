@@ -1,6 +1,7 @@
 """Bounds that only a measurement can confirm: the latency and the size of the exported network.
 
-Predict, export, measure, and solve again with what was learned. What is returned was measured.
+Predict, measure, and solve again with what was learned. What is returned was measured, and proven:
+the networks on the way to it are not, beyond the first.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,17 +15,19 @@ from pbcompress.core.inputs import Call
 from pbcompress.costs.bounds import Cost
 from pbcompress.costs.closed_form import Widths
 from pbcompress.costs.exported_model import Calibration, layer_kinds
-from pbcompress.costs.latency_model import NANOSECONDS, LayerKind, Measured, Rounding, Shipped
+from pbcompress.costs.latency_model import NANOSECONDS, LayerKind, Measured, Shipped
 from pbcompress.costs.measured import ModelCost
+from pbcompress.costs.operator_table import Machine
 from pbcompress.errors import TargetUnreachableError
 from pbcompress.planning.width_search import Request
 from pbcompress.structure.channel_groups import Grouping
 
 __all__ = ["Bench", "MeasuredBudget", "OpenBench", "Plan", "Planner", "confirmed", "fastest"]
 
-# Of a latency bound, round by round: half of all measurements lie above the prediction.
-AIMS = (0.97, 0.96, 0.94, 0.91, 0.87)
-NEAR = 0.94  # of a bound: enough to stop
+# Of a latency bound, round by round: half of all measurements lie above the prediction. The first
+# one is a guess from the original alone.
+AIMS = (0.97, 0.98, 0.975, 0.97, 0.965, 0.95, 0.93)
+NEAR = 0.95  # of a bound: enough to stop
 
 
 class Plan(Protocol):
@@ -51,6 +54,12 @@ class Planner(Protocol[P]):
     def propose(self, request: Request, smallest: bool = False) -> tuple[P, Widths]:
         """Return a proven plan that keeps to a request, or the smallest, with its widths."""
 
+    def sketch(self, request: Request) -> tuple[P, Widths]:
+        """Return a plan that keeps to a request and is not proven yet, with its widths."""
+
+    def holds(self, plan: P, widths: Widths) -> bool:
+        """Prove a plan; leave alone from now on what its proof finds guilty."""
+
     def network_of(self, plan: P) -> nn.Module:
         """Return the network of a plan, with the dendrites that it has room for."""
 
@@ -61,15 +70,20 @@ class Bench(Protocol):
     threads: int
     original: Measured
 
+    @property
+    def machine(self) -> Machine:
+        """The table of operators."""
+
     def measure(self, network: nn.Module) -> Measured:
         """Measure a network."""
 
-    def roundings(self, kinds: Sequence[LayerKind]) -> Mapping[LayerKind, Rounding]:
-        """Measure which widths the runtime is fast with."""
+    def multiples(self, kinds: Sequence[LayerKind]) -> Mapping[LayerKind, int]:
+        """Return which multiples the runtime is fast with, as measured on this machine."""
 
 
-# Opens a bench for an original, the inputs of one sample, and the layers to tell the time of.
-OpenBench = Callable[[nn.Module, Call, Collection[str]], AbstractContextManager[Bench]]
+# Opens a bench for an original, the inputs of one sample, and the layers to tell the time of;
+# and, as the last, whether files are to have the size of what ships.
+OpenBench = Callable[[nn.Module, Call, Collection[str], bool], AbstractContextManager[Bench]]
 
 
 @dataclass(frozen=True)
@@ -135,20 +149,16 @@ class _Trial(Generic[P]):
     file_bytes: int | None = None
 
 
-def _roundings(planner: Planner[P], bench: Bench) -> Mapping[LayerKind, Rounding]:
-    """Measure which widths the runtime is fast with, for the kinds of layers of a network."""
-    return bench.roundings(sorted(set(layer_kinds(planner.model, planner.grouping).values())))
-
-
-def _multiple(roundings: Mapping[LayerKind, Rounding]) -> int:
-    """Return the multiple that is fast in all layers."""
-    return max((rounding.multiple for rounding in roundings.values()), default=1)
+def _multiple(planner: Planner[P], bench: Bench) -> int:
+    """Return the multiple that is fast in all layers of a network."""
+    kinds = sorted(set(layer_kinds(planner.model, planner.grouping).values()))
+    return max(bench.multiples(kinds).values(), default=1)
 
 
 def fastest(planner: Planner[P], bench: Bench, request: Request) -> tuple[P, Shipped]:
     """Return the faster of the plans with and without rounding, for bounds that are counted."""
     timed = []
-    for multiple in dict.fromkeys((_multiple(_roundings(planner, bench)), 1)):
+    for multiple in dict.fromkeys((_multiple(planner, bench), 1)):
         plan, widths = planner.propose(replace(request, round_to=multiple))
         timed.append((multiple, _Trial(plan, widths, bench.measure(planner.network_of(plan)))))
     multiple, trial = min(timed, key=lambda entry: entry[1].measured.milliseconds)
@@ -186,21 +196,28 @@ class _Confirmation(Generic[P]):
         rounds: bool,
     ) -> None:
         self.planner, self.bench, self.budget = planner, bench, budget
-        by_time = budget.milliseconds is not None
-        roundings = _roundings(planner, bench) if by_time or rounds else {}
-        self.request = replace(request, round_to=_multiple(roundings)) if rounds else request
-        self.calibration = Calibration(planner.model, planner.grouping, roundings, bench.original)
+        self.request = request
+        if rounds:
+            self.request = replace(request, round_to=_multiple(planner, bench))
+        self.calibration = Calibration(
+            planner.model, planner.grouping, bench.machine, bench.original
+        )
         self.trials: list[_Trial[P]] = []
-        self.guess: _Trial[P] | None = None
 
     def result(self) -> tuple[P, Shipped]:
+        """Search, and prove what was found; search again where the proof leaves groups alone."""
+        self.planner.propose(self.request)  # refuses bounds on counts first, and guilty groups
+        while True:
+            best = self._found()
+            if self.planner.holds(best.plan, best.widths):
+                return best.plan, _shipped(best, self.bench, self.request.round_to or 1)
+            self.trials = []  # their widths are those of other groups
+
+    def _found(self) -> _Trial[P]:
         """Propose, measure and learn until a plan fits and is near a bound."""
-        widest, _ = self.planner.propose(self.request)  # refuses bounds on counts first
-        if self.budget.milliseconds is not None:
-            self.guess = self._measure(*self._guess(widest))
         for aim in AIMS:
             try:
-                plan, widths = self.planner.propose(self._bounded(aim))
+                plan, widths = self.planner.sketch(self._bounded(aim))
             except TargetUnreachableError:  # as predicted; the smallest tells more
                 known = len(self.trials)
                 self._smallest()
@@ -211,14 +228,13 @@ class _Confirmation(Generic[P]):
                 continue
             if self._is_near(self._measure(plan, widths)):
                 break
-        best = self._best()
-        return best.plan, _shipped(best, self.bench, self.request.round_to or 1)
+        return self._best()
 
     def _best(self) -> _Trial[P]:
-        """Return the largest plan that fits; a guess only where nothing else does."""
+        """Return the largest plan that fits, of those near a bound where there are some."""
         fitting = [trial for trial in self.trials if self.budget.fits(trial.measured)]
-        learned = [trial for trial in fitting if self._is_near(trial) and trial is not self.guess]
-        candidates = learned or fitting or [self._smallest()]
+        near = [trial for trial in fitting if self._is_near(trial)]
+        candidates = near or fitting or [self._smallest()]
         return max(candidates, key=lambda trial: trial.plan.cost_after.params)
 
     def _is_near(self, trial: _Trial[P]) -> bool:
@@ -243,16 +259,6 @@ class _Confirmation(Generic[P]):
         if not self.budget.fits(trial.measured):
             raise self._unreachable(trial)
         return trial
-
-    def _guess(self, widest: P) -> tuple[P, Widths]:
-        """Return a plan that is about as fast as the bound if speed goes with multiply-adds."""
-        share = (self.budget.milliseconds or 0.0) / self.bench.original.milliseconds
-        flops = int(share * widest.cost_before.flops)
-        try:
-            bound = min(flops, self.request.flops or flops)
-            return self.planner.propose(replace(self.request, flops=bound))
-        except TargetUnreachableError:
-            return self.planner.propose(self.request, smallest=True)
 
     def _bounded(self, aim: float) -> Request:
         """Return the request with the closed forms that were learned, at a share of the time."""

@@ -141,7 +141,8 @@ def _measured(
 ) -> Solution:
     """Return a plan that was chosen by measuring networks as they ship."""
     layers = {work.module for work in planner.grouping.works}
-    with open_bench(planner.model, planner.call, layers) as bench:
+    as_shipped = asked.file_bytes is not None
+    with open_bench(planner.model, planner.call, layers, as_shipped) as bench:
         budget = MeasuredBudget.of(asked.latency_ms, asked.file_bytes, bench.original)
         if budget == MeasuredBudget(None, None):
             plan, shipped = fastest(planner, bench, request)
@@ -179,11 +180,18 @@ class _Planner:
         return model_cost(self.model, self.grouping, widths, input_shapes(self.call))
 
     def propose(self, request: Request, smallest: bool = False) -> tuple[Solution, Widths]:
-        """Return a proven plan that keeps to the bounds with its dendrites, or the smallest.
+        """Return a proven plan that keeps to the bounds with its dendrites, or the smallest."""
+        return self._fitting(request, smallest, proven=True)
 
-        FLOPs of dendrites are measured: they have no closed form.
-        """
-        plan, widths = self._plan(request, smallest)
+    def sketch(self, request: Request) -> tuple[Solution, Widths]:
+        """Return a plan that keeps to the bounds with its dendrites, to be proven yet."""
+        return self._fitting(request, smallest=False, proven=False)
+
+    def _fitting(
+        self, request: Request, smallest: bool, *, proven: bool
+    ) -> tuple[Solution, Widths]:
+        """Return a plan that keeps to the bounds; FLOPs of dendrites have no form: measured."""
+        plan, widths = self._plan(request, smallest, proven)
         if request.flops is None or smallest or not plan.grow:
             return plan, widths
         bound = request.flops
@@ -192,12 +200,21 @@ class _Planner:
             if grown <= request.flops:
                 return replace(plan, target_flops=request.flops), widths
             bound = bound * request.flops // grown
-            plan, widths = self._plan(replace(request, flops=bound), smallest=False)
+            plan, widths = self._plan(replace(request, flops=bound), smallest=False, proven=proven)
         raise TargetUnreachableError(
             f"A target of {request.flops:,} FLOPs was asked for, dendrites included; the smallest "
             f"network that was found has {grown:,}. Ask for more FLOPs, or for cheaper dendrites.",
             smallest=None,
         )
+
+    def holds(self, plan: Solution, widths: Widths) -> bool:
+        """Prove a plan; leave alone from now on what its proof finds guilty."""
+        search = WidthSearch(self.model, self.grouping, self.config, self.scores)
+        removed = search.removed(widths)
+        if self._proof_failure(removed, plan.steps, plan.cost_after.params) is None:
+            return True
+        self._drop_guilty(removed)
+        return False
 
     def network_of(self, plan: Solution) -> nn.Module:
         """Return the network of a plan, with the dendrites that it has room for."""
@@ -206,7 +223,7 @@ class _Planner:
             attach_dendrites_(grown, self.config.dendrites, layers=plan.grow)
         return grown
 
-    def _plan(self, request: Request, smallest: bool) -> tuple[Solution, Widths]:
+    def _plan(self, request: Request, smallest: bool, proven: bool) -> tuple[Solution, Widths]:
         while True:
             search = WidthSearch(self.model, self.grouping, self.config, self.scores)
             if smallest:
@@ -216,7 +233,7 @@ class _Planner:
             removed = search.removed(trial)
             steps = cuts_of(self.model, self.grouping, removed)
             cost = self.cost(trial)
-            if self._proof_failure(removed, steps, cost.params) is None:
+            if not proven or self._proof_failure(removed, steps, cost.params) is None:
                 break
             self._drop_guilty(removed)
         if widths is None and not smallest:

@@ -7,6 +7,7 @@ the multiples: for half of one first.
 
 import itertools
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 from pbcompress.config.widths import WidthConfig
@@ -29,7 +30,9 @@ FEW = 6  # groups: all ways to round them are tried
 FARTHEST = 1.34  # a group moves by no larger factor to stay at a multiple: three blocks to four
 # What leaving a multiple is as bad as, as a width that is this part off, by halvings: half a block
 # is computed as a whole one, and less takes another way.
-HALVINGS = (0.0, 0.1, 0.5, 0.6)
+HALVINGS = (0.1, 0.5, 0.6)
+UNUSED = 10.0  # the same for a bound of which nothing is used
+LEAST = 0.95  # of a bound that is used
 TOO_COARSE = 0.7  # of a group's logarithmic distance: it is better to leave the multiples
 
 
@@ -126,28 +129,24 @@ def _completions(
     multiples: Sequence[int],
     config: WidthConfig,
 ) -> Iterator[tuple[float, Widths]]:
-    """Yield widths that use up a bound, with what leaving the multiples costs."""
+    """Yield widths that use up a bound, with what is to be said against them."""
     totals = bounds.totals(widths)
-    if FILL_GOAL <= bounds.load(totals) <= 1:
-        yield 0.0, widths
+    if LEAST <= bounds.load(totals) <= 1:
+        yield UNUSED * (1 - bounds.load(totals)), widths
     for index, (group, multiple) in enumerate(zip(groups, multiples, strict=True)):
-        halvings, step = 0, multiple
-        while step > 1:
-            halvings, step = halvings + 1, step // 2
-            fitting = [
-                (load, width)
-                for width in choices_of(group, step, config)
-                if FILL_GOAL
-                <= (load := bounds.load(bounds.after(totals, index, width, widths)))
-                <= 1
-            ]
-            if fitting:
-                width = max(fitting)[1]
-                yield (
-                    HALVINGS[min(halvings, len(HALVINGS) - 1)],
-                    [*widths[:index], width, *widths[index + 1 :]],
-                )
-                break
+
+        def load(width: int, index: int = index) -> float:
+            return bounds.load(bounds.after(totals, index, width, widths))
+
+        step = multiple
+        for penalty in HALVINGS:
+            step = step // 2
+            choices = choices_of(group, step, config) if step else []
+            count = bisect_right(choices, 1.0, key=load)
+            width = choices[count - 1] if count else widths[index]
+            if LEAST <= load(width) <= 1:
+                against = penalty + UNUSED * (1 - load(width))
+                yield against, [*widths[:index], width, *widths[index + 1 :]]
 
 
 def _loosen(

@@ -309,8 +309,8 @@ def make_plan(
 
 
 def _open_bench(
-    model: nn.Module, call: Call, layers: Collection[str]
+    model: nn.Module, call: Call, layers: Collection[str], as_shipped: bool
 ) -> AbstractContextManager[Bench]:
     from pbcompress.planning.export_bench import ExportBench  # needs onnx and its runtime
 
-    return ExportBench(model, call, layers)
+    return ExportBench(model, call, layers, as_shipped=as_shipped)

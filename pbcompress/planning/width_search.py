@@ -127,7 +127,8 @@ class WidthSearch:
             for share, widths in self._tries(bounds, scarce, multiples, gives_way):
                 if share > best[0]:
                     best = (share, widths)
-            if best[1] is None or best[0] >= USED or not gives_way or max(multiples) == 1:
+            is_used = best[0] >= USED or len(scarce.costs) == 1
+            if best[1] is None or is_used or not gives_way or max(multiples) == 1:
                 return best[1]
             multiples = finer(multiples)
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from pbcompress.compensation.compensate import compensate_
+from pbcompress.compensation.report import CompensationReport
 from pbcompress.config.whole import CompressConfig
 from pbcompress.core.modules import copy_model
 from pbcompress.core.tensor_files import write_bytes
@@ -95,11 +97,13 @@ class ContenderTraining:
         """
         of = self.experiment
         network = shrink(self.job.original, spec.plan)
+        compensation = self._compensated(network, spec)
         reestimate_batchnorm_(network, of.data, of.task, seed=of.seed)
         file = f"{spec.name}-trial" if is_trial else spec.name
         history = self._recovered(network, spec, file, of.seed, lengths)
         data = replace(of.data, test=None) if is_trial else of.data
-        return self._contender(network, spec, self._score(network, data), history)
+        contender = self._contender(network, spec, self._score(network, data), history)
+        return replace(contender, compensation=compensation)
 
     def train_on(self, spec: ContenderSpec, trial: Contender) -> Contender:
         """Train a copy of a network on after its trial, and score it."""
@@ -110,7 +114,7 @@ class ContenderTraining:
         rest = self._recovered(network, spec, spec.name, seed)
         history = History.joined([trial.history, rest])
         contender = self._contender(network, spec, self.score(network), history)
-        return replace(contender, trial=trial.score.val)
+        return replace(contender, trial=trial.score.val, compensation=trial.compensation)
 
     def score(self, network: nn.Module) -> Score:
         """Return the metric of a network on validation, and on test where there is one."""
@@ -122,6 +126,16 @@ class ContenderTraining:
         if data.test is None:
             return Score(value, samples)
         return Score(value, samples, *evaluate(network, data.test, task))
+
+    def _compensated(self, network: nn.Module, spec: ContenderSpec) -> CompensationReport | None:
+        """Fit what reads narrowed channels, unless that was not wanted."""
+        of, batches = self.experiment, spec.config.recovery.compensation_batches
+        if not batches:
+            return None
+        original = self.job.original
+        return compensate_(
+            network, original, spec.plan, of.data, of.task, batches=batches, seed=of.seed
+        )
 
     def _recovered(
         self,

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import nn
 
+from pbcompress.compensation.report import CompensationReport
 from pbcompress.costs.measured import ModelCost
 from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.planning.width_plan import WidthPlan
@@ -57,6 +58,7 @@ class Contender:
         history: Its training; None if it was not trained.
         sets: Dendrite sets that it kept.
         trial: Its metric on validation after the trial; None where there was none.
+        compensation: What was fitted right after the cut; None if nothing was.
     """
 
     name: Stage
@@ -67,6 +69,7 @@ class Contender:
     history: History | None
     sets: int
     trial: float | None = None
+    compensation: CompensationReport | None = None
 
     @property
     def dendrite_params(self) -> int:

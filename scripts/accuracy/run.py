@@ -155,7 +155,11 @@ class Bench:
     def race(self, arm: Arm, target: float) -> dict[str, Any]:
         """Return the result of one call of `compress`."""
         recovery = recovery_of(
-            self.task.lr, arm.distillation, epochs=self.task.epochs, trial=arm.trial
+            self.task.lr,
+            arm.distillation,
+            epochs=self.task.epochs,
+            trial=arm.trial,
+            compensation_batches=0,  # as the other arms
         )
         config = pb.CompressConfig(
             width=pb.WidthConfig(allocation=arm.allocation, round_to=arm.round_to),

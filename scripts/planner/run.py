@@ -3,8 +3,9 @@
 ``run`` plans every network of a list to half of its parameters with no hint, shrinks it, runs it
 at two batch sizes, takes the gradients of a step, and rebuilds it from its plan on a fresh network.
 ``export`` exports the shrunk networks and holds the files against them. ``speed`` holds planning
-against one graph build and step of torch-pruning, in turn. One JSON line per network and act; the
-page is made from these lines alone, failures included.
+against one graph build and step of torch-pruning, in turn; ``depth`` times it as networks get
+deeper. One JSON line per network and act; the page is made from these lines alone, failures
+included.
 
     python -m scripts.planner.run run timm lines.jsonl
     python -m scripts.planner.run export timm lines.jsonl
@@ -33,6 +34,7 @@ from torch.utils._pytree import tree_leaves
 
 import pbcompress as pb
 from scripts.lines import append_line, read_lines
+from scripts.planner.depth import measured
 from scripts.planner.networks import Entry, hugging_face, timm_families, torchvision_classifiers
 
 LISTS = {
@@ -42,7 +44,10 @@ LISTS = {
 }
 SHARE = 0.5
 EXPORT_LIMIT = 30_000_000  # parameters; larger networks are not exported, which the page says
-SPEED = ("resnet18", "resnet50", "mobilenet_v2", "densenet121", "vgg11_bn", "efficientnet_b0")
+SPEED = (
+    *("resnet18", "resnet50", "mobilenet_v2", "densenet121", "vgg11_bn"),
+    *("efficientnet_b0", "efficientnet_b3", "regnet_y_400mf"),
+)
 IMAGE = 224
 REPEATS = 5
 
@@ -165,11 +170,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         runner = commands.add_parser(name)
         runner.add_argument("list", choices=LISTS)
         runner.add_argument("lines", type=Path, help="file of lines, made or added to")
-    commands.add_parser("speed").add_argument("lines", type=Path)
+    for name in ("speed", "depth"):
+        commands.add_parser(name).add_argument("lines", type=Path)
     arguments = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     if arguments.command == "speed":
         speed(arguments.lines)
+    elif arguments.command == "depth":
+        for line in measured(SHARE):
+            write(arguments.lines, line)
     else:
         act = check if arguments.command == "run" else exported
         run(arguments.list, arguments.lines, act)

@@ -5,10 +5,12 @@ python -m scripts.planner.tables > docs/benchmarks/planner.md
 Other lines than the packed ones are named as its argument.
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 
 from scripts.lines import Line, named_lines
+from scripts.planner.depth import HEADS, STAGES, WIDTH
 from scripts.planner.run import EXPORT_LIMIT, IMAGE, LISTS
 
 HIT = 0.98  # of the target, from where on a network has landed
@@ -42,11 +44,41 @@ def page(lines: Sequence[Line]) -> str:
         "| --- | --- |",
         *(f"| {r['name']} | {r['ratio']:.2f} |" for r in lines if r["list"] == "speed"),
         "",
+        *_depth([r for r in lines if r["list"] == "depth"]),
         "## Every network",
         "",
         *_details(networks),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _depth(lines: Sequence[Line]) -> list[str]:
+    """Return the section on planning time by depth, none where it was not measured."""
+    if not lines:
+        return []
+    rows = [
+        "## Planning time by depth",
+        "",
+        f"Transformers of equal layers, {WIDTH} wide, {HEADS} heads: `blocks` as in ViT and GPT, "
+        "`encoder` as in torch, whose heads reach through all layers. Seconds of the processor, "
+        "medians of plans in turn. *Exponent*: of the seconds against the depth, from the first "
+        "row of the network on.",
+        "",
+        f"| network | layers | seconds | exponent | "
+        f"{' | '.join(STAGES)} | shrink | of the target |",
+        "| --- " * (6 + len(STAGES)) + "|",
+    ]
+    first: dict[str, Line] = {}
+    for r in lines:
+        start = first.setdefault(r["name"], r)
+        exponent = ""
+        if start is not r:
+            grown, deeper = r["seconds"] / start["seconds"], r["layers"] / start["layers"]
+            exponent = f"{math.log(grown) / math.log(deeper):.2f}"
+        seconds = [f"{r[key]:.2f}" for key in (*STAGES, "shrink")]
+        row = [r["name"], f"{r['layers']}", f"{r['seconds']:.2f}", exponent, *seconds]
+        rows.append("| " + " | ".join([*row, f"{r['share_of_target']:.4f}"]) + " |")
+    return [*rows, ""]
 
 
 def _summary(networks: Sequence[Line]) -> list[str]:

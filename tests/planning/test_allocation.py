@@ -347,6 +347,86 @@ def test_reserve_is_part_of_the_total():
     assert cost.total([8, 4]) == formula([8, 4])
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.data(), st.integers(1, 4))
+def test_a_change_is_the_difference_for_any_terms(data, count):
+    """Dimensions that several groups share, terms with squares and cubes, and reserves."""
+    original = data.draw(st.lists(st.integers(2, 9), min_size=count, max_size=count))
+    groups, _ = chain_cost(original)
+    places = st.sampled_from([("other", 1), *((f"{i}", n) for i in range(count) for n in (1, 2))])
+    held = st.lists(places, max_size=3)
+    axes = held.map(lambda own: Axis(90 + sum(map(len, own)), tuple(own)))
+    terms = data.draw(
+        st.lists(st.tuples(st.integers(1, 9), st.lists(axes, max_size=3)), max_size=5)
+    )
+    layer = data.draw(st.tuples(axes, axes))
+    cost = CostModel(
+        groups,
+        [(number, tuple(own)) for number, own in terms],
+        {"layer": lambda out, in_: 3 * out * in_ + out // 2},
+        {"layer": layer},
+    )
+    widths, others = ([data.draw(st.integers(1, w)) for w in original] for _ in range(2))
+
+    def size(axis, at):
+        full = {f"{i}": original[i] for i in range(count)}
+        now = {f"{i}": at[i] for i in range(count)}
+        return axis.size - sum((full[g] - now[g]) * n for g, n in axis.groups if g in full)
+
+    def total(at):
+        out, in_ = (size(axis, at) for axis in layer)
+        own = sum(number * math.prod(size(a, at) for a in axes) for number, axes in terms)
+        return own + 3 * out * in_ + out // 2
+
+    assert cost.total(widths) == total(widths)
+    for i, width in enumerate(others):
+        moved = [*widths[:i], width, *widths[i + 1 :]]
+        before = list(widths)
+        assert cost.change(i, width, widths) == total(moved) - total(widths)
+        assert widths == before
+
+
+class Counted(CostModel):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def total(self, widths):
+        self.asked += 1
+        return super().total(widths)
+
+    def change(self, index, width, widths):
+        self.asked += 1
+        return super().change(index, width, widths)
+
+
+def transformer_cost(depth, differ):
+    """Four heads of eight channels that go through all layers, and a wide part in each."""
+    inner = [128 + differ * i for i in range(depth)]
+    groups, _ = chain_cost(inner)
+    heads = Member("stream", "out", torch.arange(32).view(4, 8))
+    stream = Axis(32, (("stream", 8),))
+    terms = [(4 * depth, (stream, stream))]
+    terms += [(2, (stream, Axis(width, ((f"{i}", 1),)))) for i, width in enumerate(inner)]
+    groups = [ChannelGroup("stream", 4, (heads,)), *groups]
+    return groups, Counted(groups, terms)
+
+
+@pytest.mark.parametrize("differ", [0, 1], ids=["layers alike", "all different"])
+def test_a_search_asks_for_costs_in_proportion_to_the_depth(differ):
+    asked = []
+    for depth in (64, 128, 256):
+        groups, cost = transformer_cost(depth, differ)
+        bounds = Bounds([cost], [int(0.4 * cost.total([g.width for g in groups]))])
+        scores = [torch.ones(g.width, dtype=torch.float64) for g in groups]
+        cost.asked = 0
+        widths = allocated_within(groups, bounds, scores, WidthConfig())
+        asked.append(cost.asked)
+        assert FILL_GOAL <= bounds.load(bounds.totals(widths)) <= 1
+    assert asked[1] <= 2.2 * asked[0]
+    assert asked[2] <= 2.2 * asked[1]
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     CHAINS,

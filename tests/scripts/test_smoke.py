@@ -55,6 +55,7 @@ def test_dendrites(tmp_path, monkeypatch):
 
 def test_recovery(tmp_path, monkeypatch):
     monkeypatch.setattr(recovery, "BATCH", 2)
+    monkeypatch.setattr(recovery, "TRAIN", 1)
     path = tmp_path / "lines.jsonl"
     recovery.main([str(path), "--rounds", "1"])
     lines = read_lines(path)

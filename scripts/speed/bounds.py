@@ -1,0 +1,235 @@
+"""Bounds on latency beside rounding by hand: how fast they are found, and what is left.
+
+For each network and each share of the original's latency, in ONNX Runtime (one thread, batch 1):
+
+- "bound": `Budget(latency_ms=share)`, with two allocations. How near is what was measured to the
+  bound and to the prediction, what did planning cost, and how many parameters are left?
+- "hand": uniform widths in multiples of 8, their parameters bisected until the network just keeps
+  to the same latency, as somebody would do it who rounds by hand and times every network.
+
+And "expected": half and a quarter of the parameters with several roundings; how far is
+`plan.expected_speedup`, which no timing went into, from what is measured?
+
+Ratios and processor time alone are noted: other work on the machine changes milliseconds.
+
+    python -m scripts.speed.bounds lines.jsonl
+    python -m scripts.speed.bounds lines.jsonl --tables
+"""
+
+import argparse
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import pbcompress as pb
+from pbcompress.core.inputs import as_call
+from pbcompress.planning.export_bench import ExportBench
+from pbcompress.recipes.demo import make_network
+from scripts.lines import Line, append_line, read_lines
+from scripts.speed.run import networks
+
+SHARES = (0.5, 0.7)
+ALLOCATIONS = ("balanced", "uniform")
+BOUNDED = ("mobilenet_v2", "resnet18")
+MULTIPLE = 8
+BISECTIONS = 8
+EXPECTED = (
+    *(("uniform", share, multiple) for share in (0.5, 0.25) for multiple in (1, 8)),
+    ("balanced", 0.5, 1),
+)
+
+
+def _perceptron() -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
+    return nn.Sequential(*layers)
+
+
+def _series_network() -> nn.Module:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for in_, out, kernel in ((1, 32, 7), (32, 64, 5), (64, 128, 3)):
+        conv = nn.Conv1d(in_, out, kernel, padding=kernel // 2)
+        layers += [conv, nn.BatchNorm1d(out), nn.ReLU(), nn.MaxPool1d(4)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(128, 10))
+
+
+def all_networks() -> dict[str, tuple[Callable[[], nn.Module], Any]]:
+    """Return what to build and its inputs, by name."""
+    normal = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    return networks() | {
+        "perceptron": (_perceptron, normal(1, 64)),
+        "series": (_series_network, normal(1, 1, 1024)),
+        "digits": (make_network, normal(1, 1, 8, 8)),
+    }
+
+
+def bound(model: nn.Module, inputs: Any, share: float, allocation: str) -> Line:
+    """Ask for a share of the original's latency."""
+    plain = _seconds(lambda: pb.plan_widths(model, inputs, 0.5))
+    config, found = pb.WidthConfig(allocation=allocation), []  # type: ignore[arg-type]
+    budget = pb.Budget(latency_ms=share)
+    spent = _seconds(lambda: found.append(pb.plan_widths(model, inputs, budget, config=config)))
+    plan, shipped = found[0], found[0].shipped
+    return _left(plan) | {
+        "of_bound": shipped.latency_after / (share * shipped.latency_before),
+        "predicted": shipped.latency_predicted / shipped.latency_after,
+        "seconds": spent,
+        "plain_plans": spent / plain,
+        "round_to": shipped.round_to,
+    }
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Return the seconds of the processor that something takes."""
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def _left(plan: pb.WidthPlan) -> Line:
+    return {
+        "params": plan.cost_after.params / plan.cost_before.params,
+        "flops": plan.cost_after.flops / plan.cost_before.flops,
+    }
+
+
+def hand(model: nn.Module, inputs: Any, share: float) -> Line:
+    """Round by hand: the most parameters whose network keeps to a share of the latency."""
+    config = pb.WidthConfig(allocation="uniform", round_to=MULTIPLE)
+    low, high, best = 0.02, 0.98, {}
+    with ExportBench(model, as_call(inputs), ()) as bench:
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            plan = pb.plan_widths(model, inputs, middle, config=config)
+            after = bench.measure(pb.shrink(model, plan)).milliseconds
+            of_bound = after / (share * bench.original.milliseconds)
+            if of_bound <= 1:
+                low, best = middle, _left(plan) | {"of_bound": of_bound}
+            else:
+                high = middle
+    return best
+
+
+def expected(model: nn.Module, inputs: Any) -> list[Line]:
+    """Compare what plans promise with what is measured."""
+    lines = []
+    with ExportBench(model, as_call(inputs), ()) as bench:
+        for allocation, share, multiple in EXPECTED:
+            config = pb.WidthConfig(allocation=allocation, round_to=multiple)  # type: ignore[arg-type]
+            plan = pb.plan_widths(model, inputs, share, config=config)
+            after = bench.measure(pb.shrink(model, plan)).milliseconds
+            lines.append(
+                {
+                    "arm": f"{allocation} {share:.0%}, multiples of {multiple}",
+                    "expected": plan.expected_speedup,
+                    "speed_up": bench.original.milliseconds / after,
+                    "flop_ratio": plan.cost_before.flops / plan.cost_after.flops,
+                }
+            )
+    return lines
+
+
+def run(path: Path) -> None:
+    """Measure what the file does not have yet."""
+    entries = all_networks()
+    jobs: list[tuple[str, str, float, str]] = [
+        (name, "bound", share, allocation)
+        for name in BOUNDED
+        for share in SHARES
+        for allocation in ALLOCATIONS
+    ]
+    jobs += [(name, "hand", share, "uniform") for name in BOUNDED for share in SHARES]
+    jobs += [(name, "expected", 0.0, "") for name in entries]
+    done = {(r["name"], r["question"], r["share"], r["allocation"]) for r in read_lines(path)}
+    for job in jobs:
+        if job in done:
+            continue
+        name, question, share, allocation = job
+        make, inputs = entries[name]
+        model, found = make().eval(), []
+        if question == "bound":
+            found = [bound(model, inputs, share, allocation)]
+        elif question == "hand":
+            found = [hand(model, inputs, share)]
+        else:
+            found = expected(model, inputs)
+        key = {"name": name, "question": question, "share": share, "allocation": allocation}
+        for line in found:
+            append_line(path, key | line)
+            print(key | line, file=sys.stderr)
+
+
+def tables(lines: Sequence[Line]) -> str:
+    """Return the section of docs/benchmarks/latency.md."""
+    return "\n".join([*_bounds_table(lines), "", *_expected_table(lines)]) + "\n"
+
+
+def _bounds_table(lines: Sequence[Line]) -> list[str]:
+    rows = [
+        "## A bound on latency beside rounding by hand",
+        "",
+        "| network | latency asked | how | measured / bound | predicted / measured |"
+        " parameters left | FLOPs left | plain plans | processor s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in (r for r in lines if r["question"] in ("bound", "hand")):
+        is_hand = r["question"] == "hand"
+        how = f"by hand, multiples of {MULTIPLE}" if is_hand else f"bound, {r['allocation']}"
+        spent = "- | -" if is_hand else f"{r['plain_plans']:.1f} | {r['seconds']:.1f}"
+        rows.append(
+            f"| {r['name']} | {r['share']:.0%} | {how} | {r['of_bound']:.3f} | "
+            f"{'-' if is_hand else format(r['predicted'], '.3f')} | {r['params']:.1%} | "
+            f"{r['flops']:.1%} | {spent} |"
+        )
+    return rows
+
+
+def _expected_table(lines: Sequence[Line]) -> list[str]:
+    rows = [
+        "## The speed-up that a plan expects",
+        "",
+        "| network | widths | FLOP ratio | expected | measured | expected / measured |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    told = [r for r in lines if r["question"] == "expected"]
+    errors = sorted(abs(r["expected"] / r["speed_up"] - 1) for r in told)
+    for r in told:
+        rows.append(
+            f"| {r['name']} | {r['arm']} | {r['flop_ratio']:.2f} | {r['expected']:.2f} | "
+            f"{r['speed_up']:.2f} | {r['expected'] / r['speed_up']:.2f} |"
+        )
+    if errors:
+        near = sum(error <= 0.2 for error in errors) / len(errors)
+        rows += [
+            "",
+            f"{len(errors)} plans: off by {statistics.median(errors):.1%} in the median, by at "
+            f"most {errors[int(0.9 * (len(errors) - 1))]:.1%} for nine of ten, {errors[-1]:.1%} "
+            f"for the worst; {near:.0%} are within 20 %.",
+        ]
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, or print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("lines", type=Path, help="file of lines, made or added to")
+    parser.add_argument("--tables", action="store_true", help="print the tables of the lines")
+    arguments = parser.parse_args(argv)
+    warnings.simplefilter("ignore")
+    if arguments.tables:
+        print(tables(read_lines(arguments.lines)), end="")
+    else:
+        run(arguments.lines)
+
+
+if __name__ == "__main__":
+    main()
