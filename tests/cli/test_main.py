@@ -291,7 +291,7 @@ def test_demo_runs_in_its_own_process_and_repeats_its_numbers(tmp_path):
         command = [
             sys.executable,
             "-m",
-            "pbcompress.cli.main",
+            "pbcompress.cli",
             "demo",
             "--out",
             str(tmp_path / name),
@@ -309,7 +309,7 @@ def test_a_process_killed_at_any_moment_goes_on_to_the_same_weights(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "pbcompress.cli.main",
+        "pbcompress.cli",
         "compress",
         str(tmp_path / "recipe.toml"),
     ]
