@@ -45,7 +45,7 @@ def test_the_first_line_has_size_work_speed_and_metric() -> None:
 def test_a_slower_result_says_so_first_and_what_may_help() -> None:
     warning, line, bound = headline(timed(0.05, 0.081, 0.62))
     assert warning.startswith("SLOWER than the original: measured 0.62 times as fast")
-    assert "of the 1 narrowed layers 1 have others" in warning  # conv has 9 channels
+    assert "which 1 of 1 narrowed layers lack" in warning  # conv has 9 channels
     assert "DendriteConfig(max_sets=0)" in warning
     assert "at 0.05 ms a run, the network may be too small" in warning
     assert "fewer multiply-adds" not in warning  # about half of them are gone
