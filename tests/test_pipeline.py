@@ -17,6 +17,7 @@ from pbcompress.core.records import from_data, to_data
 from pbcompress.core.text_tables import render_markdown
 from pbcompress.onnx_files.contents import metadata_of
 from pbcompress.recovery.policy import planned_epochs
+from pbcompress.report.headline import headline
 from pbcompress.report.tables import dendrite_account
 from pbcompress.runs.facts import RunFacts
 from pbcompress.runs.run_folder import read_facts
@@ -276,6 +277,29 @@ def test_without_data_it_shrinks_only_and_says_so(caplog):
     assert "only shrunk" in caplog.text
     assert "only shrunk" in str(result)
     assert len(result.history) == 0
+
+
+def test_a_budget_without_parameters_is_kept_as_it_was_asked():
+    budget = pb.Budget(flops=0.5)
+    result = pb.compress(
+        make_network(), budget, example_inputs=torch.zeros(1, 1, 8, 8), config=fast_config()
+    )
+    assert result.budget == result.plan.budget == result.facts().budget == budget
+    lines = str(result).splitlines()
+    bounds = [line for line in lines if line.startswith("Bound")]
+    assert lines[:2] == [*headline(result.facts())] == [lines[0], *bounds]
+    most, flops = result.cost_before.flops // 2, result.cost_after.flops
+    assert f"at most {most:,} FLOPs (0.5 of the original), reached {flops:,}" in bounds[0]
+    assert flops <= most
+
+
+def test_a_number_and_a_budget_of_it_are_one_call(tmp_path):
+    example = torch.zeros(1, 1, 8, 8)
+    options = {"example_inputs": example, "config": fast_config(), "run_dir": tmp_path}
+    first = pb.compress(make_network(), 0.5, **options)
+    assert pb.compress(make_network(), pb.Budget(params=0.5), **options).plan == first.plan
+    with pytest.raises(pb.StateMismatchError, match="another"):
+        pb.compress(make_network(), pb.Budget(params=0.5, flops=0.9), **options)
 
 
 def test_without_inputs_and_data_the_error_shows_the_call():

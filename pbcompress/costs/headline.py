@@ -48,7 +48,7 @@ class Speed:
 
     @property
     def is_slower(self) -> bool:
-        """Whether the network takes longer than the original, as far as the digits tell."""
+        """Whether the network takes longer than the original, as far as can be told."""
         return float(self.shown) < (1 if self.known == "measured" else SURE)
 
     def __str__(self) -> str:
@@ -102,8 +102,8 @@ def _advice(before: ModelCost, after: ModelCost, speed: Speed) -> Iterator[str]:
     odd = sum(width % BLOCK != 0 for width in cut)
     if odd:
         yield (
-            f"widths in multiples of {BLOCK} (WidthConfig(round_to={BLOCK}); of the {len(cut)} "
-            f"narrowed layers {odd} have others)"
+            f"widths in multiples of {BLOCK}, which {odd} of {len(cut)} narrowed layers lack "
+            f"(WidthConfig(round_to={BLOCK}))"
         )
     if any(f"{name}.base_layer" in after.by_layer for name in before.by_layer):
         yield "no dendrites, which add operations (DendriteConfig(max_sets=0))"

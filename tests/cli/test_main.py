@@ -13,6 +13,8 @@ from pbcompress import Task, WidthPlan, load
 from pbcompress.cli.main import main
 from pbcompress.core.tensor_files import write_tensors
 from pbcompress.onnx_files.contents import metadata_of
+from pbcompress.report.headline import headline
+from pbcompress.runs.run_folder import read_facts
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
@@ -161,7 +163,9 @@ def test_a_recipe_that_was_run_goes_on_from_its_end(finished_run, capsys):
         == 0
     )
     assert (finished_run / "weights.safetensors").read_bytes() == before
-    assert "report.html" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert text.startswith("\n".join(headline(read_facts(finished_run))))
+    assert "report.html" in text
 
 
 def test_export_writes_a_proven_file(finished_run, tmp_path, capsys):
@@ -243,10 +247,11 @@ def test_measure_a_file_and_a_network(finished_run, capsys):
 
 
 @pytest.mark.parametrize("ending", ["md", "json", "html"])
-def test_report_from_a_run(ending, finished_run, tmp_path):
+def test_report_from_a_run(ending, finished_run, tmp_path, capsys):
     target = tmp_path / f"report.{ending}"
     assert main(["report", str(finished_run), "--out", str(target)]) == 0
     assert len(target.read_text()) > 500
+    assert capsys.readouterr().out.startswith("\n".join(headline(read_facts(finished_run))))
 
 
 def test_a_recipe_takes_weights_instead_of_training(tmp_path):
@@ -286,7 +291,7 @@ def test_demo_runs_in_its_own_process_and_repeats_its_numbers(tmp_path):
         command = [
             sys.executable,
             "-m",
-            "pbcompress.cli.main",
+            "pbcompress.cli",
             "demo",
             "--out",
             str(tmp_path / name),
@@ -304,7 +309,7 @@ def test_a_process_killed_at_any_moment_goes_on_to_the_same_weights(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "pbcompress.cli.main",
+        "pbcompress.cli",
         "compress",
         str(tmp_path / "recipe.toml"),
     ]

@@ -45,7 +45,7 @@ def test_the_first_line_has_size_work_speed_and_metric() -> None:
 def test_a_slower_result_says_so_first_and_what_may_help() -> None:
     warning, line, bound = headline(timed(0.05, 0.081, 0.62))
     assert warning.startswith("SLOWER than the original: measured 0.62 times as fast")
-    assert "of the 1 narrowed layers 1 have others" in warning  # conv has 9 channels
+    assert "which 1 of 1 narrowed layers lack" in warning  # conv has 9 channels
     assert "DendriteConfig(max_sets=0)" in warning
     assert "at 0.05 ms a run, the network may be too small" in warning
     assert "fewer multiply-adds" not in warning  # about half of them are gone
@@ -66,12 +66,13 @@ def test_advice_is_given_only_where_the_numbers_call_for_it() -> None:
 
 
 @given(st.floats(0.05, 20), st.sampled_from(["measured", "expected"]))
-def test_a_speed_is_slower_exactly_where_its_digits_are_below_one(ratio: float, known: Any) -> None:
-    speed = Speed(ratio, known)
-    assert speed.is_slower == (float(speed.shown) < 1)
+def test_a_speed_is_slower_where_a_measurement_or_a_table_can_tell(
+    ratio: float, known: Any
+) -> None:
+    speed, least = Speed(ratio, known), {"measured": 1.0, "expected": 0.9}[known]
     assert float(speed.shown) == pytest.approx(ratio, rel=0.06, abs=0.0051)
-    if abs(ratio - 1) > 0.006:
-        assert speed.is_slower == (ratio < 1)
+    if abs(ratio - least) > 0.006:
+        assert speed.is_slower == (ratio < least)
     assert ("just as fast" in str(speed)) == (float(speed.shown) == 1)
     assert str(speed).startswith(known)
 
