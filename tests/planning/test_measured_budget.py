@@ -132,7 +132,8 @@ def test_only_the_first_and_the_last_plan_are_proven(monkeypatch):
     assert proven[-1][1] == plan.steps
 
 
-def test_a_plan_whose_proof_fails_is_searched_anew_without_the_guilty(monkeypatch):
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_plan_whose_proof_fails_is_searched_anew_without_the_guilty(runs, monkeypatch):
     model, failed = small_cnn(), []
     planner, bench = planner_of(model, IMAGE), SyntheticRuntime(model, IMAGE)
     holds = planner.holds
@@ -141,17 +142,36 @@ def test_a_plan_whose_proof_fails_is_searched_anew_without_the_guilty(monkeypatc
         if failed:
             return holds(plan, widths)
         failed.append(plan)
-        planner.grouping = planner.grouping.without({"3": "of its proof"})
+        planner.grouping = planner.grouping.without({"6": "of its proof"})
         return False
 
+    def network_of(plan, make=planner.network_of):
+        if not failed and not runs:
+            raise RuntimeError("sizes do not fit")
+        return make(plan)
+
     monkeypatch.setattr(planner, "holds", fail_once)
+    monkeypatch.setattr(planner, "network_of", network_of)
     budget = MeasuredBudget.of(0.7, None, bench.original)
     plan, shipped = confirmed(planner, bench, request_of(model), budget, True)
-    assert "3" in {cut.layer for cut in failed[0].steps if cut.dim == "out"}
-    assert plan.left_alone["3"] == "of its proof"
-    assert plan.cost_after.by_layer["3"].width == plan.cost_before.by_layer["3"].width
+    assert "6" in {cut.layer for cut in failed[0].steps if cut.dim == "out"}
+    assert plan.left_alone["6"] == "of its proof"
+    assert plan.cost_after.by_layer["6"].width == plan.cost_before.by_layer["6"].width
     assert 0.9 * budget.milliseconds <= shipped.latency_after <= budget.milliseconds
     assert shipped.latency_after == bench.measure(shrink(model, plan)).milliseconds
+
+
+def test_what_holds_and_cannot_be_measured_is_an_error(monkeypatch):
+    model = small_cnn()
+    planner, bench = planner_of(model, IMAGE), SyntheticRuntime(model, IMAGE)
+    budget = MeasuredBudget.of(0.7, None, bench.original)
+
+    def refuse(network):
+        raise CompressionError("torch refused")
+
+    monkeypatch.setattr(bench, "measure", refuse)
+    with pytest.raises(CompressionError, match="torch refused"):
+        confirmed(planner, bench, request_of(model), budget, True)
 
 
 def test_a_search_takes_whatever_bench_it_is_handed():
