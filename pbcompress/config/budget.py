@@ -19,8 +19,8 @@ class Budget(Choices):
             share of the original.
         flops: Multiply-adds of one sample in eval mode: a count, or a share of the original.
         latency_ms: Milliseconds of the exported network in ONNX Runtime on this machine (CPU, one
-            thread, batch 1, dendrites included), measured: a number from 1, or a share in (0, 1)
-            of the original's.
+            thread, batch 1, dendrites included), measured in time of the processor: a number from
+            1, or a share in (0, 1) of the original's.
         file_bytes: Size of the exported ONNX file (float32, BatchNorm folded where it can be): a
             count, or a share of the original's.
 

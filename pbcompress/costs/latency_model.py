@@ -177,12 +177,14 @@ class Shipped:
     """Exported networks in ONNX Runtime on this machine: the original and the plan's.
 
     Attributes:
-        latency_before: Milliseconds of the original: median, batch 1, on the CPU.
+        latency_before: Milliseconds of the original: median, batch 1, on the CPU; with one thread
+            in time of the processor, which leaves out what other programs take.
         latency_after: The same of the plan's network with its dendrites: the original's times
             the median ratio over interleaved runs.
         latency_predicted: What the model of latency said of it before it was exported; None where
             no latency was asked for.
-        bytes_before: File size of the original.
+        bytes_before: File size of the original; with a fixed batch size, which makes it a little
+            smaller, unless a size was asked for.
         bytes_after: File size of the plan's network.
         bytes_predicted: What was predicted of it; None where no size was asked for.
         round_to: The multiple that widths were rounded to.

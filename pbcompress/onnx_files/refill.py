@@ -50,27 +50,27 @@ class Template:
         Args:
             weights: By name.
             path: The new file.
-            free: The axis, counted from the last, that is open where a shape of more than three
-                axes is told; in others it is the last one.
+            free: The axis, counted from the last, that is left open in a shape of more than three
+                axes that is told and names no size that changes.
 
         Returns:
             Whether there is such a file: the network must have weights of the same names.
         """
         if self.names != weights.keys():
             return False
-        proto = type(self._proto)()
+        proto, gone = type(self._proto)(), set[int]()
         proto.CopyFrom(self._proto)
         for tensor in proto.graph.initializer:
             if tensor.name in self._sources:
                 name, turned = self._sources[tensor.name]
                 array = weights[name].T if turned else weights[name]
+                gone.update(a for a, b in zip(tensor.dims, array.shape, strict=True) if a != b)
                 tensor.raw_data = array.tobytes()
                 tensor.dims[:] = array.shape
-            elif tensor.name in self._shapes and tensor.data_type == INT64 and tensor.raw_data:
-                told = np.frombuffer(tensor.raw_data, np.int64).copy()
-                if len(told) and -1 not in told:
-                    told[max(free, -len(told)) if len(told) > FEW_AXES else -1] = -1
-                    tensor.raw_data = told.tobytes()
+        for tensor in proto.graph.initializer:
+            if tensor.name in self._shapes and tensor.data_type == INT64 and tensor.raw_data:
+                told = np.frombuffer(tensor.raw_data, np.int64)
+                tensor.raw_data = _opened(told, gone, free).tobytes()
         self._regroup_(proto.graph)
         del proto.graph.value_info[:]
         save(proto, path)
@@ -85,3 +85,12 @@ class Template:
             for attribute in node.attribute if weight in before else ():
                 if attribute.name == "group" and attribute.i > 1 and before[weight][1] == 1:
                     attribute.i = attribute.i * after[weight][0] // before[weight][0]
+
+
+def _opened(told: Array, gone: set[int], free: int) -> Array:
+    """Return a shape in which one axis, which may have another size now, is left open."""
+    shape = told.copy()
+    if len(told) and -1 not in told:
+        named = [axis for axis, size in enumerate(told) if size in gone]
+        shape[named[-1] if named else (free if len(told) > FEW_AXES else -1)] = -1
+    return shape

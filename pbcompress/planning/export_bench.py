@@ -26,13 +26,13 @@ from pbcompress.export.onnx_export import write_onnx
 from pbcompress.export.translation import output_of
 from pbcompress.onnx_files.contents import node_owners
 from pbcompress.onnx_files.refill import Template
-from pbcompress.onnx_files.session import Session, interleaved_latency, kernel_times
+from pbcompress.onnx_files.session import Latency, Session, interleaved_latency, kernel_times
 from pbcompress.planning.machine_probes import machine_multiples
 
 __all__ = ["ExportBench"]
 
 Array = np.ndarray[Any, Any]
-ROUNDS = 60
+ROUNDS, ALONE, PROFILED = 40, 20, 10
 TELLING = 1e-3  # what makes weights different from each other, of 1
 CLOSE = 1e-3  # outputs of a file to those of its network, of the largest
 OPEN_AXES = (-2, -1, -3)  # that may follow the widths: heads, their channels, images
@@ -74,7 +74,7 @@ class ExportBench:
             path = self._file_of(fuse(original))
             self._first = Session(path, threads)
             self._feeds = self._first.feeds(tensors_of(call))
-            self._time = self._timed([self._first])[0].median
+            self._time = self._timed([self._first], ALONE)[0].median
             self.original = self._measured(path, self._time)
         except BaseException:
             self._folder.cleanup()
@@ -103,15 +103,15 @@ class ExportBench:
         bench can be compared, even if the machine did other work too.
         """
         path = self._file_of(fuse(network))
-        ratio = self._timed([self._first, Session(path, self.threads)])[1].ratio
+        ratio = self._timed([self._first, Session(path, self.threads)], ROUNDS)[1].ratio
         return self._measured(path, self._time / ratio)
 
     def multiples(self, kinds: Collection[LayerKind]) -> dict[LayerKind, int]:
         """Return which multiples the runtime is fast with; measured once on a machine."""
         return machine_multiples(kinds, self.threads)
 
-    def _timed(self, sessions: list[Session]) -> Any:
-        return interleaved_latency(sessions, [self._feeds] * len(sessions), ROUNDS, self._clock)
+    def _timed(self, sessions: list[Session], rounds: int) -> list[Latency]:
+        return interleaved_latency(sessions, [self._feeds] * len(sessions), rounds, self._clock)
 
     def _path(self) -> Path:
         self._count += 1
@@ -151,7 +151,7 @@ class ExportBench:
         return len(found) == len(wanted) and all(map(_close, found, wanted))
 
     def _measured(self, path: Path, milliseconds: float) -> Measured:
-        kernels = kernel_times(path, self._feeds, threads=self.threads, of=min)
+        kernels = kernel_times(path, self._feeds, PROFILED, self.threads, of=min)
         by_layer, other = _by_layer(kernels, node_owners(path, self.modules))
         scale = milliseconds / max(sum(kernels.values()), 1e-9)
         return Measured(

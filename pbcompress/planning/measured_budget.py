@@ -5,7 +5,7 @@ the networks on the way to it are not, beyond the first.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
@@ -184,6 +184,10 @@ def confirmed(
     return _Confirmation(planner, bench, request, budget, rounds).result()
 
 
+class _NoProofError(Exception):
+    """A plan could not be measured, and does not hold either."""
+
+
 class _Confirmation(Generic[P]):
     """The rounds of one search: everything measured so far, and the models learned from it."""
 
@@ -208,9 +212,10 @@ class _Confirmation(Generic[P]):
         """Search, and prove what was found; search again where the proof leaves groups alone."""
         self.planner.propose(self.request)  # refuses bounds on counts first, and guilty groups
         while True:
-            best = self._found()
-            if self.planner.holds(best.plan, best.widths):
-                return best.plan, _shipped(best, self.bench, self.request.round_to or 1)
+            with suppress(_NoProofError):
+                best = self._found()
+                if self.planner.holds(best.plan, best.widths):
+                    return best.plan, _shipped(best, self.bench, self.request.round_to or 1)
             self.trials = []  # their widths are those of other groups
 
     def _found(self) -> _Trial[P]:
@@ -247,7 +252,12 @@ class _Confirmation(Generic[P]):
             time = self.calibration.latency(grouping).total(widths) / NANOSECONDS
         if self.budget.file_bytes is not None:
             size = self.calibration.file_bytes(grouping).total(widths)
-        measured = self.bench.measure(self.planner.network_of(plan))
+        try:
+            measured = self.bench.measure(self.planner.network_of(plan))
+        except Exception as err:
+            if self.planner.holds(plan, widths):
+                raise
+            raise _NoProofError from err
         self.calibration.add(grouping, widths, measured)
         self.trials.append(_Trial(plan, widths, measured, time, size))
         return self.trials[-1]

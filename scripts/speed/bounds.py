@@ -170,7 +170,7 @@ def run(path: Path) -> None:
 
 def tables(lines: Sequence[Line]) -> str:
     """Return the section of docs/benchmarks/latency.md."""
-    return "\n".join([*_bounds_table(lines), "", *_expected_table(lines)]) + "\n"
+    return "\n".join([*_bounds_table(lines), "", *_expected_table(lines)]).rstrip() + "\n"
 
 
 def _bounds_table(lines: Sequence[Line]) -> list[str]:
@@ -194,27 +194,28 @@ def _bounds_table(lines: Sequence[Line]) -> list[str]:
 
 
 def _expected_table(lines: Sequence[Line]) -> list[str]:
+    told = [r for r in lines if r["question"] == "expected"]
+    if not told:
+        return []
     rows = [
         "## The speed-up that a plan expects",
         "",
         "| network | widths | FLOP ratio | expected | measured | expected / measured |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    told = [r for r in lines if r["question"] == "expected"]
     errors = sorted(abs(r["expected"] / r["speed_up"] - 1) for r in told)
     for r in told:
         rows.append(
             f"| {r['name']} | {r['arm']} | {r['flop_ratio']:.2f} | {r['expected']:.2f} | "
             f"{r['speed_up']:.2f} | {r['expected'] / r['speed_up']:.2f} |"
         )
-    if errors:
-        near = sum(error <= 0.2 for error in errors) / len(errors)
-        rows += [
-            "",
-            f"{len(errors)} plans: off by {statistics.median(errors):.1%} in the median, by at "
-            f"most {errors[int(0.9 * (len(errors) - 1))]:.1%} for nine of ten, {errors[-1]:.1%} "
-            f"for the worst; {near:.0%} are within 20 %.",
-        ]
+    near = sum(error <= 0.2 for error in errors) / len(errors)
+    rows += [
+        "",
+        f"{len(errors)} plans: off by {statistics.median(errors):.1%} in the median, by at most "
+        f"{errors[int(0.9 * (len(errors) - 1))]:.1%} for nine of ten, {errors[-1]:.1%} for the "
+        f"worst; {near:.0%} are within 20 %.",
+    ]
     return rows
 
 

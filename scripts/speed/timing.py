@@ -127,7 +127,7 @@ def _time(
         return
     given = [feeds[name] for name in runners]
     with torch.inference_mode():
-        times = interleaved_latency(list(runners.values()), given, ROUNDS, seconds)
+        times = interleaved_latency(list(runners.values()), given, ROUNDS, seconds=seconds)
     for name, latency in zip(runners, times, strict=True):
         results[name]["speed"][form] = latency.ratio
         results[name]["rounds"][form] = latency.rounds

@@ -26,6 +26,8 @@ from pbcompress.core.modules import copy_model
 from pbcompress.costs.latency_model import Measured
 from pbcompress.costs.operator_table import MACHINES
 from pbcompress.export.onnx_export import write_onnx
+from pbcompress.onnx_files.store import load
+from pbcompress.planning import export_bench
 from pbcompress.planning.export_bench import ExportBench
 from pbcompress.planning.measured_budget import MeasuredBudget, confirmed, fastest
 from pbcompress.planning.planner import _Planner, find_widths
@@ -114,6 +116,62 @@ def test_a_bound_on_latency_holds_and_is_nearly_reached(share, error):
     assert shipped.latency_predicted == pytest.approx(shipped.latency_after, rel=0.15)
     assert shipped.round_to == BLOCK
     assert len(bench.measured) <= 8
+
+
+def test_only_the_first_and_the_last_plan_are_proven(monkeypatch):
+    model, proven = small_cnn(), []
+    planner, bench = planner_of(model, IMAGE), SyntheticRuntime(model, IMAGE, error=1.2)
+    check = planner._proof_failure
+    monkeypatch.setattr(
+        planner, "_proof_failure", lambda *cuts: proven.append(cuts) or check(*cuts)
+    )
+    budget = MeasuredBudget.of(0.5, None, bench.original)
+    plan, _ = confirmed(planner, bench, request_of(model), budget, True)
+    assert len(bench.measured) > 1
+    assert len(proven) == 2
+    assert proven[-1][1] == plan.steps
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_plan_whose_proof_fails_is_searched_anew_without_the_guilty(runs, monkeypatch):
+    model, failed = small_cnn(), []
+    planner, bench = planner_of(model, IMAGE), SyntheticRuntime(model, IMAGE)
+    holds = planner.holds
+
+    def fail_once(plan, widths):
+        if failed:
+            return holds(plan, widths)
+        failed.append(plan)
+        planner.grouping = planner.grouping.without({"6": "of its proof"})
+        return False
+
+    def network_of(plan, make=planner.network_of):
+        if not failed and not runs:
+            raise RuntimeError("sizes do not fit")
+        return make(plan)
+
+    monkeypatch.setattr(planner, "holds", fail_once)
+    monkeypatch.setattr(planner, "network_of", network_of)
+    budget = MeasuredBudget.of(0.7, None, bench.original)
+    plan, shipped = confirmed(planner, bench, request_of(model), budget, True)
+    assert "6" in {cut.layer for cut in failed[0].steps if cut.dim == "out"}
+    assert plan.left_alone["6"] == "of its proof"
+    assert plan.cost_after.by_layer["6"].width == plan.cost_before.by_layer["6"].width
+    assert 0.9 * budget.milliseconds <= shipped.latency_after <= budget.milliseconds
+    assert shipped.latency_after == bench.measure(shrink(model, plan)).milliseconds
+
+
+def test_what_holds_and_cannot_be_measured_is_an_error(monkeypatch):
+    model = small_cnn()
+    planner, bench = planner_of(model, IMAGE), SyntheticRuntime(model, IMAGE)
+    budget = MeasuredBudget.of(0.7, None, bench.original)
+
+    def refuse(network):
+        raise CompressionError("torch refused")
+
+    monkeypatch.setattr(bench, "measure", refuse)
+    with pytest.raises(CompressionError, match="torch refused"):
+        confirmed(planner, bench, request_of(model), budget, True)
 
 
 def test_a_search_takes_whatever_bench_it_is_handed():
@@ -262,14 +320,21 @@ def test_a_budget_of_all_kinds_on_the_real_runtime():
     assert measure(shrink(model, plan), IMAGE).params == after.params
 
 
-def test_every_layer_of_an_exported_network_has_its_time():
-    model = small_cnn().eval()
+def test_every_layer_has_its_time_and_a_narrower_network_the_graph_of_the_original(monkeypatch):
+    model, exported = small_cnn().eval(), []
+    monkeypatch.setattr(
+        export_bench, "write_onnx", lambda *a, **k: exported.append(a) or write_onnx(*a, **k)
+    )
     layers = {name for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     with ExportBench(model, as_call(IMAGE), layers) as bench:
         assert set(bench.original.by_layer) == layers
         told = sum(bench.original.by_layer.values())
         assert told + bench.original.other == pytest.approx(bench.original.milliseconds)
         assert told > 0.9 * bench.original.milliseconds
+        narrow = bench.measure(shrink(model, plan_widths(model, IMAGE, 0.5)))
+        assert len(exported) == 1  # of the original
+        assert set(narrow.by_layer) == layers
+        assert narrow.file_bytes < 0.6 * bench.original.file_bytes
         assert bench.multiples(["product"])["product"] in (1, 4, 8, 16, 32)
 
 
@@ -302,3 +367,26 @@ def test_dendrites_are_inside_a_bound_on_the_file(tmp_path):
     whole = exported_bytes(model, IMAGE, tmp_path)
     assert plan.shipped.bytes_after <= 0.6 * whole
     assert exported_bytes(shrink(model, plan), IMAGE, tmp_path) < plan.shipped.bytes_after
+
+
+GRAPHS = ["residual", "depthwise separable", "grouped", "u-net", "transformer"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in GRAPHS if name in CASES])
+def test_the_graph_with_other_weights_is_what_an_export_would_write(name, tmp_path):
+    model, inputs = CASES[name].build().eval(), CASES[name].inputs(1)
+    small = fuse(shrink(model, plan_widths(model, inputs, 0.6)))
+    with ExportBench(model, as_call(inputs), ()) as bench:
+        filled = load(bench._file_of(small)).graph
+    write_onnx(small, tmp_path / "x.onnx", inputs, free_batch=False)
+    wanted = load(tmp_path / "x.onnx").graph
+    assert [(node.op_type, node.name) for node in filled.node] == [
+        (node.op_type, node.name) for node in wanted.node
+    ]
+    weights = {tensor.name: tensor for tensor in filled.initializer if tensor.data_type == 1}
+    assert weights
+    for tensor in wanted.initializer:
+        if tensor.data_type == 1:
+            assert list(weights[tensor.name].dims) == list(tensor.dims)
+            assert weights[tensor.name].raw_data == tensor.raw_data
