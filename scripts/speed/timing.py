@@ -1,10 +1,11 @@
 """Times of several networks in turn: exported in float32 and int8, and in torch as they are.
 
-All networks of a call share each round, so that what else the machine does meets all alike. Only
-ratios to the first one in the same form are returned.
+All networks of a call share each round, so that what else the machine does meets all alike, and the
+clock is that of the one thread, which leaves out what other processes take. Only ratios to the first one in the same form are returned.
 """
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,9 @@ def _time(
         return
     given = [feeds[name] for name in runners]
     with torch.inference_mode():
-        times = interleaved_latency(list(runners.values()), given, ROUNDS, seconds=seconds)
+        times = interleaved_latency(
+            list(runners.values()), given, ROUNDS, clock=time.thread_time, seconds=seconds
+        )
     for name, latency in zip(runners, times, strict=True):
         results[name]["speed"][form] = latency.ratio
         results[name]["rounds"][form] = latency.rounds
