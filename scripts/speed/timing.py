@@ -1,7 +1,8 @@
 """Times of several networks in turn: exported in float32 and int8, and in torch as they are.
 
 All networks of a call share each round, so that what else the machine does meets all alike, and the
-clock is that of the one thread, which leaves out what other processes take. Only ratios to the first one in the same form are returned.
+clock is that of the one thread, which leaves out what other processes take. Only ratios to the
+first one in the same form are returned.
 """
 
 import tempfile
