@@ -72,7 +72,9 @@ def lines_of(bench: Bench, target: float) -> Iterator[dict[str, Any]]:
 
 def _units_left(group: Any, plan: pb.WidthPlan) -> int:
     member = group.members[0]
-    gone = {i for s in plan.steps if (s.layer, s.dim) == (member.layer, member.dim) for i in s.removed}
+    gone = {
+        i for s in plan.steps if (s.layer, s.dim) == (member.layer, member.dim) for i in s.removed
+    }
     return sum(not gone.intersection(unit) for unit in member.positions.tolist())
 
 
