@@ -18,7 +18,7 @@ SECONDS = {
     "cli": 120,
     "config": 30,
     "comparison": 60,
-    "compensation": 30,
+    "compensation": 60,
     "core": 30,
     "costs": 60,
     "dendrites": 60,

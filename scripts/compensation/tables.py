@@ -35,8 +35,7 @@ def page(lines: Sequence[Line], widths: Sequence[Line]) -> str:
         "batches, without labels or a gradient (`compensate_`). Widths are the planner's, the "
         "networks and their training those of [accuracy.md](accuracy.md). Test accuracy in per "
         "cent, mean over seeds; differences in points, paired by seed, with 95 % intervals where "
-        f"there are {FEWEST} seeds or more. Made by `scripts/compensation/`; README.md there has the "
-        "commands.",
+        f"there are {FEWEST} seeds or more. Made by `scripts/compensation/`.",
         "",
         "## At once",
         "",
