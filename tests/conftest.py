@@ -19,7 +19,7 @@ SECONDS = {
     "cli": 120,
     "config": 30,
     "comparison": 60,
-    "compensation": 30,
+    "compensation": 60,
     "core": 30,
     "costs": 60,
     "dendrites": 60,

@@ -1,1 +1,1 @@
-"""Importance criteria and allocations of widths."""
+"""Compensation in closed form, right after the cut."""

@@ -22,7 +22,7 @@ from pbcompress.core.modules import copy_model
 from pbcompress.planning.importance import unit_scores
 from pbcompress.planning.width_search import cuts_of
 from pbcompress.pruning.shrinking import shrink
-from pbcompress.structure.channel_groups import find_groups
+from pbcompress.structure.channel_groups import ChannelGroup, find_groups
 from scripts.accuracy.grid import OFF
 from scripts.accuracy.run import Bench, train
 from scripts.compensation.prices import curves_of, widths_of
@@ -50,10 +50,7 @@ def lines_of(bench: Bench, target: float) -> Iterator[dict[str, Any]]:
     scores = unit_scores(model, grouping.groups)
     plan = pb.plan_widths(bench.model, example, target)
     small = shrink(model, plan)
-    planned = [
-        group.width - len(group.members[0].positions) + _units_left(group, plan)
-        for group in grouping.groups
-    ]
+    planned = [_units_left(group, plan) for group in grouping.groups]
     assert pb.measure(small, example).params == plan.cost_after.params
     priced = widths_of(model, grouping, curves, plan.cost_after.params)
     for where, widths in (("rule", planned), ("price", priced)):
@@ -70,11 +67,10 @@ def lines_of(bench: Bench, target: float) -> Iterator[dict[str, Any]]:
             yield found | scored(bench, cuts)
 
 
-def _units_left(group: Any, plan: pb.WidthPlan) -> int:
+def _units_left(group: ChannelGroup, plan: pb.WidthPlan) -> int:
     member = group.members[0]
-    gone = {
-        i for s in plan.steps if (s.layer, s.dim) == (member.layer, member.dim) for i in s.removed
-    }
+    cuts = (s for s in plan.steps if (s.layer, s.dim) == (member.layer, member.dim))
+    gone = {index for cut in cuts for index in cut.removed}
     return sum(not gone.intersection(unit) for unit in member.positions.tolist())
 
 

@@ -116,3 +116,11 @@ def test_the_stated_size_is_the_size():
     moments = Moments(3, 5, 2)
     held = sum(t.numel() * t.element_size() for t in (moments.xx, moments.tx, moments.tt))
     assert Moments.bytes_of(3, 5, 2) == held
+
+
+def test_numbers_that_are_not_finite_leave_the_start():
+    x, t, weight, bias = rows_of(9, 30, 1, 4, 2)
+    x[3] = np.inf
+    start = torch.from_numpy(weight), torch.from_numpy(bias)
+    moments = moments_of(x, t)
+    assert best_fit(moments, moments, *start, fits_bias=True).strength is None
