@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from pbcompress.core.text_tables import figure
+
 __all__ = ["Estimate", "bootstrap", "change_of_hits", "mcnemar", "share_of_hits", "wilson"]
 
 LEVEL = 0.95
@@ -46,8 +48,10 @@ class Estimate:
         return self.low <= other.high and other.low <= self.high
 
     def __str__(self) -> str:
-        interval = "" if self.low is None else f" ({self.low:.4f} to {self.high:.4f})"
-        return f"{self.value:.4f}{interval}"
+        interval = ""
+        if self.low is not None and self.high is not None:
+            interval = f" ({figure(self.low)} to {figure(self.high)})"
+        return f"{figure(self.value)}{interval}"
 
 
 def wilson(hits: float, samples: int) -> tuple[float, float]:

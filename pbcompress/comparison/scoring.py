@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from pbcompress.comparison.intervals import Estimate, bootstrap, change_of_hits, share_of_hits
 from pbcompress.core.inputs import tensors_of
 from pbcompress.errors import CompressionError, first_line
 from pbcompress.onnx_files.network import OnnxNetwork
 from pbcompress.onnx_files.session import Session
+from pbcompress.training.joining import is_by_sample, taken
 from pbcompress.training.loop import predict
 from pbcompress.training.task import Batches, Task, accuracy, check_split, to_number
 
@@ -129,7 +129,7 @@ def estimates(found: Predictions, task: Task) -> tuple[list[Estimate], list[Esti
     if hits is not None:
         changes = [change_of_hits(hits[0], other) for other in hits[1:]]
         return [share_of_hits(own) for own in hits], changes
-    if not all(_is_by_sample(part, found.samples) for part in (*found.outputs, found.target)):
+    if not is_by_sample((*found.outputs, found.target), found.samples):
         reason = "no interval: outputs and targets are not one for each sample"
         rest = (found.samples, None, None, reason)
         return [Estimate(v, *rest) for v in values], [
@@ -140,7 +140,8 @@ def estimates(found: Predictions, task: Task) -> tuple[list[Estimate], list[Esti
         if index is None:
             return values[network]
         chosen = torch.from_numpy(index)
-        output, target = (_taken(p, chosen) for p in (found.outputs[network], found.target))
+        both = (found.outputs[network], found.target)
+        output, target = taken(both, found.samples, chosen)
         return float(task.metric(output, target))
 
     return bootstrap(metric, len(values), found.samples)
@@ -184,15 +185,6 @@ def _hits(found: Predictions, task: Task) -> list[Any] | None:
     if task.metric is not accuracy or not isinstance(target, Tensor) or target.dim() != 1:
         return None
     return [(output.argmax(1) == target).numpy() for output in found.outputs]
-
-
-def _is_by_sample(part: Any, samples: int) -> bool:
-    leaves = [leaf for leaf in tree_leaves(part) if isinstance(leaf, Tensor)]
-    return all(leaf.dim() > 0 and len(leaf) == samples for leaf in leaves)
-
-
-def _taken(part: Any, index: Tensor) -> Any:
-    return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, part)
 
 
 def parity(first: Any, second: Any) -> Parity:

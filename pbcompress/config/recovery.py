@@ -57,7 +57,10 @@ class EngineConfig(Choices):
     Args:
         precision: "32", or mixed precision in "bf16" or "fp16" (with a loss scale), which needs
             Lightning Fabric.
-        accumulate: Batches that one optimizer step takes, at least 1.
+        accumulate: Batches that one optimizer step takes, at least 1; the last step of an epoch
+            takes those that are left. A step is that of one large batch: where ``Task.loss`` is a
+            mean over the samples of its batch, it follows the mean over all of them. Several
+            processes take the mean of theirs.
         compile: Run the network through ``torch.compile``, anew in each phase.
         channels_last: On a CPU, give images (arguments of four dimensions) in channels-last memory
             to a network with 2-d convolutions, if two samples show that it computes the same so.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-__all__ = ["Table", "compact", "render_markdown", "render_text", "speed_up"]
+__all__ = ["Table", "compact", "figure", "render_markdown", "render_text", "speed_up"]
 
 Table = Sequence[Sequence[str]]  # the first row is the header
 
@@ -20,6 +20,16 @@ def compact(number: float) -> str:
             digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
             return f"{value:.{digits}f}{unit}"
     return f"{number:,.0f}"
+
+
+def figure(value: float) -> str:
+    """Return a metric with four decimals, or with three digits where those would show fewer.
+
+    Example:
+        >>> figure(0.91234), figure(0.0000123), figure(-412.5)
+        ('0.9123', '1.23e-05', '-412.5000')
+    """
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"
 
 
 def speed_up(ratio: float) -> str:

@@ -154,7 +154,7 @@ def node_count(out_width: int, config: DendriteConfig) -> int:
 def _groups(geometry: LayerGeometry, out_width: int, in_width: int, form: Grouped) -> int:
     if geometry.groups == 0:
         return out_width
-    return math.gcd(math.gcd(in_width, out_width), form.groups * geometry.groups)
+    return math.gcd(math.gcd(in_width, out_width), form.groups * geometry.groups_at(in_width))
 
 
 def set_params(

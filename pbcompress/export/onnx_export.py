@@ -11,6 +11,7 @@ from torch import nn
 
 from pbcompress.core.inputs import Call, as_call, to_device
 from pbcompress.core.modules import copy_model, device_of
+from pbcompress.core.text_tables import figure
 from pbcompress.errors import CompressionError, first_line
 from pbcompress.export.free_axes import Dynamic, Inputs, check_samples, name_arguments_
 from pbcompress.export.onnx_writer import FileWriter
@@ -61,9 +62,8 @@ class ExportReport:
         sizes = ", ".join(map(str, self.batch_sizes))
         score = ""
         if self.metric_torch is not None:
-            score = (
-                f"; {self.metric_name} {self.metric_torch:.4f}, of the file {self.metric_file:.4f}"
-            )
+            torch_, file = figure(self.metric_torch), figure(self.metric_file or 0.0)
+            score = f"; {self.metric_name} {torch_}, of the file {file}"
         int8 = f"; {self.quantization}" if self.quantization else ""
         return (
             f"{self.path}: opset {self.opset}, {self.file_bytes:,} bytes, "

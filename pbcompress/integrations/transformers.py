@@ -99,7 +99,9 @@ class _Reporter(TrainerCallback):
         assert self.phase is not None
         scaler = getattr(self.trainer.accelerator, "scaler", None)
         scale = scaler.get_scale() if scaler is not None else 1.0
-        self.phase.set_loss_scale(scale / args.gradient_accumulation_steps)
+        batches = args.gradient_accumulation_steps  # the last step of an epoch may have fewer
+        batches = getattr(self.trainer, "current_gradient_accumulation_steps", batches)
+        self.phase.set_loss_scale(scale / batches)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Report the metric, and stop the trainer where the phase is over."""

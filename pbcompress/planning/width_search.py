@@ -85,7 +85,9 @@ class WidthSearch:
             reserve[name] = partial(
                 set_params, geometry, config=self.config.dendrites, normalized=normed
             )
-            layers[name] = layer_axes(layer, self.grouping.shapes.get(f"{name}.weight"))
+            own = self.grouping.shapes
+            weight = own.get(f"{name}.weight", own.get(f"{name}.weight_v"))  # with an old norm
+            layers[name] = layer_axes(layer, weight)
         return CostModel(self.grouping.groups, self._terms, reserve, layers)
 
     def solve(self, request: Request) -> Widths | None:

@@ -1,5 +1,6 @@
 """Whether a file in fewer bits is worth shipping: smaller, as good within a guard, fast enough."""
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from torch import nn
 
 from pbcompress.core.inputs import Call, to_device
 from pbcompress.core.modules import copy_model
+from pbcompress.core.text_tables import figure
 from pbcompress.errors import CompressionError
 from pbcompress.onnx_files.network import OnnxNetwork
 from pbcompress.onnx_files.session import version
@@ -23,11 +25,14 @@ from pbcompress.quantization.int8_search import (
 )
 from pbcompress.quantization.precisions import Fp16, Int8, Precision, Quantize
 from pbcompress.quantization.rounding_aware import train_quantized
-from pbcompress.training.loop import evaluate
-from pbcompress.training.task import Data, Task
+from pbcompress.training.joining import is_by_sample, taken
+from pbcompress.training.loop import evaluate, predict
+from pbcompress.training.task import Data, Task, accuracy, to_number
 
 __all__ = ["Quantization", "Request", "quantize_file", "requested", "way_named"]
 
+DROP = 0.005  # of an accuracy; of the range of another metric
+DRAWS = 3
 WAYS: dict[str, type[Int8 | Fp16]] = {way.kind: way for way in (Int8, Fp16)}
 REFUSED = {"bf16": f"ONNX Runtime {version()} has no bfloat16 products on a CPU; fp16 is as small"}
 
@@ -43,7 +48,7 @@ class Quantization:
         metric_name: Of the task.
         metric_before: Validation metric of the float32 file, through ONNX Runtime.
         metric_after: Of the file in fewer bits.
-        guard: How much worse the metric may be.
+        guard: How much worse the metric may be, absolute.
         bytes_before: Size of the float32 file.
         bytes_after: Of the file in fewer bits.
         speedup: Median of ratios of interleaved runs at batch 1, one thread: above 1 is faster.
@@ -78,8 +83,8 @@ class Quantization:
     def __str__(self) -> str:
         verdict = "taken" if self.accepted else f"not taken ({', '.join(self.failures)})"
         text = (
-            f"{self.precision} {verdict}: {self.metric_name} {self.metric_before:.4f} -> "
-            f"{self.metric_after:.4f} (guard {self.guard:g}), {self.bytes_before:,} -> "
+            f"{self.precision} {verdict}: {self.metric_name} {figure(self.metric_before)} -> "
+            f"{figure(self.metric_after)} (guard {self.guard:.3g}), {self.bytes_before:,} -> "
             f"{self.bytes_after:,} bytes, {self.speedup:.2f} times as fast (guard "
             f"{self.least_speedup:g})"
         )
@@ -87,7 +92,7 @@ class Quantization:
             text += f", {self.method} ranges, {len(self.excluded)} nodes left in float32"
         if self.metric_untrained is not None:
             helped = "recovered from" if self.recovered else "recovery did not better"
-            text += f", {helped} {self.metric_untrained:.4f}"
+            text += f", {helped} {figure(self.metric_untrained)}"
         return text
 
 
@@ -214,12 +219,46 @@ def _recovered(
     ).cpu()
 
 
+def _drop(task: Task, output: Any, target: Any, samples: int) -> float:
+    """Return by how much a metric may be worse: of its range, so that its unit does not matter.
+
+    The range is from what it is to what it is by chance: where each output is given to another
+    sample.
+    """
+    if task.metric is accuracy:
+        return DROP
+    reason = "outputs and targets are not one for each sample"
+    generator = torch.Generator().manual_seed(0)
+    scores = []
+    if samples > 1 and is_by_sample((output, target), samples):
+        try:
+            for _ in range(DRAWS):
+                index = torch.randperm(samples, generator=generator)
+                chance = task.metric(output, taken(target, samples, index))
+                scores.append(task.score(float(chance)))
+            score = task.score(float(task.metric(output, target)))
+        except Exception as err:
+            reason = f"on outputs of other samples it raised {type(err).__name__}"
+            scores.clear()
+    if not scores or not all(map(math.isfinite, scores)):
+        raise CompressionError(
+            f"Fewer bits may cost 0.5 % of the range of {task.metric_name}, and the range is not "
+            f"known: {reason if not scores else 'by chance it is not finite'}. Say how much worse "
+            "it may be: Int8(max_drop=...) or Fp16(max_drop=...)."
+        )
+    return DROP * max(score - sum(scores) / DRAWS, 0.0)
+
+
 class _Judge:
     """Makes files of fewer bits, and holds them against the float32 one."""
 
     def __init__(self, path: Path, like: object, request: Request) -> None:
         self.path, self.like, self.request = path, like, request
-        self.metric = self._metric(path)
+        network, task = OnnxNetwork(path, like), request.task
+        output, target, samples = predict(network, request.data.val, task)
+        self.metric = to_number(task.metric(output, target), "Task.metric")
+        given = request.way.max_drop
+        self.guard = _drop(task, output, target, samples) if given is None else given
 
     def _metric(self, path: Path) -> float:
         network = OnnxNetwork(path, self.like)
@@ -227,7 +266,7 @@ class _Judge:
 
     def _is_good(self, metric: float) -> bool:
         score = self.request.task.score
-        return score(self.metric) - score(metric) <= self.request.way.max_drop
+        return score(self.metric) - score(metric) <= self.guard
 
     def fp16(self, source: Path, folder: Path) -> tuple[Path, Quantization]:
         """Return the fp16 form of a file, and what it brings."""
@@ -267,7 +306,7 @@ class _Judge:
             metric_name=request.task.metric_name,
             metric_before=self.metric,
             metric_after=metric,
-            guard=way.max_drop,
+            guard=self.guard,
             bytes_before=before,
             bytes_after=after,
             speedup=speed,

@@ -12,7 +12,7 @@ from pbcompress.errors import StateMismatchError
 
 __all__ = ["CHECKPOINT_FORMAT", "Checkpoint"]
 
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pbcompress.errors import CompressionError
 from pbcompress.recovery.phase import Phase
 from pbcompress.recovery.policy import PhaseKind
 from pbcompress.recovery.replay import Replay
+from pbcompress.recovery.saved_optimizer import optimizer_state, restore_optimizer_
 from pbcompress.training.batch_statistics import Sample
 from pbcompress.training.channels_last import takes_channels_last
 from pbcompress.training.distillation import Objective, make_objective
@@ -147,25 +148,13 @@ class PhaseTrainer:
         own = min(batch_count(self._shared.batches), batches)
         return math.ceil(own / self._config.engine.accumulate)
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the tensors of the optimizer, by parameter and slot."""
-        slots = self._optimizer.state_dict()["state"].items()
-        return {
-            f"{key}.{name}": value
-            for key, of_parameter in slots
-            for name, value in of_parameter.items()
-            if value is not None  # the momentum of "sgd" without any
-        }
+    def state(self) -> tuple[dict[str, Tensor], Any]:
+        """Return the tensors of the optimizer and its rest as JSON; see `optimizer_state`."""
+        return optimizer_state(self._optimizer)
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], rest: Any) -> None:
         """Take up `state`."""
-        slots: dict[int, dict[str, Any]] = {}
-        for key, value in tensors.items():
-            index, _, name = key.partition(".")
-            slots.setdefault(int(index), {})[name] = value
-        state = self._optimizer.state_dict()
-        state["state"] = slots
-        self._optimizer.load_state_dict(state)
+        restore_optimizer_(self._optimizer, tensors, rest)
 
 
 class _PhaseStepper(Stepper):
@@ -182,9 +171,8 @@ class _PhaseStepper(Stepper):
         super().__init__(engine, network, optimizer, config, length=phase.length)
         self._phase = phase
 
-    def begin_step(self, progress: float) -> None:
-        super().begin_step(progress)
-        self._phase.set_loss_scale(self.engine.loss_scale / self.accumulate)
+    def begin_batch(self, share: float) -> None:
+        self._phase.set_loss_scale(self.engine.loss_scale * share)
 
 
 def _check_optimizer(optimizer: Any, parameters: Sequence[nn.Parameter]) -> None:

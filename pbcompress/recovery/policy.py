@@ -21,7 +21,7 @@ __all__ = [
     "thaw_length",
 ]
 
-SMALLEST_GAIN = 1e-5
+SMALLEST_GAIN = 1e-5  # of the best score, whatever its unit: less is the order of sums
 
 
 class PhaseKind(StrEnum):
@@ -107,8 +107,7 @@ def is_better(score: float, best: float | None, sets: int, config: RecoveryConfi
     if best is None:
         return True
     relative = config.improvement[min(sets, len(config.improvement) - 1)]
-    margin = relative * abs(best)
-    return score - best > (margin if margin < 0 else max(margin, SMALLEST_GAIN))
+    return score - best > (relative if relative < 0 else max(relative, SMALLEST_GAIN)) * abs(best)
 
 
 def _neuron_phases(log: Sequence[PhaseLog]) -> list[PhaseLog]:

@@ -254,6 +254,8 @@ class _Run:
                 self._initialize_candidates_(phase)
             factor = self.shared.config.optimizer.retry_lr if self._retried == phase.index else 1.0
             self._trainer = PhaseTrainer(self.shared, phase, factor)
+            if self.checkpoint is not None:
+                self._trainer.state()  # refuses what cannot be kept, before an epoch
         return self._trainer
 
     def _initialize_candidates_(self, phase: Phase) -> None:
@@ -276,7 +278,8 @@ class _Run:
         if self.checkpoint is None or self._trainer is None or self.engine.rank > 0:
             return
         tensors, state = self.growth.state()
-        tensors |= {f"optimizer.{key}": slot for key, slot in self._trainer.state().items()}
+        slots, optimizer = self._trainer.state()
+        tensors |= {f"optimizer.{key}": slot for key, slot in slots.items()}
         write_tensors(
             self.checkpoint.path,
             tensors,
@@ -284,7 +287,7 @@ class _Run:
                 "format": CHECKPOINT_FORMAT,
                 "fingerprint": self.checkpoint.fingerprint,
                 "growth": state,
-                "optimizer": {"phase": self._trainer.index},
+                "optimizer": {"phase": self._trainer.index, "state": optimizer},
                 "history": self.history.records,
                 "engine": self.engine.state(),
                 "retried": self._retried,
@@ -312,7 +315,7 @@ class _Run:
         phase = self.growth.phase
         if phase is None or phase.done or state["optimizer"]["phase"] != phase.index:
             return
-        self._trainer_of(phase).restore(slots)
+        self._trainer_of(phase).restore(slots, state["optimizer"]["state"])
 
 
 def _deciles(scores: Tensor) -> list[float]:

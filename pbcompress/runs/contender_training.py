@@ -7,11 +7,14 @@ from torch import nn
 
 from pbcompress.compensation.compensate import compensate_
 from pbcompress.compensation.report import CompensationReport
+from pbcompress.config.dendrites import ScoredRule
 from pbcompress.config.whole import CompressConfig
-from pbcompress.core.modules import copy_model
+from pbcompress.core.modules import copy_model, parameter_count
 from pbcompress.core.tensor_files import write_bytes
 from pbcompress.costs.measured import measure
+from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
+from pbcompress.errors import CompressionError
 from pbcompress.planning.width_plan import WidthPlan, make_plan
 from pbcompress.pruning.shrinking import shrink
 from pbcompress.recovery.checkpoint import Checkpoint
@@ -71,6 +74,24 @@ def _planned(job: Job, name: Stage, config: CompressConfig) -> ContenderSpec:
     return ContenderSpec(name, config, plan)
 
 
+def _check_room(network: nn.Module, spec: ContenderSpec, bound: int) -> None:
+    """Raise if a network would be larger than the target when all of its dendrites have grown."""
+    dendrites = spec.config.dendrites
+    selects = isinstance(dendrites.rule, ScoredRule) and dendrites.rule.node_share < 1
+    if not spec.plan.grow or selects:  # nodes go after their phase
+        return
+    grown = copy_model(network)
+    for _ in range(dendrites.max_sets):
+        attach_dendrites_(grown, dendrites, layers=spec.plan.grow)
+    if (found := parameter_count(grown)) > bound:
+        raise CompressionError(
+            f"The target is {bound:,} parameters, and the plan keeps "
+            f"{spec.plan.reserved_params:,} of them for dendrites; with all of them the network "
+            f"would have {found:,}. Nothing was trained. Name other layers in "
+            "DendriteConfig.layers, or pass max_sets=0."
+        )
+
+
 @dataclass(frozen=True)
 class ContenderTraining:
     """Trains and scores networks of a job, all on the same data.
@@ -98,6 +119,7 @@ class ContenderTraining:
         of = self.experiment
         network = shrink(self.job.original, spec.plan)
         compensation = self._compensated(network, spec)
+        _check_room(network, spec, self.job.bound)
         reestimate_batchnorm_(network, of.data, of.task, seed=of.seed)
         file = f"{spec.name}-trial" if is_trial else spec.name
         history = self._recovered(network, spec, file, of.seed, lengths)

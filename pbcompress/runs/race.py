@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from pbcompress.core.text_tables import figure
 from pbcompress.recovery.policy import is_better
 from pbcompress.recovery.trial import remainder_of, trial_of
 from pbcompress.runs.contender_training import ContenderSpec, ContenderTraining
@@ -65,7 +66,7 @@ def race(
     other = train_on(*loser) if control else loser[1]
     note = (
         f"After a trial of {epochs} epochs each, {task.metric_name} on validation was "
-        f"{of_grown:.4f} with dendrites and {of_wide:.4f} by width alone, so "
+        f"{figure(of_grown)} with dendrites and {figure(of_wide)} by width alone, so "
         f"{'dendrites' if is_grown else 'width alone'} had the rest of the training."
     )
     return Outcome(chosen, other, note)

@@ -315,7 +315,17 @@ def layer_axes(layer: nn.Module, weight: tuple[Axis, ...] | None) -> tuple[Axis,
     if weight is None:
         return Axis(geometry.out_width), Axis(geometry.in_width)
     out, in_ = weight[:2]
-    if geometry.groups == 0:
+    groups = geometry.groups
+    if groups == 0:
         return out, out
-    groups = max(geometry.groups, 1)
-    return out, Axis(in_.size * groups, tuple((name, n * groups) for name, n in in_.groups))
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        return _times(in_, groups), out  # its weight has the inputs first
+    if geometry.has_group_of_each_input:
+        return out, _times(out, 1, geometry.out_width // groups)
+    return out, _times(in_, groups)
+
+
+def _times(axis: Axis, factor: int, parts: int = 1) -> Axis:
+    """Return an axis with so many times as many positions, over so many parts."""
+    units = tuple((name, n * factor // parts) for name, n in axis.groups)
+    return Axis(axis.size * factor // parts, units)

@@ -57,11 +57,20 @@ class LayerGeometry:
         affine = sum(p.numel() for p in layer.parameters(recurse=False)) // max(width, 1)
         return cls(width, width, 0, 0, affine)
 
+    @property
+    def has_group_of_each_input(self) -> bool:
+        """Whether each input has a group of its own, with several outputs; it goes with them."""
+        return 1 < self.groups == self.in_width
+
+    def groups_at(self, in_width: int) -> int:
+        """Return the groups of a convolution at another number of inputs."""
+        return in_width if self.has_group_of_each_input else self.groups
+
     def weights(self, out_width: int, in_width: int) -> int:
         """Return the weight elements at other widths, bias and affine apart."""
         if self.groups == 0:
             return out_width * self.taps
-        return out_width * in_width * self.taps // self.groups
+        return out_width * in_width * self.taps // self.groups_at(in_width)
 
     def params(self, out_width: int, in_width: int) -> int:
         """Return all parameter elements at other widths."""

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from pbcompress.config.recovery import OptimizerConfig, RecoveryConfig
 from pbcompress.core.modules import device_of, preserved_mode
@@ -14,6 +15,7 @@ from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.training.distillation import Objective
 from pbcompress.training.engine import Engine
+from pbcompress.training.joining import joined, sample_count, samples_of
 from pbcompress.training.task import (
     Batches,
     Task,
@@ -58,7 +60,7 @@ def make_optimizer(
 class Stepper:
     """Takes the optimizer steps of a phase of training, along its schedule.
 
-    A step is `begin_step`, a backward pass for each of its batches, and `step`.
+    A step is `begin_step`, `begin_batch` and a backward pass for each of its batches, and `step`.
 
     Args:
         engine: Runs the network and the steps.
@@ -119,6 +121,9 @@ class Stepper:
             group["lr"] = group["initial_lr"] * factor
         self._engine_optimizer.zero_grad(set_to_none=True)
 
+    def begin_batch(self, share: float) -> None:
+        """Take note of what the loss of the next batch is multiplied by."""
+
     def step(self) -> None:
         """Clip the gradients where that is asked for, and update the weights."""
         bound = self._config.optimizer.max_grad_norm
@@ -144,30 +149,30 @@ def train_epoch(
     Raises:
         DivergedError: A loss is not finite; the message says if the data was not.
     """
-    engine, network, group = stepper.engine, stepper.network, stepper.accumulate
+    engine, network = stepper.engine, stepper.network
     device = device_of(network)
-    expected = math.ceil(batch_count(batches) / group)
+    expected = math.ceil(batch_count(batches) / stepper.accumulate)
     total, seen, steps = 0.0, 0, 0
     with seeded(*seed), seeded_generators(batches, torch.initial_seed() % 2**63):
-        for raw, is_last in _marked(batches, group):
-            if seen % group == 0:
-                stepper.begin_step(min((steps + 0.5) / expected, 1.0) if expected else 0.5)
-            batch = moved(raw, device)
-            seen += 1
-            ends = is_last or seen % group == 0
-            with engine.accumulating(network, not ends):
-                loss = objective(network, batch)
-                if engine.world == 1 and not loss.isfinite():
-                    check_finite(batch, f"batch {seen - 1} of Data.train")
-                    raise DivergedError(
-                        f"The loss became {loss.item()} at step {steps} of an epoch on finite "
-                        "data. Lower OptimizerConfig.lr, or set max_grad_norm."
-                    )
-                engine.backward(loss if group == 1 else loss / group)
-            total += loss.item()
-            if ends:
-                stepper.step()
-                steps += 1
+        for group in _grouped(batches, stepper.accumulate):
+            stepper.begin_step(min((steps + 0.5) / expected, 1.0) if expected else 0.5)
+            shares = _shares(group)
+            while group:
+                batch, share = moved(group.pop(0), device), shares.pop(0)
+                seen += 1
+                with engine.accumulating(network, bool(group)):
+                    stepper.begin_batch(share)
+                    loss = objective(network, batch)
+                    if engine.world == 1 and not loss.isfinite():
+                        check_finite(batch, f"batch {seen - 1} of Data.train")
+                        raise DivergedError(
+                            f"The loss became {loss.item()} at step {steps} of an epoch on finite "
+                            "data. Lower OptimizerConfig.lr, or set max_grad_norm."
+                        )
+                    engine.backward(loss if share == 1 else loss * share)
+                total += loss.item()
+            stepper.step()
+            steps += 1
     if seen == 0:
         raise CompressionError(
             "Data.train yielded no batch. Give batches that can be gone through again."
@@ -181,17 +186,17 @@ def train_epoch(
     return mean, steps
 
 
-def _marked(batches: Batches, group: int) -> Iterator[tuple[Any, bool]]:
-    """Yield batches with whether each is the last; looks ahead only where batches are grouped."""
-    if group == 1:
-        yield from ((batch, True) for batch in batches)
-        return
-    waiting: list[Any] = []
-    for batch in batches:
-        if waiting:
-            yield waiting.pop(), False
-        waiting.append(batch)
-    yield from ((batch, True) for batch in waiting)
+def _grouped(batches: Batches, size: int) -> Iterator[list[Any]]:
+    """Yield the batches of each step; the last one may have fewer."""
+    source = iter(batches)
+    while group := list(islice(source, size)):
+        yield group
+
+
+def _shares(group: Sequence[Any]) -> list[float]:
+    """Return by what each batch's loss, a mean over samples, goes into that of all of them."""
+    counts = [sample_count(batch) for batch in group] if len(group) > 1 else [1]
+    return [count / max(sum(counts), 1) for count in counts]
 
 
 def predict(
@@ -211,17 +216,14 @@ def predict(
     ):
         for number, batch in enumerate(batches):
             if number % engine.world == engine.rank:
-                parts[number] = tree_map(_to_cpu, task.run(model, moved(batch, device)))
+                pair = tree_map(_to_cpu, task.run(model, moved(batch, device)))
+                parts[number] = (*pair, samples_of(*pair, batch))
     parts = engine.gathered(parts)
     if not parts:
         raise CompressionError(
             "A split yielded no batch. Give batches that can be gone through again."
         )
-    outputs, targets = zip(*(parts[number] for number in sorted(parts)), strict=True)
-    target = _join(targets)
-    first = next((t for t in tree_leaves(target) if isinstance(t, Tensor)), None)
-    samples = len(first) if first is not None and first.dim() else len(targets)
-    return _join(outputs), target, samples
+    return joined([parts[number] for number in sorted(parts)])
 
 
 def evaluate(
@@ -247,20 +249,3 @@ def evaluate(
 
 def _to_cpu(leaf: Any) -> Any:
     return leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf
-
-
-def _join(parts: Sequence[Any]) -> Any:
-    def join(*leaves: Any) -> Any:
-        first = leaves[0]
-        if isinstance(first, Tensor):
-            return torch.cat(leaves) if first.dim() > 0 else torch.stack(leaves)
-        is_constant = isinstance(first, str | int | float | None) and len(set(leaves)) == 1
-        if len(leaves) == 1 or is_constant:
-            return first
-        raise CompressionError(
-            "Task.metric gets the outputs and targets of a whole split, and there is a "
-            f"{type(first).__name__} among them, which cannot be joined. Return tensors from "
-            "Task.forward."
-        )
-
-    return tree_map(join, parts[0], *parts[1:])

@@ -5,6 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pbcompress.core.text_tables import figure
 from pbcompress.training.callbacks import Callback
 
 __all__ = ["ProgressBar"]
@@ -34,7 +35,7 @@ class ProgressBar(Callback):
     def on_epoch(self, record: dict[str, Any]) -> None:
         """Advance by one epoch."""
         self._bar.set_postfix_str(
-            f"{record['kind']} phase, val {record['metric']:.4f}", refresh=False
+            f"{record['kind']} phase, val {figure(record['metric'])}", refresh=False
         )
         self._bar.update()
 

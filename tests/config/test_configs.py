@@ -219,7 +219,7 @@ BAD = [
             "initialization": ["closed", 1, None],
         }.items()
     ),
-    (Int8, "max_drop", [-0.1, float("nan"), "0", None]),
+    (Int8, "max_drop", [-0.1, float("nan"), "0"]),
     (Int8, "recover_epochs", [-1, 1.5, "3", True]),
     (Fp16, "max_drop", [-0.1, float("nan"), True]),
     (RecoveryConfig, "epochs", [0, 1.5, "3", True]),

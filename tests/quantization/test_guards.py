@@ -20,7 +20,7 @@ from pbcompress.quantization import converter as quantization
 from pbcompress.quantization import guards as precision
 from pbcompress.quantization import int8_search as int8
 from pbcompress.quantization.converter import METHODS, Quantizer, weight_bits
-from pbcompress.quantization.guards import way_named
+from pbcompress.quantization.guards import _drop, way_named
 from pbcompress.quantization.int8_search import Int8Search, calibration_feeds
 from pbcompress.quantization.rounding_aware import train_quantized
 from tests.support.quantized import network
@@ -161,7 +161,7 @@ def test_senseless_choices(name, choices, message) -> None:
 
 
 def test_a_name_stands_for_the_way_with_its_defaults() -> None:
-    assert way_named("int8") == pb.Int8() == pb.Int8(max_drop=0.005, recover_epochs=0)
+    assert way_named("int8") == pb.Int8() == pb.Int8(max_drop=None, recover_epochs=0)
     assert way_named("fp16", {"max_drop": 0.1}) == pb.Fp16(max_drop=0.1) != pb.Fp16()
 
 
@@ -369,3 +369,67 @@ def test_a_recovery_on_real_data_wins_back_what_rounding_lost(tmp_path) -> None:
     after = int8_accuracy(trained, x, data, tmp_path / "trained")
     assert before - plain > 0.02
     assert before - after <= 0.005
+
+
+# --- metrics in any unit --------------------------------------------------------------------------
+
+
+def regression(unit: float) -> tuple[nn.Module, pb.Data]:
+    """A network of this unit that is right, but for noise, and its data."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 1)).eval()
+    with torch.no_grad():
+        model[2].weight *= unit
+        model[2].bias *= unit
+        x = torch.randn(128, 4)
+        y = model(x) + 0.01 * unit * torch.randn(128, 1)
+    return model, pb.Data(train=[(x[:64], y[:64])], val=[(x[64:], y[64:])])
+
+
+def mse(output: torch.Tensor, target: torch.Tensor) -> float:
+    return (output.double() - target.double()).square().mean().item()
+
+
+@pytest.mark.parametrize("unit", [1e-5, 1.0, 1e4])
+def test_the_guard_is_a_share_of_the_metrics_range_in_any_unit(unit, tmp_path, fixed) -> None:
+    model, data = regression(unit)
+    fixed(2.0)
+    task = pb.Task(loss=nn.functional.mse_loss, metric=mse, higher_is_better=False)
+    path = tmp_path / "a.onnx"
+    q = pb.export_onnx(model, path, torch.randn(2, 4), quantize="int8", data=data, task=task)
+    q = q.quantization
+    x, y = data.val[0]
+    with torch.no_grad():
+        out = model(x).double().numpy()
+    y = y.double().numpy()
+    by_chance = np.square(out[:, None] - y[None]).mean()  # over all pairs of samples
+    own = np.square(out - y).mean()
+    assert q.guard == pytest.approx(0.005 * (by_chance - own), rel=0.1)
+    assert q.metric_before == pytest.approx(own, rel=1e-3)
+    assert ("accuracy" in q.failures) == (q.metric_after - q.metric_before > q.guard)
+    shown = str(q).partition("mse ")[2].partition(" ->")[0]
+    assert float(shown) == pytest.approx(q.metric_before, rel=5e-3)  # never 0.0000
+
+
+def test_a_metric_that_fell_to_the_mean_is_no_good_in_small_units() -> None:
+    _, data = regression(1e-5)
+    y = data.val[0][1]
+    task = pb.Task(metric=mse, higher_is_better=False)
+    assert _drop(task, y, y, 64) < 0.05 * mse(y.mean().expand_as(y), y)
+    assert _drop(pb.Task(), y, y, 64) == 0.005
+
+
+UNKNOWN = {
+    "one sample": (mse, torch.zeros(1, 1), 1, "not one for each sample"),
+    "no samples": (lambda o, t: 1.0, torch.tensor(1.0), 3, "not one for each sample"),
+    "an error": (lambda o, t: 1 / 0, torch.zeros(3, 1), 3, "it raised ZeroDivisionError"),
+    "not finite": (lambda o, t: float("nan"), torch.zeros(3, 1), 3, "by chance it is not finite"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_without_a_range_the_drop_must_be_given(name) -> None:
+    metric, values, samples, reason = UNKNOWN[name]
+    with pytest.raises(CompressionError, match=f"{reason}.*max_drop=") as caught:
+        _drop(pb.Task(metric=metric), values, values, samples)
+    assert "Say how much worse" in str(caught.value)

@@ -10,6 +10,7 @@ from pbcompress.recovery.policy import (
     PhaseKind,
     PhaseLog,
     best_epoch,
+    is_better,
     next_action,
     planned_epochs,
     sets_kept,
@@ -60,8 +61,7 @@ ACTIONS = [
     ("below the margin", [neuron(0, 0.5, 0.5004)], {"patience": 1, "epochs": 9}, GROW),
     ("above the margin", [neuron(0, 0.5, 0.5006)], {"patience": 1, "epochs": 9}, GO),
     ("slow gains add up", [neuron(0, 0.5, 0.5004, 0.5008)], {"patience": 2, "epochs": 9}, GO),
-    ("absolute margin at zero", [neuron(0, 0.0, 5e-6)], {"patience": 1, "epochs": 9}, GROW),
-    ("just above it", [neuron(0, 0.0, 2e-5)], {"patience": 1, "epochs": 9}, GO),
+    ("any gain at zero", [neuron(0, 0.0, 5e-6)], {"patience": 1, "epochs": 9}, GO),
     ("negative, below margin", [neuron(0, -2.0, -1.999)], {"patience": 1, "epochs": 9}, GROW),
     ("negative, above margin", [neuron(0, -2.0, -1.997)], {"patience": 1, "epochs": 9}, GO),
     (
@@ -298,7 +298,9 @@ def test_the_best_epoch_is_of_a_network_that_is_kept(
     first = max(log[0].scores)
     assert log[phase].scores[epoch] >= first  # a growth never ends below its start
     if log[phase].sets > sets:
-        assert log[phase].scores[epoch] > first + 0.9e-5  # the smallest margin, less rounding
+        assert log[phase].scores[epoch] > first + 0.9e-5 * abs(
+            first
+        )  # the smallest margin, less rounding
 
 
 @settings(max_examples=100, deadline=None)
@@ -396,3 +398,15 @@ def test_trials_and_remainder_take_the_epochs_of_the_whole(config):
         assert left == max(1, whole - 2 * trial)
         assert rest.recovery.epochs >= 1
         assert rest.dendrites.max_sets == sets
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("sets", [0, 1, 2])
+def test_what_counts_as_better_does_not_depend_on_the_unit(unit: float, sets: int) -> None:
+    config = RecoveryConfig()
+    for best in (-1.0, 1.0):
+        gains = [1e-6, 9e-6, 2e-5, 2e-4, 2e-3, -1e-3]
+        found = [is_better(unit * (best + g), unit * best, sets, config) for g in gains]
+        assert found == [is_better(best + g, best, sets, config) for g in gains]
+        assert found[0] is found[-1] is False
+        assert found[4] is True

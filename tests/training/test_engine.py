@@ -153,6 +153,19 @@ def test_accumulated_batches_make_the_step_of_a_large_one_in_neuron_phases(
     trained(config(rule, accumulate=group))
 
 
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_shorter_group_is_divided_by_what_it_has(rule: str, precision: str) -> None:
+    """In every kind of phase: three batches of which each step would take four."""
+    whole = data()
+    three = Data(train=whole.train[:3], val=whole.val)
+    found = []
+    for group in (3, 4):
+        model, _ = trained(config(rule, precision=precision, accumulate=group), three)
+        found.append([p.detach() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def joined(batches: list[tuple[Tensor, Tensor]], group: int) -> list[tuple[Tensor, Tensor]]:
     parts = [batches[i : i + group] for i in range(0, len(batches), group)]
     return [(torch.cat([x for x, _ in p]), torch.cat([y for _, y in p])) for p in parts]

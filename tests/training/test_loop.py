@@ -199,7 +199,7 @@ def test_outputs_of_any_structure_are_joined() -> None:
 
 def test_what_cannot_be_joined_is_refused_rather_than_dropped() -> None:
     task = Task(forward=lambda model, x: (model(x), {1, 2}), metric=lambda o, t: 0.0)
-    with pytest.raises(CompressionError, match="there is a set among them"):
+    with pytest.raises(CompressionError, match="the target has a set, which cannot be joined"):
         evaluate(nn.Linear(4, 4), [torch.randn(4, 4) for _ in range(2)], task)
 
 
@@ -577,3 +577,27 @@ def test_optimizers_are_the_configured_ones(name: Any, kind: type, is_dendrite: 
     assert type(made) is kind
     assert (group["lr"], group["weight_decay"]) == ((0.2, 0.0) if is_dendrite else (0.3, 0.1))
     assert group.get("momentum", 0.7) == 0.7
+
+
+# --- accumulated batches --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("sizes", [(4, 4, 4, 4, 4), (4, 4, 4, 3), (2, 7, 1), (5,)])
+def test_steps_follow_the_mean_over_samples(group: int, sizes: tuple[int, ...]) -> None:
+    """Against numpy: least squares in float64, each step on all rows of its batches."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(sum(sizes), 3, generator=generator, dtype=torch.float64)
+    y = torch.randn(sum(sizes), 1, generator=generator, dtype=torch.float64)
+    split = list(zip(x.split(sizes), y.split(sizes), strict=True))
+    model = nn.Linear(3, 1, bias=False).double()
+    weight = model.weight.detach().numpy().T.copy()
+    task = Task(loss=nn.functional.mse_loss)
+    _, steps = train(model, split, task, accumulate=group, steps=None)
+    for i in range(0, len(split), group):
+        rows, wanted = (
+            np.concatenate([part[k].numpy() for part in split[i : i + group]]) for k in (0, 1)
+        )
+        weight -= 0.1 * 2 / len(rows) * rows.T @ (rows @ weight - wanted)
+    assert steps == -(-len(split) // group)
+    np.testing.assert_allclose(model.weight.detach().numpy().T, weight, rtol=1e-10)

@@ -1,0 +1,191 @@
+"""The outputs and targets of a split, from those of its batches.
+
+Tensors are joined along their first axis, and everything that has named parts by part. A list or a
+tuple with an item for each sample of its batch grows with the samples; another one has parts.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from pbcompress.errors import CompressionError
+
+__all__ = ["is_by_sample", "joined", "sample_count", "samples_of", "taken"]
+
+REASON = "Task.metric gets the outputs and targets of a whole split"
+Batch = tuple[Any, Any, int | None]  # output, target, samples
+
+
+class _Place(NamedTuple):
+    """Where a value stands, for messages, and how many samples each batch has, if it is known."""
+
+    name: str
+    samples: Sequence[int | None]
+
+
+def sample_count(batch: Any) -> int:
+    """Return how many samples a batch has: items on the first axis of its first tensor or list.
+
+    Example:
+        >>> sample_count((torch.zeros(4, 3), torch.zeros(4)))
+        4
+        >>> sample_count(([torch.zeros(3, 8, 8), torch.zeros(3, 6, 9)], [{}, {}]))
+        2
+    """
+    first = batch
+    if isinstance(batch, tuple | list) and len(batch) == 2:  # inputs and targets
+        inputs, first = batch
+        if isinstance(first, list | tuple) and isinstance(inputs, Tensor):
+            first = inputs
+    if isinstance(first, Mapping) and first:
+        first = next(iter(first.values()))
+    if isinstance(first, list | tuple):
+        return len(first)
+    tensor = next((t for t in tree_leaves((first, batch)) if _has_axis(t)), None)
+    return len(tensor) if tensor is not None else 1
+
+
+def samples_of(output: Any, target: Any, batch: Any) -> int | None:
+    """Return how many samples a batch has, as far as a tensor outside of lists says it."""
+    for value in (target, output, batch):
+        found = next((len(leaf) for leaf in _flat(value)[0] if _has_axis(leaf)), None)
+        if found is not None:
+            return found
+    if isinstance(batch, tuple | list) and batch:  # inputs, and targets that are lists
+        return next((len(leaf) for leaf in _flat(batch[0])[0] if _has_axis(leaf)), None)
+    return None
+
+
+def joined(batches: Sequence[Batch]) -> tuple[Any, Any, int]:
+    """Return outputs and targets of a split and its number of samples.
+
+    Raises:
+        CompressionError: Something in them cannot be joined.
+    """
+    outputs, targets, counts = zip(*batches, strict=True)
+    target = _join(targets, _Place("target", counts))
+    output = _join(outputs, _Place("output", counts))
+    known = [count for count in counts if count is not None]
+    if len(known) == len(counts):
+        return output, target, sum(known)
+    for value, parts, name in ((target, targets, "target"), (output, outputs, "output")):
+        if _is_row(value) and _is_by_sample(parts, _Place(name, counts)):
+            return output, target, len(value)
+    tensor = next((t for t in tree_leaves((target, output)) if _has_axis(t)), None)
+    return output, target, len(batches) if tensor is None else len(tensor)
+
+
+def is_by_sample(value: Any, samples: int) -> bool:
+    """Tell whether all tensors, lists and tuples of a joined value have an item for each sample."""
+    leaves = tree_leaves(value, is_leaf=lambda part: _is_row(part) and len(part) == samples)
+    return all(
+        len(leaf) == samples if _is_row(leaf) or _has_axis(leaf) else not isinstance(leaf, Tensor)
+        for leaf in leaves
+    )
+
+
+def taken(value: Any, samples: int, index: Tensor) -> Any:
+    """Return some samples of a joined value, for which `is_by_sample` holds."""
+
+    def take(leaf: Any) -> Any:
+        if _is_row(leaf):
+            return type(leaf)(leaf[i] for i in index.tolist())
+        return leaf[index] if isinstance(leaf, Tensor) else leaf
+
+    return tree_map(take, value, is_leaf=lambda part: _is_row(part) and len(part) == samples)
+
+
+def _has_axis(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def _is_row(value: Any) -> bool:
+    """Tell whether a value is a plain list or tuple; named tuples have parts."""
+    return type(value) in (list, tuple)
+
+
+def _flat(value: Any) -> tuple[list[Any], Any]:
+    """Return the leaves of a value and how they hang together; lists and tuples are leaves."""
+    return tree_flatten(value, is_leaf=_is_row)
+
+
+def _join(parts: Sequence[Any], place: _Place) -> Any:
+    leaves, specs = zip(*(_flat(part) for part in parts), strict=True)
+    if any(spec != specs[0] for spec in specs):
+        raise _refused(place, "has other parts in one batch than in another")
+    return tree_unflatten([_joined_leaf(own, place) for own in zip(*leaves, strict=True)], specs[0])
+
+
+def _joined_leaf(leaves: Sequence[Any], place: _Place) -> Any:
+    first = leaves[0]
+    if any(type(leaf) is not type(first) for leaf in leaves):
+        kinds = " and ".join(sorted({type(leaf).__name__ for leaf in leaves}))
+        raise _refused(place, f"is {kinds} in turn")
+    if isinstance(first, Tensor):
+        return _joined_tensor(leaves, place)
+    if _is_row(first):
+        return _joined_row(leaves, place)
+    is_constant = isinstance(first, str | int | float | None) and len(set(leaves)) == 1
+    if len(leaves) == 1 or is_constant:
+        return first
+    raise _refused(place, f"has a {type(first).__name__}, which cannot be joined")
+
+
+def _joined_tensor(tensors: Sequence[Tensor], place: _Place) -> Tensor:
+    if tensors[0].dim() == 0:
+        return torch.stack(list(tensors))
+    shapes = {tuple(t.shape[1:]): tuple(t.shape) for t in tensors}
+    if len(shapes) > 1:
+        one, other, *_ = shapes.values()
+        raise _refused(place, f"has the shape {one} in one batch and {other} in another")
+    return torch.cat(list(tensors))
+
+
+def _joined_row(rows: Sequence[Any], place: _Place) -> Any:
+    """Join lists or tuples: by sample if they have an item for each, by part otherwise."""
+    if _is_by_sample(rows, place):
+        return type(rows[0])(item for row in rows for item in row)
+    lengths = {len(row) for row in rows}
+    if len(lengths) > 1:
+        raise _refused(
+            place,
+            f"has a {type(rows[0]).__name__} of {' and '.join(map(str, sorted(lengths)))} items, "
+            "which are not the samples of its batches",
+        )
+    return type(rows[0])(_join(part, place) for part in zip(*rows, strict=True))
+
+
+def _is_by_sample(rows: Sequence[Any], place: _Place) -> bool:
+    """Tell whether rows have an item for each sample, and not one for each part.
+
+    Where both could be, tensors are parts of an output and samples of a target.
+    """
+    items, counts = [item for row in rows for item in row], place.samples
+    fits, whole = _agree(rows, counts)
+    if items and all(isinstance(item, Mapping) for item in items):
+        return fits or not whole
+    if None not in counts:
+        return fits and not (whole and place.name == "output")
+    firsts = [{len(item) if _has_axis(item) else None for item in row} for row in rows]
+    are_parts = len({len(row) for row in rows}) == 1 and all(
+        len(first) == 1 and None not in first for first in firsts
+    )
+    return not are_parts
+
+
+def _agree(rows: Sequence[Any], counts: Sequence[int | None]) -> tuple[bool, bool]:
+    """Tell whether rows have as many items as there are samples, and whether their tensors do."""
+    pairs = list(zip(rows, counts, strict=True))
+    tensors = [(t, count) for row, count in pairs for t in tree_leaves(row) if _has_axis(t)]
+    fits = all(len(row) == count for row, count in pairs)
+    return fits, bool(tensors) and all(len(tensor) == count for tensor, count in tensors)
+
+
+def _refused(place: _Place, found: str) -> CompressionError:
+    return CompressionError(
+        f"{REASON}, joined along the first axis, and the {place.name} {found}. Return from "
+        "Task.forward tensors of one shape (padded), or a list with one item for each sample."
+    )
