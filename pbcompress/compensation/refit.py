@@ -65,7 +65,8 @@ class _Error:
     @property
     def share(self) -> float:
         """The error over the variance."""
-        variance = float((self.squares - self.sums**2 / max(self.rows, 1)).clamp(min=0).sum())
+        spread = torch.as_tensor(self.squares - self.sums**2 / max(self.rows, 1))
+        variance = float(spread.clamp(min=0).sum())
         if variance:
             return self.lost / variance
         return math.inf if self.lost else 0.0

@@ -85,10 +85,11 @@ class OutputView:
     """
 
     def __init__(self, reader: Reader, left: nn.Module) -> None:
-        self.layer: Any = left
+        layer: Any = left
+        self.layer: Any = layer
         self.kept = reader.kept.get(0)
-        weight = self.layer.weight
-        self.groups = getattr(left, "groups", 1)
+        weight: Tensor = layer.weight
+        self.groups: int = getattr(left, "groups", 1)
         self.targets = weight.shape[0] // self.groups
         self.features = weight[0].numel()
         self.has_bias = self.layer.bias is not None
@@ -114,7 +115,8 @@ class OutputView:
         x = x.reshape(-1, *x.shape[x.dim() - len(sizes) - 1 :])
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         x = functional.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-        patches = x[(slice(None), slice(None), *_taps(layer, sizes, index))]
+        places: Any = (slice(None), slice(None), *_taps(layer, sizes, index))
+        patches = x[places]
         by_row = patches.transpose(1, 2).reshape(len(x) * len(index), self.groups, self.features)
         return by_row
 
@@ -197,8 +199,8 @@ def _flat(layer: nn.Module, values: Any) -> Tensor:
         batched = values.reshape(-1, *values.shape[values.dim() - len(layer.kernel_size) - 1 :])
         flat: Tensor = batched.flatten(2).transpose(1, 2)
         return flat
-    batched = values if values.dim() > 1 else values[None]
-    return batched.reshape(len(batched), -1, batched.shape[-1])
+    rows: Tensor = values if values.dim() > 1 else values[None]
+    return rows.reshape(len(rows), -1, rows.shape[-1])
 
 
 def _taps(layer: Any, sizes: tuple[int, ...], index: Tensor) -> list[Tensor]:
