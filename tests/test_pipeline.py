@@ -346,6 +346,7 @@ class KillAfter(pb.Callback):
 
 def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(tmp_path):
     config = fast_config(share="auto")
+    config = replace(config, recovery=replace(config.recovery, compensation_batches=8))
     whole = pb.compress(make_network(), 0.4, data=make_data(), config=config, progress=False)
 
     def attempt(callbacks=()):

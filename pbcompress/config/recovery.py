@@ -145,7 +145,7 @@ class RecoveryConfig(Choices):
     max_failures: Count = 2
     max_epochs: Count | None = None
     max_minutes: Positive | None = None
-    compensation_batches: WholeNumber = 8
+    compensation_batches: WholeNumber = 0
     replay: NonNegative = 1.0
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
