@@ -11,10 +11,11 @@ KINDS = {
     "convolution": ("conv", "convolution", "_convolution"),
     "matrix product": (
         *("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "einsum"),
-        *("lstm", "gru", "rnn_tanh", "rnn_relu"),
+        *("lstm", "gru", "rnn_tanh", "rnn_relu", "bilinear", "scaled_dot_product_attention"),
+        *("mv", "dot", "vdot", "addbmm", "addmv", "tensordot", "inner"),
     ),
 }
-HIDDEN_PRODUCTS = ("scaled_dot_product_attention", "baddbmm", "multi_head_attention_forward")
+HIDDEN_PRODUCTS = ("linalg_multi_dot", "linalg_matrix_power", "multi_head_attention_forward")
 KIND_OF = {operation: kind for kind, names in KINDS.items() for operation in names}
 
 

@@ -1,8 +1,7 @@
 """Parameters and FLOPs of a model, by two counters. The only module that imports fvcore."""
 
-import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pbcompress.core.inputs import Call, as_call, single_sample, to_device
+from pbcompress.core.inputs import Call, as_call, to_device
 from pbcompress.core.modules import (
     copy_model,
     copy_sharing,
@@ -20,7 +19,9 @@ from pbcompress.core.modules import (
     plain_kernels,
 )
 from pbcompress.core.randomness import seeded
+from pbcompress.core.time_first import one_sample
 from pbcompress.costs.flop_counters import LayerCost, by_kind, explain
+from pbcompress.costs.product_counts import PRODUCTS
 from pbcompress.errors import CompressionError
 
 __all__ = ["LayerCost", "ModelCost", "input_shapes", "measure"]
@@ -121,7 +122,8 @@ def measure(model: nn.Module, example_inputs: object) -> ModelCost:
     Args:
         model: Any network; left as it is.
         example_inputs: A tensor, a tuple of positional or a dict of named inputs. The first axis
-            of every tensor is the batch.
+            of every tensor is the batch; the second one where a layer of torch without
+            ``batch_first`` reads the first as time.
 
     Returns:
         The cost, with the operations that the counter does not know listed beside it.
@@ -136,9 +138,9 @@ def measure(model: nn.Module, example_inputs: object) -> ModelCost:
     """
     network = copy_model(model).eval()
     device = device_of(network)
-    call = single_sample(as_call(example_inputs))
+    call = to_device(one_sample(network, as_call(example_inputs)), device)
     wrapped = _Positional(network, call)
-    inputs = tuple(t.to(device) for t in wrapped.tensors)
+    inputs = wrapped.tensors
     if any(t.dim() and not len(t) for t in inputs):
         raise CompressionError("example_inputs holds no sample; give a batch of at least one.")
     with warnings.catch_warnings(), torch.no_grad(), seeded("measure"), plain_kernels(network):
@@ -156,7 +158,7 @@ def measure(model: nn.Module, example_inputs: object) -> ModelCost:
         try:
             analysis = FlopCountAnalysis(wrapped, inputs)
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-            analysis.tracer_warnings("none").set_op_handle(**_RECURRENT)
+            analysis.tracer_warnings("none").set_op_handle(**PRODUCTS)
             by_module, by_operation = analysis.by_module(), analysis.by_operator()
             uncounted = dict(sorted(analysis.unsupported_ops().items()))
             dispatched = _dispatched(network, call, device)
@@ -195,24 +197,6 @@ def _dispatched(network: nn.Module, call: Call, device: torch.device) -> dict[st
         counts = counter.get_flop_counts().get("Global", {})
         return by_kind({str(operation): flops // 2 for operation, flops in counts.items()})
     return None
-
-
-def _shape(value: Any) -> list[int]:
-    """Return the sizes of a traced tensor, none for anything else."""
-    kind = value.type()
-    return list(kind.sizes() or []) if value.isCompleteTensor() else []
-
-
-def _recurrent(inputs: Sequence[Any], _: Sequence[Any]) -> int:
-    """Multiply-adds of a recurrent layer: every weight once for every step of every sample."""
-    held = [
-        v for i in inputs if i.node().kind() == "prim::ListConstruct" for v in i.node().inputs()
-    ]
-    weights = [shape for shape in map(_shape, held) if len(shape) == 2]
-    return math.prod(_shape(inputs[0])[:-1]) * sum(map(math.prod, weights))
-
-
-_RECURRENT = {f"aten::{kind}": _recurrent for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
 
 
 def input_shapes(call: Call) -> dict[str, tuple[int, ...]]:

@@ -15,9 +15,10 @@ from pbcompress.config.dendrites import DendriteConfig
 from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.config.widths import WidthConfig
 from pbcompress.core.accepted_models import check_model
-from pbcompress.core.inputs import Call, as_call, single_sample, to_device
+from pbcompress.core.inputs import Call, as_call, to_device
 from pbcompress.core.json_documents import parse
 from pbcompress.core.modules import device_of
+from pbcompress.core.time_first import one_sample
 from pbcompress.costs.latency_model import Shipped
 from pbcompress.costs.measured import ModelCost
 from pbcompress.errors import StateMismatchError
@@ -303,7 +304,7 @@ def make_plan(
     check_model(model)
     sample = sample_for(config.width, experiment)
     with torch.inference_mode(False):  # tensors made in it cannot be followed
-        call = to_device(single_sample(as_call(example_inputs)), device_of(model))
+        call = to_device(one_sample(model, as_call(example_inputs)), device_of(model))
         solution = find_widths(model, call, budget, config, sample, _open_bench)
     return WidthPlan(solution=solution, config=config, budget=budget)
 

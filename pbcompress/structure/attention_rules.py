@@ -41,7 +41,9 @@ def attention(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
         t.set_labels(scores, [q[0], q[1], q[2], k[2]])
         broadcast(t, [scores, mask], tuple(scores.shape))
     t.event(name, [(0, 3, q[3]), (1, 3, k[3])])
-    t.result.uncounted["scaled_dot_product_attention"] += 1
+    rows = [(query.shape[0], q[0]), (heads, q[1]), (query.shape[2], q[2]), (key.shape[2], k[2])]
+    t.work(1, *rows, (query.shape[3], q[3]))
+    t.work(1, *rows, (value.shape[3], v[3]))
     result: Axes = [q[0], q[1], q[2], v[3]]
     others = [[None] * o.dim() if isinstance(o, Tensor) else [] for o in out[1:]]
     return [result, *others]

@@ -86,8 +86,13 @@ def batched_product(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> A
     return labels
 
 
-@rule("mv", "dot", "addmv")
+@rule("mv", "dot", "addmv", "_trilinear")
 def vector_product(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Axes:
+    """A product whose channels stay."""
+    if name == "_trilinear":  # of a Bilinear: every weight once for every row
+        t.work(args[0].shape[0] * math.prod(args[1].shape))
+    else:
+        t.work(math.prod(args[-2].shape))
     return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
 
 

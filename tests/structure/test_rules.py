@@ -308,6 +308,7 @@ SAMPLES |= {
     ),
     "mv": Sample(torch.mv, ((3, 4), (4,)), ("", "")),
     "dot": Sample(torch.dot, ((3,), (3,)), ("", "")),
+    "bilinear": Sample(functional.bilinear, ((2, 3), (2, 4), (5, 3, 4)), ("", "", "")),
     "addmv": Sample(torch.addmv, ((3,), (3, 4), (4,)), ("", "", "")),
     "conv1d": conv((2, 4, 5), (3, 4, 2), ("01", "01", "0")),
     "conv2d": conv((2, 4, 5, 5), (3, 4, 2, 3), ("01", "01", "0")),
