@@ -216,8 +216,9 @@ def predict(
     ):
         for number, batch in enumerate(batches):
             if number % engine.world == engine.rank:
-                pair = tree_map(_to_cpu, task.run(model, moved(batch, device)))
-                parts[number] = (*pair, samples_of(*pair, batch))
+                found = task.run(model, moved(batch, device))
+                output, target = tree_map(_to_cpu, found)
+                parts[number] = (output, target, samples_of(output, target, batch))
     parts = engine.gathered(parts)
     if not parts:
         raise CompressionError(
