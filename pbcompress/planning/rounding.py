@@ -24,7 +24,7 @@ from pbcompress.planning.allocation import (
 from pbcompress.planning.proportions import Preference
 from pbcompress.structure.channel_groups import ChannelGroup
 
-__all__ = ["allocate_rounded", "finer"]
+__all__ = ["LEAST", "allocate_rounded", "finer"]
 
 FEW = 6  # groups: all ways to round them are tried
 FARTHEST = 1.34  # a group moves by no larger factor to stay at a multiple: three blocks to four
@@ -32,7 +32,7 @@ FARTHEST = 1.34  # a group moves by no larger factor to stay at a multiple: thre
 # is computed as a whole one, and less takes another way.
 HALVINGS = (0.1, 0.5, 0.6)
 UNUSED = 10.0  # the same for a bound of which nothing is used
-LEAST = 0.95  # of a bound that is used
+LEAST = 0.97  # of a bound that is used
 TOO_COARSE = 0.7  # of a group's logarithmic distance: it is better to leave the multiples
 
 

@@ -71,7 +71,7 @@ def test_a_group_takes_the_widest_block_of_its_layers():
 def test_default_plans_are_in_multiples_and_use_the_target(share, hardware):
     model = convolutions(64)
     plan = plan_widths(model, IMAGE, share, config=WidthConfig(hardware=hardware))
-    assert 0.98 * plan.target_params <= plan.cost_after.params <= plan.target_params
+    assert 0.97 * plan.target_params <= plan.cost_after.params <= plan.target_params
     multiples = multiples_for(model, groups_of(model, IMAGE), hardware)
     widths = [plan.cost_after.by_layer[name].width for name in ("0", "4")]
     assert sum(w % m > 0 for w, m in zip(widths, multiples, strict=True)) <= 1  # fills the target

@@ -127,7 +127,7 @@ def test_only_the_first_and_the_last_plan_are_proven(monkeypatch):
     )
     budget = MeasuredBudget.of(0.5, None, bench.original)
     plan, _ = confirmed(planner, bench, request_of(model), budget, True)
-    assert len(bench.measured) > 1
+    assert bench.measured
     assert len(proven) == 2
     assert proven[-1][1] == plan.steps
 

@@ -131,6 +131,7 @@ def test_attention_of_torch_is_counted_as_predicted():
 
     plan = plan_widths(Net(), torch.randn(1, 5, 16), 0.7)
     by_hand = 5 * (4 * 16 * 16 + 2 * 16 * plan.cost_after.by_layer["layer.linear1"].width)
+    by_hand += 2 * 5 * 5 * 16  # queries with keys, and what they choose
     norms, head = 2 * 5 * 16 * 5, 16 * 3  # fvcore: an affine LayerNorm is 5 per element
     assert plan.cost_after.flops == by_hand + norms + head
 

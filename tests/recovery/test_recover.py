@@ -425,8 +425,8 @@ def of_another_model(path: Path) -> None:
 
 MISFITS: dict[Callable[[Path], None], str] = {
     of_another_call: "belongs to another model, target, configuration or seed",
-    of_a_newer_version: f"of version {CHECKPOINT_FORMAT + 1}; this pbcompress reads 3",
-    of_an_older_version: f"of version {CHECKPOINT_FORMAT - 1}; this pbcompress reads 3",
+    of_a_newer_version: f"of version {CHECKPOINT_FORMAT + 1}; this pbcompress reads {CHECKPOINT_FORMAT}",
+    of_an_older_version: f"of version {CHECKPOINT_FORMAT - 1}; this pbcompress reads {CHECKPOINT_FORMAT}",
     truncated: "truncated or of another kind",
     of_another_kind: "truncated or of another kind",
     weights_of_a_result: "was to be a checkpoint and is another file of pbcompress",

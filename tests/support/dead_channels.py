@@ -18,7 +18,7 @@ def smallest_or(share, model, inputs):
 
     All groups are narrowed alike, so that every one of them is.
     """
-    config = CompressConfig(width=WidthConfig(allocation="uniform"))
+    config = CompressConfig(width=WidthConfig(allocation="uniform", round_to=1))
     try:
         return plan_widths(model, inputs, share, config=config)
     except TargetUnreachableError as error:
