@@ -423,10 +423,11 @@ def of_another_model(path: Path) -> None:
     write_tensors(path, {k: v for k, v in tensors.items() if k != "model.1.bias"}, state)
 
 
+READS = f"this pbcompress reads {CHECKPOINT_FORMAT}"
 MISFITS: dict[Callable[[Path], None], str] = {
     of_another_call: "belongs to another model, target, configuration or seed",
-    of_a_newer_version: f"of version {CHECKPOINT_FORMAT + 1}; this pbcompress reads {CHECKPOINT_FORMAT}",
-    of_an_older_version: f"of version {CHECKPOINT_FORMAT - 1}; this pbcompress reads {CHECKPOINT_FORMAT}",
+    of_a_newer_version: f"of version {CHECKPOINT_FORMAT + 1}; {READS}",
+    of_an_older_version: f"of version {CHECKPOINT_FORMAT - 1}; {READS}",
     truncated: "truncated or of another kind",
     of_another_kind: "truncated or of another kind",
     weights_of_a_result: "was to be a checkpoint and is another file of pbcompress",
