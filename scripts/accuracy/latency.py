@@ -23,7 +23,7 @@ from scripts.accuracy.grid import ARMS, TASKS
 from scripts.accuracy.run import parser_of
 from scripts.lines import append_line, read_lines
 
-ROUNDS = 5  # a speed is the median of as many measurements
+ROUNDS = 3  # a speed is the median of as many measurements
 
 
 def speed(bench: ExportBench, model: torch.nn.Module, plan: pb.WidthPlan) -> float:
