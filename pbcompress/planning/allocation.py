@@ -21,7 +21,16 @@ from pbcompress.costs.closed_form import Widths
 from pbcompress.planning.proportions import Preference
 from pbcompress.structure.channel_groups import ChannelGroup
 
-__all__ = ["FILL_GOAL", "allocate", "choices_of", "complete", "filled", "is_full", "narrowest"]
+__all__ = [
+    "FILL_GOAL",
+    "all_choices",
+    "allocate",
+    "choices_of",
+    "complete",
+    "filled",
+    "is_full",
+    "narrowest",
+]
 
 FILL_GOAL = 0.98
 BISECTIONS = 40
@@ -56,6 +65,17 @@ def choices_of(
     return sorted(allowed | {width})
 
 
+def all_choices(
+    groups: Sequence[ChannelGroup],
+    multiples: Sequence[int],
+    config: WidthConfig,
+    gives_way: bool = False,
+) -> list[Widths]:
+    """Return the allowed widths of every group; see `choices_of`."""
+    pairs = zip(groups, multiples, strict=True)
+    return [choices_of(group, multiple, config, gives_way) for group, multiple in pairs]
+
+
 def narrowest(
     groups: Sequence[ChannelGroup],
     multiples: Sequence[int],
@@ -63,8 +83,7 @@ def narrowest(
     gives_way: bool = False,
 ) -> Widths:
     """Return the smallest width in units that is allowed to each group; see `choices_of`."""
-    pairs = zip(groups, multiples, strict=True)
-    return [choices_of(group, multiple, config, gives_way)[0] for group, multiple in pairs]
+    return [choices[0] for choices in all_choices(groups, multiples, config, gives_way)]
 
 
 def allocate(bounds: Bounds, preference: Preference, choices: Sequence[Widths]) -> Widths | None:

@@ -15,6 +15,7 @@ from pbcompress.costs.bounds import Bounds
 from pbcompress.costs.closed_form import Widths
 from pbcompress.planning.allocation import (
     FILL_GOAL,
+    all_choices,
     allocate,
     choices_of,
     complete,
@@ -60,7 +61,7 @@ def allocate_rounded(
         rounded = ideal and _nearest(groups, bounds, ideal, multiples, config)
         if rounded or ideal is None:
             return rounded
-    choices = _choices(groups, multiples, config, gives_way=True)
+    choices = all_choices(groups, multiples, config, gives_way=True)
     widths = filled(bounds, preference, choices)
     if widths is None or is_full(bounds, widths):
         return widths
@@ -73,13 +74,6 @@ def allocate_rounded(
     if is_full(bounds, widths):
         return widths
     return allocate_rounded(groups, bounds, preference, finer(multiples), config)
-
-
-def _choices(
-    groups: Sequence[ChannelGroup], multiples: Sequence[int], config: WidthConfig, gives_way: bool
-) -> list[Widths]:
-    pairs = zip(groups, multiples, strict=True)
-    return [choices_of(group, multiple, config, gives_way) for group, multiple in pairs]
 
 
 def finer(multiples: Sequence[int]) -> list[int]:
@@ -102,12 +96,15 @@ def _nearest(
     """Return the widths nearest to the ideal of which at most one is no multiple, or None."""
     options = [
         _around(choices, wanted)
-        for choices, wanted in zip(_choices(groups, multiples, config, True), ideal, strict=True)
+        for choices, wanted in zip(all_choices(groups, multiples, config, True), ideal, strict=True)
+    ]
+    smaller = [
+        _halved(group, multiple, config) for group, multiple in zip(groups, multiples, strict=True)
     ]
     best: tuple[float, Widths] = (math.inf, [])
     for some in itertools.product(*options):
         widths = list(some)
-        for penalty, trial in _completions(groups, bounds, widths, multiples, config):
+        for penalty, trial in _completions(bounds, widths, smaller):
             distances = [abs(math.log(a / b)) for a, b in zip(trial, ideal, strict=True)]
             if max(distances) <= TOO_COARSE:
                 best = min(best, (sum(distances) + penalty, trial))
@@ -122,30 +119,36 @@ def _around(choices: Widths, wanted: int) -> set[int]:
     }
 
 
+def _halved(group: ChannelGroup, multiple: int, config: WidthConfig) -> list[Widths]:
+    """Return the allowed widths in halves of a multiple, in quarters and in eighths."""
+    steps = [multiple >> number for number in range(1, len(HALVINGS) + 1)]
+    return [choices_of(group, step, config) for step in steps if step]
+
+
 def _completions(
-    groups: Sequence[ChannelGroup],
-    bounds: Bounds,
-    widths: Widths,
-    multiples: Sequence[int],
-    config: WidthConfig,
+    bounds: Bounds, widths: Widths, smaller: Sequence[Sequence[Widths]]
 ) -> Iterator[tuple[float, Widths]]:
-    """Yield widths that use up a bound, with what is to be said against them."""
+    """Yield widths that use up a bound, with what is to be said against them.
+
+    Args:
+        bounds: The closed forms and their limits.
+        widths: In multiples.
+        smaller: For each group, its allowed widths in smaller multiples; see `_halved`.
+    """
     totals = bounds.totals(widths)
     if LEAST <= bounds.load(totals) <= 1:
         yield UNUSED * (1 - bounds.load(totals)), widths
-    for index, (group, multiple) in enumerate(zip(groups, multiples, strict=True)):
+    for index, halved in enumerate(smaller):
 
         def load(width: int, index: int = index) -> float:
             return bounds.load(bounds.after(totals, index, width, widths))
 
-        step = multiple
-        for penalty in HALVINGS:
-            step = step // 2
-            choices = choices_of(group, step, config) if step else []
+        for penalty, choices in zip(HALVINGS, halved, strict=False):
             count = bisect_right(choices, 1.0, key=load)
             width = choices[count - 1] if count else widths[index]
-            if LEAST <= load(width) <= 1:
-                against = penalty + UNUSED * (1 - load(width))
+            share = load(width)
+            if LEAST <= share <= 1:
+                against = penalty + UNUSED * (1 - share)
                 yield against, [*widths[:index], width, *widths[index + 1 :]]
 
 
@@ -166,7 +169,7 @@ def _loosen(
         best, steps = (load, widths), multiples
         while max(steps) > 1 and best[0] < FILL_GOAL:
             steps = finer(steps)
-            choices = _choices(groups, steps, config, gives_way=False)
+            choices = all_choices(groups, steps, config)
             best = max(best, _widened(bounds, widths, choices), key=lambda pair: pair[0])
         if best[0] == load:
             return

@@ -16,7 +16,7 @@ from pbcompress.costs.bounds import Bounds, Cost
 from pbcompress.costs.closed_form import CostModel, Widths, parameter_costs, work_costs
 from pbcompress.dendrites.forms import growable_layers, set_params
 from pbcompress.errors import CompressionError, a_few
-from pbcompress.planning.allocation import allocate, choices_of, narrowest
+from pbcompress.planning.allocation import all_choices, allocate, narrowest
 from pbcompress.planning.given_widths import with_pins
 from pbcompress.planning.proportions import SPEED, Preference, count_weights, preference_of
 from pbcompress.planning.rounding import allocate_rounded, finer
@@ -145,9 +145,7 @@ class WidthSearch:
             if gives_way:
                 widths = allocate_rounded(groups, bounds, preference, multiples, config)
             else:
-                pairs = zip(groups, multiples, strict=True)
-                choices = [choices_of(group, multiple, config) for group, multiple in pairs]
-                widths = allocate(bounds, preference, choices)
+                widths = allocate(bounds, preference, all_choices(groups, multiples, config))
             if widths is None:
                 return
             shares = scarce.shares(scarce.totals(widths))
