@@ -197,16 +197,22 @@ def _free_in(
         if bounds.lower == bounds.upper
     }
     shapes = [[d.dim_param for d in v.type.tensor_type.shape.dim] for v in proto.graph.input]
-    found: dict[str, FreeAxis] = {}
+    found: list[FreeAxis] = []
+    of: dict[FreeAxis, set[str]] = {}
     for axis in free:
-        for i, place in axis.places:
-            symbol = shapes[i][place]
-            if not symbol or (symbol in sizes and isinstance(sizes[symbol], int)):
-                continue
-            sizes.setdefault(symbol, axis.name)
-            known = found.setdefault(symbol, replace(axis, name=str(sizes[symbol]), places=()))
-            found[symbol] = replace(known, places=(*known.places, (i, place)))
-    return list(found.values()), sizes
+        places = [(i, place) for i, place in axis.places if shapes[i][place]]
+        places = [p for p in places if not isinstance(sizes.get(shapes[p[0]][p[1]]), int)]
+        if not places:
+            continue
+        symbols = {shapes[i][place] for i, place in places}
+        tied = [other for other in found if of[other] & symbols]
+        first = tied[0] if tied else axis
+        whole = replace(first, places=tuple(p for a in tied for p in a.places) + tuple(places))
+        of[whole] = symbols.union(*(of[other] for other in tied))
+        found = [other for other in found if other not in tied] + [whole]
+    for axis in found:
+        sizes.update(dict.fromkeys(of[axis], axis.name))
+    return found, sizes
 
 
 def fixed_line(network: nn.Module, inputs: Inputs, free: Sequence[FreeAxis], axis: FreeAxis) -> str:
