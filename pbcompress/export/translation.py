@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from pbcompress.core.inputs import Call, tensors_of
+from pbcompress.core.modules import plain_attention
 from pbcompress.core.randomness import seeded
 from pbcompress.core.source_lines import line_of, watched
 from pbcompress.errors import CompressionError, first_line
@@ -156,7 +157,7 @@ def _exported(
     args, kwargs = call
     for recurrent in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
         recurrent._dispatch_cache.clear()  # else a second export unrolls the steps of the example
-    with _quiet(), torch.no_grad(), seeded("export"):
+    with _quiet(), torch.no_grad(), seeded("export"), plain_attention():
         return torch.onnx.export(
             network,
             (*args, {}) if args and isinstance(args[-1], dict) and not kwargs else args,
