@@ -24,6 +24,7 @@ from pbcompress.core.modules import plain_kernels
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError
 from pbcompress.structure.attention_rules import attention_layer
+from pbcompress.structure.cached_functions import sizes_uncached
 from pbcompress.structure.rule_table import unknown
 from pbcompress.structure.rules import RULES
 from pbcompress.structure.sizes import Attribute, Reader, Size
@@ -61,6 +62,7 @@ def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> T
         seeded("trace"),
         plain_kernels(network),
         _sized_attributes(network, tracer),
+        sizes_uncached(network),
         _module_names(network, tracer.path),
     ):
         warnings.simplefilter("ignore")
