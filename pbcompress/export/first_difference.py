@@ -44,7 +44,7 @@ def first_difference(
     handles = [m.register_forward_hook(partial(record, name)) for name, m in leaves.items()]
     try:
         with torch.no_grad():
-            network(*call[0], **call[1])
+            network(*call.args, **call.kwargs)
     finally:
         for handle in handles:
             handle.remove()

@@ -151,7 +151,7 @@ def _exact(network: nn.Module, inputs: Inputs) -> nn.Module | None:
 
 def _outputs(network: nn.Module, call: Call) -> list[Tensor]:
     with torch.no_grad():
-        return tensors_of(network(*call[0], **call[1]))
+        return tensors_of(network(*call.args, **call.kwargs))
 
 
 def _double(call: Call) -> Call:

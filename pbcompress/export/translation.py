@@ -39,7 +39,7 @@ HINTS = {
 def output_of(network: nn.Module, call: Call) -> Any:
     """Return what a network returns, without gradient."""
     with torch.no_grad():
-        return network(*call[0], **call[1])
+        return network(*call.args, **call.kwargs)
 
 
 def translate(

@@ -97,7 +97,7 @@ def check_job(
     if data is not None:
         data = check_data(data, task, original, place)
     if example_inputs is not None:
-        inputs = to_device(as_call(example_inputs), place)
+        inputs = task.said(to_device(as_call(example_inputs), place))
     else:
         assert data is not None
         inputs = inputs_of(data, task, original, place)
