@@ -222,7 +222,7 @@ def trained_lines(steps=(8, 8)):
 
 def test_trained_networks_are_paired_by_seed():
     page = tables.page(trained_lines())
-    row = "| digits | 50.0%, 50.0% | 2 | 90.00 | 88.00 | 86.00 | +2.00 ± 0.00 better |"
+    row = "| digits | default | 50.0%, 50.0% | 2 | 90.00 | 88.00 | 86.00 | +2.00 ± 0.00 better |"
     assert f"{row} 1.50 (2.00) | 1.50 (2.00) |" in page
     assert "speed.svg" not in page
     with pytest.raises(ValueError, match="cannot be compared"):
