@@ -12,7 +12,7 @@ from pbcompress.errors import StateMismatchError
 
 __all__ = ["CHECKPOINT_FORMAT", "Checkpoint"]
 
-CHECKPOINT_FORMAT = 4
+CHECKPOINT_FORMAT = 5
 
 
 @dataclass(frozen=True)
