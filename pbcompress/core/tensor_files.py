@@ -1,19 +1,31 @@
-"""Tensors and JSON in one file, written whole or not at all. The only module on safetensors."""
+"""Tensors and JSON in one file, written whole or not at all. The only module on safetensors.
 
+The header of such a file has a SHA-256 of all that it holds, which every reader checks.
+"""
+
+import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.core.json_documents import decoded
+from pbcompress.errors import CompressionError, StateMismatchError, first_line
 
 __all__ = ["read_tensors", "tensor_bytes", "write_bytes", "write_tensors"]
+
+STATE, DIGEST = "state", "sha256"  # the texts of a header
+FIRST_VERSION = 1  # of all kinds, which had no SHA-256
+
+logger = logging.getLogger(__name__)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -48,8 +60,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
 def tensor_bytes(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> bytes:
     """Return the content of the file that `write_tensors` writes."""
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    content: bytes = save(plain, metadata={"state": json.dumps(state)})
+    text = json.dumps(state)
+    content: bytes = save(plain, metadata={STATE: text, DIGEST: _digest(plain, text)})
     return content
+
+
+def _digest(tensors: Mapping[str, Tensor], state: str) -> str:
+    """Return the SHA-256 of a state and of tensors: their names, types, shapes and bytes."""
+    digest = hashlib.sha256(state.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_tensors(
@@ -60,26 +82,55 @@ def read_tensors(
     Nothing is ever unpickled.
 
     Raises:
-        StateMismatchError: The file is missing, truncated, or of another kind.
+        StateMismatchError: The file is missing, truncated, changed since it was written, or of
+            another kind.
     """
     if not path.is_file():
         raise StateMismatchError(
             f"{path} was to be read and there is no such file. Check the path, or write it first."
         )
     try:
-        with safe_open(path, framework="pt", device=device) as file:
-            state = json.loads((file.metadata() or {}).get("state", "null"))
+        with safe_open(path, framework="pt", device="cpu") as file:
+            texts = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError, RecursionError) as err:
+        state = decoded(texts.get(STATE, "null"), f"The state of {path}")
+    except StateMismatchError:
+        raise
+    except Exception as err:  # the library has errors of many kinds for files of others
         raise StateMismatchError(
-            f"{path} is not a whole safetensors file: {err}. It is truncated or of another kind; "
-            "restore it from a copy, or delete it and run again."
+            f"{path} is not a whole safetensors file: {first_line(err)}. It is truncated or of "
+            "another kind; restore it from a copy, or delete it and run again."
         ) from err
-    if not isinstance(state, dict):
-        if any_kind:
-            return tensors, {}
+    if isinstance(state, dict):
+        _check_digest(path, texts, tensors, state, any_kind)
+    elif not any_kind:
         raise StateMismatchError(
             f"{path} is a safetensors file that pbcompress did not write: it has no state in its "
             "header. Give a file that save or compress(run_dir=...) made."
         )
-    return tensors, state
+    placed = {name: tensor.to(device) for name, tensor in tensors.items()}
+    return placed, state if isinstance(state, dict) else {}
+
+
+def _check_digest(
+    path: Path,
+    texts: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    any_kind: bool,
+) -> None:
+    """Raise if a file is not what was written; one of before there was a SHA-256 is told."""
+    is_old = texts.keys() == {STATE} and state.get("version", FIRST_VERSION) == FIRST_VERSION
+    if DIGEST not in texts and (is_old or any_kind):
+        if not any_kind:
+            logger.warning(
+                "%s has no SHA-256, because an older pbcompress wrote it: damage to it would not "
+                "be noticed. Save it again.",
+                path,
+            )
+        return
+    if texts.get(DIGEST) != _digest(tensors, texts[STATE]):
+        raise StateMismatchError(
+            f"{path} was changed since it was written: its SHA-256 is another than its header "
+            "says. Restore it from a copy, or delete it and run again."
+        )
