@@ -5,9 +5,22 @@ from pathlib import Path
 
 from pbcompress.errors import StateMismatchError
 
-__all__ = ["MOST_BYTES", "read_bounded"]
+__all__ = ["MOST_BYTES", "is_file", "read_bounded"]
 
 MOST_BYTES = 2**26  # of a text: a plan of a network of a billion parameters has a tenth of it
+
+
+def is_file(path: str | Path) -> bool:
+    """Tell whether a plain file is there, also of a path that the system does not take.
+
+    Example:
+        >>> is_file("a" + chr(0)), is_file("x" * 5000)
+        (False, False)
+    """
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def read_bounded(path: str | Path, most: int = MOST_BYTES) -> bytes:

@@ -5,7 +5,7 @@ The one reader of JSON that was written elsewhere, be it a file of its own or a 
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -13,11 +13,22 @@ from pbcompress.core.bounded_files import MOST_BYTES
 from pbcompress.core.records import from_data, to_data
 from pbcompress.errors import CompressionError, StateMismatchError, first_line
 
-__all__ = ["damage_named", "decoded", "parse", "parse_record", "render", "render_record"]
+__all__ = [
+    "check_kind",
+    "damage_named",
+    "decoded",
+    "parse",
+    "parse_record",
+    "render",
+    "render_record",
+    "with_digest",
+    "without_digest",
+]
 
 T = TypeVar("T")
 
 MOST_DEPTH = 64
+ADVICE = "Restore it from a copy, or make it anew"
 DIGEST = "sha256"
 
 
@@ -62,10 +73,41 @@ def _too_deep(where: str, depth: int) -> StateMismatchError:
     )
 
 
-def _digest(data: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of JSON data, whatever the order of its members and its blanks are."""
+def with_digest(data: Mapping[str, Any], others: Iterable[Any] = ()) -> dict[str, Any]:
+    """Return JSON data with their SHA-256, whatever the order of the members is.
+
+    Args:
+        data: The data.
+        others: Bytes beside them that it is of too.
+    """
+    plain = json.loads(json.dumps(data))  # as it will be read: a tuple is a list
+    return {DIGEST: _digest(plain, others), **data}
+
+
+def _digest(data: Mapping[str, Any], others: Iterable[Any]) -> str:
+    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode())
+    for part in others:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def without_digest(
+    data: Mapping[str, Any], where: str, others: Iterable[Any] = (), *, may_lack: bool
+) -> tuple[dict[str, Any], bool]:
+    """Return what was given to `with_digest`, and whether there was a SHA-256 to check.
+
+    Raises:
+        StateMismatchError: The SHA-256 is another, or is missing and may not be.
+    """
     rest = {name: value for name, value in data.items() if name != DIGEST}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    if DIGEST not in data and may_lack:
+        return rest, False
+    if data.get(DIGEST) != _digest(rest, others):
+        raise StateMismatchError(
+            f"{where} was changed since it was written: its SHA-256 is another than it says. "
+            "Restore it from a copy, or make it anew."
+        )
+    return rest, True
 
 
 def render(data: Mapping[str, Any], kind: str, version: int) -> str:
@@ -75,9 +117,7 @@ def render(data: Mapping[str, Any], kind: str, version: int) -> str:
         >>> parse(render({"a": 1}, "letters", 2), "letters", 2, "The text")
         {'kind': 'letters', 'version': 2, 'a': 1}
     """
-    whole = {"kind": kind, "version": version, **data}
-    plain = json.loads(json.dumps(whole))  # as it will be read: a tuple is a list
-    return json.dumps({**whole, DIGEST: _digest(plain)}, indent=1)
+    return json.dumps(with_digest({"kind": kind, "version": version, **data}), indent=1)
 
 
 def parse(
@@ -109,6 +149,14 @@ def parse(
         1
     """
     data = decoded(text, where)
+    check_kind(data, kind, version, where, oldest=oldest)
+    found = data["version"]
+    may_lack = digest_from is None or found < digest_from
+    return without_digest(data, where, may_lack=may_lack)[0]
+
+
+def check_kind(data: Any, kind: str, version: int, where: str, *, oldest: int = 1) -> None:
+    """Raise unless JSON data say that they are of a kind and a version; see `parse`."""
     if not isinstance(data, dict) or data.get("kind") != kind:
         raise StateMismatchError(f"{where} is JSON of another kind. Give a {kind}.")
     found = data.get("version")
@@ -122,14 +170,6 @@ def parse(
             f"{where} has version {found}, which an older pbcompress wrote; this one reads from "
             f"version {oldest} on. Make it anew, in another folder if it is a run."
         )
-    noted = data.pop(DIGEST, None)
-    must_be = digest_from is not None and found >= digest_from
-    if (noted is not None or must_be) and noted != _digest(data):
-        raise StateMismatchError(
-            f"{where} was changed since it was written: its SHA-256 is another than it says. "
-            "Restore it from a copy, or make it anew."
-        )
-    return data
 
 
 def render_record(record: object, kind: str, version: int) -> str:
@@ -166,7 +206,9 @@ def parse_record(cls: type[T], text: str | bytes, kind: str, version: int, where
 
 
 @contextmanager
-def damage_named(where: str, advice: str = "Restore it from a copy, or make it anew") -> Iterator[None]:
+def damage_named(
+    where: str, advice: str = "Restore it from a copy, or make it anew"
+) -> Iterator[None]:
     """Say which file values are from that fit their types and cannot be true together.
 
     Around the first use of what was read, and nothing else: what goes wrong there is the file's

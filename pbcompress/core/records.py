@@ -89,6 +89,8 @@ def from_data(cls: type[T], data: Mapping[str, Any], where: str) -> T:
     """
     from pydantic import ValidationError
 
+    if not isinstance(data, Mapping):
+        raise StateMismatchError(f"{where} does not fit: it is {data!r:.80} and no object.")
     kind: Any = cls
     try:
         record: T = _adapter(kind).validate_json(json.dumps(data), strict=True, extra="forbid")

@@ -3,11 +3,10 @@
 The header of such a file has a SHA-256 of all that it holds, which every reader checks.
 """
 
-import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pbcompress.core.json_documents import decoded
+from pbcompress.core.bounded_files import is_file
+from pbcompress.core.json_documents import decoded, with_digest, without_digest
 from pbcompress.errors import CompressionError, StateMismatchError, first_line
 
 __all__ = ["read_tensors", "tensor_bytes", "write_bytes", "write_tensors"]
 
-STATE, DIGEST = "state", "sha256"  # the texts of a header
+STATE = "state"  # the one text of a header: the library writes several in any order
 FIRST_VERSION = 1  # of all kinds, which had no SHA-256
 
 logger = logging.getLogger(__name__)
@@ -60,18 +60,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
 def tensor_bytes(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> bytes:
     """Return the content of the file that `write_tensors` writes."""
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    text = json.dumps(state)
-    content: bytes = save(plain, metadata={STATE: text, DIGEST: _digest(plain, text)})
+    content: bytes = save(plain, metadata={STATE: json.dumps(with_digest(state, _bytes_of(plain)))})
     return content
 
 
-def _digest(tensors: Mapping[str, Tensor], state: str) -> str:
-    """Return the SHA-256 of a state and of tensors: their names, types, shapes and bytes."""
-    digest = hashlib.sha256(state.encode())
+def _bytes_of(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
+    """Yield names, types, shapes and bytes of tensors."""
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+        yield f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode()
+        yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def read_tensors(
@@ -85,7 +82,7 @@ def read_tensors(
         StateMismatchError: The file is missing, truncated, changed since it was written, or of
             another kind.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise StateMismatchError(
             f"{path} was to be read and there is no such file. Check the path, or write it first."
         )
@@ -102,7 +99,15 @@ def read_tensors(
             "another kind; restore it from a copy, or delete it and run again."
         ) from err
     if isinstance(state, dict):
-        _check_digest(path, texts, tensors, state, any_kind)
+        version = state.get("version", state.get("format", FIRST_VERSION))
+        may_lack = any_kind or version == FIRST_VERSION
+        state, is_checked = without_digest(state, str(path), _bytes_of(tensors), may_lack=may_lack)
+        if not is_checked and not any_kind:
+            logger.warning(
+                "%s has no SHA-256, because an older pbcompress wrote it: damage to it would not "
+                "be noticed. Save it again.",
+                path,
+            )
     elif not any_kind:
         raise StateMismatchError(
             f"{path} is a safetensors file that pbcompress did not write: it has no state in its "
@@ -110,27 +115,3 @@ def read_tensors(
         )
     placed = {name: tensor.to(device) for name, tensor in tensors.items()}
     return placed, state if isinstance(state, dict) else {}
-
-
-def _check_digest(
-    path: Path,
-    texts: Mapping[str, str],
-    tensors: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-    any_kind: bool,
-) -> None:
-    """Raise if a file is not what was written; one of before there was a SHA-256 is told."""
-    is_old = texts.keys() == {STATE} and state.get("version", FIRST_VERSION) == FIRST_VERSION
-    if DIGEST not in texts and (is_old or any_kind):
-        if not any_kind:
-            logger.warning(
-                "%s has no SHA-256, because an older pbcompress wrote it: damage to it would not "
-                "be noticed. Save it again.",
-                path,
-            )
-        return
-    if texts.get(DIGEST) != _digest(tensors, texts[STATE]):
-        raise StateMismatchError(
-            f"{path} was changed since it was written: its SHA-256 is another than its header "
-            "says. Restore it from a copy, or delete it and run again."
-        )

@@ -33,6 +33,7 @@ from pbcompress.cli.main import main
 from pbcompress.packaging import folder as packaging
 from pbcompress.report.headline import headline
 from pbcompress.runs.sample import read_sample
+from tests.support.changed_json import rewrite
 
 ROOT = Path(__file__).parents[2]
 FILES = ["README.md", "SHA256SUMS", "config.json", "model.onnx", "run.mjs", "run.py", "sample.npz"]
@@ -99,9 +100,7 @@ def run(finished, tmp_path):
 
 def forget(run):
     """Make a run one that exported nothing, and so does not know the checksum of its model."""
-    state = json.loads((run / "state.json").read_text())
-    state["facts"]["deployment"] = None
-    (run / "state.json").write_text(json.dumps(state))
+    rewrite(run / "state.json", lambda state: state["facts"].update(deployment=None))
 
 
 def run_alone(folder, *words):
