@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["DTYPES", "check_call", "check_sizes"]
+__all__ = ["DTYPES", "MAKERS", "check_call", "check_sizes"]
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -23,6 +23,7 @@ DTYPES = {
         *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
     )
 }
+MAKERS = ("arange", "full", "ones", "scalar_tensor", "zeros")  # of tensors from nothing
 MOST_AXES = 16
 MOST_ELEMENTS = 2**36  # of one tensor
 MOST_VALUES = 2**14  # of one list, tensors that an operation returns, steps of a recurrent layer
@@ -96,6 +97,8 @@ def check_call(
         elif not slot.has_default:
             raise ValueError(f"{slot.name} is missing")
     packet = form._schema.name.removeprefix("aten::")
+    if packet in MAKERS and given.get("device") is None:
+        raise ValueError("device is missing")  # or a run on shapes would make numbers
     if packet in _RULES:
         defaults = {a.name: a.default_value for a in form._schema.arguments}
         _RULES[packet]({**defaults, **given})
@@ -182,8 +185,8 @@ def _is_float(name: str, value: Any, _: torch.device) -> bool:
     if type(value) not in (int, float) or (type(value) is int and abs(value) > 2**53):
         return False
     if name in SCALES:
-        return 1 / 2**16 <= value <= 2**16
-    return value == 0 if name in ONLY_ZERO else True
+        return bool(1 / 2**16 <= value <= 2**16)
+    return bool(value == 0) if name in ONLY_ZERO else True
 
 
 def _is_number(name: str, value: Any, _: torch.device) -> bool:
@@ -286,6 +289,11 @@ def _sampled(values: _Values) -> None:
         raise ValueError("it has a mode that is not known")
 
 
+def _filled(values: _Values) -> None:
+    if not values["v"].numel():
+        raise ValueError("v has no elements")  # which its kernel divides by
+
+
 def _repeated(values: _Values) -> None:
     if values["self"].numel() * values["repeats"] > MOST_ELEMENTS:
         raise ValueError(f"repeats is {values['repeats']}, which is too large")
@@ -299,6 +307,7 @@ _RULES: dict[str, Callable[[_Values], None]] = {
     "arange": _arange,
     "instance_norm": _running,
     "repeat_interleave": _repeated,
+    "_weight_norm": _filled,
     **dict.fromkeys(("gru", "lstm", "rnn_relu", "rnn_tanh"), _recurrent),
     **dict.fromkeys(("grid_sampler", "grid_sampler_2d"), _sampled),
 }

@@ -27,7 +27,7 @@ from pbcompress.core.json_documents import check_kind, damage_named
 from pbcompress.core.records import from_data
 from pbcompress.core.tensor_files import read_tensors
 from pbcompress.errors import CompressionError, first_line
-from pbcompress.export.spec_arguments import DTYPES, check_call, check_sizes
+from pbcompress.export.spec_arguments import DTYPES, MAKERS, check_call, check_sizes
 from pbcompress.export.spec_operations import operation
 
 __all__ = ["KIND", "VERSION", "GraphNetwork", "described", "laid_out", "load_spec"]
@@ -115,7 +115,7 @@ class GraphNetwork(nn.Module):
             self._place(name, laid_out(weights[name], order), kind == "buffer")
         self._arguments = {name: _decoded(tree) for name, tree in spec.arguments.items()}
         self._outputs = _decoded(spec.outputs)
-        trees = [(_decoded(list(step[1])), _decoded({"dict": step[2]})) for step in spec.steps]
+        trees = [(_decoded(list(step[1])), _named(step[0], step[2])) for step in spec.steps]
         last = {value: i for i, tree in enumerate(trees) for value in _values_in(tree)}
         last |= dict.fromkeys(_values_in(self._outputs), len(trees))
         done: dict[int, list[_Value]] = {}
@@ -327,6 +327,14 @@ def _decoded(tree: Any) -> Any:
     if tag == "dict":
         return {name: _decoded(leaf) for name, leaf in value.items()}
     return WORDS[tag][value]
+
+
+def _named(operation_name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return named arguments; what makes tensors from nothing makes them where the network is."""
+    found: dict[str, Any] = _decoded({"dict": kwargs})
+    if operation_name.removeprefix("aten.").partition(".")[0] in MAKERS:
+        found["device"] = _Value("device", "")
+    return found
 
 
 def _values_in(tree: Any) -> Iterator[_Value]:

@@ -22,6 +22,7 @@ from pbcompress import (
     save_spec,
 )
 from pbcompress.core.tensor_files import read_tensors, write_tensors
+from pbcompress.export.spec_arguments import MAKERS
 from pbcompress.export.spec_network import VERSION
 from pbcompress.export.spec_operations import ATEN, PYTHON, operation
 from tests.support import hard_nets, nets
@@ -258,7 +259,6 @@ def test_every_allowed_operation_is_there_and_writes_into_nothing():
         ), name
 
 
-MAKERS = ("arange", "full", "ones", "scalar_tensor", "zeros")
 FORBIDDEN = (
     "aten.remainder.int", "aten.add.int", "aten.add.str", "aten.add.t", "aten.sqrt.float",
     "aten.where.default", "aten.index.list_int", "aten.to.prim_dtype", "aten.bmm.dtype",

@@ -103,7 +103,7 @@ class Calls:
         return self.chance.choice([torch.strided, torch.strided, torch.sparse_coo, 3])
 
     def _device(self) -> object:
-        return self.chance.choice([torch.device("cpu"), torch.device("cpu"), torch.device("meta")])
+        return self.chance.choice([torch.device("cpu"), torch.device("cuda")])
 
     def _memoryformat(self) -> object:
         return self.chance.choice([*FORMATS, torch.channels_last_3d, -1])
