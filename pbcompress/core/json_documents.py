@@ -207,12 +207,17 @@ def parse_record(cls: type[T], text: str | bytes, kind: str, version: int, where
 
 @contextmanager
 def damage_named(
-    where: str, advice: str = "Restore it from a copy, or make it anew"
+    where: str, advice: str = ADVICE, passing: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
     """Say which file values are from that fit their types and cannot be true together.
 
     Around the first use of what was read, and nothing else: what goes wrong there is the file's
     fault.
+
+    Args:
+        where: The file, for messages.
+        advice: What to do.
+        passing: Errors that have another cause, and go through as they are.
 
     Example:
         >>> with damage_named("The text"):
@@ -222,6 +227,8 @@ def damage_named(
     """
     try:
         yield
+    except passing:
+        raise
     except CompressionError as err:
         raise StateMismatchError(f"{where} does not fit: {err}") from err
     except Exception as err:

@@ -289,9 +289,11 @@ def _sampled(values: _Values) -> None:
         raise ValueError("it has a mode that is not known")
 
 
-def _filled(values: _Values) -> None:
-    if not values["v"].numel():
-        raise ValueError("v has no elements")  # which its kernel divides by
+def _normed(values: _Values) -> None:
+    v, g, axis = values["v"], values["g"], values["dim"]
+    sizes = {-1: 1, 0: _size(v, 0), v.dim() - 1: _size(v, -1)}  # what its kernel knows
+    if not v.numel() or g.numel() != sizes.get(axis) or v.dtype != g.dtype:
+        raise ValueError(f"g has {g.numel()} elements along axis {axis} of {tuple(v.shape)}")
 
 
 def _repeated(values: _Values) -> None:
@@ -307,7 +309,7 @@ _RULES: dict[str, Callable[[_Values], None]] = {
     "arange": _arange,
     "instance_norm": _running,
     "repeat_interleave": _repeated,
-    "_weight_norm": _filled,
+    "_weight_norm": _normed,
     **dict.fromkeys(("gru", "lstm", "rnn_relu", "rnn_tanh"), _recurrent),
     **dict.fromkeys(("grid_sampler", "grid_sampler_2d"), _sampled),
 }

@@ -28,6 +28,7 @@ KIND = "pbcompress run"
 STATE_VERSION, WEIGHTS_VERSION = 4, 2  # with a SHA-256
 OLDEST_STATE = 2  # its facts tell a count where now a budget is told; see `run_folder.read_facts`
 STATE_FILE, WEIGHTS_FILE = "state.json", "weights.safetensors"
+MOST_SETS = 256
 OTHER_NETWORK = "Give the constructor of the network that was compressed, or save the run anew"
 _OTHERS = ("kind", "version", "facts")
 
@@ -181,6 +182,8 @@ def _grow_(model: nn.Module, dendrites: _Dendrites) -> None:
             "the constructor of the network that was compressed."
         )
     counts = {count for entry in layers.values() for count in (entry.sets, len(entry.nodes))}
+    if max(counts) > MOST_SETS:
+        raise ValueError(f"it has {max(counts)} dendrite sets")
     if len(counts) != 1:
         raise ValueError("its layers have not the same number of dendrite sets")
     config = DendriteConfig.from_dict(dendrites.config or {})

@@ -3,7 +3,7 @@
 import os
 import sys
 
-HERE = os.path.dirname(os.path.realpath(__file__))
+HERE = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120
 sys.path = [p for p in sys.path if os.path.realpath(p) != HERE]  # nothing here is a module
 
 import argparse  # noqa: E402
