@@ -10,7 +10,8 @@ from typing import Any
 
 __all__ = ["MOST_VALUE_BYTES", "check_extent", "check_values", "graphs_within", "tensors_within"]
 
-MOST_NODES = 50_000  # functions counted as often as they are called
+MOST_NODES = 50_000
+MOST_CALLED = 4_000  # nodes within functions, counted as often as they are called
 MOST_ENTRIES = 200_000  # of weights, descriptions of values, or texts
 MOST_DEPTH = 16  # of graphs within nodes
 MOST_VALUE_BYTES = 2**32  # of one value at batch size 1
@@ -62,7 +63,7 @@ def _size_of(
         count.add(len(body.initializer) + len(body.value_info))
         if len(body.sparse_initializer):
             raise ValueError("it has sparse weights, which are not read")
-    total = len(body.node)
+    total, called = len(body.node), 0
     for node in body.node:
         count.add(len(node.attribute) + len(node.input) + len(node.output))
         key = (node.domain, node.op_type)
@@ -71,12 +72,14 @@ def _size_of(
                 raise ValueError(f"its function {node.op_type!r:.80} calls itself")
             if key not in sizes:
                 sizes[key] = _size_of(bodies[key], bodies, sizes, (*within, key), _Count())
-            total += sizes[key]
+            called += sizes[key]
         for graph in _inner(node):
             total += _size_of(graph, bodies, sizes, (*within, None), count)
-        if total > MOST_NODES:
-            raise ValueError(f"it comes to more than {MOST_NODES:,} nodes")
-    return total
+        if total > MOST_NODES or called > MOST_CALLED:
+            raise ValueError(
+                f"it comes to more than {MOST_NODES:,} nodes, or {MOST_CALLED:,} in functions"
+            )
+    return total + called
 
 
 def _inner(node: Any) -> Iterator[Any]:
