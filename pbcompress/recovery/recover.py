@@ -21,6 +21,7 @@ from pbcompress.dendrites.forms import GrowableLayers
 from pbcompress.errors import DivergedError
 from pbcompress.recovery.checkpoint import CHECKPOINT_FORMAT, Checkpoint
 from pbcompress.recovery.initialization import initialize_candidates_
+from pbcompress.recovery.learning_rate import find_lr, range_test_steps, with_lr
 from pbcompress.recovery.phase import Phase
 from pbcompress.recovery.phase_cycles import Cycles
 from pbcompress.recovery.phase_trainer import OptimizerFactory, PhaseTrainer, SharedTraining
@@ -102,6 +103,17 @@ def recover_(
     checked = _checked(data, task, model)
     images = _with_images(model, teacher, r, checked.first, task)
     saved = None if checkpoint is None else checkpoint.read(device_of(model))
+    if r.optimizer.lr == "auto" and optimizer is None:
+        if saved is None:
+            epochs = None if lengths is None else sum(lengths)
+            steps = range_test_steps(checked.train, choices, epochs)
+            lr = find_lr(
+                model, checked, task, config=choices, seed=seed, steps=steps, teacher=teacher
+            )
+        else:
+            lr = saved[1]["lr"]
+        choices = with_lr(choices, lr)
+        r = choices.recovery
     engine = make_engine(model, r.engine)
     growth = Cycles(model, choices, layers=layers, lengths=lengths, seed=seed)
     shared = SharedTraining(
@@ -293,6 +305,7 @@ class _Run:
                 "history": self.history.records,
                 "engine": self.engine.state(),
                 "retried": self._retried,
+                "lr": self.shared.config.optimizer.lr,
             },
         )
 

@@ -1,5 +1,6 @@
 """Makes the networks of a job: planned, cut from the original, trained, and scored."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.planning.width_plan import WidthPlan, make_plan
 from pbcompress.pruning.shrinking import shrink
 from pbcompress.recovery.checkpoint import Checkpoint
+from pbcompress.recovery.learning_rate import LEAST, find_lr, range_test_steps, with_lr
 from pbcompress.recovery.recover import recover_
 from pbcompress.runs.contenders import Contender, Score
 from pbcompress.runs.job import Job
@@ -130,6 +132,7 @@ class ContenderTraining:
         compensation = self._compensated(network, spec)
         _check_room(network, spec, self.job.bound)
         reestimate_batchnorm_(network, of.data, of.task, seed=of.seed)
+        spec = self._rated(network, spec, is_trial=is_trial)
         file = f"{spec.name}-trial" if is_trial else spec.name
         history = self._recovered(network, spec, file, of.seed, lengths)
         data = replace(of.data, test=None) if is_trial else of.data
@@ -140,7 +143,9 @@ class ContenderTraining:
         """Train a copy of a network on after its trial, and score it."""
         assert trial.history is not None
         assert trial.score is not None
+        assert trial.lr is not None
         network = copy_model(trial.network)
+        spec = replace(spec, config=with_lr(spec.config, trial.lr))
         seed = self.experiment.seed + 1  # other batches than those of the trial
         rest = self._recovered(network, spec, spec.name, seed)
         history = History.joined([trial.history, rest])
@@ -167,6 +172,31 @@ class ContenderTraining:
         return compensate_(
             network, original, spec.plan, of.data, of.task, batches=batches, seed=of.seed
         )
+
+    def _rated(self, network: nn.Module, spec: ContenderSpec, *, is_trial: bool) -> ContenderSpec:
+        """Return a network's training with its learning rate, which a resumed run began with.
+
+        The test is as long as the whole training asks for; of two networks each has half of it.
+        """
+        if spec.config.recovery.optimizer.lr != "auto":
+            return spec
+        path = self.job.checkpoint_path(f"{spec.name}-{self.job.fingerprint[:16]}.lr.json")
+        if path is not None and path.is_file():
+            return replace(spec, config=with_lr(spec.config, json.loads(path.read_text())["lr"]))
+        of, config = self.experiment, self.job.config
+        steps = range_test_steps(of.data.train, config)
+        lr = find_lr(
+            network,
+            of.data,
+            of.task,
+            config=config,
+            seed=of.seed,
+            steps=max(steps // 2, LEAST) if is_trial else steps,
+            teacher=self.job.original,
+        )
+        if path is not None:
+            write_bytes(path, json.dumps({"lr": lr}).encode())
+        return replace(spec, config=with_lr(spec.config, lr))
 
     def _recovered(
         self,
@@ -196,4 +226,6 @@ class ContenderTraining:
     ) -> Contender:
         sets = max((layer.num_sets for layer in dendrite_layers(network).values()), default=0)
         cost = measure(network, self.job.inputs)
-        return Contender(spec.name, network, spec.plan, cost, score, history, sets)
+        lr = spec.config.recovery.optimizer.lr
+        assert lr != "auto"
+        return Contender(spec.name, network, spec.plan, cost, score, history, sets, lr=lr)

@@ -50,6 +50,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return a fresh optimizer over the parameters of one phase."""
     lr = config.dendrite_lr if is_dendrite else config.lr
+    assert lr != "auto", "the rate of a neuron phase is found before its optimizer is made"
     decay = 0.0 if is_dendrite else config.weight_decay
     if config.algorithm == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay)
