@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pbcompress.core.bounded_files import is_file, read_bounded
 from pbcompress.core.json_documents import parse_record, render_record
 from pbcompress.core.tensor_files import write_bytes
 from pbcompress.errors import CompressionError
@@ -81,9 +82,9 @@ class Entry:
             StateMismatchError: The file is truncated, damaged, of another kind or version.
         """
         path = self.folder / RESULT_FILE
-        if not path.is_file():
+        if not is_file(path):
             return None
-        return parse_record(RecipeResult, path.read_text(), KIND, VERSION, str(path))
+        return parse_record(RecipeResult, read_bounded(path), KIND, VERSION, str(path))
 
     def line(self) -> str:
         """Return the entry in a line: what it is, and its result."""

@@ -14,10 +14,11 @@ from pbcompress.config.dendrites import DendriteConfig
 from pbcompress.config.recovery import RecoveryConfig
 from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.core.accepted_models import check_whole
+from pbcompress.core.json_documents import damage_named
 from pbcompress.core.modules import device_of, kept_modes
 from pbcompress.core.tensor_files import write_tensors
 from pbcompress.dendrites.forms import GrowableLayers
-from pbcompress.errors import DivergedError, StateMismatchError
+from pbcompress.errors import DivergedError
 from pbcompress.recovery.checkpoint import CHECKPOINT_FORMAT, Checkpoint
 from pbcompress.recovery.initialization import initialize_candidates_
 from pbcompress.recovery.learning_rate import find_lr, range_test_steps, with_lr
@@ -30,12 +31,13 @@ from pbcompress.training.channels_last import that_take_channels_last
 from pbcompress.training.distillation import make_objective
 from pbcompress.training.engine import make_engine
 from pbcompress.training.experiment import Experiment
-from pbcompress.training.history import History, Stage
+from pbcompress.training.history import History, Stage, checked_records
 from pbcompress.training.loop import evaluate
 from pbcompress.training.task import CheckedData, Data, Task, check_data
 
 __all__ = ["recover_"]
 
+OTHER_MODEL = "Choose another run_dir, or delete the checkpoint to start anew"
 
 logger = logging.getLogger(__name__)
 
@@ -315,20 +317,19 @@ class _Run:
             if k.startswith("optimizer.")
         }
         rest = {k: v for k, v in tensors.items() if not k.startswith("optimizer.")}
-        try:
+        assert self.checkpoint is not None
+        with damage_named(str(self.checkpoint.path), OTHER_MODEL):
             self.growth.restore(rest, state["growth"])
-        except (KeyError, RuntimeError) as err:
-            raise StateMismatchError(
-                f"The checkpoint does not fit this model: {err}. Choose another run_dir, or delete "
-                "the checkpoint to start anew."
-            ) from err
-        self.history = History(state["history"])
-        self.engine.restore(state["engine"])
-        self._retried = state["retried"]
-        phase = self.growth.phase
-        if phase is None or phase.done or state["optimizer"]["phase"] != phase.index:
+            self.history = History(checked_records(state["history"]))
+            self.engine.restore(state["engine"])
+            self._retried = state["retried"]
+            phase, optimizer = self.growth.phase, state["optimizer"]
+            is_fresh = phase is None or phase.done or optimizer["phase"] != phase.index
+        if phase is None or is_fresh:
             return
-        self._trainer_of(phase).restore(slots, state["optimizer"]["state"])
+        trainer = self._trainer_of(phase)
+        with damage_named(str(self.checkpoint.path), OTHER_MODEL):
+            trainer.restore(slots, optimizer["state"])
 
 
 def _deciles(scores: Tensor) -> list[float]:

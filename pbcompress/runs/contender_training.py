@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import nn
 
@@ -10,12 +11,13 @@ from pbcompress.compensation.compensate import compensate_
 from pbcompress.compensation.report import CompensationReport
 from pbcompress.config.dendrites import ScoredRule
 from pbcompress.config.whole import CompressConfig
+from pbcompress.core.bounded_files import is_file, read_bounded
 from pbcompress.core.modules import copy_model, parameter_count
 from pbcompress.core.tensor_files import write_bytes
 from pbcompress.costs.measured import measure
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
-from pbcompress.errors import CompressionError
+from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.planning.width_plan import WidthPlan, make_plan
 from pbcompress.pruning.shrinking import shrink
 from pbcompress.recovery.checkpoint import Checkpoint
@@ -68,12 +70,19 @@ def plan_with_dendrites(job: Job) -> ContenderSpec | None:
 def _planned(job: Job, name: Stage, config: CompressConfig) -> ContenderSpec:
     """Plan a network; a resumed run takes the plan that it began with."""
     path = job.checkpoint_path(f"{name}-{job.fingerprint[:16]}.plan.json")
-    if path is not None and path.is_file():
-        return ContenderSpec(name, config, WidthPlan.from_json(path.read_text()))
+    if path is not None and is_file(path):
+        return ContenderSpec(name, config, _plan_in(path))
     plan = make_plan(job.original, job.inputs, job.budget, config, job.experiment)
     if path is not None:
         write_bytes(path, plan.to_json().encode())
     return ContenderSpec(name, config, plan)
+
+
+def _plan_in(path: Path) -> WidthPlan:
+    try:
+        return WidthPlan.from_json(read_bounded(path))
+    except StateMismatchError as err:
+        raise StateMismatchError(f"{err} It is {path}; without it the plan is made anew.") from err
 
 
 def _check_room(network: nn.Module, spec: ContenderSpec, bound: int) -> None:
