@@ -2,8 +2,8 @@
 
 import json
 import os
+import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.core.drafts import draft_file, told_where
+from pbcompress.errors import StateMismatchError
 
 __all__ = ["read_tensors", "tensor_bytes", "write_bytes", "write_tensors"]
 
@@ -20,24 +21,15 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file in one rename; on any error the former file stays and nothing else does.
 
     Raises:
-        CompressionError: The folder cannot be written to, or the disk is full.
+        UnwritableError: The folder cannot be written to, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as err:
-        raise CompressionError(
-            f"{path} was to be written and could not be: {err.strerror or err}. Free some space or "
-            "choose another folder; a former file of that name is as it was."
-        ) from err
-    finally:
-        with suppress(OSError):  # after the rename, or without a folder, there is none
-            temporary.unlink()
+    with told_where(path, also=True), draft_file(path) as (draft, file):
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        if sys.platform == "win32":  # what is open cannot be renamed there
+            file.close()
+        draft.replace(path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

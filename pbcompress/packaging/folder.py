@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pbcompress.core.turns import in_turn
 from pbcompress.errors import (
     CompressionError,
     ExportMismatchError,
@@ -62,6 +63,7 @@ class Package:
         )
 
 
+@in_turn
 def package(
     run_dir: str | Path,
     directory: str | Path | None = None,

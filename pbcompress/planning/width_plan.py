@@ -19,6 +19,7 @@ from pbcompress.core.inputs import Call, as_call, to_device
 from pbcompress.core.json_documents import parse
 from pbcompress.core.modules import device_of
 from pbcompress.core.time_first import one_sample
+from pbcompress.core.turns import in_turn
 from pbcompress.costs.latency_model import Shipped
 from pbcompress.costs.measured import ModelCost
 from pbcompress.errors import StateMismatchError
@@ -238,6 +239,7 @@ class WidthPlan:
         return plan_text(self)
 
 
+@in_turn
 def plan_widths(
     model: nn.Module,
     example_inputs: object,

@@ -16,6 +16,7 @@ from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.core.accepted_models import check_whole
 from pbcompress.core.modules import device_of, kept_modes
 from pbcompress.core.tensor_files import write_tensors
+from pbcompress.core.turns import in_turn
 from pbcompress.dendrites.forms import GrowableLayers
 from pbcompress.errors import DivergedError, StateMismatchError
 from pbcompress.recovery.checkpoint import CHECKPOINT_FORMAT, Checkpoint
@@ -39,6 +40,7 @@ __all__ = ["recover_"]
 logger = logging.getLogger(__name__)
 
 
+@in_turn
 def recover_(
     model: nn.Module,
     data: Data,

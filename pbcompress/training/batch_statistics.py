@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pbcompress.core.modules import channel_axis, device_of, preserved_mode, rest_
 from pbcompress.core.randomness import seeded, whole_seed
+from pbcompress.core.turns import in_turn
 from pbcompress.errors import CompressionError
 from pbcompress.training.task import (
     Batches,
@@ -142,6 +143,7 @@ def input_variances(network: nn.Module, layers: Sequence[str], sample: Sample) -
     return {name: m.deviations / m.count for name, m in moments.items() if m.count}
 
 
+@in_turn
 def reestimate_batchnorm_(
     model: nn.Module,
     data: Data | Batches,

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 from pbcompress.config.recovery import OptimizerConfig, RecoveryConfig
 from pbcompress.core.modules import device_of, preserved_mode
 from pbcompress.core.randomness import seeded
+from pbcompress.core.turns import in_turn
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.training.distillation import Objective
 from pbcompress.training.engine import Engine
@@ -226,6 +227,7 @@ def predict(
     return joined([parts[number] for number in sorted(parts)])
 
 
+@in_turn
 def evaluate(
     model: nn.Module, batches: Batches, task: Task, engine: Engine | None = None
 ) -> tuple[float, int]:
