@@ -304,7 +304,7 @@ def peak_memory(
         held = folder / "feeds.npz"
         np.savez(held, **dict(feeds))  # type: ignore[arg-type]
         given = [str(path), str(threads), str(held), ",".join(providers)]
-        command = [sys.executable, "-c", PEAK, *given]
+        command = [sys.executable, "-P", "-c", PEAK, *given]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     return int(done.stdout) if done.returncode == 0 else None
 
