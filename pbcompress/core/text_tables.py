@@ -58,13 +58,13 @@ def render_text(table: Table) -> str:
 
 
 def render_markdown(table: Table) -> str:
-    """Return a table in Markdown; cells are text, but for those that are `Markup`.
+    r"""Return a table in Markdown; cells are text, but for those that are `Markup`.
 
     Example:
         >>> print(render_markdown([("layer", "width"), ("a|b", "3")]))
         | layer | width |
         | --- | --- |
-        | a\\|b | 3 |
+        | a\|b | 3 |
     """
     columns = [c for c in zip(*table, strict=True) if any(c[1:])]
     rows = list(zip(*columns, strict=True))
@@ -74,4 +74,4 @@ def render_markdown(table: Table) -> str:
 
 
 def _cell(cell: str) -> str:
-    return cell if isinstance(cell, Markup) else as_text(cell)
+    return cell if isinstance(cell, Markup) else as_text(cell, in_table=True)
