@@ -19,7 +19,7 @@ from pbcompress.training.task import (
     Task,
     check_loss,
     check_split,
-    moved,
+    moved_and_checked,
     seeded_generators,
 )
 
@@ -54,7 +54,7 @@ class Sample:
         device, seen = device_of(network), 0
         with seeded("sample", self.seed), seeded_generators(self.batches, self.seed):
             for batch in islice(self.batches, self.count):
-                visit(moved(batch, device))
+                visit(moved_and_checked(batch, device, f"batch {seen} of Data.train"))
                 seen += 1
         if seen == 0:
             raise CompressionError("Data.train yielded no batch. Give at least one.")
