@@ -213,7 +213,8 @@ def _difference(folder: Path, former: RunIdentity | None, now: RunIdentity) -> s
         )
     one, other = (Identity(i.places, i.unseen) for i in (former, now))
     changed = changed_places(one, other)
-    return f"{folder} holds a run of another call: {a_few(changed)} differ."
+    named = [p for p in changed if ": " not in p or p.partition(": ")[0] not in changed]
+    return f"{folder} holds a run of another call, from which this one differs in {a_few(named)}."
 
 
 def _told(folder: Path, unseen: Mapping[str, str]) -> str:
