@@ -57,7 +57,7 @@ def as_paragraphs(text: str) -> str:
 
 
 def as_code(text: str) -> Markup:
-    r"""Return a span of code; also in a table.
+    r"""Return a cell of a table that shows a text as code.
 
     Example:
         >>> as_code("model.onnx"), as_code("a`b|c")

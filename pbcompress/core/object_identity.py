@@ -6,6 +6,7 @@ Two objects with the same digests do the same, as far as can be seen. What canno
 import dataclasses
 import datetime
 import decimal
+import dis
 import enum
 import functools
 import hashlib
@@ -27,6 +28,7 @@ from torch.utils.data import Dataset
 
 __all__ = ["Identity", "changed_places", "identify"]
 
+GLOBAL = "LOAD_GLOBAL"  # the operation by which code asks for a global
 MOST_OBJECTS = 100_000
 MOST_BYTES = 2**30
 _WORDS = (bool, int, float, complex, str, bytes, type(None), type(...), range, slice)
@@ -204,9 +206,11 @@ class _Walk:
                 continue
             self._seen[id(base)] = place, base
             for name, value in sorted(vars(base).items()):
-                function = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
-                is_machinery = name.startswith("__") and not isinstance(function, FunctionType)
-                if not is_machinery and not name.startswith("_abc_"):
+                inner = (getattr(value, n, None) for n in ("__func__", "fget", "func"))
+                function = next((f for f in inner if isinstance(f, FunctionType)), value)
+                is_code = isinstance(function, FunctionType)
+                is_machinery = name.startswith(("__", "_abc_")) or hasattr(function, "__get__")
+                if is_code or not is_machinery:
                     self.note(f"{place}<{base.__qualname__}>.{name}", function)
         return _digest("class", kind.__module__, kind.__qualname__)
 
@@ -307,10 +311,10 @@ def _slots(kind: type) -> tuple[str, ...]:
 
 def _globals_named(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """Yield the globals that code names, and of its own modules what it names of them."""
-    names = sorted(set(_names_in(function.__code__)))
-    for name in names:
-        if name not in function.__globals__:
-            continue
+    codes = list(_codes_in(function.__code__))
+    names = sorted({name for code in codes for name in code.co_names})
+    asked = {i.argval for code in codes for i in dis.get_instructions(code) if i.opname == GLOBAL}
+    for name in sorted(asked & function.__globals__.keys()):
         value = function.__globals__[name]
         yield name, value
         if isinstance(value, ModuleType) and not _is_installed(value.__name__):
@@ -318,11 +322,11 @@ def _globals_named(function: FunctionType) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}.{other}", vars(value)[other]) for other in of_module)
 
 
-def _names_in(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
+def _codes_in(code: CodeType) -> Iterator[CodeType]:
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names_in(constant)
+            yield from _codes_in(constant)
 
 
 @functools.cache

@@ -120,11 +120,11 @@ def _moved(before: Identity, after: Identity) -> dict[str, str]:
 def _of_model(model: nn.Module, inputs: Call | None) -> Identity:
     """Return what a network is, in one digest: weights, choices and code of its modules."""
     copied = copy_model(model)
-    before = identify(copied, "model")
+    before = identify(copied, "model", is_open=True)
     if inputs is not None:
         with torch.no_grad(), seeded("check"):
             copied(*inputs.args, **inputs.kwargs)
-    after = identify(copied, "model")
+    after = identify(copied, "model", is_open=True)
     seen = after.without(_moved(before, after))
     return replace(seen, places={"model": _digest(sorted(seen.places.items()))})
 
@@ -135,8 +135,8 @@ def _of_split(split: Any, name: str) -> Identity:
         return Identity({name: "none"}, {})
     source = getattr(split, "dataset", split)
     before = identify(source, name)
-    first, unseen, is_whole = _first_batches(split, FIRST_BATCHES)
-    again, _, _ = _first_batches(split, DRAWN_AGAIN)
+    first, unseen, is_whole = _first_batches(split, name, FIRST_BATCHES)
+    again, _, _ = _first_batches(split, name, DRAWN_AGAIN)
     after = identify(source, name)
     found = after.without(_moved(before, after))
     number, places, notes = batch_count(split), dict(found.places), {**found.unseen, **unseen}
@@ -151,7 +151,7 @@ def _of_split(split: Any, name: str) -> Identity:
     return Identity(places, notes)
 
 
-def _first_batches(split: Any, most: int) -> tuple[list[str], dict[str, str], bool]:
+def _first_batches(split: Any, name: str, most: int) -> tuple[list[str], dict[str, str], bool]:
     """Return digests of the first batches, what is unseen in them, and whether these are all."""
     digests: list[str] = []
     unseen: dict[str, str] = {}
@@ -161,10 +161,10 @@ def _first_batches(split: Any, most: int) -> tuple[list[str], dict[str, str], bo
             if len(digests) == most or size > FIRST_BYTES:
                 is_whole = False
                 break
-            found = identify(batch, "batch", is_open=True)
+            found = identify(batch, f"{name}: batch", is_open=True)
             size += sum(getattr(leaf, "nbytes", 0) for leaf in tree_leaves(batch))
             digests.append(_digest(sorted(found.places.items())))
-            unseen.update({f"batches of data: {k}": why for k, why in found.unseen.items()})
+            unseen.update(found.unseen)
     return digests, unseen, is_whole
 
 

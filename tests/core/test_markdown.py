@@ -62,23 +62,26 @@ def test_a_renderer_shows_the_text(text: str) -> None:
     """By an implementation of CommonMark that is not ours."""
     rendering = pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"html": True})
     rendering.enable(["table", "strikethrough"])
-    for source in (as_text(text), as_code(text)):
-        html = rendering.render(f"begin {source} end")
-        plain = unescape(re.sub(r"</?(?:p|code)>", "", html))
-        words = " ".join(without_controls(text).split())
-        assert " ".join(plain.split()) == f"begin {words} end"
-    in_table = rendering.render(f"| a | b |\n| - | - |\n| {as_text(text, in_table=True)} | c |")
-    assert in_table.count("<td>") == 2
+    words = " ".join(without_controls(text).split())
+    html = rendering.render(f"begin {as_text(text)} end")
+    assert " ".join(unescape(re.sub(r"</?p>", "", html)).split()) == f"begin {words} end"
+    for source in (as_text(text, in_table=True), as_code(text)):
+        table = rendering.render(f"| a | b |\n| - | - |\n| {source} | c |")
+        cells = [unescape(c) for c in re.findall(r"<td>(?:<code>)?(.*?)(?:</code>)?</td>", table)]
+        assert [" ".join(cell.split()) for cell in cells] == [words, "c"]
     alone = rendering.render(as_paragraphs(text))
     assert set(re.findall(r"<(\w+)", alone)) == {"p"}
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, its report and its package, with nasty names wherever a user can put one."""
+    """A run, its report and its package, with nasty names wherever a user can put one.
+
+    A name with a dot is none for torch, and one with a slash none for the counter of FLOPs.
+    """
     folder = tmp_path_factory.mktemp("nasty")
     network = nn.Sequential()
-    for number, name in enumerate(n for n in NASTY if "." not in n):
+    for number, name in enumerate(n for n in NASTY if not set("./") & set(n)):
         network.add_module(name, nn.Linear(8, 8))
         network.add_module(f"act{number}", nn.ReLU())
     x = torch.randn(20, 8)

@@ -187,8 +187,9 @@ def test_how_far_a_split_was_read_is_told(tmp_path: Path, caplog: pytest.LogCapt
 def test_random_states_are_left_alone(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(5)
     data = pb.Data(train=loader(shuffle=True, generator=generator), val=loader())
+    model = network()
     state, own = torch.get_rng_state(), generator.get_state()
-    run(tmp_path, data=data)
+    pb.compress(model, 0.6, data=data, config=CONFIG, run_dir=tmp_path, progress=False)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(generator.get_state(), own)
 
