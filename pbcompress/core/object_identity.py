@@ -39,7 +39,7 @@ _INSTALLED = tuple(
     f"{Path(path).resolve()}{os.sep}"
     for path in (
         *(p for kind, p in sysconfig.get_paths().items() if "lib" in kind),
-        Path(__file__).parents[1],
+        str(Path(__file__).parents[1]),
     )
 )
 
@@ -160,16 +160,14 @@ class _Walk:
         self._bytes += value.nbytes if _is_plain(value) else 0
         if not _is_plain(value):
             return self._unseen(place, value, "of a layout that has no plain bytes")
+        shape = tuple(value.shape)
         if self._bytes > MOST_BYTES and not isinstance(value, nn.Parameter):
             return self._unseen(place, value, "too large to read")
+        about = (str(value.dtype), isinstance(value, Tensor) and value.requires_grad)
         if isinstance(value, Tensor):
-            flat = value.detach().cpu().contiguous().reshape(-1)
-            content, about = flat.view(torch.uint8).numpy(), (value.dtype, value.requires_grad)
-        else:
-            flat = np.ascontiguousarray(value).reshape(-1)
-            content, about = flat.view(np.uint8), (value.dtype, False)
-        read = hashlib.sha256(memoryview(content)).hexdigest()
-        return _digest("array", *about, tuple(value.shape), read)
+            value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        read = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+        return _digest("array", *about, shape, read)
 
     # --- code -------------------------------------------------------------------------------------
 
