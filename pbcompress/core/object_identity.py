@@ -165,16 +165,8 @@ class _Walk:
             return self._unseen(place, value, "too large to read")
         about = (str(value.dtype), isinstance(value, Tensor) and value.requires_grad)
         if isinstance(value, Tensor):
-            value = (
-                value.detach()
-                .cpu()
-                .resolve_conj()
-                .resolve_neg()
-                .contiguous()
-                .reshape(-1)
-                .view(torch.uint8)
-                .numpy()
-            )
+            flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+            value = flat.view(torch.uint8).numpy()
         read = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
         return _digest("array", *about, shape, read)
 

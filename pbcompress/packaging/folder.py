@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pbcompress.core.drafts import draft_folder
+from pbcompress.core.drafts import draft_folder, told_where
 from pbcompress.core.turns import in_turn
 from pbcompress.errors import (
     CompressionError,
@@ -131,7 +131,8 @@ def pack(
             f"The network was to be named {name!r}; a name is up to 96 letters, digits and . _ - "
             "and begins with a letter or digit. Pass name=."
         )
-    _put_back(target)
+    with told_where(target, also=True):
+        _put_back(target)
     home = _home(target, overwrite)
     try:
         with draft_folder("pbcompress", home, target) as folder:
@@ -292,7 +293,7 @@ def _move(draft: Path, target: Path) -> None:
         target.rename(old)
     try:
         draft.rename(target)
-    except OSError:
+    except BaseException:
         _put_back(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
