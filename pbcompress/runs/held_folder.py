@@ -60,8 +60,7 @@ def _locked(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if _is_ours(descriptor, path):
-                os.truncate(descriptor, 0)
-                os.write(descriptor, json.dumps(_me()).encode())
+                _sign(descriptor, path)
                 return descriptor
             holder = _holder(path)
             if not _has_ended(holder) or time.monotonic() > until:
@@ -74,6 +73,16 @@ def _locked(path: Path) -> int:
             raise
         os.close(descriptor)
         time.sleep(0.1)
+
+
+def _sign(descriptor: int, path: Path) -> None:
+    """Write into a lock file who holds it."""
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, json.dumps(_me()).encode())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _is_ours(descriptor: int, path: Path) -> bool:
