@@ -110,9 +110,7 @@ def check_job(
         task=task,
         task_before=task_before,
     )
-    folder = None if run_dir is None else Path(run_dir)
-    if folder is not None:
-        _check_folder(folder, identity)
+    folder = _checked_folder(run_dir, identity)
     return Job(
         original=original,
         inputs=inputs,
@@ -146,6 +144,10 @@ def _experiment(data: Data | None, task: Task, seed: int) -> Experiment | None:
     return None if data is None else Experiment(data, task, seed)
 
 
-def _check_folder(folder: Path, identity: RunIdentity) -> None:
+def _checked_folder(run_dir: str | Path | None, identity: RunIdentity) -> Path | None:
+    if run_dir is None:
+        return None
+    folder = Path(run_dir)
     known = read_facts(folder).fingerprint if (folder / STATE_FILE).is_file() else None
     check_identity(folder, identity, known)
+    return folder
