@@ -20,6 +20,7 @@ from pbcompress.core.modules import (
 )
 from pbcompress.core.randomness import seeded
 from pbcompress.core.time_first import one_sample
+from pbcompress.core.turns import in_turn
 from pbcompress.costs.flop_counters import LayerCost, by_kind, explain
 from pbcompress.costs.product_counts import PRODUCTS
 from pbcompress.errors import CompressionError
@@ -100,6 +101,7 @@ class _Positional(nn.Module):
         return self.model(*args, **kwargs)
 
 
+@in_turn
 def measure(model: nn.Module, example_inputs: object) -> ModelCost:
     """Return parameters and FLOPs of ``model``, by layer and in total.
 

@@ -12,6 +12,7 @@ from torch import nn
 from pbcompress.core.inputs import Call, as_call, to_device
 from pbcompress.core.modules import copy_model, device_of
 from pbcompress.core.text_tables import figure
+from pbcompress.core.turns import in_turn
 from pbcompress.errors import CompressionError, first_line
 from pbcompress.export.free_axes import Dynamic, Inputs, check_samples, name_arguments_
 from pbcompress.export.onnx_writer import FileWriter
@@ -137,6 +138,7 @@ class ExportReport:
         return {**data.pop("parity"), **data.pop("file"), **data}
 
 
+@in_turn
 def export_onnx(
     model: nn.Module,
     path: str | Path,

@@ -18,6 +18,7 @@ from pbcompress.core.inputs import Call, as_call, to_device
 from pbcompress.core.json_documents import render
 from pbcompress.core.modules import device_of
 from pbcompress.core.time_first import one_sample
+from pbcompress.core.turns import in_turn
 from pbcompress.costs.latency_model import Shipped
 from pbcompress.costs.measured import ModelCost
 from pbcompress.planning.explanation import PlanDiff, plan_text, widths_of
@@ -199,6 +200,7 @@ class WidthPlan:
         return plan_text(self)
 
 
+@in_turn
 def plan_widths(
     model: nn.Module,
     example_inputs: object,

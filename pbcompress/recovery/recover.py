@@ -17,6 +17,7 @@ from pbcompress.core.accepted_models import check_whole
 from pbcompress.core.json_documents import damage_named
 from pbcompress.core.modules import device_of, kept_modes
 from pbcompress.core.tensor_files import write_tensors
+from pbcompress.core.turns import in_turn
 from pbcompress.dendrites.forms import GrowableLayers
 from pbcompress.errors import DivergedError
 from pbcompress.recovery.checkpoint import CHECKPOINT_FORMAT, Checkpoint
@@ -42,6 +43,7 @@ OTHER_MODEL = "Choose another run_dir, or delete the checkpoint to start anew"
 logger = logging.getLogger(__name__)
 
 
+@in_turn
 def recover_(
     model: nn.Module,
     data: Data,

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 from pbcompress.config.recovery import OptimizerConfig, RecoveryConfig
 from pbcompress.core.modules import device_of, preserved_mode
 from pbcompress.core.randomness import seeded
+from pbcompress.core.turns import in_turn
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.training.distillation import Objective
 from pbcompress.training.engine import Engine
@@ -20,8 +21,7 @@ from pbcompress.training.task import (
     Batches,
     Task,
     batch_count,
-    check_finite,
-    moved,
+    moved_and_checked,
     seeded_generators,
     to_number,
 )
@@ -148,7 +148,8 @@ def train_epoch(
         Mean loss over the batches, and the number of optimizer steps.
 
     Raises:
-        DivergedError: A loss is not finite; the message says if the data was not.
+        CompressionError: A batch has a NaN or infinity.
+        DivergedError: A loss is not finite.
     """
     engine, network = stepper.engine, stepper.network
     device = device_of(network)
@@ -159,13 +160,13 @@ def train_epoch(
             stepper.begin_step(min((steps + 0.5) / expected, 1.0) if expected else 0.5)
             shares = _shares(group)
             while group:
-                batch, share = moved(group.pop(0), device), shares.pop(0)
+                where = f"batch {seen} of Data.train"
+                batch, share = moved_and_checked(group.pop(0), device, where), shares.pop(0)
                 seen += 1
                 with engine.accumulating(network, bool(group)):
                     stepper.begin_batch(share)
                     loss = objective(network, batch)
                     if engine.world == 1 and not loss.isfinite():
-                        check_finite(batch, f"batch {seen - 1} of Data.train")
                         raise DivergedError(
                             f"The loss became {loss.item()} at step {steps} of an epoch on finite "
                             "data. Lower OptimizerConfig.lr, or set max_grad_norm."
@@ -217,7 +218,8 @@ def predict(
     ):
         for number, batch in enumerate(batches):
             if number % engine.world == engine.rank:
-                output, target = tree_map(_to_cpu, task.run(model, moved(batch, device)))
+                batch = moved_and_checked(batch, device, f"batch {number} of the split to score")
+                output, target = tree_map(_to_cpu, task.run(model, batch))
                 parts[number] = (output, target, samples_of(output, target, batch))
     parts = engine.gathered(parts)
     if not parts:
@@ -227,6 +229,7 @@ def predict(
     return joined([parts[number] for number in sorted(parts)])
 
 
+@in_turn
 def evaluate(
     model: nn.Module, batches: Batches, task: Task, engine: Engine | None = None
 ) -> tuple[float, int]:

@@ -30,6 +30,7 @@ __all__ = [
     "first_batch",
     "inputs_of",
     "moved",
+    "moved_and_checked",
     "seeded_generators",
     "to_number",
 ]
@@ -238,6 +239,12 @@ def inputs_of(data: Data, task: Task, model: nn.Module, device: torch.device) ->
 def moved(batch: Any, device: torch.device) -> Any:
     """Return a batch with every tensor on ``device``."""
     return tree_map_only(Tensor, lambda t: t.to(device), batch)
+
+
+def moved_and_checked(batch: Any, device: torch.device, where: str) -> Any:
+    """Return a batch with every tensor on ``device``; raise if one has a NaN or infinity."""
+    check_finite(batch, where)
+    return moved(batch, device)
 
 
 def check_finite(batch: Any, where: str) -> None:
