@@ -21,9 +21,11 @@ from pbcompress.planning.importance import sample_for
 from pbcompress.planning.planner import resolve_target
 from pbcompress.runs.run_folder import read_facts
 from pbcompress.runs.saved_network import STATE_FILE
+from pbcompress.training.data_checks import check_data
+from pbcompress.training.distillation import check_distillation
 from pbcompress.training.engine import choose_device, world_size
 from pbcompress.training.experiment import Experiment
-from pbcompress.training.task import Data, Task, check_data, inputs_of
+from pbcompress.training.task import Data, Task, inputs_of
 
 __all__ = ["Job", "check_job"]
 
@@ -95,7 +97,9 @@ def check_job(
     place = choose_device(device)
     original = copy_model(model).to(place).eval()
     if data is not None:
-        data = check_data(data, task, original, place)
+        checked = check_data(data, task, original, place)
+        check_distillation(task, config.recovery.distillation, original, checked.first)
+        data = checked
     if example_inputs is not None:
         inputs = to_device(as_call(example_inputs), place)
     else:
