@@ -2,16 +2,17 @@
 
 from typing import NamedTuple
 
-from torch import Tensor, uint8
-from torch import long as int64
+import torch
+from torch import Tensor
 
-__all__ = ["IGNORED", "Problem", "class_problem"]
+__all__ = ["BATCHES", "IGNORED", "Problem", "class_problem"]
 
 IGNORED = -100  # the class number that cross_entropy leaves out
 LABELS = (
     "Task(loss=lambda o, t: F.binary_cross_entropy_with_logits(o, t.float()), "
     "metric=lambda o, t: ((o > 0) == (t > 0.5)).float().mean())"
 )
+BATCHES = "DataLoader(data_set, batch_size=64), which makes batches of its samples"
 VALUES = "Task(loss=F.mse_loss, metric=F.mse_loss, higher_is_better=False)"
 
 
@@ -40,14 +41,12 @@ def class_problem(
             whole numbers of any type pass where there may not, as comparisons take them.
 
     Example:
-        >>> import torch
         >>> class_problem(torch.zeros(4, 3), torch.zeros(4, 1, dtype=torch.long)).write
         'target.squeeze(1)'
     """
     if output.dim() < 2:
-        if not output.dim() or not target.dim():
-            return None
-        return Problem("scores of shape (N, classes, ...)", f"for one score each {LABELS}")
+        write = f"for one score each {LABELS}" if target.dim() else BATCHES
+        return Problem("scores of shape (N, classes, ...)", write)
     classes, wanted = output.shape[1], (*output.shape[:1], *output.shape[2:])
     given = f"class numbers of shape {tuple(wanted)}, int64 from 0 to {classes - 1}"
     if classes == 1:
@@ -61,7 +60,9 @@ def class_problem(
         write = "target.argmax(1)" if _is_one_hot(target) else f"for several labels {LABELS}"
         return Problem(given, write)
     if target.shape == (wanted[0], 1, *wanted[1:]):
-        return Problem(given, f"target.squeeze(1){'' if target.dtype == int64 else '.long()'}")
+        return Problem(
+            given, f"target.squeeze(1){'' if target.dtype == torch.int64 else '.long()'}"
+        )
     if target.shape == output.shape[:-1]:
         loss = "lambda o, t: F.cross_entropy(o.flatten(0, -2), t.flatten())"
         metric = "lambda o, t: (o.argmax(-1) == t).float().mean()"
@@ -79,7 +80,7 @@ def _number_problem(
             return Problem(given, f"for values {VALUES}")
         if takes_shares:
             return Problem(given, "target.long()")
-    elif target.dtype not in (int64, uint8) and takes_shares:
+    elif target.dtype not in (torch.int64, torch.uint8) and takes_shares:
         return Problem(given, "target.long()")
     kept = target[target != ignored].long()
     if not kept.numel():

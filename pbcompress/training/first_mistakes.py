@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError, first_line
-from pbcompress.training.class_targets import IGNORED, Problem, class_problem
+from pbcompress.training.class_targets import BATCHES, IGNORED, Problem, class_problem
 
 __all__ = [
     "called",
@@ -179,6 +179,8 @@ def _problem(output: Any, target: Any, text: str) -> Problem | None:
         return Problem("one tensor of the network", _forward_of(output))
     if any(map(_is_numpy, tree_leaves(target))):
         return Problem("targets that are tensors", NUMPY)
+    if isinstance(target, int | float):
+        return Problem("a batch", BATCHES)
     if not isinstance(target, Tensor):
         return Problem("targets that are one tensor", "Task(forward=...) that returns it")
     if any(part in text for part in OF_CLASSES):

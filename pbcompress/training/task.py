@@ -99,7 +99,9 @@ class Task:
     Args:
         loss: ``loss(output, target)`` gives the scalar to minimise.
         metric: ``metric(output, target)`` gives one number for a whole split; it gets the outputs
-            and targets of all its batches joined along the first axis.
+            and targets of all its batches joined along the first axis. Batches of different
+            lengths (of tokens, say) are joined as one long sample, or padded with targets of -100,
+            0 or -1, if it has the same number then as without.
         higher_is_better: Direction of the metric; zero and negative values are fine.
         forward: ``forward(model, batch)`` gives ``(output, target)``; None is a batch of
             ``(inputs, target)``, with inputs a tensor, a tuple or a dict.

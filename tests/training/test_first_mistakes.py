@@ -139,6 +139,8 @@ MISTAKES: dict[str, tuple[nn.Module, Any, Any, Task, tuple[str, ...]]] = {
         nn.Sequential(nn.Conv2d(3, C, 8), nn.Flatten()), EIGHT, Y, Task(),
         ("(12, 8, 8, 3)", "x.permute(0, 3, 1, 2)"),
     ),
+    "a sample and a number": (Net(), X[0], 1, Task(), ("a int", "DataLoader(data_set")),
+    "a sample": (Net(), X[0], Y[0], Task(), ("float32 (3,)", "DataLoader(data_set")),
     "another width": (Net(), X[:, :3], Y, Task(), ("float32 (12, 3)", "inputs of the shape")),
     "a triple": (Net(), X, Y, Task(forward=lambda m, b: m(*b)), ("Task(forward=...)",)),
     "an undefined metric": (
@@ -153,7 +155,7 @@ MISTAKES: dict[str, tuple[nn.Module, Any, Any, Task, tuple[str, ...]]] = {
 
 
 def test_the_table_is_whole() -> None:
-    assert len(MISTAKES) == 38
+    assert len(MISTAKES) == 40
 
 
 @pytest.mark.parametrize("samples", [None, 8], ids=["whole", "few"])
