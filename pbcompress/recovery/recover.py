@@ -1,7 +1,6 @@
 """Train the cycles of a growth to their end, and resume an interrupted run."""
 
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,12 +28,12 @@ from pbcompress.recovery.phase_trainer import OptimizerFactory, PhaseTrainer, Sh
 from pbcompress.recovery.policy import PhaseKind, planned_epochs
 from pbcompress.training.callbacks import Callback
 from pbcompress.training.channels_last import that_take_channels_last
-from pbcompress.training.distillation import make_objective
+from pbcompress.training.data_checks import check_data, scored
+from pbcompress.training.distillation import check_distillation, make_objective
 from pbcompress.training.engine import make_engine
 from pbcompress.training.experiment import Experiment
 from pbcompress.training.history import History, Stage, checked_records
-from pbcompress.training.loop import evaluate
-from pbcompress.training.task import CheckedData, Data, Task, check_data
+from pbcompress.training.task import CheckedData, Data, Task
 
 __all__ = ["recover_"]
 
@@ -103,6 +102,7 @@ def recover_(
     r, task = choices.recovery, task or Task()
     check_whole(model)
     checked = _checked(data, task, model)
+    check_distillation(task, r.distillation, teacher, checked.first)
     images = _with_images(model, teacher, r, checked.first, task)
     saved = None if checkpoint is None else checkpoint.read(device_of(model))
     if r.optimizer.lr == "auto" and optimizer is None:
@@ -241,14 +241,7 @@ class _Run:
 
     def _metric(self) -> float:
         data, task = self.shared.experiment.data, self.shared.experiment.task
-        value, _ = evaluate(self.shared.model, data.val, task, self.engine)
-        metric = self.engine.agreed(value)
-        if not math.isfinite(metric):
-            raise DivergedError(
-                f"The validation metric of an epoch is {metric}. Lower OptimizerConfig.lr, or make "
-                "the metric defined for every output."
-            )
-        return metric
+        return scored(self.shared.model, data.val, "val", task, self.engine)[0]
 
     def retry(self, phase: Phase, error: DivergedError) -> None:
         """Go on from good weights at a lower learning rate; raise ``error`` the second time."""
