@@ -16,7 +16,7 @@ from torch_pruning.pruner.function import PrunerBox
 
 from pbcompress.pruning.weight_norms import is_computed
 from pbcompress.structure.dimensions import ATTRIBUTE
-from pbcompress.structure.layer_geometry import is_depthwise
+from pbcompress.structure.layer_geometry import has_own_groups, is_depthwise
 
 __all__ = ["Owners", "cut_", "keep_in_step", "owners_of"]
 
@@ -112,6 +112,8 @@ def keep_in_step(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         state.out_features, state.in_features = weight.shape  # type: ignore[union-attr]
     elif isinstance(module, nn.modules.conv._ConvTransposeNd):
+        if has_own_groups(module):
+            state.groups = weight.shape[0]  # type: ignore[union-attr]
         state.in_channels = weight.shape[0]  # type: ignore[union-attr]
         state.out_channels = weight.shape[1] * state.groups  # type: ignore[union-attr]
     elif isinstance(module, nn.modules.conv._ConvNd):

@@ -100,44 +100,65 @@ def vector_product(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Ax
 def convolution(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     """A convolution, plain, grouped, depthwise or transposed."""
     image, weight, bias, _, _, _, transposed, _, groups = args[:9]
-    x, channels = t.labels(image), image.shape[1]
-    spread = first = None  # what each output of a depthwise one reads; what the first group reads
-    if groups > 1 and not transposed and x[1] is not None:
-        if channels == groups:
-            spread = x[1].repeat_interleave(weight.shape[0] // groups)
-        else:
-            first = x[1][: channels // groups]
-    given = {0 if transposed else 1: x[1]} if groups == 1 else {0: spread, 1: first}
-    w = t.labels(weight, given)
+    x, size = t.labels(image), out.shape[1]
+    if transposed:
+        w, result = _transposed(t, x[1], weight, groups)
+    else:
+        w, result = _straight(t, x[1], weight, groups)
     for labels in (*x[2:], *w[2:]):
         t.coupling.pin(labels, f"it is a spatial dimension in {t.where!r}")
-    entry, exit_ = (w[0], w[1]) if transposed else (w[1], w[0])
-    if groups == 1:
-        t.couple(x[1], entry)
-        result = exit_
-    elif transposed:
-        for labels in (x[1], *w):
-            t.coupling.pin(labels, f"{t.where!r} is a grouped transposed convolution")
-        result = None
-    elif channels == groups:
-        result = t.couple(spread, exit_)
-        if not isinstance(t.module, nn.modules.conv._ConvNd):  # whose cut sets its groups
-            t.expect(_given(t, 6, "groups", groups), x[1])
-    else:
-        result = _alike(t, exit_, groups)
-        if x[1] is None:
-            t.coupling.pin(entry, "it reads an input of fixed width")
-        else:
-            t.couple(first, entry)
-            _alike(t, x[1], groups)
-    size = out.shape[1]
     positions = math.prod((image if transposed else out).shape[2:]) * image.shape[0]
     taps = math.prod(weight.shape[2:])
-    dims = (weight.shape[0], w[0]), (weight.shape[1], w[1])
-    t.work(positions * taps, *dims)
+    t.work(positions * taps, (weight.shape[0], w[0]), (weight.shape[1], w[1]))
     if bias is not None:
         result = t.couple(result, t.labels(bias, {0: result})[0])
     return [x[0], result if size > 1 else None, *[None] * (out.dim() - 2)]
+
+
+def _straight(t: Tracer, x: Labels, weight: Tensor, groups: int) -> tuple[Axes, Labels]:
+    """Return the labels of a convolution's weight and of its output channels."""
+    if groups == 1:
+        w = t.labels(weight, {1: x})
+        t.couple(x, w[1])
+        return w, w[0]
+    if weight.shape[1] == 1:
+        spread = _spread(x, weight.shape[0] // groups)
+        w = t.labels(weight, {0: spread})
+        _own_groups(t, groups, x)
+        return w, t.couple(spread, w[0])
+    first = x[: weight.shape[1]] if x is not None else None
+    w = t.labels(weight, {1: first})
+    if x is None:
+        t.coupling.pin(w[1], "it reads an input of fixed width")
+    else:
+        t.couple(first, w[1])
+        _alike(t, x, groups)
+    return w, _alike(t, w[0], groups)
+
+
+def _transposed(t: Tracer, x: Labels, weight: Tensor, groups: int) -> tuple[Axes, Labels]:
+    """Return the same of a transposed one, whose weight has the inputs first."""
+    w = t.labels(weight, {0: x})
+    entry = t.couple(x, w[0])
+    if groups == 1:
+        return w, w[1]
+    if weight.shape[0] == groups:
+        _own_groups(t, groups, x)
+        t.coupling.pin(w[1], f"each channel of {t.where!r} has the same number of outputs")
+        return w, _spread(entry, weight.shape[1])
+    _alike(t, entry, groups)
+    return w, w[1].repeat(groups) if w[1] is not None else None
+
+
+def _own_groups(t: Tracer, groups: int, channels: Labels) -> None:
+    """Note that every channel has its own group; the cut of a layer of torch sets their number."""
+    if not isinstance(t.module, nn.modules.conv._ConvNd):
+        t.expect(_given(t, 6, "groups", groups), channels)
+
+
+def _spread(labels: Labels, times: int) -> Labels:
+    """Return the labels of a dimension with so many positions for each of another's."""
+    return labels.repeat_interleave(times) if labels is not None else None
 
 
 def _given(t: Tracer, place: int, name: str, default: Any) -> Any:

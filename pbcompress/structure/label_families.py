@@ -105,7 +105,9 @@ def _counterpart(check: Check, traced: Trace) -> Tensor | None:
 
 
 def _does_not_follow(check: Check) -> str:
-    return f"the code of {check.where or 'the model itself'!r} needs a size that does not follow"
+    size = "" if isinstance(check.size, Size) else f": the plain number {check.size}"
+    where = check.where or "the model itself"
+    return f"the code of {where!r} needs a size that does not follow{size}"
 
 
 def _number_checks(traced: Trace) -> Iterator[Check]:

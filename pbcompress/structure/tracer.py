@@ -78,6 +78,9 @@ class Trace:
         works: Counted operations.
         events: Operations for the proof, in the order in which they ran.
         bindings: Attributes that are rewritten when channels go, and the labels that they count.
+        checks: Sizes that operations were given, and what they must go on to be the size of.
+        numbers: Attributes that were used as numbers, so that what they count stays.
+        stated: Those of the bindings that layers of torch state, and set from their weights.
         uncounted: Operations that are not counted, with their number.
         operations: Name of every operation, in the order in which they ran.
         decisions: Modules whose code read a value, so that it may take another path on others.
@@ -90,6 +93,7 @@ class Trace:
     bindings: dict[Attribute, Tensor] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
     numbers: set[Attribute] = field(default_factory=set)
+    stated: set[Attribute] = field(default_factory=set)
     uncounted: Counter[str] = field(default_factory=Counter)
     operations: list[str] = field(default_factory=list)
     decisions: set[str] = field(default_factory=set)
@@ -106,11 +110,11 @@ class Tracer:
         self.left_torch = False  # whether values went to numpy or Python
         self.trusts = False  # that the code that runs follows the attributes of its module
         self._modules: dict[str, nn.Module] = dict(network.named_modules())
-        self._names: dict[int, str] = {}
+        self.names: dict[int, str] = {}  # of parameters and buffers, by their id
         self._labels: Any = WeakTensorKeyDictionary()  # of tensors that are still in use
         self._indices: Any = WeakTensorKeyDictionary()  # tensors that count positions of labels
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-            self._names.setdefault(id(tensor), name)
+            self.names.setdefault(id(tensor), name)
 
     @property
     def where(self) -> str:
@@ -136,7 +140,7 @@ class Tracer:
         found: list[Labels] | None = self._labels.get(tensor)
         if found is not None:
             return list(found)
-        name = self._names.get(id(tensor))
+        name = self.names.get(id(tensor))
         labels: list[Labels] = [None] * tensor.dim()
         if name is not None and (tensor.is_floating_point() or tensor.is_complex()):
             axes = [self._first(size, (new or {}).get(d)) for d, size in enumerate(tensor.shape)]
