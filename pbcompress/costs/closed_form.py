@@ -8,7 +8,13 @@ from functools import cached_property
 from torch import nn
 
 from pbcompress.costs.measured import LayerCost, ModelCost
-from pbcompress.structure.channel_groups import Axis, ChannelGroup, Grouping, layer_axes, output_axes
+from pbcompress.structure.channel_groups import (
+    Axis,
+    ChannelGroup,
+    Grouping,
+    layer_axes,
+    output_axes,
+)
 
 __all__ = ["CostModel", "Widths", "model_cost", "parameter_costs", "work_costs"]
 

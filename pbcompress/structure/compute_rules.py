@@ -10,7 +10,7 @@ from pbcompress.structure.labels import Labels
 from pbcompress.structure.rule_table import Axes, RuleTable, broadcast, unknown
 from pbcompress.structure.tracer import Tracer
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "elementwise"]
 
 RULES = RuleTable()
 rule = RULES.entry
@@ -36,6 +36,7 @@ rule = RULES.entry
     *("_to_copy", "empty_like", "full_like", "ones_like", "rand_like"),
     *("randn_like", "zeros_like", "exponential_", "_conj"),
     *("sinc", "xlogy", "bernoulli", "_assert_async", "hardswish"),
+    *("complex", "polar", "angle"),
 )
 def elementwise(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """Couple dimensions that are broadcast against each other."""

@@ -24,6 +24,7 @@ from pbcompress.core.modules import plain_kernels
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError
 from pbcompress.structure.attention_rules import attention_layer
+from pbcompress.structure.compute_rules import elementwise
 from pbcompress.structure.dimensions import STATED, stated_sizes, weight_name
 from pbcompress.structure.rule_table import unknown
 from pbcompress.structure.rules import RULES
@@ -196,7 +197,7 @@ class _Operations(TorchDispatchMode):
         if name.endswith("_"):
             tracer.labels(args[0])  # before its shape may change
         result = func(*args, **kwargs)
-        follow = RULES.get(name, unknown)
+        follow = RULES.get(name, elementwise if torch.Tag.pointwise in func.tags else unknown)
         if follow is unknown:
             given = [tracer.labels(t) for t in tensors_of((args, kwargs))]
             if not any(labels is not None for own in given for labels in own):

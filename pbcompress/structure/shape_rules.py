@@ -128,16 +128,6 @@ def restride(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
 
 
-@rule("view_as_real", "view_as_complex")
-def view_as_real(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
-    """Complex numbers as pairs on a further axis, and back."""
-    x = t.labels(args[0])
-    if name == "view_as_real":
-        return [*x, None]
-    t.coupling.pin(x[-1], f"its channels are real and imaginary parts in {t.where!r}")
-    return x[:-1]
-
-
 @rule("squeeze", "unsqueeze")
 def squeeze(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x = t.labels(args[0])
