@@ -19,6 +19,7 @@ from pbcompress.core.modules import (
     plain_kernels,
 )
 from pbcompress.core.randomness import seeded
+from pbcompress.core.scripted import scripts_as_python
 from pbcompress.errors import first_line
 from pbcompress.pruning.cuts import LayerCut, cut_all_, kept_of
 from pbcompress.pruning.weight_norms import computed_weights, normed_weights
@@ -255,7 +256,7 @@ class _Remaining(TorchDispatchMode):
 def _fit(name: str, args: list[Any]) -> list[Any]:
     """Set the sizes among the arguments of a norm to those of its selected input."""
     if name in ("native_layer_norm", "_fused_rms_norm"):
-        args[1] = [args[0].shape[-1]]
+        args[1] = list(args[0].shape[-len(args[1]) :])
     elif name == "native_group_norm":
         args[0] = args[0].contiguous()
         args[4] = args[0].shape[1]
@@ -350,7 +351,7 @@ class _Witness:
             mode.start()
         with torch.no_grad(), seeded("proof", copies), plain_kernels(self.network):
             args, kwargs = map_tensors(call, change)
-            with mode:
+            with mode, nullcontext() if self.remaining is None else scripts_as_python():
                 output = self.network(*args, **kwargs)
         if isinstance(mode, _Remaining):
             mode.finish()

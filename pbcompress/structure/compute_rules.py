@@ -211,23 +211,22 @@ def batch_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
 
 @rule("native_layer_norm", "_fused_rms_norm")
 def layer_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
-    """A norm over the last dimensions; one of them may lose channels, which then do not count."""
+    """A norm over the last dimensions; any may lose positions, which then do not count."""
     image, shape = args[:2]
-    x = t.labels(image)
+    x, first = t.labels(image), image.dim() - len(shape)
     own = [(i, a) for i, a in enumerate(args[2:4], 2) if isinstance(a, Tensor)]
-    if len(shape) > 1:
-        for labels in (*x[-len(shape) :], *(v for _, a in own for v in t.labels(a))):
-            t.coupling.pin(labels, f"{t.where!r} normalises several dimensions together")
-        return [x, *[[None] * o.dim() for o in out[1:]]]
     for _, tensor in own:
-        x[-1] = t.couple(x[-1], t.labels(tensor, {0: x[-1]})[0])
+        labels = t.labels(tensor, dict(enumerate(x[first:])))
+        x[first:] = [t.couple(a, b) for a, b in zip(x[first:], labels, strict=True)]
     is_named = t.call is not None and t.call.name in ("layer_norm", "rms_norm")
-    t.expect((_given(t, 1, "normalized_shape", shape) if is_named else shape)[-1], x[-1])
-    last = image.dim() - 1
-    t.event(name, [(0, last, x[-1]), *((i, 0, x[-1]) for i, _ in own)], [(0, last, x[-1])])
+    given = _given(t, 1, "normalized_shape", shape) if is_named else shape
+    for size, labels in zip(given, x[first:], strict=True):
+        t.expect(size, labels)
+    every = [(0, dim, v) for dim, v in enumerate(x[first:], first)]
+    t.event(name, [*every, *((i, dim - first, v) for i, _ in own for _, dim, v in every)], every)
     if name == "native_layer_norm":
         t.work(5 if own else 4, *zip(image.shape, x, strict=True))
-    return [x, *[[*x[:-1], None] for _ in out[1:]]]
+    return [x, *[[*x[:first], *[None] * len(shape)] for _ in out[1:]]]
 
 
 @rule("native_group_norm")

@@ -22,6 +22,7 @@ from pbcompress.core.deadline import Deadline
 from pbcompress.core.inputs import Call, tensors_of
 from pbcompress.core.modules import plain_kernels
 from pbcompress.core.randomness import seeded
+from pbcompress.core.scripted import scripts_as_python
 from pbcompress.errors import CompressionError
 from pbcompress.structure.attention_rules import attention_layer
 from pbcompress.structure.compute_rules import elementwise
@@ -65,6 +66,7 @@ def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> T
         plain_kernels(network),
         _sized_attributes(network, tracer),
         _module_names(network, tracer.path),
+        scripts_as_python(partial(_pin_scripted, tracer)),
     ):
         warnings.simplefilter("ignore")
         args, kwargs = call
@@ -108,6 +110,13 @@ def _bind_stated_sizes(network: nn.Module, tracer: Tracer) -> None:
             tracer.couple(bound, counted, f"the code reads a size of {attribute.module!r}")
             traced.bindings[attribute] = counted
             traced.stated.add(attribute)
+
+
+def _pin_scripted(tracer: Tracer, name: str, inputs: Any) -> None:
+    """Keep what a scripted function reads; what it returns then has fixed sizes."""
+    where = f"the scripted function {name!r} in {tracer.where!r}"
+    for tensor in tensors_of(inputs):
+        tracer.pin(tensor, f"{where} cannot be followed: call the Python that it was made from")
 
 
 def _keep_alternatives(network: nn.Module, traced: Trace) -> None:
@@ -162,7 +171,9 @@ class _Functions(TorchFunctionMode):
             tracer.pin(args[0], f"its values leave torch in {tracer.where!r}")
         if func is nn.functional.rms_norm:  # runs as several operations, which have no sizes
             given = args[1] if len(args) > 1 else kwargs["normalized_shape"]
-            tracer.expect(given[-1], tracer.labels((*args, *kwargs.values())[0])[-1])
+            labels = tracer.labels((*args, *kwargs.values())[0])
+            for size, own in zip(given, labels[-len(given) :], strict=True):
+                tracer.expect(size, own)
         if func is nn.functional.instance_norm:
             tracer.expect_attribute("num_features", (*args, *kwargs.values())[0], 1)
         if func is _SCALED and kwargs.get("scale") is None and len(args) < 7:
