@@ -125,6 +125,8 @@ def keep_in_step(module: nn.Module) -> None:
         known = next(t for t in (weight, module.bias, module.running_mean) if t is not None)
         state.num_features = len(known)
     elif isinstance(module, nn.GroupNorm):
+        if state.num_groups == state.num_channels:
+            state.num_groups = len(weight)  # type: ignore[arg-type]
         state.num_channels = len(weight)  # type: ignore[arg-type]
     elif isinstance(module, nn.Embedding):
         state.num_embeddings, state.embedding_dim = weight.shape  # type: ignore[union-attr]

@@ -239,11 +239,12 @@ def group_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     own = [(i, a) for i, a in enumerate((weight, bias), 1) if a is not None]
     for _, tensor in own:
         x[1] = t.couple(x[1], t.labels(tensor, {0: x[1]})[0])
-    if 1 < groups < image.shape[1]:
+    if groups == image.shape[1]:  # every channel alone
+        t.expect(_given(t, 1, "num_groups", groups), x[1])
+        t.event(name, [])
+    else:
         _alike(t, x[1], groups)
-    elif groups == image.shape[1]:
-        t.coupling.pin(x[1], f"{t.where!r} normalises every channel alone")
-    t.event(name, [(0, 1, x[1]), *((i, 0, x[1]) for i, _ in own)], [(0, 1, x[1])])
+        t.event(name, [(0, 1, x[1]), *((i, 0, x[1]) for i, _ in own)], [(0, 1, x[1])])
     t.work(5 if own else 4, *zip(image.shape, x, strict=True))
     return [x, *[[None] * o.dim() for o in out[1:]]]
 

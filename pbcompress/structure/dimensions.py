@@ -34,7 +34,7 @@ _STATES = (
 # Sizes that these layers of torch, and attention, state of their weights
 STATED = (
     *("in_features", "out_features", "in_channels", "out_channels"),
-    *("num_embeddings", "embedding_dim", "num_features", "num_channels"),
+    *("num_embeddings", "embedding_dim", "num_features", "num_channels", "num_groups"),
     *("embed_dim", "kdim", "vdim", "num_heads"),
 )
 ATTRIBUTE = re.compile(r"@(\w+)(?:\[(\d+)\])?")
@@ -106,7 +106,10 @@ def stated_sizes(layer: nn.Module, axes: Sequence[Tensor]) -> dict[str, Tensor]:
         has_own = groups > 1 and len(axes[1]) == 1  # every input has outputs of its own
         inputs = axes[0][:: len(axes[0]) // groups] if has_own else axes[1].repeat(groups)
         return {"in_channels": inputs, "out_channels": axes[0]}
-    return {"num_channels" if isinstance(layer, nn.GroupNorm) else "num_features": axes[0]}
+    if not isinstance(layer, nn.GroupNorm):
+        return {"num_features": axes[0]}
+    every_alone = {"num_groups": axes[0]} if layer.num_groups == layer.num_channels else {}
+    return {"num_channels": axes[0], **every_alone}
 
 
 def weight_name(
