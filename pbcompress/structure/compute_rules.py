@@ -99,21 +99,23 @@ def vector_product(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Ax
 
 @rule("convolution")
 def convolution(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
-    """A convolution, plain, grouped, depthwise or transposed."""
-    image, weight, bias, _, _, _, transposed, _, groups = args[:9]
+    """A convolution, plain, grouped, depthwise or transposed; one by one, positions stay apart."""
+    image, weight, bias, stride, padding, _, transposed, _, groups = args[:9]
     x, size = t.labels(image), out.shape[1]
     if transposed:
         w, result = _transposed(t, x[1], weight, groups)
     else:
         w, result = _straight(t, x[1], weight, groups)
-    for labels in (*x[2:], *w[2:]):
+    apart = not transposed and {*weight.shape[2:], *stride} == {1} and not any(padding)
+    for labels in (*(() if apart else x[2:]), *w[2:]):
         t.coupling.pin(labels, f"it is a spatial dimension in {t.where!r}")
-    positions = math.prod((image if transposed else out).shape[2:]) * image.shape[0]
-    taps = math.prod(weight.shape[2:])
-    t.work(positions * taps, (weight.shape[0], w[0]), (weight.shape[1], w[1]))
+    places = x[2:] if apart else [None] * (out.dim() - 2)
+    positions = zip((image if transposed else out).shape[2:], places, strict=True)
+    taps = math.prod(weight.shape[2:]) * image.shape[0]
+    t.work(taps, *positions, *zip(weight.shape[:2], w[:2], strict=True))
     if bias is not None:
         result = t.couple(result, t.labels(bias, {0: result})[0])
-    return [x[0], result if size > 1 else None, *[None] * (out.dim() - 2)]
+    return [x[0], result if size > 1 else None, *places]
 
 
 def _straight(t: Tracer, x: Labels, weight: Tensor, groups: int) -> tuple[Axes, Labels]:

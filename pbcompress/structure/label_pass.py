@@ -98,7 +98,7 @@ def _bind_stated_sizes(network: nn.Module, tracer: Tracer) -> None:
     """Let the sizes that the code read from layers of torch count what they are the sizes of."""
     traced, modules = tracer.result, dict(network.named_modules())
     leaves = [leaf for check in traced.checks for leaf in leaves_of(check.size)]
-    for attribute in dict.fromkeys([*leaves, *traced.bindings, *sorted(traced.numbers, key=str)]):
+    for attribute in dict.fromkeys([*leaves, *traced.bindings]):
         if not isinstance(attribute, Attribute) or attribute.name not in STATED:
             continue
         layer = modules[attribute.module]

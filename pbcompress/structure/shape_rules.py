@@ -192,7 +192,7 @@ def slice_(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     given = _given_slice(t, start, end, own)
     for bound, size in zip((start, end), given, strict=True):
         if bound > 0:
-            t.expect(size, own[:bound])
+            t.expect_part(size, own, own[:bound])
     if step != 1:
         t.coupling.pin(own, f"a slice with steps in {t.where!r} picks its channels")
     return x
@@ -235,7 +235,7 @@ def split(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     elif None in _given_parts(t, counts, len(own)) and not t.trusts:
         t.coupling.pin(own, f"it is divided into uneven parts in {t.where!r}")
     for part, size in zip(parts, _given_parts(t, counts, len(own)), strict=True):
-        t.expect(size, part)
+        t.expect_part(size, own, part)
         if len(part) == 1:
             t.coupling.pin(part, f"its channels are picked one by one in {t.where!r}")
     return [[part if d == dim else v for d, v in enumerate(x)] for part in parts]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pbcompress.structure.labels import Coupling, Labels
-from pbcompress.structure.sizes import Attribute, Size, leaves_of
+from pbcompress.structure.sizes import Attribute, Size, values_of
 
 __all__ = ["Check", "Event", "Trace", "Tracer", "UserCall", "Work"]
 
@@ -47,10 +47,13 @@ class Event:
 
 @dataclass(frozen=True)
 class Check:
-    """A size that the forward pass hands to an operation, and the dimension that it describes."""
+    """A size that the forward pass hands to an operation, and the dimension that it describes.
+
+    Without labels it is used as a number, and must stay what it is.
+    """
 
     size: int
-    labels: Tensor
+    labels: Labels
     where: str
 
 
@@ -79,7 +82,6 @@ class Trace:
         events: Operations for the proof, in the order in which they ran.
         bindings: Attributes that are rewritten when channels go, and the labels that they count.
         checks: Sizes that operations were given, and what they must go on to be the size of.
-        numbers: Attributes that were used as numbers, so that what they count stays.
         stated: Those of the bindings that layers of torch state, and set from their weights.
         uncounted: Operations that are not counted, with their number.
         operations: Name of every operation, in the order in which they ran.
@@ -92,7 +94,6 @@ class Trace:
     events: list[Event] = field(default_factory=list)
     bindings: dict[Attribute, Tensor] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
-    numbers: set[Attribute] = field(default_factory=set)
     stated: set[Attribute] = field(default_factory=set)
     uncounted: Counter[str] = field(default_factory=Counter)
     operations: list[str] = field(default_factory=list)
@@ -214,6 +215,13 @@ class Tracer:
         if isinstance(value, int) and value == tensor.shape[dim]:
             self.expect(Size(value, Attribute(self.where, name)), self.labels(tensor)[dim])
 
+    def expect_part(self, size: int | None, whole: Tensor, part: Labels) -> None:
+        """Note that ``size`` is that of a part; an attribute that is as large as all counts all."""
+        for leaf, value in values_of(size) if size is not None else ():
+            if isinstance(leaf, Attribute) and value == len(whole) and not self.trusts:
+                self.result.bindings.setdefault(leaf, whole)
+        self.expect(size, part)
+
     def set_indices(self, tensor: Tensor, labels: Labels) -> None:
         """Say that a tensor holds positions of ``labels``, which stay if it is ever used."""
         self._indices[tensor] = labels
@@ -242,9 +250,5 @@ class Tracer:
                 self.expect(wanted, labels)
 
     def number_matters(self, size: Size) -> None:
-        """Note that a size was used as a number, so that what it was computed from must stay."""
-        for leaf in leaves_of(size):
-            if isinstance(leaf, Tensor):
-                self.result.checks.append(Check(len(leaf), leaf, self.where))
-            else:
-                self.result.numbers.add(leaf)
+        """Note that a size was used as a number, so that it must stay."""
+        self.result.checks.append(Check(size, None, self.where))
