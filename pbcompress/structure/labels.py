@@ -134,10 +134,16 @@ class Coupling:
                 labels = labels[self._pinned[labels] == 0]
 
     def reason(self, labels: Tensor) -> str:
-        """Return why one of ``labels`` is pinned, "" if none is."""
-        found = self._pinned[self._find(labels)]
-        found = found[found > 0]
-        return self._reasons[int(found.max())] if len(found) else ""
+        """Return why one of ``labels`` is pinned, "" if none is; of a pair, why its parts are."""
+        roots = self._find(labels)
+        found = self._pinned[roots]
+        if found.any():
+            return self._reasons[int(found.max())]
+        pairs = roots[self._left[roots] > 0]
+        if len(pairs) == 0:
+            return ""
+        parts = (self.reason(self._left[pairs]), self.reason(self._right[pairs]))
+        return "; ".join(dict.fromkeys(filter(None, parts)))
 
     def couple(self, a: Labels, b: Labels, reason: str) -> None:
         """Make the units at equal positions one; where one side is pinned, both are."""
