@@ -273,6 +273,4 @@ def _summed(values: Tensor, kept: set[int]) -> Tensor:
 
 def _along(values: Tensor, axis: int, parts: int) -> Tensor:
     """Sum over every other axis; a grouped convolution has a part of its input for each group."""
-    if parts == 1:
-        return _summed(values, {axis}).flatten()
-    return torch.cat([_summed(part, {axis}).flatten() for part in values.chunk(parts)])
+    return _summed(values.unflatten(0, (parts, -1)), {0, axis + 1}).flatten()

@@ -303,6 +303,8 @@ class _Witness:
             network.get_submodule(name).register_forward_hook(hook)
 
     def _record(self, gone: Sequence[int], layer: nn.Module, _: object, output: Tensor) -> None:
+        if self.training:  # whose outputs are not compared
+            return
         axis = channel_axis(layer) % output.dim()
         others = [dim for dim in range(output.dim()) if dim != axis]
         with _disable_current_modes():  # which would take it for a step of the network
@@ -315,8 +317,12 @@ class _Witness:
         self.around.append([output.shape[dim] for dim in others])
 
     def _has(self, dtype: torch.dtype) -> bool:
-        tensors = (*self.network.parameters(), *self.network.buffers())
-        return all(t.dtype == dtype for t in tensors if t.is_floating_point() or t.is_complex())
+        modules = self.network.modules()
+        tensors = (t for m in modules for t in (*m._parameters.values(), *m._buffers.values()))
+        return all(
+            t is None or t.dtype == dtype or not (t.is_floating_point() or t.is_complex())
+            for t in tensors
+        )
 
     @property
     def took_the_traced_path(self) -> bool:
@@ -357,8 +363,7 @@ class _Witness:
 
     def shapes(self, call: Call, dtype: torch.dtype, *, training: bool) -> list[torch.Size]:
         """Return the shapes of the network's outputs on two samples."""
-        found = self.outputs(call, dtype, training, 2)
-        return [t.shape for t in found[: len(found) - len(self.seen)]]
+        return [t.shape for t in self.outputs(call, dtype, training, 2)]
 
 
 def _disturb_(network: nn.Module) -> None:
