@@ -213,7 +213,7 @@ class Coupling:
 
     def _reason(self, labels: Array) -> str:
         found = self._pinned[self._find(labels)]
-        return self._reasons[found.max(initial=0)]
+        return self._reasons[int(found.max(initial=0))]
 
     def _couple(self, given_a: Array, given_b: Array, reason: str) -> None:
         if given_a.shape != given_b.shape:
