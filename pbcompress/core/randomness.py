@@ -9,6 +9,7 @@ from typing import SupportsIndex
 
 import torch
 
+from pbcompress.core.turns import turn
 from pbcompress.errors import CompressionError
 
 __all__ = ["seeded", "whole_seed"]
@@ -34,6 +35,8 @@ def whole_seed(seed: SupportsIndex) -> int:
 def seeded(*seed: SupportsIndex | str) -> Iterator[None]:
     """Seed Python, NumPy and torch (CPU and CUDA), and give their former states back at the end.
 
+    The states are those of the process, so one thread at a time is in here; see `turns`.
+
     Args:
         seed: Values that together name the random stream, e.g. ``(0, "neuron", 3)``.
 
@@ -44,6 +47,12 @@ def seeded(*seed: SupportsIndex | str) -> Iterator[None]:
         ...     bool(torch.equal(first, torch.rand(2)))
         True
     """
+    with turn(), _seeded(seed):
+        yield
+
+
+@contextmanager
+def _seeded(seed: tuple[SupportsIndex | str, ...]) -> Iterator[None]:
     numpy = sys.modules.get("numpy")
     python_state = random.getstate()
     numpy_state = numpy.random.get_state() if numpy else None
