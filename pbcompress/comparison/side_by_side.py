@@ -1,6 +1,5 @@
 """Measures networks side by side, each number from the shipped file where one is given."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,10 @@ from torch import Tensor, nn
 from pbcompress.comparison.intervals import Estimate
 from pbcompress.comparison.scoring import estimates, file_network, parity, predictions, split_of
 from pbcompress.comparison.table import GRAPH, Comparison, Side
+from pbcompress.core.drafts import draft_folder
 from pbcompress.core.inputs import Call, as_call, single_sample, tensors_of, to_device
 from pbcompress.core.modules import copy_model, device_of
+from pbcompress.core.turns import in_turn
 from pbcompress.costs.measured import ModelCost, measure
 from pbcompress.errors import CompressionError, ExportMismatchError, first_line
 from pbcompress.export.fusion import fuse
@@ -37,6 +38,7 @@ class _Contender(NamedTuple):
     cost: ModelCost | None
 
 
+@in_turn
 def compare(
     before: Given,
     after: Given,
@@ -76,8 +78,8 @@ def compare(
     batches = None if data is None else split_of(data)
     for model in given:
         _check(model)
-    with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
-        drafts = [Path(folder) / f"{index}.onnx" for index in range(len(given))]
+    with draft_folder() as folder:
+        drafts = [folder / f"{index}.onnx" for index in range(len(given))]
         contenders = [
             _contender(model, draft, example_inputs)
             for model, draft in zip(given, drafts, strict=True)

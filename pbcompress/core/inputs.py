@@ -162,9 +162,10 @@ def batch_places(network: nn.Module, call: Call) -> dict[int, int]:
     tensors = tensors_of(call)
     if call.batch_axes is None:
         return {i: 0 for i, t in enumerate(tensors) if t.dim()}
-    given: dict[str | int, Any] = {**dict(enumerate(call.args)), **call.kwargs}
+    given: dict[str | int, Any] = dict(enumerate(call.args))
+    given.update(call.kwargs)
     with suppress(TypeError, ValueError):  # it has no signature, or another one
-        given |= inspect.signature(network.forward).bind(*call.args, **call.kwargs).arguments
+        given.update(inspect.signature(network.forward).bind(*call.args, **call.kwargs).arguments)
     numbers = {id(t): i for i, t in enumerate(tensors)}
     places = {}
     for name, axis in call.batch_axes.items():

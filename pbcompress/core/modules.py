@@ -15,6 +15,7 @@ __all__ = [
     "copy_model",
     "copy_sharing",
     "device_of",
+    "dtype_like",
     "kept_modes",
     "matches",
     "parameter_count",
@@ -92,6 +93,18 @@ def channel_axis(layer: nn.Module) -> int:
     if isinstance(layer, nn.modules.conv._ConvNd):
         return -1 - len(layer.kernel_size)
     return -1
+
+
+def dtype_like(tensor: Tensor, real: torch.dtype) -> torch.dtype:
+    """Return the dtype of a tensor whose numbers have the precision of ``real``.
+
+    Example:
+        >>> dtype_like(torch.zeros(2, dtype=torch.complex64), torch.float64)
+        torch.complex128
+    """
+    if tensor.is_complex():
+        return real.to_complex()
+    return real if tensor.is_floating_point() else tensor.dtype
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.core.inputs import Call, map_tensors, tensors_of
-from pbcompress.core.modules import copy_model, plain_attention
+from pbcompress.core.modules import copy_model, dtype_like, plain_attention
 from pbcompress.core.randomness import seeded
 from pbcompress.core.source_lines import line_of
 from pbcompress.errors import CompressionError, ExportMismatchError, first_line
@@ -141,7 +141,7 @@ def _most(values: Sequence[float | None]) -> float | None:
 
 def _exact(network: nn.Module, inputs: Inputs) -> nn.Module | None:
     """Return the network in float64, None where it does not run so."""
-    exact = copy_model(network).double()
+    exact = copy_model(network)._apply(_in_double)
     try:
         outputs = _outputs(exact, _double(inputs.call))
     except Exception:  # dtypes that are written into the code
@@ -155,7 +155,11 @@ def _outputs(network: nn.Module, call: Call) -> list[Tensor]:
 
 
 def _double(call: Call) -> Call:
-    return map_tensors(call, lambda t: t.double() if t.is_floating_point() else t)
+    return map_tensors(call, _in_double)
+
+
+def _in_double(tensor: Tensor) -> Tensor:
+    return tensor.to(dtype_like(tensor, torch.float64))
 
 
 def _sizes(

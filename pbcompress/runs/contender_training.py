@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import nn
 
@@ -10,12 +11,13 @@ from pbcompress.compensation.compensate import compensate_
 from pbcompress.compensation.report import CompensationReport
 from pbcompress.config.dendrites import ScoredRule
 from pbcompress.config.whole import CompressConfig
+from pbcompress.core.bounded_files import is_file, read_bounded
 from pbcompress.core.modules import copy_model, parameter_count
 from pbcompress.core.tensor_files import write_bytes
 from pbcompress.costs.measured import measure
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
-from pbcompress.errors import CompressionError
+from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.planning.width_plan import WidthPlan, make_plan
 from pbcompress.pruning.shrinking import shrink
 from pbcompress.recovery.checkpoint import Checkpoint
@@ -25,6 +27,7 @@ from pbcompress.runs.contenders import Contender, Score
 from pbcompress.runs.job import Job
 from pbcompress.training.batch_statistics import reestimate_batchnorm_
 from pbcompress.training.callbacks import Callback
+from pbcompress.training.data_checks import scored
 from pbcompress.training.experiment import Experiment
 from pbcompress.training.history import History, Stage
 from pbcompress.training.loop import evaluate
@@ -68,12 +71,19 @@ def plan_with_dendrites(job: Job) -> ContenderSpec | None:
 def _planned(job: Job, name: Stage, config: CompressConfig) -> ContenderSpec:
     """Plan a network; a resumed run takes the plan that it began with."""
     path = job.checkpoint_path(f"{name}-{job.fingerprint[:16]}.plan.json")
-    if path is not None and path.is_file():
-        return ContenderSpec(name, config, WidthPlan.from_json(path.read_text()))
+    if path is not None and is_file(path):
+        return ContenderSpec(name, config, _plan_in(path))
     plan = make_plan(job.original, job.inputs, job.budget, config, job.experiment)
     if path is not None:
         write_bytes(path, plan.to_json().encode())
     return ContenderSpec(name, config, plan)
+
+
+def _plan_in(path: Path) -> WidthPlan:
+    try:
+        return WidthPlan.from_json(read_bounded(path))
+    except StateMismatchError as err:
+        raise StateMismatchError(f"{err} It is {path}; without it the plan is made anew.") from err
 
 
 def _check_room(network: nn.Module, spec: ContenderSpec, bound: int) -> None:
@@ -140,12 +150,21 @@ class ContenderTraining:
         seed = self.experiment.seed + 1  # other batches than those of the trial
         rest = self._recovered(network, spec, spec.name, seed)
         history = History.joined([trial.history, rest])
-        contender = self._contender(network, spec, self.score(network), history)
+        score = self._score(network, self.experiment.data)
+        contender = self._contender(network, spec, score, history)
         return replace(contender, trial=trial.score.val, compensation=trial.compensation)
 
     def score(self, network: nn.Module) -> Score:
-        """Return the metric of a network on validation, and on test where there is one."""
-        return self._score(network, self.experiment.data)
+        """Return the metric of the original on validation, and on test where there is one.
+
+        Raises:
+            CompressionError: It is not defined there.
+        """
+        data, task = self.experiment.data, self.experiment.task
+        value, samples = scored(network, data.val, "val", task)
+        if data.test is None:
+            return Score(value, samples)
+        return Score(value, samples, *scored(network, data.test, "test", task))
 
     def _score(self, network: nn.Module, data: Data) -> Score:
         task = self.experiment.task

@@ -129,16 +129,6 @@ def restride(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
 
 
-@rule("view_as_real", "view_as_complex")
-def view_as_real(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
-    """Complex numbers as pairs on a further axis, and back."""
-    x = t.labels(args[0])
-    if name == "view_as_real":
-        return [*x, None]
-    t.coupling.pin(x[-1], f"its channels are real and imaginary parts in {t.where!r}")
-    return x[:-1]
-
-
 @rule("squeeze", "unsqueeze")
 def squeeze(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x = t.labels(args[0])
@@ -203,7 +193,7 @@ def slice_(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     given = _given_slice(t, start, end, own)
     for bound, size in zip((start, end), given, strict=True):
         if bound > 0:
-            t.expect(size, own[:bound])
+            t.expect_part(size, own, own[:bound])
     if step != 1:
         t.coupling.pin(own, f"a slice with steps in {t.where!r} picks its channels")
     return x
@@ -246,7 +236,7 @@ def split(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     elif None in _given_parts(t, counts, len(own)) and not t.trusts:
         t.coupling.pin(own, f"it is divided into uneven parts in {t.where!r}")
     for part, size in zip(parts, _given_parts(t, counts, len(own)), strict=True):
-        t.expect(size, part)
+        t.expect_part(size, own, part)
         if len(part) == 1:
             t.coupling.pin(part, f"its channels are picked one by one in {t.where!r}")
     return [[part if d == dim else v for d, v in enumerate(x)] for part in parts]
