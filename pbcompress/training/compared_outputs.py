@@ -157,8 +157,7 @@ class _Probe:
         low = part.element_size() < 4
         self.part = part.detach().float() if low else part.detach()
         own = torch.Generator().manual_seed(0)
-        shape, like = (2, *part.shape), {"device": part.device, "dtype": self.part.dtype}
-        self._random = torch.randn(shape, generator=own).to(**like)
+        self._random = torch.randn((2, *part.shape), generator=own).to(self.part)
         gradients = [self._gradient(v) for v in (self.part, *self._random)]
         self._at_random = [g for g in gradients[1:] if g is not None]
         self.is_seen = any(g is not None and bool(g.any()) for g in gradients)
