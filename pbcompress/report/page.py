@@ -249,7 +249,7 @@ def _notes(facts: RunFacts) -> list[str]:
             "for each network and chose nothing."
         )
     shown = estimate_of(facts.after, facts, score.split) if score else None
-    if shown and shown.low is not None:
+    if shown and shown.low is not None and shown.high is not None:
         notes.append(
             f"The 95 % interval of an accuracy is Wilson's: {figure(shown.low)} to "
             f"{figure(shown.high)} for {figure(shown.value)} at n = {shown.samples:,}. It says how "

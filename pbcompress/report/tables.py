@@ -109,8 +109,9 @@ def _timed_rows(timed: Benchmark) -> list[Sequence[str]]:
 
 
 def _interval(score: Estimate) -> str:
-    ends = "" if score.low is None else f" ({figure(score.low)} to {figure(score.high)})"
-    return f"{figure(score.value)}{ends}"
+    if score.low is None or score.high is None:
+        return figure(score.value)
+    return f"{figure(score.value)} ({figure(score.low)} to {figure(score.high)})"
 
 
 def layer_widths(facts: RunFacts) -> Table:
