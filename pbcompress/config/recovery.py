@@ -25,7 +25,8 @@ class OptimizerConfig(Choices):
 
     Args:
         algorithm: "adamw", "adam" or "sgd".
-        lr: Peak learning rate of neuron phases.
+        lr: Peak learning rate of neuron phases. "auto": a range test finds it, right before the
+            first one; it takes 5 % of the recovery's steps (see `find_lr`).
         dendrite_lr: Peak learning rate of dendrite phases.
         growth_lr: Factor of the peak learning rate in phases of a network that has dendrites, above
             0: frozen dendrites fit the layers before them as those were.
@@ -39,7 +40,7 @@ class OptimizerConfig(Choices):
     """
 
     algorithm: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: Positive = 3e-3
+    lr: Positive | Literal["auto"] = "auto"
     dendrite_lr: Positive = 3e-3
     growth_lr: Positive = 1.0
     retry_lr: ProperShare = 0.1

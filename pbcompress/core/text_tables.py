@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from pbcompress.core.markdown import Markup, as_text, without_controls
+
 __all__ = [
     "Table",
     "compact",
@@ -57,6 +59,7 @@ def speed_up(ratio: float) -> str:
 
 def render_text(table: Table) -> str:
     """Return a table for a terminal: the first column to the left, the others to the right."""
+    table = [[without_controls(cell) for cell in row] for row in table]
     columns = [c for c in zip(*table, strict=True) if any(c[1:])]
     widths = [max(map(len, column)) for column in columns]
     is_number = [any(ch.isdigit() for cell in c[1:] for ch in cell[:1]) for c in columns]
@@ -73,9 +76,20 @@ def render_text(table: Table) -> str:
 
 
 def render_markdown(table: Table) -> str:
-    """Return a table in Markdown."""
+    r"""Return a table in Markdown; cells are text, but for those that are `Markup`.
+
+    Example:
+        >>> print(render_markdown([("layer", "width"), ("a|b", "3")]))
+        | layer | width |
+        | --- | --- |
+        | a\|b | 3 |
+    """
     columns = [c for c in zip(*table, strict=True) if any(c[1:])]
     rows = list(zip(*columns, strict=True))
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
     lines.insert(1, "|" + " --- |" * len(columns))
     return "\n".join(lines)
+
+
+def _cell(cell: str) -> str:
+    return cell if isinstance(cell, Markup) else as_text(cell, in_table=True)

@@ -109,9 +109,10 @@ def _timed_rows(timed: Benchmark) -> list[Sequence[str]]:
 
 
 def _interval(score: Estimate) -> str:
-    if score.low is None or score.high is None:
-        return figure(score.value)
-    return f"{figure(score.value)} ({figure(score.low)} to {figure(score.high)})"
+    ends = ""
+    if score.low is not None and score.high is not None:
+        ends = f" ({figure(score.low)} to {figure(score.high)})"
+    return f"{figure(score.value)}{ends}"
 
 
 def layer_widths(facts: RunFacts) -> Table:

@@ -1,7 +1,9 @@
 """Makes the networks of a job: planned, cut from the original, trained, and scored."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import nn
 
@@ -9,15 +11,17 @@ from pbcompress.compensation.compensate import compensate_
 from pbcompress.compensation.report import CompensationReport
 from pbcompress.config.dendrites import ScoredRule
 from pbcompress.config.whole import CompressConfig
+from pbcompress.core.bounded_files import is_file, read_bounded
 from pbcompress.core.modules import copy_model, parameter_count
 from pbcompress.core.tensor_files import write_bytes
 from pbcompress.costs.measured import measure
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
-from pbcompress.errors import CompressionError
+from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.planning.width_plan import WidthPlan, make_plan
 from pbcompress.pruning.shrinking import shrink
 from pbcompress.recovery.checkpoint import Checkpoint
+from pbcompress.recovery.learning_rate import LEAST, find_lr, range_test_steps, with_lr
 from pbcompress.recovery.recover import recover_
 from pbcompress.runs.contenders import Contender, Score
 from pbcompress.runs.job import Job
@@ -67,12 +71,19 @@ def plan_with_dendrites(job: Job) -> ContenderSpec | None:
 def _planned(job: Job, name: Stage, config: CompressConfig) -> ContenderSpec:
     """Plan a network; a resumed run takes the plan that it began with."""
     path = job.checkpoint_path(f"{name}-{job.fingerprint[:16]}.plan.json")
-    if path is not None and path.is_file():
-        return ContenderSpec(name, config, WidthPlan.from_json(path.read_text()))
+    if path is not None and is_file(path):
+        return ContenderSpec(name, config, _plan_in(path))
     plan = make_plan(job.original, job.inputs, job.budget, config, job.experiment)
     if path is not None:
         write_bytes(path, plan.to_json().encode())
     return ContenderSpec(name, config, plan)
+
+
+def _plan_in(path: Path) -> WidthPlan:
+    try:
+        return WidthPlan.from_json(read_bounded(path))
+    except StateMismatchError as err:
+        raise StateMismatchError(f"{err} It is {path}; without it the plan is made anew.") from err
 
 
 def _check_room(network: nn.Module, spec: ContenderSpec, bound: int) -> None:
@@ -122,6 +133,7 @@ class ContenderTraining:
         compensation = self._compensated(network, spec)
         _check_room(network, spec, self.job.bound)
         reestimate_batchnorm_(network, of.data, of.task, seed=of.seed)
+        spec = self._rated(network, spec, is_trial=is_trial)
         file = f"{spec.name}-trial" if is_trial else spec.name
         history = self._recovered(network, spec, file, of.seed, lengths)
         data = replace(of.data, test=None) if is_trial else of.data
@@ -132,7 +144,9 @@ class ContenderTraining:
         """Train a copy of a network on after its trial, and score it."""
         assert trial.history is not None
         assert trial.score is not None
+        assert trial.lr is not None
         network = copy_model(trial.network)
+        spec = replace(spec, config=with_lr(spec.config, trial.lr))
         seed = self.experiment.seed + 1  # other batches than those of the trial
         rest = self._recovered(network, spec, spec.name, seed)
         history = History.joined([trial.history, rest])
@@ -169,6 +183,31 @@ class ContenderTraining:
             network, original, spec.plan, of.data, of.task, batches=batches, seed=of.seed
         )
 
+    def _rated(self, network: nn.Module, spec: ContenderSpec, *, is_trial: bool) -> ContenderSpec:
+        """Return a network's training with its learning rate, which a resumed run began with.
+
+        The test is as long as the whole training asks for; of two networks each has half of it.
+        """
+        if spec.config.recovery.optimizer.lr != "auto":
+            return spec
+        path = self.job.checkpoint_path(f"{spec.name}-{self.job.fingerprint[:16]}.lr.json")
+        if path is not None and path.is_file():
+            return replace(spec, config=with_lr(spec.config, json.loads(path.read_text())["lr"]))
+        of, config = self.experiment, self.job.config
+        steps = range_test_steps(of.data.train, config)
+        lr = find_lr(
+            network,
+            of.data,
+            of.task,
+            config=config,
+            seed=of.seed,
+            steps=max(steps // 2, LEAST) if is_trial else steps,
+            teacher=self.job.original,
+        )
+        if path is not None:
+            write_bytes(path, json.dumps({"lr": lr}).encode())
+        return replace(spec, config=with_lr(spec.config, lr))
+
     def _recovered(
         self,
         network: nn.Module,
@@ -197,4 +236,6 @@ class ContenderTraining:
     ) -> Contender:
         sets = max((layer.num_sets for layer in dendrite_layers(network).values()), default=0)
         cost = measure(network, self.job.inputs)
-        return Contender(spec.name, network, spec.plan, cost, score, history, sets)
+        lr = spec.config.recovery.optimizer.lr
+        assert lr != "auto"
+        return Contender(spec.name, network, spec.plan, cost, score, history, sets, lr=lr)

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from pbcompress.core.modules import channel_axis, device_of, preserved_mode, rest_
 from pbcompress.core.randomness import seeded, whole_seed
+from pbcompress.core.turns import in_turn
 from pbcompress.errors import CompressionError
 from pbcompress.training.data_checks import check_loss
 from pbcompress.training.task import (
     Batches,
     Data,
     Task,
-    check_finite,
     check_split,
-    moved,
+    moved_and_checked,
     seeded_generators,
 )
 
@@ -58,8 +58,7 @@ class Sample:
         device, seen = device_of(network), 0
         with seeded("sample", self.seed), seeded_generators(self.batches, self.seed):
             for batch in islice(self.batches, self.count):
-                check_finite(batch, f"batch {seen} of Data.train")
-                visit(moved(batch, device))
+                visit(moved_and_checked(batch, device, f"batch {seen} of Data.train"))
                 seen += 1
         if seen == 0:
             raise CompressionError("Data.train yielded no batch. Give at least one.")
@@ -148,6 +147,7 @@ def input_variances(network: nn.Module, layers: Sequence[str], sample: Sample) -
     return {name: m.deviations / m.count for name, m in moments.items() if m.count}
 
 
+@in_turn
 def reestimate_batchnorm_(
     model: nn.Module,
     data: Data | Batches,

@@ -157,7 +157,8 @@ class _Probe:
         low = part.element_size() < 4
         self.part = part.detach().float() if low else part.detach()
         own = torch.Generator().manual_seed(0)
-        self._random = torch.randn((2, *part.shape), generator=own).to(self.part)
+        random = torch.randn((2, *part.shape), generator=own)
+        self._random = random.to(self.part)
         gradients = [self._gradient(v) for v in (self.part, *self._random)]
         self._at_random = [g for g in gradients[1:] if g is not None]
         self.is_seen = any(g is not None and bool(g.any()) for g in gradients)

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 from pbcompress.config.recovery import OptimizerConfig, RecoveryConfig
 from pbcompress.core.modules import device_of, preserved_mode
 from pbcompress.core.randomness import seeded
+from pbcompress.core.turns import in_turn
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.training.distillation import Objective
 from pbcompress.training.engine import Engine
@@ -24,6 +25,7 @@ from pbcompress.training.task import (
     batch_count,
     check_finite,
     moved,
+    moved_and_checked,
     seeded_generators,
     to_number,
 )
@@ -52,6 +54,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return a fresh optimizer over the parameters of one phase."""
     lr = config.dendrite_lr if is_dendrite else config.lr
+    assert lr != "auto", "the rate of a neuron phase is found before its optimizer is made"
     decay = 0.0 if is_dendrite else config.weight_decay
     if config.algorithm == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay)
@@ -162,14 +165,17 @@ def train_epoch(
             stepper.begin_step(min((steps + 0.5) / expected, 1.0) if expected else 0.5)
             shares = _shares(group, engine)
             while group:
+                place = _place(seen, engine)
                 batch, share = moved(group.pop(0), device), shares.pop(0)
+                if engine.world == 1:  # else all processes stop together, at the end
+                    check_finite(batch, place)
                 with engine.accumulating(network, bool(group)):
                     stepper.begin_batch(share)
-                    with in_batch(_place(seen, engine)):
+                    with in_batch(place):
                         loss = objective(network, batch)
                     value = loss.item()
                     if not math.isfinite(value):
-                        bad.append(_bad_loss(value, batch, _place(seen, engine)))
+                        bad.append(_bad_loss(value, batch, place))
                         if engine.world == 1:
                             raise bad[0]
                     engine.backward(loss if share == 1 else loss * share)
@@ -261,9 +267,10 @@ def predict(
     ):
         for number, batch in enumerate(batches):
             if number % engine.world == engine.rank:
-                check_finite(batch, f"batch {number} of {name}")  # an accuracy would not tell
-                with in_batch(f"batch {number} of {name}"):
-                    output, target = tree_map(_to_cpu, task.run(model, moved(batch, device)))
+                place = f"batch {number} of {name}"
+                batch = moved_and_checked(batch, device, place)  # an accuracy would not tell
+                with in_batch(place):
+                    output, target = tree_map(_to_cpu, task.run(model, batch))
                 parts[number] = (output, target, samples_of(output, target, batch))
     parts = engine.gathered(parts)
     if not parts:
@@ -274,6 +281,7 @@ def predict(
     return joined_at_any_length([parts[number] for number in sorted(parts)], task.metric)
 
 
+@in_turn
 def evaluate(
     model: nn.Module, batches: Batches, task: Task, engine: Engine | None = None
 ) -> tuple[float, int]:

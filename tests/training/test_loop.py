@@ -628,7 +628,7 @@ class OfTwo(Engine):
 
 @given(sizes=st.tuples(*[st.lists(st.integers(1, 9), min_size=1, max_size=4)] * 2))
 def test_processes_follow_the_mean_over_the_samples_of_all(sizes: Any) -> None:
-    """Gradients are averaged over processes; a number for each sample stands for them."""
+    """Gradients are averaged over processes; here a number for each sample stands for them."""
     values = [np.random.default_rng(sum(own)).normal(size=sum(own)) for own in sizes]
     steps = 0.0
     for own, other, numbers in zip(sizes, sizes[::-1], values, strict=True):
