@@ -50,6 +50,7 @@ from pbcompress.pruning.shrinking import shrink_ as shrink_
 from pbcompress.quantization.precisions import Fp16 as Fp16
 from pbcompress.quantization.precisions import Int8 as Int8
 from pbcompress.recovery.initialization import initialize_candidates_ as initialize_candidates_
+from pbcompress.recovery.learning_rate import find_lr as find_lr
 from pbcompress.recovery.phase_cycles import Phase as Phase
 from pbcompress.recovery.phase_cycles import cycles as cycles
 from pbcompress.recovery.policy import PhaseKind as PhaseKind

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 
 from pbcompress.core.markdown import Markup, as_text, without_controls
 
-__all__ = ["Table", "compact", "figure", "render_markdown", "render_text", "speed_up"]
+__all__ = [
+    "Table",
+    "compact",
+    "figure",
+    "render_markdown",
+    "render_text",
+    "signed_figure",
+    "speed_up",
+]
 
 Table = Sequence[Sequence[str]]  # the first row is the header
 
@@ -32,6 +40,16 @@ def figure(value: float) -> str:
         ('0.9123', '1.23e-05', '-412.5000')
     """
     return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"
+
+
+def signed_figure(value: float) -> str:
+    """Return the change of a metric as `figure` does, with its sign.
+
+    Example:
+        >>> signed_figure(0.5), signed_figure(-0.0000123)
+        ('+0.5000', '-1.23e-05')
+    """
+    return f"{'' if value < 0 else '+'}{figure(value)}"
 
 
 def speed_up(ratio: float) -> str:

@@ -63,19 +63,6 @@ class ModelCost:
             "dispatched": None if self.dispatched is None else dict(self.dispatched),
         }
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "ModelCost":
-        """Rebuild a cost from `to_dict`."""
-        return cls(
-            params=data["params"],
-            flops=data["flops"],
-            uncounted_ops=dict(data["uncounted_ops"]),
-            input_shapes={name: tuple(shape) for name, shape in data["input_shapes"].items()},
-            by_layer={name: LayerCost(**layer) for name, layer in data["layers"].items()},
-            by_operation=dict(data.get("by_operation", {})),
-            dispatched=data.get("dispatched"),
-        )
-
     def __str__(self) -> str:
         skipped = ", ".join(f"{name} x{count}" for name, count in self.uncounted_ops.items())
         return (

@@ -190,7 +190,8 @@ def export_onnx(
         ExportMismatchError: The outputs differ by more than rounding; the worst output is named,
             and the first layer that differs where it can be found.
         CompressionError: The network cannot be exported (the line that torch refuses is named), an
-            axis that was asked for is fixed, ``data`` does not fit, or the path cannot be written.
+            axis that was asked for is fixed, an output has an input's name, ``data`` does not fit,
+            or the path cannot be written.
         DivergedError: The loss of a recovery was not finite.
 
     Example:
@@ -310,8 +311,8 @@ def write_onnx(
     network, inputs = _prepared(model, example_inputs)
     try:
         free = inputs.free("batch") if free_batch else []
-        is_free = bool(free and translate(network, inputs, path, free, opset=20))
+        is_free = bool(free and translate(network, inputs, path, free, opset=20, is_measured=True))
     except CompressionError:
         is_free = False
     if not is_free:
-        translate(network, inputs, path, [], opset=20)
+        translate(network, inputs, path, [], opset=20, is_measured=True)

@@ -17,7 +17,12 @@ from pbcompress.core.drafts import draft_folder
 from pbcompress.core.inputs import Call, tensors_of
 from pbcompress.core.modules import shared_parameter_names
 from pbcompress.core.tensor_files import tensor_bytes, write_bytes
-from pbcompress.errors import CompressionError, UnsupportedLayerError
+from pbcompress.errors import (
+    CompressionError,
+    StateMismatchError,
+    UnsupportedLayerError,
+    first_line,
+)
 from pbcompress.export.pt2 import ProgramReport, ship
 from pbcompress.export.spec_network import KIND, VERSION, WORDS, described, load_spec
 from pbcompress.export.spec_operations import name_of, operation
@@ -77,7 +82,13 @@ def _read(content: bytes) -> nn.Module:
     with draft_folder() as folder:
         file = folder / "draft.safetensors"
         write_bytes(file, content)
-        return load_spec(file)
+        try:
+            return load_spec(file, most_bytes=2**62)
+        except StateMismatchError as err:
+            raise CompressionError(
+                "A network without source code was to be written, and load_spec would not take it: "
+                f"{first_line(err)}. Export it with export_onnx or export_pt2."
+            ) from err
 
 
 def _write(program: ExportedProgram, network: nn.Module, call: Call) -> bytes:
@@ -202,8 +213,8 @@ def _encoded(value: Any, values: Mapping[Any, Any]) -> Any:
         return value
     if isinstance(value, torch.device):
         return {"device": ""}
-    for tag, kind in WORDS.items():
-        if isinstance(value, kind):
+    for tag, words in WORDS.items():
+        if type(value) in map(type, words.values()) and value in words.values():
             return {tag: str(value).removeprefix("torch.")}
     if isinstance(value, Mapping):
         return {"dict": {str(name): _encoded(leaf, values) for name, leaf in value.items()}}

@@ -20,7 +20,7 @@ from torch import nn
 from pbcompress.core.inputs import Call, tensors_of
 from pbcompress.core.randomness import seeded
 from pbcompress.core.source_lines import line_of, watched
-from pbcompress.errors import CompressionError, first_line
+from pbcompress.errors import CompressionError, a_few, first_line
 from pbcompress.export.free_axes import FreeAxis, Inputs, leaf_names, resized
 from pbcompress.onnx_files.store import ONE_FILE, load, relabel, save
 
@@ -51,6 +51,7 @@ def translate(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     one_file: int = ONE_FILE,
+    is_measured: bool = False,
 ) -> list[FreeAxis]:
     """Write the graph of a network.
 
@@ -63,13 +64,14 @@ def translate(
         input_names: None: those of `Inputs`.
         output_names: None: by the keys and indices of what the network returns.
         one_file: See ``path``.
+        is_measured: The file is only measured, so its outputs are numbered, whatever they are.
 
     Returns:
         The axes that are free in the file; those that the network ties together are one.
 
     Raises:
-        CompressionError: The network does not run or cannot be translated, or there are other
-            numbers of inputs and outputs than names.
+        CompressionError: The network does not run or cannot be translated, there are other
+            numbers of inputs and outputs than names, or two of them have one name.
     """
     batch = {axis: 2 for axis in free[:1] if axis.is_batch}
     call = resized(inputs.call, batch)
@@ -81,7 +83,7 @@ def translate(
         raise _refusal(asked, err, is_batch_free=bool(batch)) from err
     names = (
         list(input_names or inputs.names),
-        list(output_names or _output_names(output)),
+        list(output_names or _output_names(output, is_measured=is_measured)),
     )
     _check_names(names, input_names, output_names, len(tensors_of(output)), inputs)
     hook = network.register_forward_hook(lambda _, __, result: tuple(tensors_of(result)))
@@ -135,16 +137,20 @@ def _check_names(
                 f"{option}={list(given)} was asked for, and the network has {count}. Give one "
                 "name for each, all different."
             )
-    taken = set(names[0])
-    for number, name in enumerate(names[1]):  # values of a graph have one name each
-        while name in taken:
-            name += "_out"
-        names[1][number] = name
-        taken.add(name)
+    both = sorted({name for name in names[1] if name in names[0] or names[1].count(name) > 1})
+    if both:  # values of a graph have one name each
+        others = [f"{name}_{i}" if name in both else name for i, name in enumerate(names[1])]
+        raise CompressionError(
+            f"The outputs were to be named {names[1]}, and {a_few(both)} is the name of an input, "
+            f"or of two outputs; the inputs are {names[0]}. Pass export_onnx(..., output_names="
+            f"{others}), or other input_names."
+        )
 
 
-def _output_names(output: Any) -> list[str]:
+def _output_names(output: Any, *, is_measured: bool) -> list[str]:
     count = len(tensors_of(output))
+    if is_measured:
+        return [f"measured_{i}" for i in range(count)]
     if isinstance(output, torch.Tensor):
         return ["output"]
     return leaf_names(output, "output_") or [f"output_{i}" for i in range(count)]

@@ -13,7 +13,7 @@ from typing import Any
 
 from pbcompress.comparison.intervals import wilson
 from pbcompress.core.markdown import as_code, as_paragraphs, as_text
-from pbcompress.core.text_tables import render_markdown
+from pbcompress.core.text_tables import figure, render_markdown
 from pbcompress.errors import CompressionError
 from pbcompress.report.headline import asked_for, headline
 from pbcompress.report.tables import before_after, dendrite_account, layer_widths
@@ -129,7 +129,7 @@ class _Score:
         if self.metric != "accuracy" or not 0 <= self.value <= 1 or not self.samples:
             return ""
         low, high = wilson(round(self.value * self.samples), self.samples)
-        return f"95 % interval {low:.4f} to {high:.4f} (Wilson)"
+        return f"95 % interval {figure(low)} to {figure(high)} (Wilson)"
 
 
 def _scores(facts: RunFacts) -> list[_Score]:
@@ -151,7 +151,7 @@ def _sentence(score: _Score) -> str:
         score.interval() or "no interval, because only the metric of the whole split is known"
     )
     return (
-        f"{score.metric} {score.value:.4f} on {score.samples:,} samples of the "
+        f"{score.metric} {figure(score.value)} on {score.samples:,} samples of the "
         f"{splits[score.split]}; {interval}"
     )
 

@@ -18,7 +18,7 @@ from pbcompress.dendrites.forms import growable_layers, set_params
 from pbcompress.errors import CompressionError, a_few
 from pbcompress.planning.allocation import FILL_GOAL, all_choices, allocate, narrowest
 from pbcompress.planning.given_widths import with_pins
-from pbcompress.planning.proportions import SPEED, count_weights, preference_of
+from pbcompress.planning.proportions import SPEED, Preference, count_weights, preference_of
 from pbcompress.planning.rounding import allocate_rounded, finer
 from pbcompress.planning.scarcity import Scarcity
 from pbcompress.pruning.cuts import LayerCut
@@ -30,6 +30,7 @@ __all__ = ["Removed", "Request", "WidthSearch", "cuts_of", "without_kept"]
 
 TRIES = 5  # to come near to several costs at once
 USED = 0.97  # of each of them
+PRICE_SLACK = 1.005  # of a price: a target of many decimals should not miss a unit by it
 Removed = Mapping[str, Sequence[int]]  # units, by the name of their group
 
 
@@ -127,7 +128,7 @@ class WidthSearch:
         aims = self._aims(scarce)
         if len(aims.costs) > len(scarce.costs):
             work, limit = aims.costs[-1], aims.limits[-1]
-            priced = Bounds([*bounds.costs, work], [*bounds.limits, limit])
+            priced = Bounds([*bounds.costs, work], [*bounds.limits, PRICE_SLACK * limit])
             share, widths = self._best(priced, scarce, aims, multiples, gives_way)
             if share >= FILL_GOAL:
                 return widths
@@ -164,7 +165,7 @@ class WidthSearch:
         best: tuple[tuple[float, float], float, Widths | None] = ((0.0, 0.0), 0.0, None)
         asked = aims
         for _ in range(TRIES):
-            preference = preference_of(config.allocation, groups, self.scores, asked, self._weights)
+            preference = self._preference(asked)
             if gives_way:
                 widths = allocate_rounded(groups, bounds, preference, multiples, config)
             else:
@@ -180,6 +181,11 @@ class WidthSearch:
             limits = [own / share for own, share in zip(asked.limits, shares, strict=True)]
             asked = Bounds(asked.costs, limits)
         return best[1:]
+
+    def _preference(self, aims: Bounds) -> Preference:
+        """Return how wide groups are beside each other."""
+        groups, allocation = self.grouping.groups, self.config.width.allocation
+        return preference_of(allocation, groups, self.scores, aims, self._weights)
 
     def _too_dear(self, widths: Widths) -> list[str]:
         """Return the layers in which a dendrite costs more than ``max_price`` of a neuron."""

@@ -11,6 +11,7 @@ from torch import nn
 from pbcompress.config.dendrites import DendriteConfig
 from pbcompress.config.recovery import RecoveryConfig
 from pbcompress.config.whole import CompressConfig
+from pbcompress.core.bounded_files import read_bounded
 from pbcompress.core.randomness import seeded
 from pbcompress.core.tensor_files import read_tensors
 from pbcompress.errors import CompressionError, StateMismatchError
@@ -86,14 +87,15 @@ class Recipe:
         """
         file = Path(path)
         try:
-            tables = tomllib.loads(file.read_bytes().decode())
-        except OSError as err:
-            raise CompressionError(f"The recipe {file} cannot be read: {err.strerror}.") from err
-        except ValueError as err:
+            content = read_bounded(file)
+            tables = tomllib.loads(content.decode())
+        except StateMismatchError as err:
+            raise CompressionError(f"The recipe {file} cannot be read: {err}") from err
+        except (ValueError, RecursionError) as err:
             raise CompressionError(f"The recipe {file} is no TOML: {err}.") from err
         try:
             return cls._from_tables(tables, tuple(trust))
-        except (ValueError, TypeError, KeyError) as err:
+        except (ValueError, TypeError, KeyError, AttributeError) as err:
             reason = f"{err} is missing" if isinstance(err, KeyError) else err
             raise CompressionError(f"The recipe {file} cannot be used: {reason}.") from err
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pbcompress.core.bounded_files import is_file, read_bounded
 from pbcompress.core.json_documents import parse_record, render_record
 from pbcompress.core.markdown import as_text
 from pbcompress.core.tensor_files import write_bytes
+from pbcompress.core.text_tables import figure
 from pbcompress.errors import CompressionError
 from pbcompress.onnx_files.contents import metadata_of
 from pbcompress.packaging.model_card import result_sections
@@ -82,9 +84,9 @@ class Entry:
             StateMismatchError: The file is truncated, damaged, of another kind or version.
         """
         path = self.folder / RESULT_FILE
-        if not path.is_file():
+        if not is_file(path):
             return None
-        return parse_record(RecipeResult, path.read_text(), KIND, VERSION, str(path))
+        return parse_record(RecipeResult, read_bounded(path), KIND, VERSION, str(path))
 
     def line(self) -> str:
         """Return the entry in a line: what it is, and its result."""
@@ -101,7 +103,7 @@ class Entry:
         assert after.score is not None
         return (
             f"{self.name}: {self.about()} {sizes}, {pace}, {result.facts.metric.name} on "
-            f"{after.score.split} {before.score.shown:.4f} -> {after.score.shown:.4f}."
+            f"{after.score.split} {figure(before.score.shown)} -> {figure(after.score.shown)}."
         )
 
     def card(self) -> str:

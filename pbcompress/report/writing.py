@@ -10,7 +10,7 @@ from pbcompress.comparison.pictures import accuracy_chart
 from pbcompress.core.markdown import as_text
 from pbcompress.core.records import to_data
 from pbcompress.core.tensor_files import write_bytes
-from pbcompress.core.text_tables import render_markdown
+from pbcompress.core.text_tables import figure, render_markdown
 from pbcompress.errors import CompressionError
 from pbcompress.export.onnx_export import ExportReport
 from pbcompress.onnx_files.benchmark import Benchmark
@@ -161,7 +161,12 @@ def to_html(facts: RunFacts, history: History) -> str:
     }
     sentences = {"proof": deployment_sentence(facts), "file": file_sentence(facts)}
     return template.render(
-        facts=facts, history=history, tables=tables, sentences=sentences, **content
+        facts=facts,
+        history=history,
+        tables=tables,
+        sentences=sentences,
+        figure=figure,
+        **content,
     )
 
 

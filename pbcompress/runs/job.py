@@ -19,9 +19,11 @@ from pbcompress.planning.planner import resolve_target
 from pbcompress.runs.run_folder import read_facts
 from pbcompress.runs.run_identity import RunIdentity, check_identity, identity_of, task_identity
 from pbcompress.runs.saved_network import STATE_FILE
+from pbcompress.training.data_checks import check_data
+from pbcompress.training.distillation import check_distillation
 from pbcompress.training.engine import choose_device, world_size
 from pbcompress.training.experiment import Experiment
-from pbcompress.training.task import Data, Task, check_data, inputs_of
+from pbcompress.training.task import Data, Task, inputs_of
 
 __all__ = ["Job", "check_job"]
 
@@ -94,7 +96,9 @@ def check_job(
     place = choose_device(device)
     original = copy_model(model).to(place).eval()
     if data is not None:
-        data = check_data(data, task, original, place)
+        checked = check_data(data, task, original, place)
+        check_distillation(task, config.recovery.distillation, original, checked.first)
+        data = checked
     if example_inputs is not None:
         inputs = to_device(as_call(example_inputs), place)
     else:
