@@ -60,7 +60,7 @@ def _seeded(seed: tuple[SupportsIndex | str, ...]) -> Iterator[None]:
     value = random.Random(repr(name)).getrandbits(32)
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(value)
+            _seed_torch(value)
             random.seed(value)
             if numpy:
                 numpy.random.seed(value)
@@ -69,3 +69,11 @@ def _seeded(seed: tuple[SupportsIndex | str, ...]) -> Iterator[None]:
         random.setstate(python_state)
         if numpy:
             numpy.random.set_state(numpy_state)
+
+
+def _seed_torch(value: int) -> None:
+    """Seed torch; where there is no accelerator, without the stack trace that waits for one."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(value)
+    else:
+        torch.default_generator.manual_seed(value)
