@@ -214,7 +214,12 @@ def _scalar(value: Any) -> str:
 def _quoted(text: str) -> str:
     """Return a text as JSON and YAML read it: what is not printed in words, all else as it is."""
     shown = json.dumps(text, ensure_ascii=False)
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in shown)
+    return "".join(_yaml_character(c) for c in shown)
+
+
+def _yaml_character(c: str) -> str:
+    is_plain = c.isprintable() and c not in "<>&"  # so that it is no HTML where nobody reads YAML
+    return c if is_plain else f"\\u{ord(c):04x}"
 
 
 def _summary(facts: RunFacts) -> str:
