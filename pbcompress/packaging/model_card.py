@@ -219,7 +219,9 @@ def _quoted(text: str) -> str:
 
 def _yaml_character(c: str) -> str:
     is_plain = c.isprintable() and c not in "<>&"  # so that it is no HTML where nobody reads YAML
-    return c if is_plain else f"\\u{ord(c):04x}"
+    if is_plain:
+        return c
+    return f"\\u{ord(c):04x}" if ord(c) < 2**16 else f"\\U{ord(c):08x}"
 
 
 def _summary(facts: RunFacts) -> str:
