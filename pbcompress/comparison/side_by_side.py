@@ -53,7 +53,8 @@ def compare(
     Args:
         before: A module or the path of an ONNX file.
         after: The same.
-        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
+        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch;
+            or an `Example`, which says what is.
         data: For the metric and its 95 % interval: `Data`, of which the test split is scored (else
             val), or batches. A file runs in ONNX Runtime, a module in torch.
         task: The metric; None is classification.
@@ -89,7 +90,7 @@ def compare(
         if batches is not None:
             outputs, scores, changes = _scored(contenders, batches, task)
         is_free = all(contender.session.takes_any_batch for contender in contenders)
-        timed = tensors_of(single_sample(call) if is_free else call)
+        timed = tensors_of(single_sample(call, contenders[0].network) if is_free else call)
         sides = _sides(contenders, timed)
     scored = [
         replace(side, score=score) for side, score in zip(sides, scores, strict=False)

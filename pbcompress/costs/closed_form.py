@@ -8,7 +8,13 @@ from functools import cache, cached_property
 from torch import nn
 
 from pbcompress.costs.measured import LayerCost, ModelCost
-from pbcompress.structure.channel_groups import Axis, ChannelGroup, Grouping, output_axes
+from pbcompress.structure.channel_groups import (
+    Axis,
+    ChannelGroup,
+    Grouping,
+    layer_axes,
+    output_axes,
+)
 
 __all__ = ["CostModel", "Widths", "model_cost", "parameter_costs", "work_costs"]
 
@@ -200,5 +206,5 @@ def model_cost(
 
 def _out_width(module: nn.Module, axes: Sequence[Axis], numbers: CostModel, widths: Widths) -> int:
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return numbers.size(axes[1], widths) * module.groups
+        return numbers.size(layer_axes(module, tuple(axes))[0], widths)
     return numbers.size(axes[0], widths)

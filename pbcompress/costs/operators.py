@@ -9,7 +9,7 @@ from torch import nn
 
 from pbcompress.costs.closed_form import CostModel, Widths
 from pbcompress.structure.channel_groups import Axis, Grouping, Work
-from pbcompress.structure.layer_geometry import is_depthwise
+from pbcompress.structure.layer_geometry import has_own_groups, is_depthwise
 
 __all__ = ["Operator", "OperatorKind", "OperatorSize", "operators_of"]
 
@@ -107,7 +107,8 @@ def _operator(
         return Operator(OperatorSize("norm", full), works=works)
     if weight is None or not isinstance(module, nn.Linear | _Conv):
         return Operator(OperatorSize("product", full), works=works)
-    out, in_ = weight[:2] if not isinstance(module, _Transposed) else weight[1::-1]
+    inputs_first = isinstance(module, _Transposed) and not has_own_groups(module)
+    out, in_ = weight[1::-1] if inputs_first else weight[:2]
     taps, groups = math.prod(axis.size for axis in weight[2:]), 1
     kind: OperatorKind = "product"
     if isinstance(module, _Conv):

@@ -165,7 +165,8 @@ def export_onnx(
     Args:
         model: Usually from `fuse`; exported as a copy in eval mode on the CPU.
         path: The file to write; weights of more than 2 GB go into ``path.data`` beside it.
-        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
+        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch;
+            or an `Example`, which says what is.
         quantize: `Int8` or `Fp16`: write fewer bits if the file is then smaller, as good and fast
             enough; "int8" and "fp16" are these with their defaults. Else the file is float32, and
             ``report.quantization`` says which of these failed.
@@ -205,8 +206,9 @@ def export_onnx(
     _check_choices(opset, dynamic)
     check_providers(providers)
     target = Path(path)
-    network, inputs = _prepared(model, example_inputs)
-    others = [_inputs(network, sample) for sample in samples]
+    said = (task or Task()).said
+    network, inputs = _prepared(model, said(as_call(example_inputs)))
+    others = [_inputs(network, said(as_call(sample))) for sample in samples]
     free = inputs.free(dynamic)
     check_samples(inputs, others, free)
     if data is not None:

@@ -85,7 +85,8 @@ def export_pt2(
     Args:
         model: Usually from `fuse`; exported as a copy in eval mode on the CPU.
         path: The file to write; its name ends in .pt2.
-        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
+        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch;
+            or an `Example`, which says what is.
         dynamic_batch: Whether the file takes any batch size.
         samples: Further inputs to compare on, e.g. real batches.
 
@@ -146,9 +147,10 @@ def ship(
     calls = [Inputs(network, to_device(as_call(value), "cpu")) for value in inputs]
     batch = calls[0].batch()
     check_writable(path)  # fail before the work
-    program = export_program(network, calls[0], batch if dynamic_batch else None)
+    is_free = dynamic_batch and bool(batch.places)
+    program = export_program(network, calls[0], batch if is_free else None)
     operations = Counter(name_of(n.target) for n in program.graph.nodes if n.op == "call_function")
-    sizes = BATCH_SIZES if dynamic_batch else (batch.size,)
+    sizes = BATCH_SIZES if is_free else (batch.size,)
     try:
         with _quiet():
             content = write(program, network, calls[0].call)

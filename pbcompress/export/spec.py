@@ -94,7 +94,7 @@ def _read(content: bytes) -> nn.Module:
 def _write(program: ExportedProgram, network: nn.Module, call: Call) -> bytes:
     program = program.run_decompositions({})  # no operation writes into its arguments any more
     with torch.no_grad():
-        outputs = network(*call[0], **call[1])
+        outputs = network(*call.args, **call.kwargs)
     values, weights, kinds = _placeholders(program, shared_parameter_names(network))
     spec = {
         "kind": KIND,
@@ -112,7 +112,7 @@ def _arguments(network: nn.Module, call: Call) -> dict[str, Any]:
     inputs = {tensor: {"input": i} for i, tensor in enumerate(tensors_of(call))}
     signature = inspect.signature(network.forward)
     arguments: dict[str, Any] = {}
-    for name, value in signature.bind(*call[0], **call[1]).arguments.items():
+    for name, value in signature.bind(*call.args, **call.kwargs).arguments.items():
         kind = signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_KEYWORD:
             arguments |= value

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from pbcompress.core.inputs import Call, tensors_of
+from pbcompress.core.modules import plain_attention
 from pbcompress.core.randomness import seeded
 from pbcompress.core.source_lines import line_of, watched
 from pbcompress.errors import CompressionError, a_few, first_line
@@ -38,7 +39,7 @@ HINTS = {
 def output_of(network: nn.Module, call: Call) -> Any:
     """Return what a network returns, without gradient."""
     with torch.no_grad():
-        return network(*call[0], **call[1])
+        return network(*call.args, **call.kwargs)
 
 
 def translate(
@@ -162,7 +163,7 @@ def _exported(
     args, kwargs = call
     for recurrent in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
         recurrent._dispatch_cache.clear()  # else a second export unrolls the steps of the example
-    with _quiet(), torch.no_grad(), seeded("export"):
+    with _quiet(), torch.no_grad(), seeded("export"), plain_attention():
         return torch.onnx.export(
             network,
             (*args, {}) if args and isinstance(args[-1], dict) and not kwargs else args,
@@ -203,16 +204,22 @@ def _free_in(
         if bounds.lower == bounds.upper
     }
     shapes = [[d.dim_param for d in v.type.tensor_type.shape.dim] for v in proto.graph.input]
-    found: dict[str, FreeAxis] = {}
+    found: list[FreeAxis] = []
+    of: dict[FreeAxis, set[str]] = {}
     for axis in free:
-        for i, place in axis.places:
-            symbol = shapes[i][place]
-            if not symbol or (symbol in sizes and isinstance(sizes[symbol], int)):
-                continue
-            sizes.setdefault(symbol, axis.name)
-            known = found.setdefault(symbol, replace(axis, name=str(sizes[symbol]), places=()))
-            found[symbol] = replace(known, places=(*known.places, (i, place)))
-    return list(found.values()), sizes
+        places = [(i, place) for i, place in axis.places if shapes[i][place]]
+        places = [p for p in places if not isinstance(sizes.get(shapes[p[0]][p[1]]), int)]
+        if not places:
+            continue
+        symbols = {shapes[i][place] for i, place in places}
+        tied = [other for other in found if of[other] & symbols]
+        first = tied[0] if tied else axis
+        whole = replace(first, places=tuple(p for a in tied for p in a.places) + tuple(places))
+        of[whole] = symbols.union(*(of[other] for other in tied))
+        found = [other for other in found if other not in tied] + [whole]
+    for axis in found:
+        sizes.update(dict.fromkeys(of[axis], axis.name))
+    return found, sizes
 
 
 def fixed_line(network: nn.Module, inputs: Inputs, free: Sequence[FreeAxis], axis: FreeAxis) -> str:

@@ -103,7 +103,7 @@ def _combined(energies: Sequence[Tensor], width: int) -> Tensor:
 
 def _magnitudes(model: nn.Module, groups: Sequence[ChannelGroup]) -> Energies:
     """Squared weights that produce or read a unit."""
-    return _Holdings(model, groups).sums(lambda weight: _wide(weight).square())
+    return _Holdings(model, groups).sums(lambda weight: _real(_wide(weight)).square())
 
 
 def _norm_scales(model: nn.Module, groups: Sequence[ChannelGroup]) -> Energies:
@@ -175,8 +175,8 @@ _WITH_DATA: dict[str, Callable[[nn.Module, Sequence[ChannelGroup], Sample], Ener
 
 def _weight_times_gradient(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
-        return torch.zeros_like(parameter)
-    return _wide(parameter) * _wide(parameter.grad)
+        return torch.zeros_like(parameter).real
+    return (_wide(parameter) * _wide(parameter.grad).conj()).real
 
 
 def _mean(batches: Sequence[Energies]) -> Energies:
@@ -263,6 +263,11 @@ def _held_by(layer: nn.Module, member: Member, with_bias: bool) -> Iterator[tupl
 def _wide(values: Tensor) -> Tensor:
     """Return values in float32 at least, so that sums and squares fit."""
     return values if values.element_size() >= 4 else values.float()
+
+
+def _real(values: Tensor) -> Tensor:
+    """Return the sizes of complex numbers, others as they are."""
+    return values.abs() if values.is_complex() else values
 
 
 def _summed(values: Tensor, kept: set[int]) -> Tensor:

@@ -220,7 +220,8 @@ def plan_widths(
 
     Args:
         model: Network to shrink; left as it is.
-        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
+        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch;
+            or an `Example`, which says what is.
         target_params: At most this many parameters: a count, a share in (0, 1) or a `Budget`. A
             latency or a file size is confirmed on exported networks, which takes some seconds for
             each of them.
@@ -253,7 +254,8 @@ def plan_widths(
     """
     choices = whole_config(config, WidthConfig, DendriteConfig)
     experiment = None if data is None else Experiment(data, task or Task(), seed)
-    return make_plan(model, example_inputs, Budget.of(target_params), choices, experiment)
+    call = (task or Task()).said(as_call(example_inputs))
+    return make_plan(model, call, Budget.of(target_params), choices, experiment)
 
 
 def make_plan(

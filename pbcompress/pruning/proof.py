@@ -11,8 +11,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from pbcompress.core.inputs import Call, map_tensors, tensors_of
-from pbcompress.core.modules import channel_axis, copy_sharing, parameter_count, plain_kernels
+from pbcompress.core.modules import (
+    channel_axis,
+    copy_sharing,
+    dtype_like,
+    parameter_count,
+    plain_kernels,
+)
 from pbcompress.core.randomness import seeded
+from pbcompress.core.scripted import scripts_as_python
 from pbcompress.errors import first_line
 from pbcompress.pruning.cuts import LayerCut, cut_all_, kept_of
 from pbcompress.pruning.weight_norms import computed_weights, is_computed, normed_weights
@@ -79,10 +86,13 @@ def proof_failure(
     candidate = _Witness(sliced, steps, None)
     failure: str | None = None
     for dtype, tolerance in TOLERANCE.items():
-        failure = _compared(reference, candidate, call, dtype, tolerance)
+        try:
+            failure = _compared(reference, candidate, call, dtype, tolerance)
+        except LookupError:
+            continue  # the original does not take this dtype
         if failure is None:
-            return _training_failure(reference, candidate, call, dtype)
-    return failure
+            break
+    return failure or _training_failure(reference, candidate, call, dtype)
 
 
 def _changed(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
@@ -136,12 +146,15 @@ def _expected(reference: "_Witness", call: Call, dtype: torch.dtype) -> tuple[Ca
 def _compared(
     reference: "_Witness", candidate: "_Witness", call: Call, dtype: torch.dtype, tolerance: float
 ) -> str | None:
+    """Return how the two differ, None if they do not.
+
+    Raises:
+        LookupError: The original does not take this dtype.
+    """
     try:
         sample, copies, expected = _expected(reference, call, dtype)
     except _OtherPathError as err:
         return str(err)
-    except LookupError:
-        return None  # the original does not take this dtype
     try:
         found = candidate.outputs(sample, dtype, False, copies)
     except Exception as err:
@@ -244,7 +257,7 @@ class _Remaining(TorchDispatchMode):
 def _fit(name: str, args: list[Any]) -> list[Any]:
     """Set the sizes among the arguments of a norm to those of its selected input."""
     if name in ("native_layer_norm", "_fused_rms_norm"):
-        args[1] = [args[0].shape[-1]]
+        args[1] = list(args[0].shape[-len(args[1]) :])
     elif name == "native_group_norm":
         args[0] = args[0].contiguous()
         args[4] = args[0].shape[1]
@@ -319,10 +332,7 @@ class _Witness:
     def _has(self, dtype: torch.dtype) -> bool:
         modules = self.network.modules()
         tensors = (t for m in modules for t in (*m._parameters.values(), *m._buffers.values()))
-        return all(
-            t is None or t.dtype == dtype or not (t.is_floating_point() or t.is_complex())
-            for t in tensors
-        )
+        return all(t is None or t.dtype == dtype_like(t, dtype) for t in tensors)
 
     @property
     def took_the_traced_path(self) -> bool:
@@ -335,8 +345,9 @@ class _Witness:
 
         def change(t: Tensor) -> Tensor:
             more = [t] * (copies - 1) if t.dim() else []
-            if t.is_floating_point():
-                t, more = t.to(dtype), [torch.randn_like(other, dtype=dtype) for other in more]
+            if t.is_floating_point() or t.is_complex():
+                own = dtype_like(t, dtype)
+                t, more = t.to(own), [torch.randn_like(other, dtype=own) for other in more]
             return torch.cat([t, *more]) if more else t
 
         self.seen.clear()
@@ -345,14 +356,14 @@ class _Witness:
             self.network.train(training)
             self.training = training
         if not self._has(dtype):
-            self.network.to(dtype)
+            self.network._apply(lambda t: t.to(dtype_like(t, dtype)))
         mode: Any = nullcontext()
         if self.remaining is not None and not training:
             mode = self.remaining
             mode.start()
         with torch.no_grad(), seeded("proof", copies), plain_kernels(self.network):
             args, kwargs = map_tensors(call, change)
-            with mode:
+            with mode, nullcontext() if self.remaining is None else scripts_as_python():
                 output = self.network(*args, **kwargs)
         if isinstance(mode, _Remaining):
             mode.finish()
@@ -371,11 +382,13 @@ def _disturb_(network: nn.Module) -> None:
     with seeded("disturb"), torch.no_grad():
         noise = torch.randn(NOISE)
         for parameter in network.parameters():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() or parameter.is_complex():
                 if not parameter.is_contiguous():
                     parameter.data = parameter.data.contiguous()
-                own = noise.to(parameter)
-                for part in parameter.data.view(-1).split(NOISE):
+                numbers = parameter.data
+                numbers = torch.view_as_real(numbers) if numbers.is_complex() else numbers
+                own = noise.to(numbers)
+                for part in numbers.view(-1).split(NOISE):
                     size = part.abs().mean().item()
                     if not math.isfinite(size):
                         size = part.nan_to_num_(0, 0, 0).abs().mean().item()

@@ -16,7 +16,7 @@ from torch_pruning.pruner.function import PrunerBox
 
 from pbcompress.pruning.weight_norms import is_computed
 from pbcompress.structure.dimensions import ATTRIBUTE
-from pbcompress.structure.layer_geometry import is_depthwise
+from pbcompress.structure.layer_geometry import has_own_groups, is_depthwise
 
 __all__ = ["Owners", "cut_", "keep_in_step", "owners_of"]
 
@@ -113,6 +113,8 @@ def keep_in_step(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         state.out_features, state.in_features = weight.shape  # type: ignore[union-attr]
     elif isinstance(module, nn.modules.conv._ConvTransposeNd):
+        if has_own_groups(module):
+            state.groups = weight.shape[0]  # type: ignore[union-attr]
         state.in_channels = weight.shape[0]  # type: ignore[union-attr]
         state.out_channels = weight.shape[1] * state.groups  # type: ignore[union-attr]
     elif isinstance(module, nn.modules.conv._ConvNd):
@@ -124,6 +126,8 @@ def keep_in_step(module: nn.Module) -> None:
         known = next(t for t in (weight, module.bias, module.running_mean) if t is not None)
         state.num_features = len(known)
     elif isinstance(module, nn.GroupNorm):
+        if state.num_groups == state.num_channels:
+            state.num_groups = len(weight)  # type: ignore[arg-type]
         state.num_channels = len(weight)  # type: ignore[arg-type]
     elif isinstance(module, nn.Embedding):
         state.num_embeddings, state.embedding_dim = weight.shape  # type: ignore[union-attr]

@@ -108,7 +108,7 @@ def deploy(
             logger.warning("The networks could not be exported: %s", err)
             return str(err)
         sessions = [Session(original), Session(path)]
-        tensors = tensors_of(single_sample(as_call(example_inputs)))
+        tensors = tensors_of(single_sample(as_call(example_inputs), before))
         latencies = interleaved_latency(sessions, [s.feeds(tensors) for s in sessions])
         return Deployment(
             bytes_before=size_of(original),

@@ -100,7 +100,7 @@ def check_job(
         check_distillation(task, config.recovery.distillation, original, checked.first)
         data = checked
     if example_inputs is not None:
-        inputs = to_device(as_call(example_inputs), place)
+        inputs = task.said(to_device(as_call(example_inputs), place))
     else:
         assert data is not None
         inputs = inputs_of(data, task, original, place)

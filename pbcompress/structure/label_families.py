@@ -91,8 +91,9 @@ def settle(traced: Trace, attention: str) -> Families:
     """
     while True:
         families = Families(traced)
-        checks = [*traced.checks, *_number_checks(traced)]
-        failed = [(c, found) for c in checks if (found := list(_failures(c, traced, families)))]
+        failed = [
+            (c, found) for c in traced.checks if (found := list(_failures(c, traced, families)))
+        ]
         joint = [(c, other) for c, _ in failed if (other := _counterpart(c, traced)) is not None]
         for check, other in joint:
             traced.coupling.couple(check.labels, other, _does_not_follow(check))
@@ -107,25 +108,23 @@ def _counterpart(check: Check, traced: Trace) -> Tensor | None:
     """Return the dimension of which a check's size is the size, if there is another one."""
     origin = check.size.origin if isinstance(check.size, Size) else None
     labels = traced.bindings.get(origin) if isinstance(origin, Attribute) else origin
-    if not isinstance(labels, Tensor) or len(labels) != len(check.labels):
+    if check.labels is None or not isinstance(labels, Tensor):
+        return None
+    if len(labels) != len(check.labels):
         return None
     same = traced.coupling.resolve(labels) == traced.coupling.resolve(check.labels)
     return None if same.all() else labels
 
 
 def _does_not_follow(check: Check) -> str:
-    return f"the code of {check.where or 'the model itself'!r} needs a size that does not follow"
-
-
-def _number_checks(traced: Trace) -> Iterator[Check]:
-    for attribute in traced.numbers:
-        if attribute in traced.bindings:
-            labels = traced.bindings[attribute]
-            yield Check(len(labels), labels, attribute.module)
+    size = "" if isinstance(check.size, Size) else f": the plain number {check.size}"
+    where = check.where or "the model itself"
+    return f"the code of {where!r} needs a size that does not follow{size}"
 
 
 def _failures(check: Check, traced: Trace, families: Families) -> Iterator[Tensor]:
     """Yield the families without which the size and the dimension of a check would differ."""
+    described = check.labels
     parts = {id(labels): families.parts[id(labels)] for labels in _axes_of(check, traced)}
     reached = torch.cat([families.of[part] for own in parts.values() for part in own]).unique()
     for family in reached[reached >= 0].tolist():
@@ -142,13 +141,15 @@ def _failures(check: Check, traced: Trace, families: Families) -> Iterator[Tenso
                 labels = traced.bindings.get(leaf) if isinstance(leaf, Attribute) else leaf
                 return was if labels is None else left[id(labels)]
 
-            if evaluate(check.size, count_of) != left[id(check.labels)]:
+            wanted = int(check.size) if described is None else left[id(described)]
+            if evaluate(check.size, count_of) != wanted:
                 yield units
                 break
 
 
 def _axes_of(check: Check, traced: Trace) -> Iterator[Tensor]:
-    yield check.labels
+    if check.labels is not None:
+        yield check.labels
     for leaf in leaves_of(check.size):
         labels = traced.bindings.get(leaf) if isinstance(leaf, Attribute) else leaf
         if labels is not None:

@@ -82,7 +82,7 @@ class Coupling:
             self._pin(labels.numpy(), reason)
 
     def reason(self, labels: Tensor) -> str:
-        """Return why one of ``labels`` is pinned, "" if none is."""
+        """Return why one of ``labels`` is pinned, "" if none is; of a pair, why its parts are."""
         return self._reason(labels.numpy())
 
     def couple(self, a: Labels, b: Labels, reason: str) -> None:
@@ -212,8 +212,13 @@ class Coupling:
                 labels = labels[self._pinned[labels] == 0]
 
     def _reason(self, labels: Array) -> str:
-        found = self._pinned[self._find(labels)]
-        return self._reasons[int(found.max(initial=0))]
+        roots = self._find(labels)
+        found = int(self._pinned[roots].max(initial=0))
+        pairs = roots[self._left[roots] > 0]
+        if found or not len(pairs):
+            return self._reasons[found]
+        parts = (self._reason(self._left[pairs]), self._reason(self._right[pairs]))
+        return "; ".join(dict.fromkeys(filter(None, parts)))
 
     def _couple(self, given_a: Array, given_b: Array, reason: str) -> None:
         if given_a.shape != given_b.shape:

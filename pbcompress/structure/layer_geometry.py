@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-__all__ = ["LayerGeometry", "is_depthwise"]
+__all__ = ["LayerGeometry", "has_own_groups", "is_depthwise"]
 
 Conv = nn.modules.conv._ConvNd
 ConvTranspose = nn.modules.conv._ConvTransposeNd
@@ -19,6 +19,11 @@ def is_depthwise(layer: nn.Module) -> bool:
         and layer.groups == layer.out_channels == layer.in_channels
         and layer.groups > 1
     )
+
+
+def has_own_groups(layer: nn.Module) -> bool:
+    """Tell whether each input of a convolution has a group of its own, which goes with it."""
+    return isinstance(layer, Conv) and 1 < layer.groups == layer.in_channels
 
 
 @dataclass(frozen=True)

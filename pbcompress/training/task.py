@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pbcompress.core.inputs import Call, map_tensors
+from pbcompress.core.inputs import BatchAxes, Call, map_tensors
 from pbcompress.core.modules import copy_model
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError
@@ -107,6 +107,8 @@ class Task:
         forward: ``forward(model, batch)`` gives ``(output, target)``; None is a batch of
             ``(inputs, target)``, with inputs a tensor, a tuple or a dict.
         name: Of the metric, for tables.
+        batch_axes: Which axes of the network's inputs are the batch; see `Example`. None: the first
+            axis of every tensor.
 
     Example:
         >>> mse = torch.nn.functional.mse_loss
@@ -119,6 +121,7 @@ class Task:
     higher_is_better: bool = True
     forward: Callable[[nn.Module, Any], tuple[Any, Any]] | None = None
     name: str = ""
+    batch_axes: BatchAxes | None = None
 
     @property
     def metric_name(self) -> str:
@@ -128,6 +131,11 @@ class Task:
     def score(self, metric: float) -> float:
         """Return the metric so that higher is better."""
         return metric if self.higher_is_better else -metric
+
+    def said(self, call: Call) -> Call:
+        """Return a call with the axes that the task says are the batch, where nothing else does."""
+        axes = self.batch_axes if call.batch_axes is None else call.batch_axes
+        return replace(call, batch_axes=axes)
 
     def run(self, model: nn.Module, batch: Any) -> tuple[Any, Any]:
         """Return ``(output, target)`` of one batch."""
@@ -192,7 +200,7 @@ def inputs_of(data: Data, task: Task, model: nn.Module, device: torch.device) ->
         raise CompressionError(
             "Task.forward did not call the model, so its inputs are not known. Pass example_inputs."
         )
-    return map_tensors(calls[0], lambda t: t.detach().clone())
+    return task.said(map_tensors(calls[0], lambda t: t.detach().clone()))
 
 
 def moved(batch: Any, device: torch.device) -> Any:
