@@ -27,7 +27,7 @@ class Families:
         self._positions: dict[bytes, list[tuple[int, Tensor]]] = {}
         own = [
             self.parts[id(labels)]
-            for axes in traced.tensors.values()
+            for axes in (*traced.tensors.values(), [*traced.bindings.values()])
             for labels in axes
             if len(labels)
         ]
@@ -82,7 +82,9 @@ def settle(traced: Trace, attention: str) -> Families:
     """
     while True:
         families = Families(traced)
-        failed = [(c, found) for c in traced.checks if (found := list(_failures(c, traced, families)))]
+        failed = [
+            (c, found) for c in traced.checks if (found := list(_failures(c, traced, families)))
+        ]
         joint = [(c, other) for c, _ in failed if (other := _counterpart(c, traced)) is not None]
         for check, other in joint:
             traced.coupling.couple(check.labels, other, _does_not_follow(check))
