@@ -25,6 +25,7 @@ from pbcompress.config.recovery import OptimizerConfig as OptimizerConfig
 from pbcompress.config.recovery import RecoveryConfig as RecoveryConfig
 from pbcompress.config.whole import CompressConfig as CompressConfig
 from pbcompress.config.widths import WidthConfig as WidthConfig
+from pbcompress.core.inputs import Example as Example
 from pbcompress.costs.measured import LayerCost as LayerCost
 from pbcompress.costs.measured import ModelCost as ModelCost
 from pbcompress.costs.measured import measure as measure
@@ -50,6 +51,7 @@ from pbcompress.pruning.shrinking import shrink_ as shrink_
 from pbcompress.quantization.precisions import Fp16 as Fp16
 from pbcompress.quantization.precisions import Int8 as Int8
 from pbcompress.recovery.initialization import initialize_candidates_ as initialize_candidates_
+from pbcompress.recovery.learning_rate import find_lr as find_lr
 from pbcompress.recovery.phase_cycles import Phase as Phase
 from pbcompress.recovery.phase_cycles import cycles as cycles
 from pbcompress.recovery.policy import PhaseKind as PhaseKind

@@ -104,6 +104,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    from pbcompress.core.json_documents import damage_named
     from pbcompress.report.headline import headline
     from pbcompress.report.writing import write_report
     from pbcompress.runs.file_evidence import with_evidence
@@ -112,5 +113,7 @@ def _report(arguments: argparse.Namespace) -> None:
     output = Path(arguments.out or Path(arguments.run_dir) / "report.html")
     facts, history = read_run(arguments.run_dir)
     facts = with_evidence(facts, arguments.run_dir, data=data_named(arguments.data))
-    write_report(output, facts, history)
-    print("\n".join([*headline(facts), *facts.problems, f"Wrote {output}."]))
+    with damage_named(f"What {arguments.run_dir} tells of its run", passing=(CompressionError,)):
+        lines = headline(facts)
+        write_report(output, facts, history)
+    print("\n".join([*lines, *facts.problems, f"Wrote {output}."]))

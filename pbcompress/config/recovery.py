@@ -25,7 +25,8 @@ class OptimizerConfig(Choices):
 
     Args:
         algorithm: "adamw", "adam" or "sgd".
-        lr: Peak learning rate of neuron phases.
+        lr: Peak learning rate of neuron phases. "auto": a range test finds it, right before the
+            first one; it takes 5 % of the recovery's steps (see `find_lr`).
         dendrite_lr: Peak learning rate of dendrite phases.
         growth_lr: Factor of the peak learning rate in phases of a network that has dendrites, above
             0: frozen dendrites fit the layers before them as those were.
@@ -39,7 +40,7 @@ class OptimizerConfig(Choices):
     """
 
     algorithm: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: Positive = 3e-3
+    lr: Positive | Literal["auto"] = "auto"
     dendrite_lr: Positive = 3e-3
     growth_lr: Positive = 1.0
     retry_lr: ProperShare = 0.1
@@ -78,16 +79,22 @@ class DistillationConfig(Choices):
     """What the network learns from the original one in neuron phases.
 
     Args:
-        share: Share of the loss that compares class scores with those of the original network, in
-            [0, 1].
-        temperature: Softens the class scores that are compared.
+        share: Share of the loss that compares outputs with those of the original network, in
+            [0, 1]: the divergence of class probabilities, or of those of labels of which several
+            may hold, or the mean squared error of values.
+        temperature: Softens the scores of classes and labels that are compared.
         features: Weight of the squared relative difference of features, added to the loss, for
             modules whose outputs have one shape in both networks.
+        outputs: "classes", "labels" or "values"; "auto": what ``Task.loss`` shows that they are. It
+            is called on other outputs before training, and where it tells nothing that is an error.
+        axis: Of the classes; None: the one that ``Task.loss`` shows.
     """
 
     share: Share = 0.0
     temperature: Positive = 4.0
     features: NonNegative = 0.0
+    outputs: Literal["auto", "classes", "labels", "values"] = "auto"
+    axis: int | None = None
 
     @property
     def is_on(self) -> bool:

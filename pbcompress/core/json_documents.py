@@ -1,18 +1,135 @@
-"""JSON that says what it is: a kind and a version, checked when it is read."""
+"""JSON that says what it is: a kind, a version and a SHA-256, read within bounds and checked.
 
+The one reader of JSON that was written elsewhere, be it a file of its own or a text within one.
+"""
+
+import hashlib
 import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from pbcompress.core.bounded_files import MOST_BYTES
 from pbcompress.core.records import from_data, to_data
-from pbcompress.errors import StateMismatchError
+from pbcompress.errors import CompressionError, StateMismatchError, first_line
 
-__all__ = ["parse", "parse_record", "render_record"]
+__all__ = [
+    "check_kind",
+    "damage_named",
+    "decoded",
+    "parse",
+    "parse_record",
+    "render",
+    "render_record",
+    "with_digest",
+    "without_digest",
+]
 
 T = TypeVar("T")
 
+MOST_DEPTH = 64
+ADVICE = "Restore it from a copy, or make it anew"
+DIGEST = "sha256"
 
-def parse(text: str, kind: str, version: int, where: str, *, oldest: int = 1) -> dict[str, Any]:
-    """Return the object that ``text`` holds.
+
+def decoded(text: str | bytes, where: str, *, depth: int = MOST_DEPTH) -> Any:
+    """Return the JSON data of a text.
+
+    Args:
+        text: JSON, at most 64 MiB of it.
+        where: What the text is, for messages.
+        depth: How deep lists and objects may lie in each other.
+
+    Raises:
+        StateMismatchError: It is truncated, no JSON, too long or too deep.
+
+    Example:
+        >>> decoded('{"a": [1, 2]}', "The text")
+        {'a': [1, 2]}
+    """
+    if len(text) > MOST_BYTES:
+        raise StateMismatchError(f"{where} has more than {MOST_BYTES:,} characters. Give another.")
+    try:
+        data = json.loads(text)
+    except RecursionError:
+        raise _too_deep(where, depth) from None
+    except ValueError as err:
+        raise StateMismatchError(
+            f"{where} is truncated or no JSON ({err}). Save it again."
+        ) from err
+    level = [data] if isinstance(data, dict | list) else []
+    for _ in range(depth):
+        held = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [part for parts in held for part in parts if isinstance(part, dict | list)]
+    if level:
+        raise _too_deep(where, depth)
+    return data
+
+
+def _too_deep(where: str, depth: int) -> StateMismatchError:
+    return StateMismatchError(
+        f"{where} has lists or objects more than {depth} deep in each other, which nothing that "
+        "pbcompress writes has. Get it again from where it came from."
+    )
+
+
+def with_digest(data: Mapping[str, Any], others: Iterable[Any] = ()) -> dict[str, Any]:
+    """Return JSON data with their SHA-256, whatever the order of the members is.
+
+    Args:
+        data: The data.
+        others: Bytes beside them that it is of too.
+    """
+    plain = json.loads(json.dumps(data))  # as it will be read: a tuple is a list
+    return {DIGEST: _digest(plain, others), **data}
+
+
+def _digest(data: Mapping[str, Any], others: Iterable[Any]) -> str:
+    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode())
+    for part in others:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def without_digest(
+    data: Mapping[str, Any], where: str, others: Iterable[Any] = (), *, may_lack: bool
+) -> tuple[dict[str, Any], bool]:
+    """Return what was given to `with_digest`, and whether there was a SHA-256 to check.
+
+    Raises:
+        StateMismatchError: The SHA-256 is another, or is missing and may not be.
+    """
+    rest = {name: value for name, value in data.items() if name != DIGEST}
+    if DIGEST not in data and may_lack:
+        return rest, False
+    if data.get(DIGEST) != _digest(rest, others):
+        raise StateMismatchError(
+            f"{where} was changed since it was written: its SHA-256 is another than it says. "
+            "Restore it from a copy, or make it anew."
+        )
+    return rest, True
+
+
+def render(data: Mapping[str, Any], kind: str, version: int) -> str:
+    """Return JSON data as a text of a kind and a version, with their SHA-256; see `parse`.
+
+    Example:
+        >>> parse(render({"a": 1}, "letters", 2), "letters", 2, "The text")
+        {'kind': 'letters', 'version': 2, 'a': 1}
+    """
+    return json.dumps(with_digest({"kind": kind, "version": version, **data}), indent=1)
+
+
+def parse(
+    text: str | bytes,
+    kind: str,
+    version: int,
+    where: str,
+    *,
+    oldest: int = 1,
+    digest_from: int | None = None,
+) -> dict[str, Any]:
+    """Return the object that ``text`` holds, without its SHA-256.
 
     Args:
         text: JSON with the members "kind" and "version".
@@ -20,27 +137,32 @@ def parse(text: str, kind: str, version: int, where: str, *, oldest: int = 1) ->
         version: The newest version that can be read.
         where: What the text is, for messages.
         oldest: The oldest version that can be read.
+        digest_from: The version from which on the SHA-256 may not be missing; None: it is checked
+            where it is there.
 
     Raises:
-        StateMismatchError: It is truncated, no JSON, of another kind, or of a newer version or one
-            that is too old.
+        StateMismatchError: It is truncated, no JSON, of another kind, of a newer version or one
+            that is too old, or was changed since it was written.
 
     Example:
         >>> parse('{"kind": "a", "version": 1}', "a", 1, "The text")["version"]
         1
     """
-    try:
-        data = json.loads(text)
-    except ValueError as err:
-        raise StateMismatchError(
-            f"{where} is truncated or no JSON ({err}). Save it again."
-        ) from err
+    data = decoded(text, where)
+    check_kind(data, kind, version, where, oldest=oldest)
+    found = data["version"]
+    may_lack = digest_from is None or found < digest_from
+    return without_digest(data, where, may_lack=may_lack)[0]
+
+
+def check_kind(data: Any, kind: str, version: int, where: str, *, oldest: int = 1) -> None:
+    """Raise unless JSON data say that they are of a kind and a version; see `parse`."""
     if not isinstance(data, dict) or data.get("kind") != kind:
         raise StateMismatchError(f"{where} is JSON of another kind. Give a {kind}.")
     found = data.get("version")
-    if not isinstance(found, int) or found > version:
+    if type(found) is not int or found > version:
         raise StateMismatchError(
-            f"{where} has version {found}; this pbcompress reads up to {version}. "
+            f"{where} has version {found!r:.50}; this pbcompress reads up to {version}. "
             "Update pbcompress."
         )
     if found < oldest:
@@ -48,15 +170,14 @@ def parse(text: str, kind: str, version: int, where: str, *, oldest: int = 1) ->
             f"{where} has version {found}, which an older pbcompress wrote; this one reads from "
             f"version {oldest} on. Make it anew, in another folder if it is a run."
         )
-    return data
 
 
 def render_record(record: object, kind: str, version: int) -> str:
     """Return a dataclass as JSON of a kind and a version; see `parse_record`."""
-    return json.dumps({"kind": kind, "version": version, **to_data(record)}, indent=1)
+    return render(to_data(record), kind, version)
 
 
-def parse_record(cls: type[T], text: str, kind: str, version: int, where: str) -> T:
+def parse_record(cls: type[T], text: str | bytes, kind: str, version: int, where: str) -> T:
     """Rebuild a dataclass from what `render_record` returned.
 
     Args:
@@ -82,3 +203,36 @@ def parse_record(cls: type[T], text: str, kind: str, version: int, where: str) -
     """
     data = parse(text, kind, version, where, oldest=version)
     return from_data(cls, {k: v for k, v in data.items() if k not in ("kind", "version")}, where)
+
+
+@contextmanager
+def damage_named(
+    where: str, advice: str = ADVICE, passing: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Say which file values are from that fit their types and cannot be true together.
+
+    Around the first use of what was read, and nothing else: what goes wrong there is the file's
+    fault.
+
+    Args:
+        where: The file, for messages.
+        advice: What to do.
+        passing: Errors that have another cause, and go through as they are.
+
+    Example:
+        >>> with damage_named("The text"):
+        ...     1 // 0
+        Traceback (most recent call last):
+        pbcompress.errors.StateMismatchError: The text does not fit, or was changed ...
+    """
+    try:
+        yield
+    except passing:
+        raise
+    except CompressionError as err:
+        raise StateMismatchError(f"{where} does not fit: {err}") from err
+    except Exception as err:
+        raise StateMismatchError(
+            f"{where} does not fit, or was changed ({type(err).__name__}: {first_line(err)}). "
+            f"{advice}."
+        ) from err

@@ -19,6 +19,7 @@ __all__ = [
     "kept_modes",
     "matches",
     "parameter_count",
+    "plain_attention",
     "plain_kernels",
     "preserved_mode",
     "replace_module",
@@ -137,15 +138,24 @@ def rest_(model: nn.Module) -> None:
 
 
 @contextmanager
-def plain_kernels(network: nn.Module) -> Iterator[None]:
-    """Run attention and recurrent layers as the operations that they consist of."""
+def plain_attention() -> Iterator[None]:
+    """Run the attention of torch as the operations that it consists of."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    one_dnn = torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    if any(isinstance(module, nn.RNNBase) for module in network.modules()):
-        torch._C._set_mkldnn_enabled(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextmanager
+def plain_kernels(network: nn.Module) -> Iterator[None]:
+    """Run attention and recurrent layers as the operations that they consist of."""
+    one_dnn = torch._C._get_mkldnn_enabled()
+    if any(isinstance(module, nn.RNNBase) for module in network.modules()):
+        torch._C._set_mkldnn_enabled(False)
+    try:
+        with plain_attention():
+            yield
+    finally:
         torch._C._set_mkldnn_enabled(one_dnn)

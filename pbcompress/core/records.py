@@ -89,6 +89,8 @@ def from_data(cls: type[T], data: Mapping[str, Any], where: str) -> T:
     """
     from pydantic import ValidationError
 
+    if not isinstance(data, Mapping):
+        raise StateMismatchError(f"{where} does not fit: it is {data!r:.80} and no object.")
     kind: Any = cls
     try:
         record: T = _adapter(kind).validate_json(json.dumps(data), strict=True, extra="forbid")
@@ -96,9 +98,9 @@ def from_data(cls: type[T], data: Mapping[str, Any], where: str) -> T:
         raise StateMismatchError(f"{where} does not fit: {err}") from None
     except ValidationError as err:
         first = err.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "it"
+        place = ".".join(map(str, first["loc"]))[:200] or "it"
         known = {"missing": "missing", "unexpected_keyword_argument": "a field that is not known"}
-        found = known.get(first["type"], f"{first['input']!r} ({first['msg']})")
+        found = known.get(first["type"], f"{first['input']!r:.80} ({first['msg']})")
         raise StateMismatchError(
             f"{where} does not fit: {place} is {found}. Write it anew with this pbcompress."
         ) from None

@@ -42,7 +42,7 @@ def scripts_as_python(unknown: Callable[[str, Any], None] = _nothing) -> Iterato
         unknown(self.name, (args, kwargs))
         return run(self, *args, **kwargs)
 
-    _Script.__call__ = call  # type: ignore[method-assign]
+    _Script.__call__ = call  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

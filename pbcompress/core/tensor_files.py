@@ -1,43 +1,47 @@
-"""Tensors and JSON in one file, written whole or not at all. The only module on safetensors."""
+"""Tensors and JSON in one file, written whole or not at all. The only module on safetensors.
+
+The header of such a file has a SHA-256 of all that it holds, which every reader checks.
+"""
 
 import json
+import logging
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.core.bounded_files import is_file
+from pbcompress.core.drafts import draft_file, told_where
+from pbcompress.core.json_documents import decoded, with_digest, without_digest
+from pbcompress.errors import StateMismatchError, first_line
 
 __all__ = ["read_tensors", "tensor_bytes", "write_bytes", "write_tensors"]
+
+STATE = "state"  # the one text of a header: the library writes several in any order
+FIRST_VERSION = 1  # of all kinds, which had no SHA-256
+
+logger = logging.getLogger(__name__)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file in one rename; on any error the former file stays and nothing else does.
 
     Raises:
-        CompressionError: The folder cannot be written to, or the disk is full.
+        UnwritableError: The folder cannot be written to, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as err:
-        raise CompressionError(
-            f"{path} was to be written and could not be: {err.strerror or err}. Free some space or "
-            "choose another folder; a former file of that name is as it was."
-        ) from err
-    finally:
-        with suppress(OSError):  # after the rename, or without a folder, there is none
-            temporary.unlink()
+    with told_where(path, also=True), draft_file(path) as (draft, file):
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        if sys.platform == "win32":  # what is open cannot be renamed there
+            file.close()
+        draft.replace(path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -48,8 +52,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
 def tensor_bytes(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> bytes:
     """Return the content of the file that `write_tensors` writes."""
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    content: bytes = save(plain, metadata={"state": json.dumps(state)})
+    content: bytes = save(plain, metadata={STATE: json.dumps(with_digest(state, _bytes_of(plain)))})
     return content
+
+
+def _bytes_of(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
+    """Yield names, types, shapes and bytes of tensors."""
+    for name, tensor in sorted(tensors.items()):
+        yield f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode()
+        yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def read_tensors(
@@ -60,26 +71,39 @@ def read_tensors(
     Nothing is ever unpickled.
 
     Raises:
-        StateMismatchError: The file is missing, truncated, or of another kind.
+        StateMismatchError: The file is missing, truncated, changed since it was written, or of
+            another kind.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise StateMismatchError(
             f"{path} was to be read and there is no such file. Check the path, or write it first."
         )
     try:
-        with safe_open(path, framework="pt", device=device) as file:
-            state = json.loads((file.metadata() or {}).get("state", "null"))
+        with safe_open(path, framework="pt", device="cpu") as file:
+            texts = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError, RecursionError) as err:
+        state = decoded(texts.get(STATE, "null"), f"The state of {path}")
+    except StateMismatchError:
+        raise
+    except Exception as err:  # the library has errors of many kinds for files of others
         raise StateMismatchError(
-            f"{path} is not a whole safetensors file: {err}. It is truncated or of another kind; "
-            "restore it from a copy, or delete it and run again."
+            f"{path} is not a whole safetensors file: {first_line(err)}. It is truncated or of "
+            "another kind; restore it from a copy, or delete it and run again."
         ) from err
-    if not isinstance(state, dict):
-        if any_kind:
-            return tensors, {}
+    if isinstance(state, dict):
+        version = state.get("version", state.get("format", FIRST_VERSION))
+        may_lack = any_kind or version == FIRST_VERSION
+        state, is_checked = without_digest(state, str(path), _bytes_of(tensors), may_lack=may_lack)
+        if not is_checked and not any_kind:
+            logger.warning(
+                "%s has no SHA-256, because an older pbcompress wrote it: damage to it would not "
+                "be noticed. Save it again.",
+                path,
+            )
+    elif not any_kind:
         raise StateMismatchError(
             f"{path} is a safetensors file that pbcompress did not write: it has no state in its "
             "header. Give a file that save or compress(run_dir=...) made."
         )
-    return tensors, state
+    placed = {name: tensor.to(device) for name, tensor in tensors.items()}
+    return placed, state if isinstance(state, dict) else {}

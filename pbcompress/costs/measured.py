@@ -21,6 +21,7 @@ from pbcompress.core.modules import (
 from pbcompress.core.randomness import seeded
 from pbcompress.core.scripted import scripts_as_python
 from pbcompress.core.time_first import one_sample
+from pbcompress.core.turns import in_turn
 from pbcompress.costs.flop_counters import LayerCost, by_kind, explain
 from pbcompress.costs.product_counts import PRODUCTS
 from pbcompress.errors import CompressionError
@@ -63,19 +64,6 @@ class ModelCost:
             "dispatched": None if self.dispatched is None else dict(self.dispatched),
         }
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "ModelCost":
-        """Rebuild a cost from `to_dict`."""
-        return cls(
-            params=data["params"],
-            flops=data["flops"],
-            uncounted_ops=dict(data["uncounted_ops"]),
-            input_shapes={name: tuple(shape) for name, shape in data["input_shapes"].items()},
-            by_layer={name: LayerCost(**layer) for name, layer in data["layers"].items()},
-            by_operation=dict(data.get("by_operation", {})),
-            dispatched=data.get("dispatched"),
-        )
-
     def __str__(self) -> str:
         skipped = ", ".join(f"{name} x{count}" for name, count in self.uncounted_ops.items())
         return (
@@ -114,6 +102,7 @@ class _Positional(nn.Module):
         return self.model(*args, **kwargs)
 
 
+@in_turn
 def measure(model: nn.Module, example_inputs: object) -> ModelCost:
     """Return parameters and FLOPs of ``model``, by layer and in total.
 

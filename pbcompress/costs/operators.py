@@ -91,7 +91,7 @@ def operators_of(model: nn.Module, grouping: Grouping) -> dict[str, Operator]:
     works: dict[str, list[Work]] = defaultdict(list)
     for work in grouping.works:
         works[work.module].append(work)
-    modules = {name: model.get_submodule(name) for name in works}
+    modules = dict(model.named_modules(remove_duplicate=False))
     return {
         name: _operator(modules[name], tuple(own), grouping.shapes.get(f"{name}.weight"))
         for name, own in works.items()

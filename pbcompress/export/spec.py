@@ -3,7 +3,6 @@
 import inspect
 import itertools
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,16 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils._pytree import tree_unflatten
 
+from pbcompress.core.drafts import draft_folder
 from pbcompress.core.inputs import Call, tensors_of
 from pbcompress.core.modules import shared_parameter_names
 from pbcompress.core.tensor_files import tensor_bytes, write_bytes
-from pbcompress.errors import CompressionError, UnsupportedLayerError
+from pbcompress.errors import (
+    CompressionError,
+    StateMismatchError,
+    UnsupportedLayerError,
+    first_line,
+)
 from pbcompress.export.pt2 import ProgramReport, ship
 from pbcompress.export.spec_network import KIND, VERSION, WORDS, described, load_spec
 from pbcompress.export.spec_operations import name_of, operation
@@ -60,6 +65,7 @@ def save_spec(
         CompressionError: The network cannot be exported, or the path cannot be written.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     report = save_spec(nn.Linear(3, 2), f"{folder}/a.safetensors", torch.zeros(1, 3))
         >>> report.operations, report.max_difference
@@ -73,16 +79,22 @@ def save_spec(
 
 
 def _read(content: bytes) -> nn.Module:
-    with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
-        file = Path(folder) / "draft.safetensors"
+    with draft_folder() as folder:
+        file = folder / "draft.safetensors"
         write_bytes(file, content)
-        return load_spec(file)
+        try:
+            return load_spec(file, most_bytes=2**62)
+        except StateMismatchError as err:
+            raise CompressionError(
+                "A network without source code was to be written, and load_spec would not take it: "
+                f"{first_line(err)}. Export it with export_onnx or export_pt2."
+            ) from err
 
 
 def _write(program: ExportedProgram, network: nn.Module, call: Call) -> bytes:
     program = program.run_decompositions({})  # no operation writes into its arguments any more
     with torch.no_grad():
-        outputs = network(*call[0], **call[1])
+        outputs = network(*call.args, **call.kwargs)
     values, weights, kinds = _placeholders(program, shared_parameter_names(network))
     spec = {
         "kind": KIND,
@@ -100,7 +112,7 @@ def _arguments(network: nn.Module, call: Call) -> dict[str, Any]:
     inputs = {tensor: {"input": i} for i, tensor in enumerate(tensors_of(call))}
     signature = inspect.signature(network.forward)
     arguments: dict[str, Any] = {}
-    for name, value in signature.bind(*call[0], **call[1]).arguments.items():
+    for name, value in signature.bind(*call.args, **call.kwargs).arguments.items():
         kind = signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_KEYWORD:
             arguments |= value
@@ -201,8 +213,8 @@ def _encoded(value: Any, values: Mapping[Any, Any]) -> Any:
         return value
     if isinstance(value, torch.device):
         return {"device": ""}
-    for tag, kind in WORDS.items():
-        if isinstance(value, kind):
+    for tag, words in WORDS.items():
+        if type(value) in map(type, words.values()) and value in words.values():
             return {tag: str(value).removeprefix("torch.")}
     if isinstance(value, Mapping):
         return {"dict": {str(name): _encoded(leaf, values) for name, leaf in value.items()}}

@@ -1,7 +1,6 @@
 """What is in an ONNX file, read from the file alone. The only module that imports onnx."""
 
 import ast
-import copy
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -14,10 +13,11 @@ import onnx
 import onnx.inliner
 from onnx import helper, numpy_helper
 
+from pbcompress.core.bounded_files import is_file
 from pbcompress.costs.flop_counters import LayerCost
 from pbcompress.errors import StateMismatchError, first_line
 from pbcompress.onnx_files.graph_costs import layer_costs, node_flops
-from pbcompress.onnx_files.store import example_sizes, load, relabel, save, size_of
+from pbcompress.onnx_files.store import load, relabel, save, size_of, values_of
 
 __all__ = [
     "FileCost",
@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 ProbeKind = Literal["convolution", "depthwise", "product"]
+LONG = 10_000  # characters of a note
 PROBE_SIDE = 14  # of the image; a product has as many rows as the image has pixels
 
 
@@ -99,7 +100,8 @@ def _texts(noted: Any) -> dict[str, str]:
 def _scopes(node: Any) -> list[str]:
     """Return the modules around a node, the root first, as the exporter notes them."""
     try:
-        noted = ast.literal_eval(_texts(node).get("pkg.torch.onnx.name_scopes", "[]"))
+        text = _texts(node).get("pkg.torch.onnx.name_scopes", "[]")
+        noted = ast.literal_eval(text) if len(text) < LONG else []
         return [str(scope) for scope in noted[:-1]]  # the last one is the operation
     except (ValueError, SyntaxError, TypeError, LookupError, MemoryError, RecursionError):
         return []  # somebody else's note
@@ -143,7 +145,7 @@ def measure_onnx(path: str | Path) -> FileCost:
         StateMismatchError: The file is missing, no ONNX file, or reads files outside of its folder.
     """
     file = Path(path)
-    if not file.is_file():
+    if not is_file(file):
         raise StateMismatchError(f"{file} was to be measured and is not there.")
     proto = load(file)
     try:
@@ -157,7 +159,7 @@ def _cost(file: Path, proto: Any) -> FileCost:
     graph = proto.graph
     _constants_as_weights(graph)
     shapes = {t.name: list(t.dims) for t in graph.initializer}
-    shapes |= {name: shape for name, (shape, _) in _values(proto).items()}
+    shapes |= {name: shape for name, (shape, _) in values_of(proto).items()}
     work = [(node.op_type, node_flops(node, shapes)) for node in graph.node]
     return FileCost(
         params=sum(_weights(graph).values()),
@@ -170,34 +172,19 @@ def _cost(file: Path, proto: Any) -> FileCost:
 
 def _constants_as_weights(graph: Any) -> None:
     """Move the tensors of Constant nodes to the weights, where other exporters leave them."""
-    for node in [node for node in graph.node if node.op_type == "Constant"]:
-        tensors = [a.t for a in node.attribute if a.name == "value" and math.prod(a.t.dims) > 1]
-        for tensor in tensors:
-            graph.initializer.add().CopyFrom(tensor)
-            graph.initializer[-1].name = node.output[0]
-            graph.node.remove(node)
-
-
-def _values(proto: Any) -> dict[str, tuple[list[int], int]]:
-    """Return shape and type of every value at batch size 1; other free axes as in the example."""
-    sizes = example_sizes(_texts(proto))
-    proto = copy.deepcopy(proto)
-    graph = proto.graph
-    for value in graph.input:
-        for axis in value.type.tensor_type.shape.dim:
-            if not axis.HasField("dim_value"):
-                axis.dim_value = sizes.get(axis.dim_param, 1)
-    del graph.value_info[:]
-    for value in graph.output:
-        value.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    return {
-        v.name: (
-            [d.dim_value for d in v.type.tensor_type.shape.dim],
-            v.type.tensor_type.elem_type,
-        )
-        for v in [*inferred.input, *inferred.value_info, *inferred.output]
-    }
+    kept = []
+    for node in graph.node:
+        held = [a.t for a in node.attribute if a.name == "value" and math.prod(a.t.dims) > 1]
+        if node.op_type != "Constant" or not held:
+            kept.append(node)
+            continue
+        graph.initializer.add().CopyFrom(held[0])
+        graph.initializer[-1].name = node.output[0]
+    if len(kept) < len(graph.node):
+        others = type(graph)()
+        others.node.extend(kept)
+        del graph.node[:]
+        graph.node.extend(others.node)
 
 
 def _weights(graph: Any) -> dict[str, int]:
@@ -224,8 +211,13 @@ def peak_activation_bytes(path: str | Path) -> int:
     take no place, weights are not counted.
     """
     proto = load(path)
-    graph = proto.graph
-    values = _values(proto)
+    try:
+        return _peak(proto.graph, values_of(proto))
+    except Exception as err:
+        raise StateMismatchError(f"{path} is no whole ONNX file: {first_line(err)}.") from err
+
+
+def _peak(graph: Any, values: Mapping[str, tuple[list[int], int]]) -> int:
     weights = {t.name for t in graph.initializer}
     owner = {name: name for name in values}
     for node in graph.node:
@@ -237,11 +229,18 @@ def peak_activation_bytes(path: str | Path) -> int:
     last = {owner.get(name, name): i for i, node in enumerate(steps) for name in node.input}
     last |= {owner.get(value.name, value.name): len(steps) for value in graph.output}
     alive = {value.name for value in graph.input} - weights
-    most = 0
+    sizes = {name: _bytes_of(*value) for name, value in values.items()}
+    held = most = sum(sizes.get(name, 0) for name in alive)
     for index, node in enumerate(steps):
-        alive.update(owner.get(name, name) for name in node.output if name)
-        most = max(most, sum(_bytes_of(*values[name]) for name in alive if name in values))
-        alive = {name for name in alive if last.get(name, -1) > index}
+        made = {owner.get(name, name) for name in node.output if name} - alive
+        alive |= made
+        held += sum(sizes.get(name, 0) for name in made)
+        most = max(most, held)
+        read = {owner.get(name, name) for name in [*node.input, *node.output]} & alive
+        read |= set() if index else alive  # inputs that nothing reads
+        gone = {name for name in read if last.get(name, -1) <= index}
+        alive -= gone
+        held -= sum(sizes.get(name, 0) for name in gone)
     return most
 
 
@@ -294,7 +293,7 @@ def write_with_outputs(path: Path, target: Path, modules: Collection[str]) -> di
         exporter noted for it. Modules without a node are left out.
     """
     proto = load(path)
-    kinds = _values(proto)
+    kinds = values_of(proto)
     values: dict[str, str] = {}
     for node in proto.graph.node:
         owner = next(reversed(_scopes(node)), "")

@@ -82,6 +82,17 @@ def _attention(node: Any, inputs: Sequence[Shape]) -> int:
     return query[0] * query[1] * key[1] * widths
 
 
+def _taken(names: Sequence[str], behind: dict[str, list[str]]) -> list[str]:
+    """Return values with all that they were computed from, each one once and for all."""
+    found, waiting = dict[str, None](), list(reversed(names))
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = None
+            waiting += reversed(behind.pop(name, []))
+    return list(found)
+
+
 @dataclass
 class _Layer:
     """A layer while its nodes are gone through."""
@@ -116,16 +127,17 @@ def layer_costs(
         weights: Elements of every weight, by name.
         module_of: The module that a node came from, None where it is not known.
     """
-    behind = {tensor.name: [tensor.name] for tensor in graph.initializer}  # a constant's weights
+    behind: dict[str, list[str]] = {}  # what a constant was computed from
+    constant = {tensor.name for tensor in graph.initializer}
     waiting, layers = dict(weights), defaultdict[str, _Layer](_Layer)
     layer, axis = "", -1
     for index, node in enumerate(graph.node):
         read = [name for name in node.input if name]
-        if node.op_type == "Constant" or (read and all(name in behind for name in read)):
-            held = [weight for name in read for weight in behind[name]] or list(node.output)
-            behind.update(dict.fromkeys(node.output, held))
+        if node.op_type == "Constant" or (read and all(name in constant for name in read)):
+            constant.update(node.output)
+            behind.update(dict.fromkeys(node.output, read))
             continue
-        own = [w for name in read for w in behind.get(name, ()) if w in waiting]
+        own = [w for w in _taken(read, behind) if w in waiting]
         flops = node_flops(node, shapes) or 0
         if flops:
             axis = 1 if "Conv" in node.op_type else -1
@@ -140,8 +152,9 @@ def layer_costs(
         layers[layer].add(node, sum(waiting.pop(w, 0) for w in own), flops, width)
     layers[layer].params += sum(waiting.values())  # read within branches and loops alone
     costly = [name for name, found in layers.items() if found.params or found.flops]
+    above = {name[:i] for name in costly for i, letter in enumerate(name) if letter == "."}
     return {
         name: LayerCost(found.kind, found.params, found.flops, found.width)
         for name, found in layers.items()
-        if name in costly or (name and any(other.startswith(f"{name}.") for other in costly))
+        if found.params or found.flops or (name and name in above)
     }

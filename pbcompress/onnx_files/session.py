@@ -4,7 +4,7 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +16,11 @@ import numpy as np
 import onnxruntime
 from torch import Tensor
 
+from pbcompress.core.bounded_files import is_file
+from pbcompress.core.drafts import draft_folder
 from pbcompress.errors import CompressionError, StateMismatchError, first_line
-from pbcompress.onnx_files.store import example_sizes, load
+from pbcompress.onnx_files.bounds import graphs_within
+from pbcompress.onnx_files.store import example_sizes, load, values_of
 
 __all__ = [
     "CPU",
@@ -32,6 +35,10 @@ __all__ = [
 
 Array = np.ndarray[Any, Any]
 MAX_SECONDS = 4.0
+MOST_SECONDS = 120.0  # of one run
+GROWING = frozenset(  # what can make much of little
+    ("ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "Upsample", "OneHot", "Loop")
+)
 CPU = ("CPUExecutionProvider",)
 DTYPES = {
     "tensor(float)": np.float32,
@@ -82,6 +89,15 @@ def check_providers(providers: Sequence[str]) -> None:
         )
 
 
+def _check_sizes(proto: Any, path: str | Path) -> None:
+    try:
+        values_of(proto)
+    except ValueError as err:
+        raise StateMismatchError(f"{path} cannot be run: {first_line(err)}.") from err
+    except Exception:  # sizes that cannot be followed; the runtime says so, or can do without
+        return
+
+
 class Session:
     """An ONNX file in ONNX Runtime, by default on the CPU.
 
@@ -109,9 +125,11 @@ class Session:
         silent: bool = False,
     ) -> None:
         check_providers(providers)
-        if not Path(path).is_file():
+        if not is_file(path):
             raise StateMismatchError(f"{path} was to be run and is not there.")
-        load(path)
+        proto = load(path)
+        if any(node.op_type in GROWING for body in graphs_within(proto) for node in body.node):
+            _check_sizes(proto, path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -225,9 +243,34 @@ class Session:
             feeds[value.name] = np.asarray(scale * values, dtype=kind)
         return feeds
 
-    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """Return all outputs."""
-        outputs: list[Array] = self._session.run(None, dict(feeds))
+    def run(self, feeds: Mapping[str, Array], seconds: float = MOST_SECONDS) -> list[Array]:
+        """Return all outputs.
+
+        Raises:
+            CompressionError: It takes longer than it may, as a loop without end does.
+        """
+        options = onnxruntime.RunOptions()
+        timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            return self._run(feeds, options)
+        except Exception as err:
+            if not options.terminate:
+                raise
+            raise CompressionError(
+                f"A run of the ONNX file was to take at most {seconds:g} seconds and is not done. "
+                "Give a smaller batch, or another file."
+            ) from err
+        finally:
+            timer.cancel()
+
+    def run_again(self, feeds: Mapping[str, Array]) -> None:
+        """Run, for its time alone, what `run` ran before."""
+        self._run(feeds, None)
+
+    def _run(self, feeds: Mapping[str, Array], options: Any) -> list[Array]:
+        outputs: list[Array] = self._session.run(None, dict(feeds), options)
         return outputs
 
     def profile(self) -> str:
@@ -272,14 +315,15 @@ def interleaved_latency(
     """
     pairs = list(zip(sessions, feeds, strict=True))
     for session, feed in pairs:
-        for _ in range(5):
-            session.run(feed)
+        session.run(feed)
+        for _ in range(4):
+            session.run_again(feed)
     times: list[list[float]] = [[] for _ in pairs]
     began = time.perf_counter()
     while len(times[0]) < rounds and (len(times[0]) < 5 or time.perf_counter() - began < seconds):
         for slot, (session, feed) in zip(times, pairs, strict=True):
             started = clock()
-            session.run(feed)
+            session.run_again(feed)
             slot.append((clock() - started) * 1e3)
     results = []
     for slot in times:
@@ -300,12 +344,17 @@ def peak_memory(
     What the runtime needs without a file is taken off. None where the system is not Linux or does
     not say.
     """
-    with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
-        held = Path(folder) / "feeds.npz"
+    with draft_folder() as folder:
+        held = folder / "feeds.npz"
         np.savez(held, **dict(feeds))  # type: ignore[arg-type]
         given = [str(path), str(threads), str(held), ",".join(providers)]
-        command = [sys.executable, "-c", PEAK, *given]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-P", "-c", PEAK, *given]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=MOST_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return None
     return int(done.stdout) if done.returncode == 0 else None
 
 
@@ -331,8 +380,8 @@ def kernel_times(
         The times by the runtime's name of the node, in the order of execution.
     """
     times: dict[str, list[float]] = defaultdict(list)
-    with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
-        session = Session(path, threads, profile=Path(folder) / "profile", providers=providers)
+    with draft_folder() as folder:
+        session = Session(path, threads, profile=folder / "profile", providers=providers)
         for _ in range(runs + 1):  # the first one warms up
             session.run(feeds)
         events = json.loads(Path(session.profile()).read_text())

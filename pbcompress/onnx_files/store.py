@@ -7,11 +7,11 @@ that is free, the graph that names them is renamed over the former one, and only
 weights go: a process that is killed anywhere leaves a whole file.
 """
 
-import json
+import copy
+import hashlib
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +20,11 @@ from typing import Any
 import onnx
 from onnx import helper
 
+from pbcompress.core.bounded_files import is_file, read_bounded
+from pbcompress.core.drafts import draft_folder, told_where
+from pbcompress.core.json_documents import decoded
 from pbcompress.errors import CompressionError, StateMismatchError, first_line
+from pbcompress.onnx_files.bounds import check_extent, check_values, tensors_within
 
 __all__ = [
     "ONE_FILE",
@@ -32,10 +36,12 @@ __all__ = [
     "relabel",
     "save",
     "size_of",
+    "values_of",
 ]
 
 # Protocol buffers end at 2 GiB; 16 MiB are left for the graph.
 ONE_FILE = 2**31 - 2**24
+DIGEST = "sha256"  # the text of a file of ours that has it
 AXES = "axes"  # the text of a file that has, as JSON, what `example_sizes` returns
 
 
@@ -46,55 +52,95 @@ def load(path: str | Path) -> Any:
         StateMismatchError: It is missing, cut off or no ONNX file, claims weights that are not
             there, or names a file outside of its own folder.
     """
+    content = read_bounded(path, 2**31)
     try:
-        proto = onnx.load(str(path), load_external_data=False)
+        proto = onnx.load_model_from_string(content)
+        check_extent(proto)
     except Exception as err:
         raise StateMismatchError(f"{path} is no whole ONNX file: {first_line(err)}.") from err
-    for tensor in _tensors(proto.graph):
-        problem = _problem(tensor, Path(path).parent)
+    folder, claimed = Path(path).parent, 0
+    for tensor in tensors_within(proto):
+        problem, size = _problem(tensor, folder)
+        claimed += size
         if problem:
             raise StateMismatchError(
-                f"{path} was to be read, and its weight {tensor.name!r} {problem}. Do not use this "
-                "file; get a whole one from its source."
+                f"{path} was to be read, and its weight {tensor.name!r:.80} {problem}. Do not use "
+                "this file; get a whole one from its source."
             )
+    held = sum(file.stat().st_size for file in _beside(proto, folder))
+    if claimed > 2 * held + 2**20:
+        raise StateMismatchError(
+            f"{path} was to be read, and its weights take {claimed:,} bytes of {held:,} that are "
+            "beside it. Do not use this file; get a whole one from its source."
+        )
+    _check_digest(proto, Path(path))
     return proto
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
-    """Yield the tensors of a graph and of the graphs within it."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from [attribute.t] if attribute.HasField("t") else []
-            yield from attribute.tensors
-            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                yield from _tensors(inner)
+def _beside(proto: Any, folder: Path) -> list[Path]:
+    """Return the files that hold weights."""
+    locations = [
+        entry.value
+        for tensor in tensors_within(proto)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    ]
+    return [folder / name for name in dict.fromkeys(locations)]
 
 
-def _problem(tensor: Any, folder: Path) -> str | None:
-    """Return what is wrong with where a tensor says that its values are."""
+def _digest(proto: Any, folder: Path) -> str:
+    """Return the SHA-256 of a graph without the note of it, and of the weights beside it."""
+    plain = type(proto)()
+    plain.CopyFrom(proto)
+    others = [entry for entry in proto.metadata_props if entry.key != DIGEST]
+    del plain.metadata_props[:]
+    plain.metadata_props.extend(others)
+    for tensor in tensors_within(plain):  # their file may get another name
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = ""
+    digest = hashlib.sha256(plain.SerializeToString(deterministic=True))
+    for file in _beside(proto, folder):
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _check_digest(proto: Any, path: Path) -> None:
+    noted = [entry.value for entry in proto.metadata_props if entry.key == DIGEST]
+    if noted and noted != [_digest(proto, path.parent)]:
+        raise StateMismatchError(
+            f"{path} was changed since it was written: its SHA-256 is another than it says. "
+            "Get it again, or export it anew."
+        )
+
+
+def _problem(tensor: Any, folder: Path) -> tuple[str | None, int]:
+    """Return what is wrong with where a tensor's values are, and its bytes in another file."""
     if any(size < 0 for size in tensor.dims) or tensor.data_type not in _SIZES:
-        return f"has the shape {list(tensor.dims)} and the type {tensor.data_type}"
+        return f"has the shape {list(tensor.dims)[:16]} and the type {tensor.data_type}", 0
     wanted = math.ceil(math.prod(tensor.dims) * _SIZES[tensor.data_type])
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         held = len(tensor.raw_data)
         is_there = held == wanted if held else any(len(getattr(tensor, f)) for f in _FIELDS)
-        return None if is_there or not wanted else f"has {held} bytes instead of {wanted}"
+        problem = f"has {held} bytes instead of {wanted}"
+        return None if is_there or not wanted else problem, 0
     noted = {entry.key: entry.value for entry in tensor.external_data}
     location = noted.get("location", "")
     file = folder / location
-    is_inside = file.resolve().parent == folder.resolve() and not Path(location).is_absolute()
-    if not location or not is_inside or file.is_symlink():
-        return f"is said to be in {location!r}, which is not beside the file"
-    if not file.is_file():
-        return f"is in {location!r}, which is not there"
+    is_name = bool(location) and not set(location) & set("/\\\0:") and location not in (".", "..")
+    if not is_name or len(location) > 255 or file.is_symlink():
+        return f"is said to be in {location!r:.300}, which is not beside the file", 0
+    if not is_file(file):
+        return f"is in {location!r}, which is not there", 0
     try:
         start, length = int(noted.get("offset", 0)), int(noted.get("length", wanted))
     except ValueError:
-        return "has no numbers for its place"
+        return "has no numbers for its place", 0
     if length != wanted or not 0 <= start <= file.stat().st_size - length:
-        return f"takes {wanted} bytes, and {location!r} has fewer at its place"
-    return None
+        return f"takes {wanted} bytes, and {location!r} has fewer at its place", 0
+    return None, length
 
 
 def _bytes_of(name: str, kind: int) -> float:
@@ -109,17 +155,47 @@ _FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data
 
 
 def save(proto: Any, path: Path) -> None:
-    """Write the graph; weights that are in a second file stay there."""
+    """Write the graph with its SHA-256; weights that are in a second file stay there."""
+    noted = {entry.key: entry.value for entry in proto.metadata_props}
+    helper.set_model_props(proto, {**noted, DIGEST: _digest(proto, path.parent)})
     onnx.save(proto, str(path))
 
 
 def example_sizes(texts: Mapping[str, str]) -> dict[str, int]:
     """Return the sizes that the example inputs had at the free axes of a file, from its texts."""
     try:
-        noted = dict(json.loads(texts.get(AXES, "{}")))
-    except (TypeError, ValueError):  # somebody else's text
+        noted = dict(decoded(texts.get(AXES, "{}"), "The text", depth=1))
+    except (TypeError, ValueError, StateMismatchError):  # somebody else's text
         return {}
-    return {name: size for name, size in noted.items() if isinstance(size, int) and size > 0}
+    return {name: size for name, size in noted.items() if type(size) is int and size > 0}
+
+
+def values_of(proto: Any) -> dict[str, tuple[list[int], int]]:
+    """Return shape and type of every value at batch size 1; other free axes as in the example.
+
+    Raises:
+        ValueError: A value would take more memory than any network needs.
+    """
+    sizes = example_sizes({entry.key: entry.value for entry in proto.metadata_props})
+    proto = copy.deepcopy(proto)
+    graph = proto.graph
+    for value in graph.input:
+        for axis in value.type.tensor_type.shape.dim:
+            if not axis.HasField("dim_value"):
+                axis.dim_value = sizes.get(axis.dim_param, 1)
+    del graph.value_info[:]
+    for value in graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    values = {
+        v.name: (
+            [d.dim_value for d in v.type.tensor_type.shape.dim],
+            v.type.tensor_type.elem_type,
+        )
+        for v in [*inferred.input, *inferred.value_info, *inferred.output]
+    }
+    check_values({name: (shape, _SIZES.get(kind, 1)) for name, (shape, kind) in values.items()})
+    return values
 
 
 def data_file(target: Path) -> Path:
@@ -137,14 +213,7 @@ def data_file(target: Path) -> Path:
 
 def files_of(path: str | Path) -> list[Path]:
     """Return a file, and the one that has its weights where there is one."""
-    proto, own = load(path), Path(path)
-    locations = [
-        entry.value
-        for tensor in _tensors(proto.graph)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    ]
-    return [own, *(own.with_name(name) for name in dict.fromkeys(locations))]
+    return [Path(path), *_beside(load(path), Path(path).parent)]
 
 
 def size_of(path: str | Path) -> int:
@@ -157,18 +226,10 @@ def drafting(target: Path) -> Iterator[Path]:
     """Give a path for a draft of a file, in a folder of its own beside it that is then deleted.
 
     Raises:
-        CompressionError: The folder cannot be written to.
+        UnwritableError: The folder cannot be written to, or the disk is full.
     """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
-    except OSError as err:
-        raise CompressionError(
-            f"{target} was to be written and could not be: {err.strerror or err}. Choose another "
-            "folder."
-        ) from err
-    with folder as name:
-        yield Path(name) / target.name
+    with draft_folder(target.name, target.parent, target) as folder:
+        yield folder / target.name
 
 
 def install(draft: Path, target: Path) -> None:
@@ -179,27 +240,25 @@ def install(draft: Path, target: Path) -> None:
         target: Its place. A former file, and weights that were only its own, are replaced.
 
     Raises:
-        CompressionError: The folder cannot be written to; a former file is as it was.
+        UnwritableError: The folder cannot be written to; a former file is as it was.
     """
     former: list[Path] = []
     with suppress(CompressionError):  # something else may be there
         former = files_of(target)[1:] if target.is_file() else []
     weights = data_file(target)
     files = _with_weights_in(draft, weights.name)
-    try:
-        for file in files:
-            with file.open("rb") as content:
-                os.fsync(content.fileno())
-        for file in files[1:]:
-            file.replace(weights)
-        draft.replace(target)
-    except OSError as err:
-        for _ in files[1:]:
-            weights.unlink(missing_ok=True)
-        raise CompressionError(
-            f"{target} was to be written and could not be: {err.strerror or err}. Free some space "
-            "or choose another folder; a former file of that name is as it was."
-        ) from err
+    with told_where(target, also=True):
+        try:
+            for file in files:
+                with file.open("rb") as content:
+                    os.fsync(content.fileno())
+            for file in files[1:]:
+                file.replace(weights)
+            draft.replace(target)
+        except OSError:
+            for _ in files[1:]:
+                weights.unlink(missing_ok=True)
+            raise
     for file in former:
         if file.name.startswith(target.name):
             file.unlink(missing_ok=True)
@@ -210,7 +269,7 @@ def _with_weights_in(draft: Path, name: str) -> list[Path]:
     own, *others = files_of(draft)
     if others and others[0].name != name:
         proto = load(draft)
-        for tensor in _tensors(proto.graph):
+        for tensor in tensors_within(proto):
             for entry in tensor.external_data:
                 if entry.key == "location":
                     entry.value = name

@@ -101,7 +101,8 @@ def _models(run: Path, facts: RunFacts) -> list[Path]:
             f"{run} was to be packaged and has no {MODEL_FILE}{reason}. Make it: pbcompress export "
             f"{run} {path} --model package.module:function"
         )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
     if facts.shipped and facts.shipped.file.sha256 != digest:
         raise StateMismatchError(
             f"{path} is not the file that the run wrote: it was changed since. Call compress again "

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pbcompress.costs.bounds import Bounds, Cost
+from pbcompress.costs.bounds import Bounds
 from pbcompress.planning.scarcity import Scarcity
 from pbcompress.structure.channel_groups import Axis, ChannelGroup
 
@@ -87,7 +87,6 @@ def preference_of(
     scores: Sequence[Tensor],
     bounds: Bounds,
     weights: Sequence[int],
-    work: Cost | None = None,
 ) -> Preference:
     """Return what an allocation of `pbcompress.WidthConfig` prefers.
 
@@ -97,15 +96,11 @@ def preference_of(
         scores: Importance of every unit of every group, each with mean 1.
         bounds: What is scarce.
         weights: See `count_weights`.
-        work: Multiply-adds, where they have no bound of their own.
     """
     if allocation == "uniform":
         return _Proportional(groups)
     if allocation in SPEED:
-        scarcity = Scarcity(groups, weights)
-        speed = SPEED[allocation]
-        scarce = scarcity.compromise(bounds, work, speed) if work and speed else bounds
-        return _Proportional(groups, scarcity.ratios(scarce))
+        return _Proportional(groups, Scarcity(groups, weights).ratios(bounds))
     return _Ranked(groups, scores, by_kind=allocation == "isomorphic")
 
 

@@ -1,9 +1,8 @@
 """A plan of narrower widths: made, explained, edited, compared, kept as text."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,16 @@ from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.config.widths import WidthConfig
 from pbcompress.core.accepted_models import check_model
 from pbcompress.core.inputs import Call, as_call, to_device
-from pbcompress.core.json_documents import parse
+from pbcompress.core.json_documents import render
 from pbcompress.core.modules import device_of
 from pbcompress.core.time_first import one_sample
+from pbcompress.core.turns import in_turn
 from pbcompress.costs.latency_model import Shipped
 from pbcompress.costs.measured import ModelCost
-from pbcompress.errors import StateMismatchError
 from pbcompress.planning.explanation import PlanDiff, plan_text, widths_of
 from pbcompress.planning.importance import sample_for
 from pbcompress.planning.measured_budget import Bench
+from pbcompress.planning.plan_document import KIND, VERSION, plan_data, plan_parts
 from pbcompress.planning.planner import Solution, find_widths
 from pbcompress.planning.width_picture import width_picture
 from pbcompress.pruning.cuts import LayerCut, check_cuts
@@ -32,9 +32,6 @@ from pbcompress.training.experiment import Experiment
 from pbcompress.training.task import Data, Task
 
 __all__ = ["WidthPlan", "make_plan", "plan_widths"]
-
-KIND = "pbcompress plan"
-PLAN_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,28 +106,14 @@ class WidthPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole plan as JSON data."""
-        return {
-            "kind": KIND,
-            "version": PLAN_VERSION,
-            "steps": [step.to_list() for step in self.steps],
-            "before": self.cost_before.to_dict(),
-            "after": self.cost_after.to_dict(),
-            "budget": self.budget.to_dict(),
-            "bounds": {"params": self.target_params, "flops": self.target_flops},
-            "reserved_params": self.reserved_params,
-            "grow": dict(self.grow),
-            "left_alone": dict(self.left_alone),
-            "shipped": asdict(self.shipped) if self.shipped else None,
-            "expected_speedup": self.expected_speedup,
-            "config": self.config.to_dict(),
-        }
+        return plan_data(self.solution, self.config, self.budget)
 
     def to_json(self) -> str:
         """Return the whole plan as text, from which `from_json` makes an equal one."""
-        return json.dumps(self.to_dict(), indent=1)
+        return render(self.to_dict(), KIND, VERSION)
 
     @classmethod
-    def from_json(cls, text: str) -> "WidthPlan":
+    def from_json(cls, text: str | bytes) -> "WidthPlan":
         """Rebuild a plan from `to_json`.
 
         Args:
@@ -145,29 +128,8 @@ class WidthPlan:
             >>> WidthPlan.from_json(plan.to_json()) == plan
             True
         """
-        data = parse(text, KIND, PLAN_VERSION, "The plan", oldest=PLAN_VERSION)
-        try:
-            solution = Solution(
-                steps=tuple(map(LayerCut.from_list, data["steps"])),
-                cost_before=ModelCost.from_dict(data["before"]),
-                cost_after=ModelCost.from_dict(data["after"]),
-                target_params=data["bounds"]["params"],
-                target_flops=data["bounds"]["flops"],
-                reserved_params=data["reserved_params"],
-                grow=dict(data["grow"]),
-                left_alone=dict(data["left_alone"]),
-                shipped=Shipped(**data["shipped"]) if data["shipped"] else None,
-                expected_speedup=data.get("expected_speedup"),
-            )
-            return cls(
-                solution=solution,
-                config=CompressConfig.from_dict(data["config"]),
-                budget=Budget.from_dict(data["budget"]),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as err:
-            raise StateMismatchError(
-                f"The plan is damaged: a part is missing or of another form ({err}). Save it again."
-            ) from err
+        solution, config, budget = plan_parts(text)
+        return cls(solution=solution, config=config, budget=budget)
 
     def edit(
         self,
@@ -238,6 +200,7 @@ class WidthPlan:
         return plan_text(self)
 
 
+@in_turn
 def plan_widths(
     model: nn.Module,
     example_inputs: object,
@@ -257,7 +220,8 @@ def plan_widths(
 
     Args:
         model: Network to shrink; left as it is.
-        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
+        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch;
+            or an `Example`, which says what is.
         target_params: At most this many parameters: a count, a share in (0, 1) or a `Budget`. A
             latency or a file size is confirmed on exported networks, which takes some seconds for
             each of them.
@@ -290,7 +254,8 @@ def plan_widths(
     """
     choices = whole_config(config, WidthConfig, DendriteConfig)
     experiment = None if data is None else Experiment(data, task or Task(), seed)
-    return make_plan(model, example_inputs, Budget.of(target_params), choices, experiment)
+    call = (task or Task()).said(as_call(example_inputs))
+    return make_plan(model, call, Budget.of(target_params), choices, experiment)
 
 
 def make_plan(

@@ -2,9 +2,9 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,11 @@ from pbcompress.costs.bounds import Bounds, Cost
 from pbcompress.costs.closed_form import CostModel, Widths, parameter_costs, work_costs
 from pbcompress.dendrites.forms import growable_layers, set_params
 from pbcompress.errors import CompressionError, a_few
-from pbcompress.planning.allocation import all_choices, allocate, narrowest
+from pbcompress.planning.allocation import FILL_GOAL, all_choices, allocate, narrowest
 from pbcompress.planning.given_widths import with_pins
 from pbcompress.planning.proportions import SPEED, Preference, count_weights, preference_of
 from pbcompress.planning.rounding import allocate_rounded, finer
+from pbcompress.planning.scarcity import Scarcity
 from pbcompress.pruning.cuts import LayerCut
 from pbcompress.structure.channel_groups import Axis, Grouping, layer_axes, output_axes
 from pbcompress.structure.dimensions import dimension_size
@@ -27,8 +28,9 @@ from pbcompress.structure.layer_geometry import LayerGeometry
 
 __all__ = ["Removed", "Request", "WidthSearch", "cuts_of", "without_kept"]
 
-TRIES = 5  # to use up several bounds at once
+TRIES = 5  # to come near to several costs at once
 USED = 0.97  # of each of them
+PRICE_SLACK = 1.005  # of a price: a target of many decimals should not miss a unit by it
 Removed = Mapping[str, Sequence[int]]  # units, by the name of their group
 
 
@@ -119,50 +121,71 @@ class WidthSearch:
     def _allocated(self, request: Request, bounds: Bounds) -> Widths | None:
         """Return widths that use up all bounds, as far as whole multiples allow it.
 
-        What rounding left of a bound is asked for again, on top.
+        The price of work is a bound too where the target can be used up beside it.
         """
-        full = [group.pinned or group.width for group in self.grouping.groups]
-        scarce = bounds.scarce(full)
+        scarce = bounds.scarce([group.pinned or group.width for group in self.grouping.groups])
         multiples, gives_way = self.multiples(request)
+        aims = self._aims(scarce)
+        if len(aims.costs) > len(scarce.costs):
+            work, limit = aims.costs[-1], aims.limits[-1]
+            priced = Bounds([*bounds.costs, work], [*bounds.limits, PRICE_SLACK * limit])
+            share, widths = self._best(priced, scarce, aims, multiples, gives_way)
+            if share >= FILL_GOAL:
+                return widths
         best: tuple[float, Widths | None] = (0.0, None)
         while True:
-            for share, widths in self._tries(bounds, scarce, multiples, gives_way):
-                if share > best[0]:
-                    best = (share, widths)
+            found = self._best(bounds, scarce, aims, multiples, gives_way)
+            best = max(best, found, key=lambda pair: pair[0])
             is_used = best[0] >= USED or len(scarce.costs) == 1
             if best[1] is None or is_used or not gives_way or max(multiples) == 1:
                 return best[1]
             multiples = finer(multiples)
 
-    def _tries(
-        self, bounds: Bounds, scarce: Bounds, multiples: Sequence[int], gives_way: bool
-    ) -> Iterator[tuple[float, Widths]]:
-        """Yield widths, and what they use of the bound of which they use least."""
+    def _aims(self, scarce: Bounds) -> Bounds:
+        """Return what widths aim at: the bounds, and a price of the work where it is free."""
+        speed = SPEED.get(self.config.width.allocation)
+        if not speed or list(scarce.costs) != [self.params]:
+            return scarce
+        return Scarcity(self.grouping.groups, self._weights).compromise(scarce, self.flops, speed)
+
+    def _best(
+        self,
+        bounds: Bounds,
+        scarce: Bounds,
+        aims: Bounds,
+        multiples: Sequence[int],
+        gives_way: bool,
+    ) -> tuple[float, Widths | None]:
+        """Return the widths that use most of what is scarce, with the share that they use.
+
+        What rounding left of an aim is asked for again, on top. Of widths that use enough, those
+        nearest to all aims are best.
+        """
         groups, config = self.grouping.groups, self.config.width
-        aims = scarce
+        best: tuple[tuple[float, float], float, Widths | None] = ((0.0, 0.0), 0.0, None)
+        asked = aims
         for _ in range(TRIES):
-            preference = self._preference(aims)
+            preference = self._preference(asked)
             if gives_way:
                 widths = allocate_rounded(groups, bounds, preference, multiples, config)
             else:
                 widths = allocate(bounds, preference, all_choices(groups, multiples, config))
             if widths is None:
-                return
-            shares = scarce.shares(scarce.totals(widths))
-            if config.allocation not in SPEED:  # its ratios are given
-                yield max(shares), widths
-                return
-            yield min(shares), widths
-            if min(shares) >= USED or len(shares) == 1:
-                return
-            limits = [aim / share for aim, share in zip(aims.limits, shares, strict=True)]
-            aims = Bounds(aims.costs, limits)
+                break
+            shares = aims.shares(aims.totals(widths))
+            used = min(scarce.shares(scarce.totals(widths)))
+            near = min(min(share, 1 / share) for share in shares)
+            best = max(best, ((min(used, FILL_GOAL), near), used, widths), key=lambda own: own[0])
+            if near >= USED or len(shares) == 1 or config.allocation not in SPEED:
+                break
+            limits = [own / share for own, share in zip(asked.limits, shares, strict=True)]
+            asked = Bounds(asked.costs, limits)
+        return best[1:]
 
     def _preference(self, aims: Bounds) -> Preference:
-        """Return how wide groups are beside each other; work has its price where it is free."""
-        width, groups = self.config.width, self.grouping.groups
-        work = self.flops if list(aims.costs) == [self.params] else None
-        return preference_of(width.allocation, groups, self.scores, aims, self._weights, work)
+        """Return how wide groups are beside each other."""
+        groups, allocation = self.grouping.groups, self.config.width.allocation
+        return preference_of(allocation, groups, self.scores, aims, self._weights)
 
     def _too_dear(self, widths: Widths) -> list[str]:
         """Return the layers in which a dendrite costs more than ``max_price`` of a neuron."""
@@ -199,7 +222,12 @@ class WidthSearch:
             return [request.round_to] * len(groups), True
         if width.round_to == 1:
             return [1] * len(groups), False
-        return multiples_for(self.model, groups, width.hardware), True
+        return list(self._liked), True
+
+    @cached_property
+    def _liked(self) -> list[int]:
+        """What the hardware likes the channels of every group to be a multiple of."""
+        return multiples_for(self.model, self.grouping.groups, self.config.width.hardware)
 
     def removed(self, widths: Widths) -> Removed:
         """Return the units that go: the least important of every group."""
@@ -217,21 +245,24 @@ def cuts_of(model: nn.Module, grouping: Grouping, removed: Removed) -> tuple[Lay
     for group in grouping.groups:
         units = removed.get(group.name)
         if units:
+            gone = torch.tensor(units)
             for member in group.members:
-                indices[member.layer, member.dim].append(member.positions[units].flatten())
+                indices[member.layer, member.dim].append(member.positions[gone].flatten())
     return tuple(
         LayerCut(
             layer,
             dim,
-            tuple(torch.cat(gone).unique().tolist()),
+            tuple(torch.cat(parts).unique().tolist()),
             dimension_size(model, layer, dim) or 0,
         )
-        for (layer, dim), gone in indices.items()
+        for (layer, dim), parts in indices.items()
     )
 
 
 def without_kept(model: nn.Module, grouping: Grouping, keep: tuple[str, ...]) -> Grouping:
     """Leave alone the groups that reach a layer that the user keeps."""
+    if not keep:
+        return grouping
     names = [name for name, _ in model.named_modules()]
     for pattern in keep:
         if not any(matches(name, (pattern,)) for name in names):

@@ -84,15 +84,16 @@ def _cut_tensor(
 
 
 def _cut_plain(layer: nn.Module, dim: str, removed: Sequence[int]) -> None:
-    trains = {name: p.requires_grad for name, p in layer.named_parameters(recurse=False)}
+    trains = {n: p.requires_grad for n, p in layer._parameters.items() if p is not None}
     kind = ops.module2type(layer)
     if isinstance(layer, nn.modules.conv._ConvNd) and not is_depthwise(layer):
         kind = ops.OPTYPE.CONV  # torch-pruning takes out_channels == groups for depthwise
     pruner = PrunerBox[kind]
     prune = pruner.prune_out_channels if dim == "out" else pruner.prune_in_channels
-    prune(layer, list(removed))
-    for name, parameter in layer.named_parameters(recurse=False):
-        parameter.requires_grad_(trains[name])
+    with torch.no_grad():
+        prune(layer, list(removed))
+    for name, is_trained in trains.items():
+        layer.get_parameter(name).requires_grad_(is_trained)
 
 
 def _lower(module: nn.Module, name: str, index: str | None, count: int) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pbcompress.core.bounded_files import is_file
 from pbcompress.core.tensor_files import read_tensors
 from pbcompress.errors import StateMismatchError
 
 __all__ = ["CHECKPOINT_FORMAT", "Checkpoint"]
 
-CHECKPOINT_FORMAT = 4
+CHECKPOINT_FORMAT = 5
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Checkpoint:
             StateMismatchError: The file is not whole, of another kind, version or call.
         """
         path = self.path
-        if not path.is_file():
+        if not is_file(path):
             return None
         tensors, state = read_tensors(path, str(device))
         if "growth" not in state:
@@ -49,7 +50,7 @@ class Checkpoint:
             )
         if state.get("fingerprint") != self.fingerprint:
             raise StateMismatchError(
-                f"{path} belongs to another model, target, configuration or seed than this call. "
-                "Choose another run_dir, or delete this one to start anew."
+                f"{path} belongs to another model, data, task, target, configuration or seed "
+                "than this call. Choose another run_dir, or delete this one to start anew."
             )
         return tensors, state

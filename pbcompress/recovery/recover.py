@@ -1,7 +1,6 @@
 """Train the cycles of a growth to their end, and resume an interrupted run."""
 
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,31 +13,36 @@ from pbcompress.config.dendrites import DendriteConfig
 from pbcompress.config.recovery import RecoveryConfig
 from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.core.accepted_models import check_whole
+from pbcompress.core.json_documents import damage_named
 from pbcompress.core.modules import device_of, kept_modes
 from pbcompress.core.tensor_files import write_tensors
+from pbcompress.core.turns import in_turn
 from pbcompress.dendrites.forms import GrowableLayers
-from pbcompress.errors import DivergedError, StateMismatchError
+from pbcompress.errors import DivergedError
 from pbcompress.recovery.checkpoint import CHECKPOINT_FORMAT, Checkpoint
 from pbcompress.recovery.initialization import initialize_candidates_
+from pbcompress.recovery.learning_rate import find_lr, range_test_steps, with_lr
 from pbcompress.recovery.phase import Phase
 from pbcompress.recovery.phase_cycles import Cycles
 from pbcompress.recovery.phase_trainer import OptimizerFactory, PhaseTrainer, SharedTraining
 from pbcompress.recovery.policy import PhaseKind, planned_epochs
 from pbcompress.training.callbacks import Callback
 from pbcompress.training.channels_last import that_take_channels_last
-from pbcompress.training.distillation import make_objective
+from pbcompress.training.data_checks import check_data, scored
+from pbcompress.training.distillation import check_distillation, make_objective
 from pbcompress.training.engine import make_engine
 from pbcompress.training.experiment import Experiment
-from pbcompress.training.history import History, Stage
-from pbcompress.training.loop import evaluate
-from pbcompress.training.task import CheckedData, Data, Task, check_data
+from pbcompress.training.history import History, Stage, checked_records
+from pbcompress.training.task import CheckedData, Data, Task
 
 __all__ = ["recover_"]
 
+OTHER_MODEL = "Choose another run_dir, or delete the checkpoint to start anew"
 
 logger = logging.getLogger(__name__)
 
 
+@in_turn
 def recover_(
     model: nn.Module,
     data: Data,
@@ -98,8 +102,20 @@ def recover_(
     r, task = choices.recovery, task or Task()
     check_whole(model)
     checked = _checked(data, task, model)
+    check_distillation(task, r.distillation, teacher, checked.first)
     images = _with_images(model, teacher, r, checked.first, task)
     saved = None if checkpoint is None else checkpoint.read(device_of(model))
+    if r.optimizer.lr == "auto" and optimizer is None:
+        if saved is None:
+            epochs = None if lengths is None else sum(lengths)
+            steps = range_test_steps(checked.train, choices, epochs)
+            lr = find_lr(
+                model, checked, task, config=choices, seed=seed, steps=steps, teacher=teacher
+            )
+        else:
+            lr = saved[1]["lr"]
+        choices = with_lr(choices, lr)
+        r = choices.recovery
     engine = make_engine(model, r.engine)
     growth = Cycles(model, choices, layers=layers, lengths=lengths, seed=seed)
     shared = SharedTraining(
@@ -225,14 +241,7 @@ class _Run:
 
     def _metric(self) -> float:
         data, task = self.shared.experiment.data, self.shared.experiment.task
-        value, _ = evaluate(self.shared.model, data.val, task, self.engine)
-        metric = self.engine.agreed(value)
-        if not math.isfinite(metric):
-            raise DivergedError(
-                f"The validation metric of an epoch is {metric}. Lower OptimizerConfig.lr, or make "
-                "the metric defined for every output."
-            )
-        return metric
+        return scored(self.shared.model, data.val, "val", task, self.engine)[0]
 
     def retry(self, phase: Phase, error: DivergedError) -> None:
         """Go on from good weights at a lower learning rate; raise ``error`` the second time."""
@@ -291,6 +300,7 @@ class _Run:
                 "history": self.history.records,
                 "engine": self.engine.state(),
                 "retried": self._retried,
+                "lr": self.shared.config.optimizer.lr,
             },
         )
 
@@ -302,20 +312,19 @@ class _Run:
             if k.startswith("optimizer.")
         }
         rest = {k: v for k, v in tensors.items() if not k.startswith("optimizer.")}
-        try:
+        assert self.checkpoint is not None
+        with damage_named(str(self.checkpoint.path), OTHER_MODEL):
             self.growth.restore(rest, state["growth"])
-        except (KeyError, RuntimeError) as err:
-            raise StateMismatchError(
-                f"The checkpoint does not fit this model: {err}. Choose another run_dir, or delete "
-                "the checkpoint to start anew."
-            ) from err
-        self.history = History(state["history"])
-        self.engine.restore(state["engine"])
-        self._retried = state["retried"]
-        phase = self.growth.phase
-        if phase is None or phase.done or state["optimizer"]["phase"] != phase.index:
+            self.history = History(checked_records(state["history"]))
+            self.engine.restore(state["engine"])
+            self._retried = state["retried"]
+            phase, optimizer = self.growth.phase, state["optimizer"]
+            is_fresh = phase is None or phase.done or optimizer["phase"] != phase.index
+        if phase is None or is_fresh:
             return
-        self._trainer_of(phase).restore(slots, state["optimizer"]["state"])
+        trainer = self._trainer_of(phase)
+        with damage_named(str(self.checkpoint.path), OTHER_MODEL):
+            trainer.restore(slots, optimizer["state"])
 
 
 def _deciles(scores: Tensor) -> list[float]:

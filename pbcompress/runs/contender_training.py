@@ -1,7 +1,9 @@
 """Makes the networks of a job: planned, cut from the original, trained, and scored."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import nn
 
@@ -9,20 +11,23 @@ from pbcompress.compensation.compensate import compensate_
 from pbcompress.compensation.report import CompensationReport
 from pbcompress.config.dendrites import ScoredRule
 from pbcompress.config.whole import CompressConfig
+from pbcompress.core.bounded_files import is_file, read_bounded
 from pbcompress.core.modules import copy_model, parameter_count
 from pbcompress.core.tensor_files import write_bytes
 from pbcompress.costs.measured import measure
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
-from pbcompress.errors import CompressionError
+from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.planning.width_plan import WidthPlan, make_plan
 from pbcompress.pruning.shrinking import shrink
 from pbcompress.recovery.checkpoint import Checkpoint
+from pbcompress.recovery.learning_rate import LEAST, find_lr, range_test_steps, with_lr
 from pbcompress.recovery.recover import recover_
 from pbcompress.runs.contenders import Contender, Score
 from pbcompress.runs.job import Job
 from pbcompress.training.batch_statistics import reestimate_batchnorm_
 from pbcompress.training.callbacks import Callback
+from pbcompress.training.data_checks import scored
 from pbcompress.training.experiment import Experiment
 from pbcompress.training.history import History, Stage
 from pbcompress.training.loop import evaluate
@@ -66,12 +71,19 @@ def plan_with_dendrites(job: Job) -> ContenderSpec | None:
 def _planned(job: Job, name: Stage, config: CompressConfig) -> ContenderSpec:
     """Plan a network; a resumed run takes the plan that it began with."""
     path = job.checkpoint_path(f"{name}-{job.fingerprint[:16]}.plan.json")
-    if path is not None and path.is_file():
-        return ContenderSpec(name, config, WidthPlan.from_json(path.read_text()))
+    if path is not None and is_file(path):
+        return ContenderSpec(name, config, _plan_in(path))
     plan = make_plan(job.original, job.inputs, job.budget, config, job.experiment)
     if path is not None:
         write_bytes(path, plan.to_json().encode())
     return ContenderSpec(name, config, plan)
+
+
+def _plan_in(path: Path) -> WidthPlan:
+    try:
+        return WidthPlan.from_json(read_bounded(path))
+    except StateMismatchError as err:
+        raise StateMismatchError(f"{err} It is {path}; without it the plan is made anew.") from err
 
 
 def _check_room(network: nn.Module, spec: ContenderSpec, bound: int) -> None:
@@ -121,6 +133,7 @@ class ContenderTraining:
         compensation = self._compensated(network, spec)
         _check_room(network, spec, self.job.bound)
         reestimate_batchnorm_(network, of.data, of.task, seed=of.seed)
+        spec = self._rated(network, spec, is_trial=is_trial)
         file = f"{spec.name}-trial" if is_trial else spec.name
         history = self._recovered(network, spec, file, of.seed, lengths)
         data = replace(of.data, test=None) if is_trial else of.data
@@ -131,16 +144,27 @@ class ContenderTraining:
         """Train a copy of a network on after its trial, and score it."""
         assert trial.history is not None
         assert trial.score is not None
+        assert trial.lr is not None
         network = copy_model(trial.network)
+        spec = replace(spec, config=with_lr(spec.config, trial.lr))
         seed = self.experiment.seed + 1  # other batches than those of the trial
         rest = self._recovered(network, spec, spec.name, seed)
         history = History.joined([trial.history, rest])
-        contender = self._contender(network, spec, self.score(network), history)
+        score = self._score(network, self.experiment.data)
+        contender = self._contender(network, spec, score, history)
         return replace(contender, trial=trial.score.val, compensation=trial.compensation)
 
     def score(self, network: nn.Module) -> Score:
-        """Return the metric of a network on validation, and on test where there is one."""
-        return self._score(network, self.experiment.data)
+        """Return the metric of the original on validation, and on test where there is one.
+
+        Raises:
+            CompressionError: It is not defined there.
+        """
+        data, task = self.experiment.data, self.experiment.task
+        value, samples = scored(network, data.val, "val", task)
+        if data.test is None:
+            return Score(value, samples)
+        return Score(value, samples, *scored(network, data.test, "test", task))
 
     def _score(self, network: nn.Module, data: Data) -> Score:
         task = self.experiment.task
@@ -158,6 +182,31 @@ class ContenderTraining:
         return compensate_(
             network, original, spec.plan, of.data, of.task, batches=batches, seed=of.seed
         )
+
+    def _rated(self, network: nn.Module, spec: ContenderSpec, *, is_trial: bool) -> ContenderSpec:
+        """Return a network's training with its learning rate, which a resumed run began with.
+
+        The test is as long as the whole training asks for; of two networks each has half of it.
+        """
+        if spec.config.recovery.optimizer.lr != "auto":
+            return spec
+        path = self.job.checkpoint_path(f"{spec.name}-{self.job.fingerprint[:16]}.lr.json")
+        if path is not None and path.is_file():
+            return replace(spec, config=with_lr(spec.config, json.loads(path.read_text())["lr"]))
+        of, config = self.experiment, self.job.config
+        steps = range_test_steps(of.data.train, config)
+        lr = find_lr(
+            network,
+            of.data,
+            of.task,
+            config=config,
+            seed=of.seed,
+            steps=max(steps // 2, LEAST) if is_trial else steps,
+            teacher=self.job.original,
+        )
+        if path is not None:
+            write_bytes(path, json.dumps({"lr": lr}).encode())
+        return replace(spec, config=with_lr(spec.config, lr))
 
     def _recovered(
         self,
@@ -187,4 +236,6 @@ class ContenderTraining:
     ) -> Contender:
         sets = max((layer.num_sets for layer in dendrite_layers(network).values()), default=0)
         cost = measure(network, self.job.inputs)
-        return Contender(spec.name, network, spec.plan, cost, score, history, sets)
+        lr = spec.config.recovery.optimizer.lr
+        assert lr != "auto"
+        return Contender(spec.name, network, spec.plan, cost, score, history, sets, lr=lr)

@@ -59,6 +59,7 @@ class Contender:
         sets: Dendrite sets that it kept.
         trial: Its metric on validation after the trial; None where there was none.
         compensation: What was fitted right after the cut; None if nothing was.
+        lr: Peak learning rate of its neuron phases; None: not trained.
     """
 
     name: Stage
@@ -70,6 +71,7 @@ class Contender:
     sets: int
     trial: float | None = None
     compensation: CompensationReport | None = None
+    lr: float | None = None
 
     @property
     def dendrite_params(self) -> int:

@@ -1,5 +1,7 @@
 """A finished run on disk: what `compress` and `CompressionResult.save` leave in its folder.
 
+identity.json         what decides the run, by `run_identity`
+.lock                 who works in it now, by `held_folder`
 state.json            cuts, dendrites and facts, by `saved_network`
 weights.safetensors   the network's tensors, by `saved_network`
 history.jsonl         a line for each epoch, by `save_run`
@@ -15,6 +17,8 @@ from typing import Any
 
 from torch import nn
 
+from pbcompress.core.bounded_files import is_file, read_bounded
+from pbcompress.core.json_documents import damage_named
 from pbcompress.core.records import from_data
 from pbcompress.core.tensor_files import write_bytes
 from pbcompress.errors import StateMismatchError
@@ -54,6 +58,8 @@ def read_facts(directory: str | Path) -> RunFacts:
     facts = state.get("facts")
     if facts is None:
         raise StateMismatchError(f"{directory} holds a network without the facts of its run.")
+    if not isinstance(facts, dict):
+        raise StateMismatchError(f"{file} does not fit: its facts are {facts!r:.80}.")
     if state["version"] == 2:
         facts = _with_budget(facts, str(file))
     return from_data(RunFacts, facts, f"What {file} tells of its run")
@@ -62,8 +68,10 @@ def read_facts(directory: str | Path) -> RunFacts:
 def _with_budget(facts: dict[str, Any], where: str) -> dict[str, Any]:
     """Return facts of version 2, which told one count of parameters, as they are told now."""
     facts = dict(facts)
-    target, full = facts.pop("target_params", None), facts.get("before", {}).get("cost", {})
-    if target is None or target == full.get("params", 0) - 1:  # of a run without such a bound too
+    with damage_named(where):
+        target, full = facts.pop("target_params"), facts["before"]["cost"]["params"]
+        is_unknown = target == full - 1  # of a run without such a bound too
+    if is_unknown:
         raise StateMismatchError(
             f"{where} has version 2, whose facts do not tell what was asked for. Call compress "
             "again, in another folder; pbcompress.load still reads the network."
@@ -78,11 +86,9 @@ def read_run(directory: str | Path) -> tuple[RunFacts, History]:
         StateMismatchError: As from `read_facts`, or the history is truncated.
     """
     facts, path = read_facts(directory), Path(directory) / HISTORY_FILE
-    if not path.is_file():
+    if not is_file(path):
         return facts, History()
     try:
-        return facts, History.from_jsonl(path.read_text(encoding="utf-8"))
-    except ValueError as err:
-        raise StateMismatchError(
-            f"{path} is truncated or no JSON ({err}). Delete it for a report without the training."
-        ) from err
+        return facts, History.from_jsonl(read_bounded(path), str(path))
+    except StateMismatchError as err:
+        raise StateMismatchError(f"{err} Or delete it, for a report without the training.") from err

@@ -1,18 +1,19 @@
 """A few inputs of a network and what torch computes from them, kept beside a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from pbcompress.core.inputs import as_call, map_tensors, tensors_of, to_device
+from pbcompress.core.inputs import as_call, single_sample, tensors_of, to_device
+from pbcompress.core.json_documents import damage_named
 from pbcompress.core.tensor_files import read_tensors, write_tensors
 from pbcompress.errors import StateMismatchError
 
 __all__ = ["SAMPLE_FILE", "Sample", "read_sample", "sample_of", "write_sample"]
 
-KIND = "pbcompress sample"
+KIND, VERSION = "pbcompress sample", 2  # with a SHA-256
 SAMPLE_FILE = "sample.safetensors"
 SAMPLES = 4
 Sample = tuple[Sequence[Tensor], Sequence[Tensor]]  # inputs, outputs
@@ -30,9 +31,8 @@ def sample_of(network: nn.Module, example_inputs: object) -> Sample:
         >>> inputs[0].shape, outputs[0].shape
         (torch.Size([4, 3]), torch.Size([4, 2]))
     """
-    args, kwargs = map_tensors(
-        to_device(as_call(example_inputs), "cpu"), lambda t: t[:SAMPLES] if t.dim() else t
-    )
+    call = to_device(as_call(example_inputs), "cpu")
+    args, kwargs = single_sample(call, network, SAMPLES)
     with torch.no_grad():
         outputs = network.cpu()(*args, **kwargs)
     return tensors_of((args, kwargs)), tensors_of(outputs)
@@ -43,7 +43,7 @@ def write_sample(path: Path, sample: Sample) -> None:
     inputs, outputs = sample
     tensors = {f"input.{i}": t for i, t in enumerate(inputs)}
     tensors |= {f"output.{i}": t for i, t in enumerate(outputs)}
-    write_tensors(path, tensors, {"kind": KIND})
+    write_tensors(path, tensors, {"kind": KIND, "version": VERSION})
 
 
 def read_sample(path: Path) -> Sample:
@@ -58,10 +58,13 @@ def read_sample(path: Path) -> Sample:
             f"{path} is a safetensors file of another kind. Give a {KIND}; compress and save write "
             "it beside a run."
         )
-    sides = [{n: t for n, t in tensors.items() if n.startswith(k)} for k in ("input.", "output.")]
-    inputs, outputs = ([t for _, t in sorted(s.items(), key=_place)] for s in sides)
+    with damage_named(str(path)):
+        inputs, outputs = _side("input.", tensors), _side("output.", tensors)
+        if len(inputs) + len(outputs) != len(tensors) or not inputs or not outputs:
+            raise ValueError(f"it holds {', '.join(tensors) or 'nothing'}")
     return inputs, outputs
 
 
-def _place(entry: tuple[str, Tensor]) -> int:
-    return int(entry[0].partition(".")[2])
+def _side(word: str, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    own = {int(name.removeprefix(word)): t for name, t in tensors.items() if name.startswith(word)}
+    return [own[place] for place in range(len(own))]

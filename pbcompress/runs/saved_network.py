@@ -1,8 +1,6 @@
 """Save and load a compressed network: JSON for its structure, safetensors for its weights."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from pbcompress.config.dendrites import DendriteConfig
-from pbcompress.core.json_documents import parse
+from pbcompress.core.bounded_files import is_file, read_bounded
+from pbcompress.core.json_documents import damage_named, parse, render
 from pbcompress.core.modules import shared_parameter_names
 from pbcompress.core.records import from_data, to_data
 from pbcompress.core.tensor_files import read_tensors, write_bytes, write_tensors
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
-from pbcompress.errors import CompressionError, StateMismatchError, first_line
+from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.pruning.cuts import LayerCut
 from pbcompress.pruning.shrinking import shrink_
 
@@ -26,9 +25,11 @@ if TYPE_CHECKING:  # they need ONNX, which loading a network does not
 __all__ = ["load", "read_state", "save"]
 
 KIND = "pbcompress run"
-STATE_VERSION, WEIGHTS_VERSION = 3, 1
+STATE_VERSION, WEIGHTS_VERSION = 4, 2  # with a SHA-256
 OLDEST_STATE = 2  # its facts tell a count where now a budget is told; see `run_folder.read_facts`
 STATE_FILE, WEIGHTS_FILE = "state.json", "weights.safetensors"
+MOST_SETS = 256
+OTHER_NETWORK = "Give the constructor of the network that was compressed, or save the run anew"
 _OTHERS = ("kind", "version", "facts")
 
 
@@ -83,8 +84,6 @@ def save(
             "tensors and JSON only. Turn it into buffers."
         )
     state = {
-        "kind": KIND,
-        "version": STATE_VERSION,
         "plan": [step.to_list() for step in steps],
         "dendrites": {
             "config": next(iter(grown.values())).config.to_dict() if grown else None,
@@ -102,23 +101,30 @@ def save(
         "facts": to_data(facts) if facts else None,
     }
     write_tensors(folder / WEIGHTS_FILE, tensors, {"kind": KIND, "version": WEIGHTS_VERSION})
-    write_bytes(folder / STATE_FILE, json.dumps(state, indent=1).encode())
+    write_bytes(folder / STATE_FILE, render(state, KIND, STATE_VERSION).encode())
 
 
 def read_state(directory: str | Path) -> dict[str, Any]:
     """Return the structure and facts of a saved run.
 
     Raises:
-        StateMismatchError: The file is missing, truncated, of another kind or another version.
+        StateMismatchError: The file is missing, truncated, changed since it was written, of another
+            kind or another version.
     """
     path = Path(directory) / STATE_FILE
-    if not path.is_file():
+    if not is_file(path):
         raise StateMismatchError(
             f"{path} is not there. Give the folder that result.save or compress(run_dir=...) "
             "wrote; a run that was stopped has only checkpoints until the same call finishes it."
         )
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return parse(text, KIND, STATE_VERSION, str(path), oldest=OLDEST_STATE)
+    return parse(
+        read_bounded(path),
+        KIND,
+        STATE_VERSION,
+        str(path),
+        oldest=OLDEST_STATE,
+        digest_from=STATE_VERSION,
+    )
 
 
 def load(
@@ -152,7 +158,7 @@ def load(
     found = from_data(_Structure, rest, str(path))
     tensors, _ = read_tensors(Path(directory) / WEIGHTS_FILE, device)
     model = make_model().to(device)
-    with _damage_named(path):
+    with damage_named(str(path), OTHER_NETWORK):
         shrink_(model, [LayerCut.from_list(data) for data in found.plan])
         _grow_(model, found.dendrites)
         full = tensors | {alias: tensors[owner] for alias, owner in found.aliases.items()}
@@ -163,21 +169,6 @@ def load(
             f"{directory} holds the weights of another architecture than make_model builds: {err}"
         ) from err
     return model.eval()
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Say which file a structure is of that no network can have."""
-    try:
-        yield
-    except CompressionError as err:
-        raise StateMismatchError(f"{path} does not fit: {err}") from err
-    except (LookupError, RuntimeError, TypeError, ValueError) as err:
-        raise StateMismatchError(
-            f"{path} does not fit the network that make_model builds, or was changed "
-            f"({type(err).__name__}: {first_line(err)}). Give the constructor of the network that "
-            "was compressed, or save the run anew."
-        ) from err
 
 
 def _grow_(model: nn.Module, dendrites: _Dendrites) -> None:
@@ -191,6 +182,8 @@ def _grow_(model: nn.Module, dendrites: _Dendrites) -> None:
             "the constructor of the network that was compressed."
         )
     counts = {count for entry in layers.values() for count in (entry.sets, len(entry.nodes))}
+    if max(counts) > MOST_SETS:
+        raise ValueError(f"it has {max(counts)} dendrite sets")
     if len(counts) != 1:
         raise ValueError("its layers have not the same number of dendrite sets")
     config = DendriteConfig.from_dict(dendrites.config or {})

@@ -159,6 +159,7 @@ class _Reader:
         aliases = shared_parameter_names(network)
         self.shared = {*aliases, *aliases.values()}
         self.names: dict[int, str] = {}
+        self.axes: dict[int, Axis] = {}  # by the ``id`` of the labels
 
     def grouping(self) -> Grouping:
         reached: dict[int, dict[tuple[str, str], Tensor]] = defaultdict(dict)
@@ -225,7 +226,10 @@ class _Reader:
         return [self._axis(labels)]
 
     def _axis(self, labels: Tensor) -> Axis:
-        return self._axis_of(self.families.parts[id(labels)])
+        axis = self.axes.get(id(labels))
+        if axis is None:
+            axis = self.axes[id(labels)] = self._axis_of(self.families.parts[id(labels)])
+        return axis
 
     def _axis_of(self, parts: Sequence[Tensor]) -> Axis:
         found = [one for part in parts for one in self.families.of_part(part)]

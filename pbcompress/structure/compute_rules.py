@@ -222,8 +222,8 @@ def layer_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
         x[first:] = [t.couple(a, b) for a, b in zip(x[first:], labels, strict=True)]
     is_named = t.call is not None and t.call.name in ("layer_norm", "rms_norm")
     given = _given(t, 1, "normalized_shape", shape) if is_named else shape
-    for size, labels in zip(given, x[first:], strict=True):
-        t.expect(size, labels)
+    for size, axis in zip(given, x[first:], strict=True):
+        t.expect(size, axis)
     every = [(0, dim, v) for dim, v in enumerate(x[first:], first)]
     t.event(name, [*every, *((i, dim - first, v) for i, _ in own for _, dim, v in every)], every)
     if name == "native_layer_norm":

@@ -25,6 +25,7 @@ class Families:
         dims = {id(labels): labels for labels in _dimensions(traced)}
         self.parts = dict(zip(dims, coupling.parts_of(list(dims.values())), strict=True))
         self._positions: dict[bytes, list[tuple[int, Tensor]]] = {}
+        self._found: dict[int, list[tuple[int, Tensor]]] = {}  # the same, by whole dimensions
         own = [
             self.parts[id(labels)]
             for axes in (*traced.tensors.values(), [*traced.bindings.values()])
@@ -47,7 +48,10 @@ class Families:
 
     def positions(self, labels: Tensor) -> list[tuple[int, Tensor]]:
         """Return each family on a dimension with the positions of its units, (units, positions)."""
-        return [found for part in self.parts[id(labels)] for found in self.of_part(part)]
+        key = id(labels)
+        if key not in self._found:
+            self._found[key] = [one for part in self.parts[key] for one in self.of_part(part)]
+        return self._found[key]
 
     def of_part(self, part: Tensor) -> list[tuple[int, Tensor]]:
         """Return the same for the free labels of each position."""
@@ -55,6 +59,11 @@ class Families:
         if key not in self._positions:
             family = self.of[part]
             found = []
+            first = int(family[0]) if len(family) else -1
+            if first >= 0 and bool((family == first).all()):
+                by_unit = part.argsort(stable=True)
+                self._positions[key] = [(first, by_unit.view(len(self.labels[first]), -1))]
+                return self._positions[key]
             for index in family[family >= 0].unique().tolist():
                 positions = (family == index).nonzero().squeeze(1)
                 by_unit = positions[part[positions].argsort(stable=True)]

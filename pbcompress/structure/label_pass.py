@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from pbcompress.core.deadline import Deadline
 from pbcompress.core.inputs import Call, tensors_of
@@ -25,6 +25,7 @@ from pbcompress.core.randomness import seeded
 from pbcompress.core.scripted import scripts_as_python
 from pbcompress.errors import CompressionError
 from pbcompress.structure.attention_rules import attention_layer
+from pbcompress.structure.cached_functions import sizes_uncached
 from pbcompress.structure.compute_rules import elementwise
 from pbcompress.structure.dimensions import STATED, stated_sizes, weight_name
 from pbcompress.structure.rule_table import unknown
@@ -44,6 +45,8 @@ _LEAVES_TORCH = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack_
 _COUNTS = (Tensor.numel, Tensor.nelement)
 _ATTENTION = torch.nn.functional.multi_head_attention_forward
 _SCALED = torch.nn.functional.scaled_dot_product_attention
+_NORMS = (nn.functional.rms_norm, nn.functional.instance_norm)
+_NOTED = {_SHAPE, Tensor.size, *_COUNTS, *_LEAVES_TORCH, *_NORMS, _SCALED, _ATTENTION}
 
 
 def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> Trace:
@@ -65,6 +68,7 @@ def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> T
         seeded("trace"),
         plain_kernels(network),
         _sized_attributes(network, tracer),
+        sizes_uncached(network),
         _module_names(network, tracer.path),
         scripts_as_python(partial(_pin_scripted, tracer)),
     ):
@@ -151,12 +155,21 @@ class _Functions(TorchFunctionMode):
         tracer.call = UserCall(func, args, kwargs)
         is_layer = func is _ATTENTION and isinstance(tracer.module, nn.MultiheadAttention)
         if is_layer:
-            attention_layer(tracer, *args, **kwargs)
+            with _disable_current_modes():
+                attention_layer(tracer, *args, **kwargs)
         tracer.trusts = is_layer
         try:
             result = func(*args, **kwargs)
         finally:
             tracer.call, tracer.trusts = outer, False
+        if is_layer or func not in _NOTED:
+            return result
+        with _disable_current_modes():  # which would take what is noted for a step of the network
+            return self._noted(func, args, kwargs, result)
+
+    def _noted(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> Any:
+        """Note what a call says beyond its operations; return its result, sizes with origins."""
+        tracer = self.tracer
         if func == _SHAPE or (func is Tensor.size and type(result) is torch.Size):
             labels = tracer.labels(args[0])
             return torch.Size([tracer.size_of(v, n) for v, n in zip(labels, result, strict=True)])
@@ -179,7 +192,7 @@ class _Functions(TorchFunctionMode):
         if func is _SCALED and kwargs.get("scale") is None and len(args) < 7:
             reason = f"the attention {tracer.where!r} scales by the size of its heads"
             tracer.coupling.pin(tracer.labels((*args, *kwargs.values())[0])[-1], reason)
-        if func is _ATTENTION and not is_layer:
+        if func is _ATTENTION:
             for tensor in tensors_of((args, kwargs, result)):
                 tracer.pin(tensor, f"the attention function in {tracer.where!r} keeps its width")
         return result

@@ -57,9 +57,9 @@ class LayerGeometry:
             groups = 0 if is_depthwise(layer) else layer.groups
             taps, bias = math.prod(layer.kernel_size), int(layer.bias is not None)
             return cls(layer.out_channels, layer.in_channels, taps, groups, bias)
-        sizes = {p.numel() for p in layer.parameters(recurse=False)}
+        sizes = [p.numel() for p in layer.parameters(recurse=False)]
         width = max(sizes, default=0) or getattr(layer, "num_features", 0)
-        affine = sum(p.numel() for p in layer.parameters(recurse=False)) // max(width, 1)
+        affine = sum(sizes) // max(width, 1)
         return cls(width, width, 0, 0, affine)
 
     @property

@@ -99,7 +99,8 @@ def expand(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     added = out.dim() - image.dim()
     for dim, size in enumerate(_given_sizes(t, out.shape)):
         if size is not None and (dim < added or image.shape[dim - added] == 1):
-            labels[dim] = t.labels_of_size(size)
+            is_mask = t.trusts and size > 1  # of a layer of torch, for as many heads as there are
+            labels[dim] = t.coupling.fresh(size) if is_mask else t.labels_of_size(size)
         t.expect(size, labels[dim])
     return labels
 
@@ -354,6 +355,8 @@ def _keep_image(t: Tracer, x: Axes) -> None:
 def factory(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     """A new constant; a size that was read from channels gives it these channels."""
     call = t.call
+    if t.trusts:  # zeros that a layer of torch attends to, for as many heads as there are
+        return [t.coupling.fresh(size) for size in out.shape]
     if call is None:
         return [None] * out.dim()
     sizes = [s for s in tree_leaves((call.args, dict(call.kwargs))) if isinstance(s, int)]

@@ -1,12 +1,15 @@
 """What happened, epoch by epoch."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["History", "Stage"]
+from pbcompress.core.json_documents import decoded
+from pbcompress.core.records import from_data
+
+__all__ = ["History", "Stage", "checked_records"]
 
 
 class Stage(StrEnum):
@@ -19,6 +22,43 @@ class Stage(StrEnum):
     BASE = "base"
     WIDTH = "width"
     DENDRITES = "dendrites"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What a record of an epoch has, to check those that are read."""
+
+    stage: str
+    phase: int
+    kind: Literal["neuron", "dendrite", "thaw"]
+    epoch: int
+    sets: int
+    loss: float
+    metric: float
+    steps: int
+    lr: float
+    seconds: float
+    correlation: float | None = None
+    improved: int | None = None
+    replayed: bool | None = None
+    scores: Mapping[str, tuple[float, ...]] | None = None
+    nodes: Mapping[str, Any] | None = None
+
+
+def checked_records(data: Any, where: str = "The history") -> list[dict[str, Any]]:
+    """Return the records of epochs, each of which has what a record has.
+
+    Args:
+        data: JSON data.
+        where: What they are, for messages.
+
+    Raises:
+        StateMismatchError: A field is missing, unknown or of another type.
+    """
+    records = list(data) if isinstance(data, list) else [data]
+    for number, record in enumerate(records, start=1):
+        from_data(_Record, record, f"{where}, line {number},")
+    return records
 
 
 @dataclass
@@ -35,8 +75,9 @@ class History:
     one.
 
     Example:
-        >>> history = History([{"stage": "width", "kind": "neuron", "steps": 3, "seconds": 0.5}])
-        >>> History.from_jsonl(history.to_jsonl()).steps
+        >>> record = {"stage": "width", "phase": 0, "kind": "neuron", "epoch": 0, "sets": 0}
+        >>> record |= {"loss": 0.7, "metric": 0.9, "steps": 3, "lr": 0.1, "seconds": 0.5}
+        >>> History.from_jsonl(History([record]).to_jsonl()).steps
         3
     """
 
@@ -67,9 +108,19 @@ class History:
         return "".join(json.dumps(record) + "\n" for record in self.records)
 
     @classmethod
-    def from_jsonl(cls, text: str) -> "History":
-        """Read what `to_jsonl` wrote."""
-        return cls([json.loads(line) for line in text.splitlines() if line.strip()])
+    def from_jsonl(cls, text: str | bytes, where: str = "The history") -> "History":
+        """Read what `to_jsonl` wrote.
+
+        Args:
+            text: JSON, a record in each line.
+            where: What the text is, for messages.
+
+        Raises:
+            StateMismatchError: A line is truncated or no JSON, or is not a record of an epoch.
+        """
+        lines = [line for line in text.splitlines() if line.strip()]
+        read = [decoded(line, f"{where}, line {i},") for i, line in enumerate(lines, start=1)]
+        return cls(checked_records(read, where))
 
     @classmethod
     def joined(cls, parts: Sequence["History"]) -> "History":

@@ -118,6 +118,7 @@ class Arm:
         wide_first: Whether the first layer has twice the width that it would have, at most its
             original one.
         round_to: What widths are multiples of.
+        own_rate: Whether a range test finds the learning rate, in place of that of the task.
     """
 
     dendrites: pb.DendriteConfig = OFF
@@ -131,6 +132,7 @@ class Arm:
     only_last: bool = False
     wide_first: bool = False
     round_to: int | str = 1
+    own_rate: bool = False
 
 
 CORRELATION = pb.Correlation(initialization="random")  # as in the published method
@@ -166,6 +168,10 @@ ARMS = {
     "width, fast": Arm(allocation="fast"),
     "width, fast, aligned": Arm(allocation="fast", round_to="auto"),
     "width, aligned": Arm(round_to="auto"),
+    "width, own rate": Arm(own_rate=True),
+    "accurate, own rate": Arm(allocation="accurate", round_to="auto", own_rate=True),
+    "balanced, own rate": Arm(allocation="balanced", round_to="auto", own_rate=True),
+    "fast, own rate": Arm(allocation="fast", round_to="auto", own_rate=True),
     "width, wide first": Arm(wide_first=True),
     "scratch": Arm(scratch=True),
     "correlation": Arm(_grow(CORRELATION), STAGED),

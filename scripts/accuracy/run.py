@@ -20,7 +20,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -108,7 +108,8 @@ class Bench:
         teacher = self.model if arm.distillation else None
         steps = train(
             network, self.data, arm.dendrites, lengths, self.seed,
-            layers=plan.grow, teacher=teacher, distillation=arm.distillation, lr=self.task.lr,
+            layers=plan.grow, teacher=teacher, distillation=arm.distillation,
+            lr="auto" if arm.own_rate else self.task.lr,
         )  # fmt: skip
         layers = dendrite_layers(network).values()
         cost = pb.measure(network, self.example)
@@ -173,7 +174,9 @@ class Bench:
         return facts_of(result)
 
 
-def recovery_of(lr: float, distillation: float, **phases: Any) -> pb.RecoveryConfig:
+def recovery_of(
+    lr: float | Literal["auto"], distillation: float, **phases: Any
+) -> pb.RecoveryConfig:
     """Return how weights are trained."""
     return pb.RecoveryConfig(
         optimizer=pb.OptimizerConfig(lr=lr),
@@ -216,7 +219,7 @@ def train(
     *,
     layers: Any = None,
     teacher: nn.Module | None = None,
-    lr: float = 3e-3,
+    lr: float | Literal["auto"] = 3e-3,
     distillation: float = 0.0,
 ) -> int:
     """Train phases of ``lengths`` epochs, and return the number of steps."""

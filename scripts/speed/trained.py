@@ -1,9 +1,9 @@
-"""Speed at the same accuracy: the default and torch-pruning in eights on trained networks.
+"""Speed at the same accuracy: our widths and torch-pruning in eights on trained networks.
 
-Both start from the same trained network, get the same size and the same optimizer steps, and are
+All start from the same trained network, get the same size and the same optimizer steps, and are
 then timed in turn with the original. torch-pruning comes as near to the target as its steps of 8
-allow, and the default is asked for the size that it reached. Nothing grows. Weights are chosen on
-the validation split; the test split is scored once.
+allow, and the default and "fast" are asked for the size that it reached. Nothing grows. Weights
+are chosen on the validation split; the test split is scored once.
 
     pbcompress zoo fetch cifar10
     python -m scripts.speed.trained lines.jsonl --folder data --seeds 0 1 2 3 4
@@ -25,7 +25,7 @@ from scripts.accuracy.grid import OFF, TASKS
 from scripts.accuracy.run import Bench, parser_of, train
 from scripts.lines import append_line, read_lines
 from scripts.planner.networks import Inputs
-from scripts.speed.arms import DEFAULT, PEER
+from scripts.speed.arms import OURS, PEER, WIDTHS
 from scripts.speed.peer import Peer
 from scripts.speed.run import ORIGINAL, TARGETS
 from scripts.speed.timing import speeds
@@ -35,20 +35,22 @@ SECONDS = 5.0
 
 
 def lines_of(bench: Bench, peer: Peer, target: float) -> list[dict[str, Any]]:
-    """Return the lines of both arms."""
+    """Return the lines of all arms."""
     example, task = bench.example, bench.task
     base = pb.measure(bench.model, example)
     pruned = peer.network(int(target * base.params))
     reached = pb.measure(pruned, example).params
-    config = pb.CompressConfig(dendrites=OFF)
-    plan = pb.plan_widths(bench.model, example, reached, config=config)
-    networks = {ORIGINAL: bench.model, DEFAULT: pb.shrink(bench.model, plan), PEER: pruned}
+    networks = {ORIGINAL: bench.model, PEER: pruned}
+    for arm in OURS:
+        config = pb.CompressConfig(width=pb.WidthConfig(**WIDTHS[arm]), dendrites=OFF)
+        plan = pb.plan_widths(bench.model, example, reached, config=config)
+        networks[arm] = pb.shrink(bench.model, plan)
 
     def inputs(batch: int) -> Inputs:
         return (example.expand(batch, *example.shape[1:]).contiguous(),)
 
     found = {}
-    for arm in (DEFAULT, PEER):
+    for arm in (*OURS, PEER):
         network, cost = networks[arm], pb.measure(networks[arm], example)
         reestimate_batchnorm_(network, bench.data, pb.Task(), seed=bench.seed)
         steps = train(network, bench.data, OFF, [task.epochs], bench.seed, lr=task.lr)

@@ -1,12 +1,16 @@
 """A package is whole, is right where it arrives, and is written in one piece or not at all."""
 
 import hashlib
+import io
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import zipfile
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +37,7 @@ from pbcompress.cli.main import main
 from pbcompress.packaging import folder as packaging
 from pbcompress.report.headline import headline
 from pbcompress.runs.sample import read_sample
+from tests.support.changed_json import rewrite
 
 ROOT = Path(__file__).parents[2]
 FILES = ["README.md", "SHA256SUMS", "config.json", "model.onnx", "run.mjs", "run.py", "sample.npz"]
@@ -99,9 +104,7 @@ def run(finished, tmp_path):
 
 def forget(run):
     """Make a run one that exported nothing, and so does not know the checksum of its model."""
-    state = json.loads((run / "state.json").read_text())
-    state["facts"]["deployment"] = None
-    (run / "state.json").write_text(json.dumps(state))
+    rewrite(run / "state.json", lambda state: state["facts"].update(deployment=None))
 
 
 def run_alone(folder, *words):
@@ -121,7 +124,7 @@ def test_it_holds_what_it_says(packed):
     assert sorted(sums) == [name for name in FILES if name != "SHA256SUMS"]
     for name, digest in sums.items():
         assert hashlib.sha256((path / name).read_bytes()).hexdigest() == digest
-    assert (path / "run.py").read_text().count("\n") < 60
+    assert (path / "run.py").read_text().count("\n") < 130
 
 
 def test_no_file_speaks_of_the_machine_that_made_it(packed):
@@ -257,12 +260,12 @@ def test_the_check_names_a_file_that_is_not_whole(name, damage, copied):
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     found = run_alone(copied, "--check")
     assert found.returncode == 1
-    assert f"{name} is missing or is not what was shipped" in found.stderr
+    assert f"'{name}' is missing or is not what was shipped" in found.stderr
 
 
-def sign(folder):
+def sign(folder, *more):
     """Make the checksums right again, as whoever changes a package would."""
-    names = [name for name in FILES if name != "SHA256SUMS"]
+    names = [name for name in FILES if name != "SHA256SUMS"] + list(more)
     sums = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
     (folder / "SHA256SUMS").write_text("".join(sums))
 
@@ -280,7 +283,127 @@ def test_the_check_fails_where_a_model_computes_something_else(damage, copied):
     sign(copied)
     found = run_alone(copied, "--check")
     assert found.returncode == 1
-    assert "Output 0 of model.onnx is not that of sample.npz" in found.stderr
+    what = "not finite" if damage == "not a number" else "Output 0 of model.onnx is not that of"
+    assert what in found.stderr
+
+
+def tampered(change):
+    """Change the configuration and make the sums right again."""
+
+    def harm(folder):
+        config = json.loads((folder / "config.json").read_text())
+        change(config)
+        (folder / "config.json").write_text(json.dumps(config))
+        sign(folder)
+
+    return harm
+
+
+def with_infinity(folder):
+    sample = dict(np.load(folder / "sample.npz"))
+    sample["output_0"].flat[0] = np.inf
+    np.savez(folder / "sample.npz", **sample)
+    sign(folder)
+
+
+def with_more_than_it_holds(folder):
+    """A sample of little that claims to be much."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": "<f4", "fortran_order": False, "shape": (2**40,)}
+    )
+    with zipfile.ZipFile(folder / "sample.npz", "w") as archive:
+        archive.writestr("input_0.npy", buffer.getvalue())
+    sign(folder)
+
+
+def squeezed(folder):
+    sample = dict(np.load(folder / "sample.npz"))
+    np.savez_compressed(folder / "sample.npz", **sample)
+    sign(folder)
+
+
+def linked(folder):
+    shutil.copy(folder / "model.onnx", folder.parent / "elsewhere.onnx")
+    (folder / "model.onnx").unlink()
+    (folder / "model.onnx").symlink_to(folder.parent / "elsewhere.onnx")
+
+
+HARMS = {
+    "no sums": lambda folder: (folder / "SHA256SUMS").write_text(""),
+    "a file beside them": lambda folder: (folder / "more.bin").write_bytes(b"x"),
+    "a folder beside them": lambda folder: (folder / "more").mkdir(),
+    "a link": linked,
+    "sums without a file": lambda folder: (folder / "SHA256SUMS").unlink(),
+    "sums of a path": lambda folder: (folder / "SHA256SUMS").open("a").write("0" * 64 + "  ../x\n"),
+    "no models": tampered(lambda config: config.update(models={})),
+    "a model elsewhere": tampered(
+        lambda config: config["models"].update({"../elsewhere.onnx": {"tolerance": 1e-4}})
+    ),
+    "a model that is not named": lambda folder: (
+        shutil.copy(folder / "model.onnx", folder / "other.onnx"),
+        sign(folder, "other.onnx"),
+    ),
+    "no outputs": tampered(lambda config: config.update(outputs=[])),
+    "any tolerance": tampered(lambda config: config["models"]["model.onnx"].update(tolerance=1e9)),
+    "a tolerance that is none": tampered(
+        lambda config: config["models"]["model.onnx"].update(tolerance=float("nan"))
+    ),
+    "a configuration of another form": tampered(lambda config: config.pop("inputs")),
+    "deep nesting": lambda folder: (
+        (folder / "config.json").write_text("[" * 100_000),
+        sign(folder),
+    ),
+    "an infinite sample": with_infinity,
+    "a sample that claims much": with_more_than_it_holds,
+    "a sample that is packed": squeezed,
+    "a sample that is none": lambda folder: (
+        (folder / "sample.npz").write_bytes(b"x"),
+        sign(folder),
+    ),
+    "a model that is none": lambda folder: (
+        (folder / "model.onnx").write_bytes(b"x"),
+        sign(folder),
+    ),
+}
+
+
+def test_the_check_refuses_every_harm_in_a_line(packed, tmp_path):
+    """In one process: each harm by a call of the runner's check."""
+    assert len(HARMS) == 19
+    for number, (name, harm) in enumerate(HARMS.items()):
+        folder = Path(shutil.copytree(packed[1], tmp_path / str(number)))
+        harm(folder)
+        code, out, err = run_here(folder, "--check")
+        assert code == 1, name
+        assert len(err.strip().splitlines()) == 1, (name, err)
+        assert len(err) < 500, name
+        assert "proves" not in out, name
+
+
+def run_here(folder, *words):
+    """Run a runner in this process."""
+    out, err, before = io.StringIO(), io.StringIO(), (sys.argv, sys.path[:])
+    sys.argv = [str(folder / "run.py"), *words]
+    try:
+        with redirect_stdout(out):
+            runpy.run_path(str(folder / "run.py"), run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        err.write(str(end.code or ""))
+        code = 0 if not end.code else 1
+    finally:
+        sys.argv, sys.path[:] = before
+    return code, out.getvalue(), err.getvalue()
+
+
+def test_what_lies_beside_the_runner_is_no_module(copied):
+    for name in ("numpy", "onnxruntime", "json", "pathlib", "argparse", "typing"):
+        (copied / f"{name}.py").write_text("raise SystemExit('code of the folder ran')\n")
+    command = [sys.executable, "run.py", "--check"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=copied)
+    assert found.returncode == 1
+    assert "'argparse.py' is not one of the files that SHA256SUMS names" in found.stderr
 
 
 def npm_folder():
@@ -326,7 +449,7 @@ def test_the_javascript_runner_computes_the_same(finished, copied):
     sign(arrived)
     signed = node("--check")
     assert unsigned.returncode == signed.returncode == 1
-    assert "sample.npz is missing or is not what was shipped" in unsigned.stderr
+    assert '"sample.npz" is missing or is not what was shipped' in unsigned.stderr
     assert "Output 0 of model.onnx is not that of sample.npz" in signed.stderr
 
 
@@ -402,7 +525,7 @@ def test_weights_beside_a_model_go_with_it(run):
     assert found.files["model.onnx.data"] == size > 1000
     assert found.models["model.onnx"]["bytes"] == size + found.files["model.onnx"]
     (run.parent / "out" / "model.onnx.data").unlink()
-    assert "model.onnx.data is missing" in run_alone(run.parent / "out", "--check").stderr
+    assert "'model.onnx.data' is missing" in run_alone(run.parent / "out", "--check").stderr
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "-x", "a/b", "a b", "é", "x" * 97, "a\n"])
@@ -473,6 +596,19 @@ def test_a_former_package_comes_back_where_the_new_one_cannot_take_its_place(run
     with pytest.raises(CompressionError, match="No space left"):
         package(run, out, overwrite=True)
     assert (out / "README.md").read_bytes() == before
+    assert sorted(p.name for p in run.parent.iterdir()) == ["out", "run"]
+
+
+def test_a_package_that_waited_when_its_call_was_killed_comes_back(run):
+    out = run.parent / "out"
+    package(run, out)
+    before = (out / "README.md").read_bytes()
+    out.rename(run.parent / ".out.former")
+    (run.parent / ".pbcompress.0123abcd.draft").mkdir()
+    with pytest.raises(CompressionError, match="is there already"):
+        package(run, out)
+    assert (out / "README.md").read_bytes() == before
+    package(run, out, overwrite=True)
     assert sorted(p.name for p in run.parent.iterdir()) == ["out", "run"]
 
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model_zoo import create_model
 from pbcompress import Budget, CompressConfig, DendriteConfig, WidthConfig, plan_widths
 from pbcompress.costs.bounds import Bounds
 from pbcompress.costs.closed_form import CostModel
@@ -108,3 +109,17 @@ def test_two_bounds_are_both_kept(name, params, flops):
     )
     assert plan.cost_after.params <= plan.target_params
     assert plan.cost_after.flops <= plan.target_flops
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet56"])
+def test_whole_blocks_do_not_miss_the_price_of_work(name):
+    model = create_model(name, num_classes=10, in_channels=3)
+
+    def flops(allocation):
+        config = WidthConfig(allocation=allocation)
+        plan = plan_widths(model, torch.randn(2, 3, 32, 32), 0.25, config=config)
+        assert plan.cost_after.params >= 0.98 * 0.25 * plan.cost_before.params
+        return plan.cost_after.flops
+
+    middle = (flops("accurate") * flops("fast")) ** 0.5
+    assert abs(flops("balanced") / middle - 1) < 0.1

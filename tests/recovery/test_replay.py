@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pbcompress import CompressConfig, Correlation, DendriteConfig, EngineConfig, RecoveryConfig
+from pbcompress import (
+    CompressConfig,
+    Correlation,
+    DendriteConfig,
+    EngineConfig,
+    OptimizerConfig,
+    RecoveryConfig,
+)
 from pbcompress.dendrites.correlation import COUNT, centred, listen
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
@@ -119,7 +126,12 @@ def test_a_step_looks_at_as_many_rows_as_a_batch_has(samples, wanted, monkeypatc
 
 def config(replay=1.0, **choices):
     recovery = RecoveryConfig(
-        epochs=2, dendrite_epochs=3, thaw_epochs=0, replay=replay, max_failures=1
+        epochs=2,
+        dendrite_epochs=3,
+        thaw_epochs=0,
+        replay=replay,
+        max_failures=1,
+        optimizer=OptimizerConfig(lr=3e-3),
     )
     return CompressConfig(dendrites=dendrites_of(max_sets=1, **choices), recovery=recovery)
 

@@ -12,7 +12,7 @@ from torch import nn
 from pbcompress import Budget, CompressionError, StateMismatchError, compress, load
 from pbcompress.runs.run_folder import read_facts, read_run, save_run
 from pbcompress.runs.saved_network import save
-from tests.support.changed_json import changes
+from tests.support.changed_json import changes, rewrite
 from tests.support.run_facts import VARIANTS, make_facts, make_history, make_variant, scored
 
 SAMPLE = ([torch.zeros(1, 3)], [torch.zeros(1, 2)])
@@ -75,7 +75,7 @@ DAMAGES = {
     missing_field: "after.cost.params is missing",
     another_type: "seed is 'seven'",
     older: "has version 1, which an older pbcompress wrote; this one reads from version 2 on",
-    newer: "has version 99; this pbcompress reads up to 3. Update pbcompress",
+    newer: "has version 99; this pbcompress reads up to 4. Update pbcompress",
     another_kind: "is JSON of another kind. Give a pbcompress run",
 }
 
@@ -85,10 +85,7 @@ def test_what_cannot_be_read_is_refused_in_a_sentence_of_its_own(
     damage: Any, tmp_path: Path
 ) -> None:
     save_run(tmp_path, nn.Linear(3, 2), (), make_facts(), make_history(), SAMPLE)
-    path = tmp_path / "state.json"
-    state = json.loads(path.read_text())
-    damage(state)
-    path.write_text(json.dumps(state))
+    rewrite(tmp_path / "state.json", damage)
     with pytest.raises(StateMismatchError, match=DAMAGES[damage]):
         read_facts(tmp_path)
 
@@ -98,6 +95,7 @@ def as_version_2(folder: Path, target: int) -> None:
     path = folder / "state.json"
     state = json.loads(path.read_text())
     state["version"] = 2
+    del state["sha256"]
     for name in ("budget", "planned", "expected_speedup"):
         del state["facts"][name]
     state["facts"]["target_params"] = target
@@ -150,7 +148,7 @@ def test_a_truncated_file_is_called_so(tmp_path: Path) -> None:
 def test_a_run_that_goes_on_does_not_take_over_what_another_version_wrote(tmp_path: Path) -> None:
     save_run(tmp_path, nn.Linear(3, 2), (), make_facts(), make_history(), SAMPLE)
     path = tmp_path / "state.json"
-    path.write_text(path.read_text().replace('"version": 3', '"version": 1'))
+    path.write_text(path.read_text().replace('"version": 4', '"version": 1'))
     network = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
     with pytest.raises(CompressionError, match="version 1"):
         compress(network, 0.5, example_inputs=torch.zeros(1, 8), run_dir=tmp_path)

@@ -21,7 +21,7 @@ from pbcompress import (
 )
 from pbcompress.pruning.cuts import LayerCut
 from pbcompress.runs.saved_network import STATE_FILE, WEIGHTS_FILE, save
-from tests.support.changed_json import changes
+from tests.support.changed_json import changes, rewrite
 
 
 def make_network() -> nn.Module:
@@ -151,7 +151,7 @@ def cut(path):
 
 
 def of_version(path, version):
-    path.write_text(json.dumps({**json.loads(path.read_text()), "version": version}))
+    rewrite(path, lambda state: state.update(version=version))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

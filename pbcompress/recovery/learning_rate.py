@@ -1,0 +1,210 @@
+"""The learning rate of a recovery, by a range test: a short training whose rate rises all the way.
+
+The loss falls, is least somewhere, and rises again; beyond a rate it is above what it began with.
+A whole schedule does best at about a third of the rate of the least loss. A network that is cut
+little is near its optimum and has its least loss early; a schedule can take it further than a short
+test does, so it gets the usual rate if it bears three times that.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pbcompress.config.dendrites import DendriteConfig
+from pbcompress.config.recovery import RecoveryConfig
+from pbcompress.config.whole import CompressConfig, whole_config
+from pbcompress.core.modules import copy_model
+from pbcompress.core.randomness import seeded
+from pbcompress.errors import CompressionError, DivergedError
+from pbcompress.recovery.policy import planned_epochs
+from pbcompress.training.distillation import Objective, make_objective
+from pbcompress.training.engine import Engine, make_engine
+from pbcompress.training.loop import Stepper, make_optimizer, train_epoch
+from pbcompress.training.task import Batches, Data, Task, batch_count, seeded_generators
+
+__all__ = ["LEAST", "find_lr", "range_test_steps", "with_lr"]
+
+SHARE = 0.05  # of the steps of a recovery
+LEAST, MOST = 16, 200  # steps
+RANGES = {"sgd": (1e-3, 10.0), "adam": (1e-4, 1.0), "adamw": (1e-4, 1.0)}
+USUAL = {"sgd": 1e-1, "adam": 1e-2, "adamw": 1e-2}
+WINDOW = 30  # losses are smoothed over this part of the test
+BELOW = 3.0  # how many times lower the best rate is than the one that a short test bears
+MORE = 0.5  # a rate is borne while the loss is at most this part above where it began
+
+
+def find_lr(
+    model: nn.Module,
+    data: Data,
+    task: Task | None = None,
+    *,
+    config: CompressConfig | RecoveryConfig | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    teacher: nn.Module | None = None,
+) -> float:
+    """Return a peak learning rate for a recovery, from a range test on the train split.
+
+    A copy of the network takes some steps while the rate rises exponentially over four decades.
+    The result is a third of the rate at which the smoothed loss is least. If it is more, it is the
+    usual rate of the optimizer (.01; for SGD .1), but at most a third of the rate from which on the
+    loss is far above where it began. The model stays as it is.
+
+    Args:
+        model: Network to train, on its device.
+        data: ``train`` is used.
+        task: Loss; the default is classification.
+        config: ``recovery`` says which optimizer, precision and distillation.
+        seed: Seed of everything random.
+        steps: Optimizer steps; None: see `range_test_steps`.
+        teacher: The network to learn from, as of `recover_`.
+
+    Returns:
+        The rate: ``OptimizerConfig(lr=...)``.
+
+    Raises:
+        CompressionError: The data cannot be used.
+        DivergedError: The loss is not finite at the lowest rate.
+
+    Example:
+        >>> net = nn.Linear(4, 2)
+        >>> batches = [(torch.randn(16, 4), torch.randint(2, (16,)))]
+        >>> 3e-5 < find_lr(net, Data(train=batches, val=batches)) < 0.4
+        True
+
+    Source:
+        Smith, Cyclical Learning Rates for Training Neural Networks, 2017, section 3.3,
+        https://arxiv.org/abs/1506.01186. The factor of three is measured: `docs/research.md`.
+    """
+    choices = whole_config(config, DendriteConfig, RecoveryConfig)
+    r, task, network = choices.recovery, task or Task(), copy_model(model).train()
+    engine = make_engine(network, replace(r.engine, compile=False))
+    batches = engine.batches(data.train)
+    count = steps or range_test_steps(batches, choices)
+    sweep = _Sweep(engine, network, r, count)
+    objective = make_objective(task, r.distillation, teacher, network)
+    smooth = _smoothed(sweep.losses(batches, objective, seed))
+    if not smooth:
+        raise DivergedError(
+            f"A range test of the learning rate began at {sweep.rate(0):g} and its loss was not "
+            "finite there. Look at the loss and at the data, or pass OptimizerConfig(lr=...)."
+        )
+    least, borne = smooth.index(min(smooth)), _borne(smooth)
+    usual = USUAL[r.optimizer.algorithm]
+    return max(sweep.rate(least) / BELOW, min(sweep.rate(borne) / BELOW, usual))
+
+
+def range_test_steps(batches: Batches, config: CompressConfig, epochs: int | None = None) -> int:
+    """Return the steps of a range test: 5 % of those of the recovery, from 16 to 200.
+
+    Args:
+        batches: The train split.
+        config: Its phases.
+        epochs: Of the recovery, where they are given.
+    """
+    epochs = epochs or planned_epochs(config.recovery, config.dendrites)
+    whole = epochs * math.ceil(batch_count(batches) / config.recovery.engine.accumulate)
+    return min(max(int(SHARE * whole), LEAST), MOST)
+
+
+def with_lr(config: CompressConfig, lr: float) -> CompressConfig:
+    """Return a configuration with a peak learning rate for neuron phases."""
+    r = config.recovery
+    return replace(config, recovery=replace(r, optimizer=replace(r.optimizer, lr=lr)))
+
+
+class _Sweep(Stepper):
+    """Takes steps at rates that rise, and notes the loss of each."""
+
+    def __init__(
+        self, engine: Engine, network: nn.Module, config: RecoveryConfig, steps: int
+    ) -> None:
+        lowest, highest = RANGES[config.optimizer.algorithm]
+        low = replace(config.optimizer, lr=lowest)
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        optimizer = make_optimizer(parameters, low, is_dendrite=False)
+        super().__init__(engine, network, optimizer, config, length=1)
+        self._lowest, self._span, self._steps = lowest, highest / lowest, steps
+        self._taken = 0
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        rate: float = self._lowest * self._span ** (step / max(self._steps - 1, 1))
+        return rate
+
+    def begin_step(self, progress: float) -> None:
+        super().begin_step(progress)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.rate(self._taken)
+        self._taken += 1
+
+    def losses(self, batches: Batches, objective: Objective, seed: int) -> list[float]:
+        """Take the steps, and return the loss of each; they end where one is not finite."""
+        found: list[Tensor] = []
+
+        def noted(network: nn.Module, batch: Any) -> Tensor:
+            loss = objective(network, batch)
+            found.append(loss.detach())
+            return loss
+
+        first = _First(batches, self._steps * self.accumulate)
+        with (
+            seeded("range", seed),
+            seeded_generators(batches, torch.initial_seed() % 2**63),
+            suppress(DivergedError),  # that is where the test ends
+        ):
+            train_epoch(self, first, noted, seed=("range", seed))
+        own = [self.engine.mean(loss.item()) for loss in found]
+        return [sum(part) / len(part) for part in _parts(own, self.accumulate)]
+
+
+class _First:
+    """The first batches of a split, which is gone through again where it is too short."""
+
+    def __init__(self, batches: Batches, count: int) -> None:
+        self._batches, self._count = batches, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Any]:
+        left = self._count
+        while left:
+            before = left
+            for batch in self._batches:
+                yield batch
+                left -= 1
+                if not left:
+                    return
+            if left == before:
+                raise CompressionError(
+                    "Data.train yielded no batch. Give batches that can be gone through again."
+                )
+
+
+def _parts(values: Sequence[float], size: int) -> Iterator[Sequence[float]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
+
+
+def _smoothed(losses: Sequence[float]) -> list[float]:
+    """Return running means of the losses, up to the first that is not finite."""
+    new = 1 / (1 + len(losses) / WINDOW)
+    smooth: list[float] = []
+    for loss in losses:
+        if not math.isfinite(loss):
+            break
+        smooth.append(loss if not smooth else (1 - new) * smooth[-1] + new * loss)
+    return smooth
+
+
+def _borne(smooth: Sequence[float]) -> int:
+    """Return the last step, from that of the least loss on, before the loss is far too high."""
+    least, limit = smooth.index(min(smooth)), smooth[0] + MORE * abs(smooth[0])
+    beyond = (i for i in range(least, len(smooth)) if smooth[i] > limit)
+    return next(beyond, len(smooth)) - 1
