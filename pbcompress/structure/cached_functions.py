@@ -89,11 +89,11 @@ def _set(owner: Any, name: str, value: Any) -> None:
 def _computing(cached: Any) -> Callable[..., Any]:
     """Return a cached function that computes where it is given a size."""
 
-    @functools.wraps(cached)
+    @functools.wraps(cached.__wrapped__)
     def function(*args: Any, **kwargs: Any) -> Any:
         is_sized = any(isinstance(leaf, Size) for leaf in tree_leaves((args, kwargs)))
         return (cached.__wrapped__ if is_sized else cached)(*args, **kwargs)
 
-    for name in ("cache_info", "cache_clear", "cache_parameters"):
+    for name in ("cache_info", "cache_clear", "cache_parameters", "__wrapped__"):
         setattr(function, name, getattr(cached, name))
     return function

@@ -273,6 +273,18 @@ def index(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     return [*rest[:place], *[None] * rank, *rest[place:]]
 
 
+@rule("index_add", "index_add_")
+def index_add(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    """Sums at places of one dimension, which stays: messages along the edges of a graph."""
+    image, dim, _, source = args[:4]
+    pairs = list(zip(t.labels(image), t.labels(source), strict=True))
+    for own in pairs.pop(dim % image.dim()):
+        t.coupling.pin(own, f"its channels are picked by an index in {t.where!r}")
+    labels = [t.couple(a, b) for a, b in pairs]
+    labels.insert(dim % image.dim(), None)
+    return labels
+
+
 @rule("index_select", "gather", "flip", "roll", "repeat", "unfold", "constant_pad_nd")
 def by_dimension(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Any:
     """Operations that touch some dimensions and leave the others as they are."""

@@ -617,6 +617,12 @@ SAMPLES |= {
     "glu": Sample(lambda x: functional.glu(x, 1), ((2, 6, 3),)),
     "glu of the last": Sample(functional.glu, ((2, 6),)),
     "index": Sample(lambda x: x[:, torch.tensor([2, 0])], SHAPE, ("02",)),
+    "index add": Sample(
+        lambda x, y: x.index_add(0, torch.tensor([2, 0, 2]), y), ((4, 3), (3, 3)), ("1", "1")
+    ),
+    "index add in place": Sample(
+        lambda x, y: x.index_add_(0, torch.tensor([2, 0, 2]), y), ((4, 3), (3, 3)), ("1", "1")
+    ),
     "index of two apart": Sample(
         lambda x: x[torch.tensor([0, 1]), :, torch.tensor([1, 0])], SHAPE, ("1",)
     ),
