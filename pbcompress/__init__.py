@@ -25,6 +25,7 @@ from pbcompress.config.recovery import OptimizerConfig as OptimizerConfig
 from pbcompress.config.recovery import RecoveryConfig as RecoveryConfig
 from pbcompress.config.whole import CompressConfig as CompressConfig
 from pbcompress.config.widths import WidthConfig as WidthConfig
+from pbcompress.core.inputs import Example as Example
 from pbcompress.costs.measured import LayerCost as LayerCost
 from pbcompress.costs.measured import ModelCost as ModelCost
 from pbcompress.costs.measured import measure as measure

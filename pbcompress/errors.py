@@ -12,6 +12,7 @@ __all__ = [
     "StateMismatchError",
     "TargetUnreachableError",
     "UnsupportedLayerError",
+    "UnwritableError",
     "a_few",
     "first_line",
 ]
@@ -35,6 +36,10 @@ class CompressionError(Exception):
         >>> issubclass(TargetUnreachableError, (CompressionError, ValueError))
         True
     """
+
+
+class UnwritableError(CompressionError):
+    """A file or folder could not be written: the disk is full, or the place is read-only."""
 
 
 class TargetUnreachableError(CompressionError, ValueError):

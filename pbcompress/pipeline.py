@@ -14,6 +14,7 @@ from pbcompress.config.dendrites import DendriteConfig
 from pbcompress.config.recovery import RecoveryConfig
 from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.config.widths import WidthConfig
+from pbcompress.core.turns import in_turn
 from pbcompress.pruning.shrinking import shrink
 from pbcompress.result import CompressionResult
 from pbcompress.runs.contender_training import (
@@ -23,6 +24,7 @@ from pbcompress.runs.contender_training import (
 )
 from pbcompress.runs.contenders import Contender, Score
 from pbcompress.runs.deployment import MODEL_FILE, Deployment, deploy, file_notes
+from pbcompress.runs.held_folder import held
 from pbcompress.runs.job import Job, check_job
 from pbcompress.runs.race import Outcome, race
 from pbcompress.training.callbacks import Callback
@@ -35,6 +37,7 @@ __all__ = ["compress"]
 logger = logging.getLogger(__name__)
 
 
+@in_turn
 def compress(
     model: nn.Module,
     target_params: float | Budget,
@@ -79,8 +82,10 @@ def compress(
 
     Raises:
         TargetUnreachableError: The target is not below the original or below what is reachable.
-        CompressionError: The model, inputs, data or folder cannot be used; nothing was trained.
-        StateMismatchError: ``run_dir`` holds another run.
+        CompressionError: The model, inputs, data or folder cannot be used, or another call works
+            in the folder; nothing was trained.
+        StateMismatchError: ``run_dir`` holds a run of another model, task, data or choice: all that
+            decides it counts, as far as it can be seen.
         DivergedError: Training produced a loss that is not finite.
 
     Example:
@@ -90,23 +95,24 @@ def compress(
         >>> result.cost_after.params <= 353
         True
     """
-    job = check_job(
-        model,
-        target_params,
-        example_inputs=example_inputs,
-        data=data,
-        task=task or Task(),
-        config=whole_config(config, WidthConfig, DendriteConfig, RecoveryConfig),
-        device=device,
-        seed=seed,
-        run_dir=run_dir,
-    )
-    if job.experiment is None:
-        return _finished(job, _shrunk(job), None)
-    watching = (*callbacks, ProgressBar()) if progress else tuple(callbacks)
-    training = ContenderTraining(job, job.experiment, watching)
-    before = training.score(job.original)
-    return _finished(job, _trained(training, control=control), before)
+    with held(None if run_dir is None else Path(run_dir)):
+        job = check_job(
+            model,
+            target_params,
+            example_inputs=example_inputs,
+            data=data,
+            task=task or Task(),
+            config=whole_config(config, WidthConfig, DendriteConfig, RecoveryConfig),
+            device=device,
+            seed=seed,
+            run_dir=run_dir,
+        )
+        if job.experiment is None:
+            return _finished(job, _shrunk(job), None)
+        watching = (*callbacks, ProgressBar()) if progress else tuple(callbacks)
+        training = ContenderTraining(job, job.experiment, watching)
+        before = training.score(job.original)
+        return _finished(job, _trained(training, control=control), before)
 
 
 def _shrunk(job: Job) -> Outcome:

@@ -11,6 +11,7 @@ from torch import nn
 from pbcompress.comparison.intervals import Estimate
 from pbcompress.config.budget import Budget
 from pbcompress.config.whole import CompressConfig
+from pbcompress.core.markdown import without_controls
 from pbcompress.core.text_tables import render_text
 from pbcompress.core.versions import version_of
 from pbcompress.costs.measured import ModelCost
@@ -77,7 +78,9 @@ class CompressionResult:
     def __str__(self) -> str:
         facts = self.facts()
         tables = before_after(facts), layer_widths(facts)
-        return "\n\n".join(["\n".join(headline(facts)), *map(render_text, tables), self.note])
+        lines = [without_controls(line) for line in headline(facts)]
+        note = without_controls(self.note)
+        return "\n\n".join(["\n".join(lines), *map(render_text, tables), note])
 
     def __repr__(self) -> str:
         before, after = self.cost_before.params, self.cost_after.params

@@ -1,6 +1,9 @@
 """What the commands share: networks, inputs and data that are named on the command line."""
 
 import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,22 @@ from torch import nn
 
 from pbcompress.errors import CompressionError, first_line
 
-__all__ = ["DATA_HELP", "MODEL_HELP", "add_inputs", "data_named", "inputs_of", "network_named"]
+__all__ = [
+    "DATA_HELP",
+    "MODEL_HELP",
+    "ZOO_FETCH",
+    "add_inputs",
+    "add_trust",
+    "code_of_this_folder",
+    "data_named",
+    "inputs_of",
+    "network_named",
+]
 
 MODEL_HELP = "package.module:function that builds the network, importable from this folder"
 DATA_HELP = "package.module:function that makes data with test or val batches, for the accuracy"
+CODE = ("model", "before", "after", "control", "data", "task", "by")  # options that name it
+ZOO_FETCH = "model_zoo.datasets.fetch:fetch"
 INPUT_HELP = "shape of one input with the batch first, e.g. 1,3,32,32; repeat it for several inputs"
 
 
@@ -57,8 +72,52 @@ def data_named(name: str | None) -> Any:
     return None if name is None else _made(name)
 
 
+@contextmanager
+def code_of_this_folder(arguments: argparse.Namespace) -> Iterator[None]:
+    """Let a command that names code import it from the current folder, after everything else."""
+    here = str(Path.cwd())
+    if not _names_code(arguments) or here in sys.path:
+        yield
+        return
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(here)
+
+
+def _names_code(arguments: argparse.Namespace) -> bool:
+    """Tell whether the user named code; a recipe does not, unless its code is trusted or ours."""
+    given = vars(arguments)
+    if "trust" in given:
+        return bool(given["trust"]) or Path.cwd().resolve() == _checkout()
+    if given.get("by") == ZOO_FETCH:  # nobody named it
+        return Path.cwd().resolve() == _checkout()
+    texts = [value for name in CODE if isinstance(value := given.get(name), str)]
+    return any(":" in text and not text.endswith(".onnx") for text in texts)
+
+
+def _checkout() -> Path:
+    from pbcompress.recipes.builders import CHECKOUT
+
+    return CHECKOUT
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust``."""
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="a package or module whose functions the recipe may call; repeat it. It then runs "
+        "as you: name only code that you would run",
+    )
+
+
 def _made(name: str) -> Any:
-    from pbcompress.recipes.recipe import resolve
+    from pbcompress.recipes.builders import resolve
 
     try:
         return resolve(name)()

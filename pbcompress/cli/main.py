@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pbcompress.cli.arguments import MODEL_HELP, add_inputs, inputs_of, network_named
+from pbcompress.cli.arguments import (
+    MODEL_HELP,
+    ZOO_FETCH,
+    add_inputs,
+    add_trust,
+    code_of_this_folder,
+    inputs_of,
+    network_named,
+)
 from pbcompress.cli.measuring import add_measures
 from pbcompress.cli.packaging import add_package
 from pbcompress.errors import CompressionError
@@ -30,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if it worked, 1 if the job failed (one line on the standard error stream says why).
         Wrong usage exits with 2.
     """
-    sys.path.insert(0, str(Path.cwd()))  # so that a recipe can name code of this folder
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        with code_of_this_folder(arguments):
+            arguments.run(arguments)
     except CompressionError as err:
         print(f"pbcompress: {' '.join(str(err).split())}", file=sys.stderr)
         return 1
@@ -76,10 +84,12 @@ def _add_jobs(commands: Any) -> None:
         "compress",
         help="run a recipe: network, data, target and choices in one TOML file",
         description="Run a recipe. A run that was stopped goes on where it was; see "
-        "model_zoo/recipes/ for examples.",
+        "model_zoo/recipes/ for examples. A recipe runs the code that it names: without --trust "
+        "only what comes with pbcompress, and layers of torch.nn.",
     )
     job.add_argument("recipe", help="the TOML file")
     job.add_argument("--run-dir", help="folder to write to, instead of the recipe's")
+    add_trust(job)
     job.set_defaults(run=_compress)
 
 
@@ -109,6 +119,7 @@ def _add_zoo(commands: Any) -> None:
     run = jobs.choices["run"]
     run.add_argument("--run-dir", help="folder to write to, instead of the recipe's")
     run.add_argument("--update", action="store_true", help="keep what the run came to")
+    add_trust(run)
     _add_fetch(jobs)
 
 
@@ -125,7 +136,7 @@ def _add_fetch(jobs: Any) -> None:
     )
     fetch.add_argument(
         "--by",
-        default="model_zoo.datasets.fetch:fetch",
+        default=ZOO_FETCH,
         metavar="FUNCTION",
         help="package.module:function that takes name and folder (default: %(default)s)",
     )
@@ -243,7 +254,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _compress(arguments: argparse.Namespace) -> None:
     from pbcompress.recipes.recipe import Recipe
 
-    _run(Recipe.read(arguments.recipe), arguments.run_dir)
+    _run(Recipe.read(arguments.recipe, trust=arguments.trust), arguments.run_dir)
 
 
 def _run(recipe: "Recipe", run_dir: str | None) -> "CompressionResult":
@@ -274,13 +285,13 @@ def _zoo(arguments: argparse.Namespace) -> None:
     if arguments.job == "show":
         print(entry.card())
         return
-    result = _run(entry.recipe(), arguments.run_dir)
+    result = _run(entry.recipe(trust=arguments.trust), arguments.run_dir)
     if arguments.update:
         entry.update(result)
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
-    from pbcompress.recipes.recipe import resolve
+    from pbcompress.recipes.builders import resolve
 
     try:
         resolve(arguments.by)(arguments.name, arguments.folder)
@@ -311,7 +322,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from pbcompress.export.onnx_export import export_onnx
     from pbcompress.onnx_files.contents import metadata_of
     from pbcompress.onnx_files.store import AXES
-    from pbcompress.recipes.recipe import load_data, load_task, resolve
+    from pbcompress.recipes.builders import load_data, load_task, resolve
     from pbcompress.runs.run_folder import read_facts
     from pbcompress.runs.saved_network import load
 

@@ -14,6 +14,7 @@ from pbcompress.core.inputs import tensors_of
 from pbcompress.errors import CompressionError, first_line
 from pbcompress.onnx_files.network import OnnxNetwork
 from pbcompress.onnx_files.session import Session
+from pbcompress.training.class_targets import IGNORED
 from pbcompress.training.joining import is_by_sample, taken
 from pbcompress.training.loop import predict
 from pbcompress.training.task import Batches, Task, accuracy, check_split, to_number
@@ -183,6 +184,8 @@ def _hits(found: Predictions, task: Task) -> list[Any] | None:
     """Return which samples each network has right, if the metric is the accuracy of one class."""
     target = found.target
     if task.metric is not accuracy or not isinstance(target, Tensor) or target.dim() != 1:
+        return None
+    if bool((target == IGNORED).any()):
         return None
     return [(output.argmax(1) == target).numpy() for output in found.outputs]
 

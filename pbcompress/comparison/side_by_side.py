@@ -1,6 +1,5 @@
 """Measures networks side by side, each number from the shipped file where one is given."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,10 @@ from torch import Tensor, nn
 from pbcompress.comparison.intervals import Estimate
 from pbcompress.comparison.scoring import estimates, file_network, parity, predictions, split_of
 from pbcompress.comparison.table import GRAPH, Comparison, Side
+from pbcompress.core.drafts import draft_folder
 from pbcompress.core.inputs import Call, as_call, single_sample, tensors_of, to_device
 from pbcompress.core.modules import copy_model, device_of
+from pbcompress.core.turns import in_turn
 from pbcompress.costs.measured import ModelCost, measure
 from pbcompress.errors import CompressionError, ExportMismatchError, first_line
 from pbcompress.export.fusion import fuse
@@ -37,6 +38,7 @@ class _Contender(NamedTuple):
     cost: ModelCost | None
 
 
+@in_turn
 def compare(
     before: Given,
     after: Given,
@@ -51,7 +53,8 @@ def compare(
     Args:
         before: A module or the path of an ONNX file.
         after: The same.
-        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
+        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch;
+            or an `Example`, which says what is.
         data: For the metric and its 95 % interval: `Data`, of which the test split is scored (else
             val), or batches. A file runs in ONNX Runtime, a module in torch.
         task: The metric; None is classification.
@@ -75,8 +78,8 @@ def compare(
     batches = None if data is None else split_of(data)
     for model in given:
         _check(model)
-    with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
-        drafts = [Path(folder) / f"{index}.onnx" for index in range(len(given))]
+    with draft_folder() as folder:
+        drafts = [folder / f"{index}.onnx" for index in range(len(given))]
         contenders = [
             _contender(model, draft, example_inputs)
             for model, draft in zip(given, drafts, strict=True)
@@ -87,7 +90,7 @@ def compare(
         if batches is not None:
             outputs, scores, changes = _scored(contenders, batches, task)
         is_free = all(contender.session.takes_any_batch for contender in contenders)
-        timed = tensors_of(single_sample(call) if is_free else call)
+        timed = tensors_of(single_sample(call, contenders[0].network) if is_free else call)
         sides = _sides(contenders, timed)
     scored = [
         replace(side, score=score) for side, score in zip(sides, scores, strict=False)

@@ -12,6 +12,7 @@ from pbcompress.compensation.refit import refit_
 from pbcompress.compensation.report import CompensationReport
 from pbcompress.core.modules import copy_model, device_of
 from pbcompress.core.randomness import seeded
+from pbcompress.core.turns import in_turn
 from pbcompress.dendrites.attention_projections import open_attention_
 from pbcompress.errors import CompressionError, UnsupportedLayerError
 from pbcompress.pruning.cuts import check_cuts, kept_of
@@ -22,6 +23,7 @@ from pbcompress.training.task import Batches, Data, Task
 __all__ = ["compensate_"]
 
 
+@in_turn
 def compensate_(
     small: nn.Module,
     model: nn.Module,

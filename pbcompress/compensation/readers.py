@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from torch import nn
 
 from pbcompress.structure.dimensions import Kept
+from pbcompress.structure.layer_geometry import has_own_groups
 
 __all__ = ["Reader", "find_readers"]
 
 _Conv = nn.modules.conv._ConvNd
 _Transposed = nn.modules.conv._ConvTransposeNd
 _OWN_STATES = "it reads its own states, which are not seen"
+_IN_GROUPS = "each of its groups reads some of its inputs, which is not fitted"
 _STATES_BELOW = "it reads the states of the layer below, which are not seen"
 
 
@@ -68,7 +70,11 @@ def _input_axis(module: nn.Module, own: str) -> int | str:
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return ""
     if own == "weight" and isinstance(module, nn.Linear | _Conv):
-        return 0 if isinstance(module, _Transposed) else 1
+        if not isinstance(module, _Transposed):
+            return 1
+        if has_own_groups(module):
+            return ""
+        return _IN_GROUPS if module.groups > 1 else 0
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         if own in ("weight_ih", "weight_ih_l0", "weight_ih_l0_reverse"):
             return 1

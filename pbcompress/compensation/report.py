@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pbcompress.core.text_tables import render_text
+from pbcompress.core.text_tables import figure, render_text
 
 __all__ = ["CompensationReport", "ReaderError"]
 
@@ -46,7 +46,7 @@ class CompensationReport:
     def __str__(self) -> str:
         head = ("layer", "error before", "after", "ridge")
         rows = [
-            (name, f"{e.before:.4f}", f"{e.after:.4f}", f"{e.strength:g}" if e.strength else "-")
+            (name, figure(e.before), figure(e.after), f"{e.strength:g}" if e.strength else "-")
             for name, e in self.layers.items()
         ]
         text = render_text([head, *rows])

@@ -79,16 +79,22 @@ class DistillationConfig(Choices):
     """What the network learns from the original one in neuron phases.
 
     Args:
-        share: Share of the loss that compares class scores with those of the original network, in
-            [0, 1].
-        temperature: Softens the class scores that are compared.
+        share: Share of the loss that compares outputs with those of the original network, in
+            [0, 1]: the divergence of class probabilities, or of those of labels of which several
+            may hold, or the mean squared error of values.
+        temperature: Softens the scores of classes and labels that are compared.
         features: Weight of the squared relative difference of features, added to the loss, for
             modules whose outputs have one shape in both networks.
+        outputs: "classes", "labels" or "values"; "auto": what ``Task.loss`` shows that they are. It
+            is called on other outputs before training, and where it tells nothing that is an error.
+        axis: Of the classes; None: the one that ``Task.loss`` shows.
     """
 
     share: Share = 0.0
     temperature: Positive = 4.0
     features: NonNegative = 0.0
+    outputs: Literal["auto", "classes", "labels", "values"] = "auto"
+    axis: int | None = None
 
     @property
     def is_on(self) -> bool:

@@ -1,6 +1,6 @@
 """Which models are not taken: said before anything is tried, with the layer and what to do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ _DISTRIBUTED = {
     "FSDPModule": "",  # fully_shard changes the class of the module itself
 }
 _WRAPPERS = _DISTRIBUTED | {"OptimizedModule": "_orig_mod"}
+_SHARDED = "sharded", "Pass the model as it is before fully_shard"
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
@@ -28,11 +29,14 @@ def check_model(model: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise CompressionError(f"model must be a torch.nn.Module; found {type(model).__name__}.")
-    for name, module in model.named_modules():
-        found = _fault(name, module)
+    modules = list(model.named_modules())
+    plain = set(filter(_is_plain, {type(module) for _, module in modules}))
+    for name, module in modules:
+        found = None if type(module) in plain else _fault_of_kind(name, module)
+        found = found or _fault_of_tensors(_own(module))
         if found is not None:
             raise _refused(name, *found)
-    quantised = [n for n, m in model.named_modules() if type(m).__module__.startswith(_QUANTISED)]
+    quantised = [n for n, m in modules if type(m).__module__.startswith(_QUANTISED)]
     if quantised and not list(model.parameters()):
         raise _refused(
             quantised[0],
@@ -60,17 +64,22 @@ def check_whole(model: nn.Module) -> None:
 
 def _spread(name: str, module: nn.Module) -> tuple[str, str] | None:
     """Return how a module is wrapped or sharded for several processes, and what to do."""
-    kind = _wrapper(module, _DISTRIBUTED)
+    kind = _wrapper(type(module), _DISTRIBUTED)
     if kind is not None and _DISTRIBUTED[kind]:
         return f"wrapped in {kind}", f"Pass the module inside ({_inner(name, _DISTRIBUTED[kind])})"
     if kind is not None or any(hasattr(tensor, "placements") for tensor in _own(module)):
-        return "sharded", "Pass the model as it is before fully_shard"
+        return _SHARDED
     return None
 
 
-def _wrapper(module: nn.Module, wrappers: Mapping[str, str]) -> str | None:
-    kinds = (k.__name__ for k in type(module).__mro__ if k.__module__.startswith("torch."))
+def _wrapper(kind: type[nn.Module], wrappers: Mapping[str, str]) -> str | None:
+    kinds = (k.__name__ for k in kind.__mro__ if k.__module__.startswith("torch."))
     return next((kind for kind in kinds if kind in wrappers), None)
+
+
+def _is_plain(kind: type[nn.Module]) -> bool:
+    """Tell whether modules of a class can only be refused for their tensors."""
+    return _wrapper(kind, _WRAPPERS) is None and not issubclass(kind, torch.jit.ScriptModule)
 
 
 def _inner(name: str, attribute: str) -> str:
@@ -78,15 +87,16 @@ def _inner(name: str, attribute: str) -> str:
 
 
 def _own(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    own = (*module._parameters.values(), *module._buffers.values())
+    return [tensor for tensor in own if tensor is not None]
 
 
 def _place(name: str) -> str:
     return f"the layer {name!r}" if name else "the model"
 
 
-def _fault(name: str, module: nn.Module) -> tuple[str, str] | None:
-    kind = _wrapper(module, _WRAPPERS)
+def _fault_of_kind(name: str, module: nn.Module) -> tuple[str, str] | None:
+    kind = _wrapper(type(module), _WRAPPERS)
     if kind is not None and _WRAPPERS[kind]:
         inner = _inner(name, _WRAPPERS[kind])
         return f"it is wrapped in {kind}", f"Unwrap it ({inner}), and wrap the result again"
@@ -94,7 +104,12 @@ def _fault(name: str, module: nn.Module) -> tuple[str, str] | None:
         return f"it is {spread[0]}", spread[1]
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a ScriptModule, whose code is fixed", "Give the module that it was made from"
-    own = _own(module)
+    return None
+
+
+def _fault_of_tensors(own: Sequence[Tensor]) -> tuple[str, str] | None:
+    if any(hasattr(tensor, "placements") for tensor in own):
+        return f"it is {_SHARDED[0]}", _SHARDED[1]
     if any(nn.parameter.is_lazy(tensor) for tensor in own):
         return "it is lazy and has no shape yet", "Run one forward pass on the model first"
     if any(tensor.is_meta for tensor in own):

@@ -6,6 +6,7 @@ It asks every attribute of every module how it is to be copied. Most are numbers
 import copy
 import copyreg
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ __all__ = ["deep_copy"]
 
 Copies = dict[Any, Any]  # what deepcopy calls memo: by the id of an object its copy
 
-_ATOMS = (int, float, bool, str, type(None))
+_ATOMS = frozenset((int, float, bool, str, type(None)))
+_COLLECTIONS = frozenset((dict, OrderedDict, set))
+_SKIPPED = _ATOMS | _COLLECTIONS
 _AS_USUAL = (  # methods that a class must not have of its own
     *("__new__", "__reduce__", "__reduce_ex__", "__getstate__"),
     *("__deepcopy__", "__getnewargs__", "__getnewargs_ex__"),
@@ -34,10 +37,8 @@ def deep_copy(model: nn.Module, copies: Copies) -> nn.Module:
     """
     modules = list(model.modules())
     for value in (v for module in modules for v in vars(module).values()):
-        if isinstance(value, Tensor) and not value.is_leaf:
+        if type(value) not in _SKIPPED and isinstance(value, Tensor) and not value.is_leaf:
             copies.setdefault(id(value), value.detach().clone())
-        elif type(value) in (dict, OrderedDict, set) and not value:
-            copies[id(value)] = type(value)()
     for buffer in model.buffers():
         if _is_plain_tensor(buffer):
             copies[id(buffer)] = _on_copied_storage(buffer, copies)
@@ -46,7 +47,8 @@ def deep_copy(model: nn.Module, copies: Copies) -> nn.Module:
     shells = {id(module): type(module).__new__(type(module)) for module in modules}
     copies.update(shells)
     for module in reversed(modules):  # the inner ones first
-        state = {name: _copied(value, copies) for name, value in module.__getstate__().items()}
+        state: Copies = {}
+        _copy_items(module.__getstate__(), state, copies)
         shells[id(module)].__setstate__(state)
     return shells[id(model)]
 
@@ -58,18 +60,23 @@ def _is_copied_as_usual(kind: type[nn.Module]) -> bool:
     return is_usual and restored_by.startswith("torch.nn.") and kind not in copyreg.dispatch_table
 
 
-def _copied(value: Any, copies: Copies) -> Any:
-    if type(value) in _ATOMS:
-        return value
-    known = copies.get(id(value))
-    if known is not None:
-        return known
-    if type(value) is not dict:
-        return copy.deepcopy(value, copies)
-    new: Copies = {}
-    copies[id(value)] = new
-    new.update((copy.deepcopy(k, copies), _copied(v, copies)) for k, v in value.items())
-    return new
+def _copy_items(items: Mapping[Any, Any], new: Copies, copies: Copies) -> None:
+    """Enter the copies of what a dict holds into a new one; each value is looked at once."""
+    for key, value in items.items():
+        kind = type(value)
+        if kind in _ATOMS:
+            own = value
+        elif (own := copies.get(id(value))) is None:
+            if kind in _COLLECTIONS and not value:
+                own = copies[id(value)] = kind()
+            elif kind is dict:
+                own = copies[id(value)] = {}
+                _copy_items(value, own, copies)
+            elif kind is tuple and _ATOMS.issuperset(map(type, value)):
+                own = value
+            else:
+                own = copy.deepcopy(value, copies)
+        new[key if type(key) is str else copy.deepcopy(key, copies)] = own
 
 
 def _is_plain_tensor(tensor: Tensor) -> bool:

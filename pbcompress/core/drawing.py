@@ -103,6 +103,7 @@ def page_chart(
 def _style(colours: Mapping[str, str]) -> dict[Any, Any]:
     return {
         "svg.fonttype": "none",
+        "text.parse_math": False,
         "font.size": 12.0,
         "axes.edgecolor": colours["rule"],
         "axes.facecolor": "none",

@@ -2,8 +2,11 @@
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +15,11 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from pbcompress.errors import CompressionError
 
 __all__ = [
+    "BatchAxes",
     "Call",
+    "Example",
     "as_call",
+    "batch_places",
     "few_samples",
     "map_tensors",
     "single_sample",
@@ -24,19 +30,52 @@ __all__ = [
 _CACHES = ("transformers.cache_utils",)
 
 
-class Call(NamedTuple):
+# The axis of each argument that is the batch, by its name or place; arguments that are not named
+# have none. None in place of a mapping: it is not said.
+BatchAxes = Mapping[str | int, int]
+
+
+@dataclass(frozen=True)
+class Example:
+    """Inputs of one forward pass, with the axes that are the batch.
+
+    It can be given wherever ``example_inputs`` are taken. Without it the first axis of every
+    tensor is the batch.
+
+    Args:
+        inputs: A tensor, a tuple of positional or a dict of named inputs.
+        batch_axes: For each argument of ``forward`` that has a batch, by its name or its place,
+            the axis. The others are never cut: an empty dict says that nothing is a batch.
+
+    Example:
+        >>> nodes, edges = torch.zeros(30, 4), torch.zeros(2, 90, dtype=torch.long)
+        >>> Example((nodes, edges), batch_axes={}).batch_axes
+        {}
+    """
+
+    inputs: Any
+    batch_axes: BatchAxes
+
+
+@dataclass(frozen=True)
+class Call:
     """The inputs of one forward pass, as the network is called with them.
 
     Attributes:
         args: Positional ones.
         kwargs: Named ones.
+        batch_axes: Which axes are the batch, where that was said; see `Example`.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    batch_axes: BatchAxes | None = dataclasses.field(default=None, repr=False)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.args, self.kwargs))
 
     @property
-    def example_inputs(self) -> tuple[Any, ...] | dict[str, Any]:
+    def example_inputs(self) -> Any:
         """The same as a user gives them: a tuple, or a dict where they are named.
 
         Raises:
@@ -47,7 +86,8 @@ class Call(NamedTuple):
                 "Task.forward calls the model with positional and named inputs at once. Pass "
                 "example_inputs as a tuple or a dict."
             )
-        return self.kwargs or self.args
+        given = self.kwargs or self.args
+        return given if self.batch_axes is None else Example(given, self.batch_axes)
 
 
 def as_call(example_inputs: object) -> Call:
@@ -59,6 +99,8 @@ def as_call(example_inputs: object) -> Call:
     """
     if isinstance(example_inputs, Call):
         return example_inputs
+    if isinstance(example_inputs, Example):
+        return replace(as_call(example_inputs.inputs), batch_axes=example_inputs.batch_axes)
     if isinstance(example_inputs, Tensor):
         return Call((example_inputs,), {})
     if isinstance(example_inputs, Mapping):
@@ -67,7 +109,7 @@ def as_call(example_inputs: object) -> Call:
         return Call(tuple(example_inputs), {})
     raise CompressionError(
         "example_inputs must be the inputs of one forward pass: a tensor, a tuple of positional "
-        f"or a dict of named inputs. Found {type(example_inputs).__name__}."
+        f"or a dict of named inputs, or an Example. Found {type(example_inputs).__name__}."
     )
 
 
@@ -85,7 +127,7 @@ def map_tensors(call: Call, change: Callable[[Tensor], Tensor]) -> Call:
         return other
 
     args, kwargs = tree_map(changed, tuple(call))
-    return Call(args, kwargs)
+    return Call(args, kwargs, call.batch_axes)
 
 
 def tensors_of(values: object) -> list[Tensor]:
@@ -111,9 +153,54 @@ def _tensors_within(values: object, seen: set[int]) -> Iterator[Tensor]:
                 yield from _tensors_within(held, seen)
 
 
-def single_sample(call: Call) -> Call:
-    """Return ``call`` with the first axis of every tensor cut to one: batch size 1."""
-    return map_tensors(call, lambda t: t[:1].clone() if t.dim() else t)
+def batch_places(network: nn.Module, call: Call) -> dict[int, int]:
+    """Return the axis that is the batch, by the number of each tensor of a call that has one.
+
+    Raises:
+        CompressionError: ``batch_axes`` names an argument or an axis that is not there.
+    """
+    tensors = tensors_of(call)
+    if call.batch_axes is None:
+        return {i: 0 for i, t in enumerate(tensors) if t.dim()}
+    given: dict[str | int, Any] = dict(enumerate(call.args))
+    given.update(call.kwargs)
+    with suppress(TypeError, ValueError):  # it has no signature, or another one
+        given.update(inspect.signature(network.forward).bind(*call.args, **call.kwargs).arguments)
+    numbers = {id(t): i for i, t in enumerate(tensors)}
+    places = {}
+    for name, axis in call.batch_axes.items():
+        for tensor in tensors_of(given.get(name)):
+            if -tensor.dim() <= axis < tensor.dim():
+                places[numbers[id(tensor)]] = axis % tensor.dim()
+                continue
+            raise CompressionError(
+                f"batch_axes says that axis {axis} of {name!r} is the batch; its shape is "
+                f"{tuple(tensor.shape)}."
+            )
+        if name not in given:
+            raise CompressionError(
+                f"batch_axes names {name!r}; forward was called with "
+                f"{', '.join(map(repr, given))}. Use the names or places of its arguments."
+            )
+    return places
+
+
+def single_sample(call: Call, network: nn.Module | None = None, count: int = 1) -> Call:
+    """Return ``call`` with the batch of every tensor cut to one sample, or to ``count``.
+
+    Args:
+        call: The inputs.
+        network: What takes them, where ``batch_axes`` may name its arguments.
+        count: Samples that stay, at most.
+    """
+    places = batch_places(network or nn.Identity(), call)
+    numbers = {id(t): i for i, t in enumerate(tensors_of(call))}
+
+    def cut(t: Tensor) -> Tensor:
+        axis = places.get(numbers[id(t)])
+        return t if axis is None else t.narrow(axis, 0, min(count, t.shape[axis])).clone()
+
+    return map_tensors(call, cut)
 
 
 def few_samples(batch: Any, count: int) -> Any:

@@ -15,9 +15,11 @@ __all__ = [
     "copy_model",
     "copy_sharing",
     "device_of",
+    "dtype_like",
     "kept_modes",
     "matches",
     "parameter_count",
+    "plain_attention",
     "plain_kernels",
     "preserved_mode",
     "replace_module",
@@ -93,6 +95,18 @@ def channel_axis(layer: nn.Module) -> int:
     return -1
 
 
+def dtype_like(tensor: Tensor, real: torch.dtype) -> torch.dtype:
+    """Return the dtype of a tensor whose numbers have the precision of ``real``.
+
+    Example:
+        >>> dtype_like(torch.zeros(2, dtype=torch.complex64), torch.float64)
+        torch.complex128
+    """
+    if tensor.is_complex():
+        return real.to_complex()
+    return real if tensor.is_floating_point() else tensor.dtype
+
+
 @contextmanager
 def kept_modes(model: nn.Module) -> Iterator[None]:
     """Give every module that ``model`` has now its mode back at the end."""
@@ -124,15 +138,24 @@ def rest_(model: nn.Module) -> None:
 
 
 @contextmanager
-def plain_kernels(network: nn.Module) -> Iterator[None]:
-    """Run attention and recurrent layers as the operations that they consist of."""
+def plain_attention() -> Iterator[None]:
+    """Run the attention of torch as the operations that it consists of."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    one_dnn = torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    if any(isinstance(module, nn.RNNBase) for module in network.modules()):
-        torch._C._set_mkldnn_enabled(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextmanager
+def plain_kernels(network: nn.Module) -> Iterator[None]:
+    """Run attention and recurrent layers as the operations that they consist of."""
+    one_dnn = torch._C._get_mkldnn_enabled()
+    if any(isinstance(module, nn.RNNBase) for module in network.modules()):
+        torch._C._set_mkldnn_enabled(False)
+    try:
+        with plain_attention():
+            yield
+    finally:
         torch._C._set_mkldnn_enabled(one_dnn)

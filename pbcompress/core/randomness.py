@@ -9,6 +9,7 @@ from typing import SupportsIndex
 
 import torch
 
+from pbcompress.core.turns import turn
 from pbcompress.errors import CompressionError
 
 __all__ = ["seeded", "whole_seed"]
@@ -34,6 +35,8 @@ def whole_seed(seed: SupportsIndex) -> int:
 def seeded(*seed: SupportsIndex | str) -> Iterator[None]:
     """Seed Python, NumPy and torch (CPU and CUDA), and give their former states back at the end.
 
+    The states are those of the process, so one thread at a time is in here; see `turns`.
+
     Args:
         seed: Values that together name the random stream, e.g. ``(0, "neuron", 3)``.
 
@@ -44,6 +47,12 @@ def seeded(*seed: SupportsIndex | str) -> Iterator[None]:
         ...     bool(torch.equal(first, torch.rand(2)))
         True
     """
+    with turn(), _seeded(seed):
+        yield
+
+
+@contextmanager
+def _seeded(seed: tuple[SupportsIndex | str, ...]) -> Iterator[None]:
     numpy = sys.modules.get("numpy")
     python_state = random.getstate()
     numpy_state = numpy.random.get_state() if numpy else None
@@ -51,7 +60,7 @@ def seeded(*seed: SupportsIndex | str) -> Iterator[None]:
     value = random.Random(repr(name)).getrandbits(32)
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(value)
+            _seed_torch(value)
             random.seed(value)
             if numpy:
                 numpy.random.seed(value)
@@ -60,3 +69,11 @@ def seeded(*seed: SupportsIndex | str) -> Iterator[None]:
         random.setstate(python_state)
         if numpy:
             numpy.random.set_state(numpy_state)
+
+
+def _seed_torch(value: int) -> None:
+    """Seed torch; where there is no accelerator, without the stack trace that waits for one."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(value)
+    else:
+        torch.default_generator.manual_seed(value)

@@ -6,8 +6,8 @@ The header of such a file has a SHA-256 of all that it holds, which every reader
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pbcompress.core.bounded_files import is_file
+from pbcompress.core.drafts import draft_file, told_where
 from pbcompress.core.json_documents import decoded, with_digest, without_digest
-from pbcompress.errors import CompressionError, StateMismatchError, first_line
+from pbcompress.errors import StateMismatchError, first_line
 
 __all__ = ["read_tensors", "tensor_bytes", "write_bytes", "write_tensors"]
 
@@ -32,24 +33,15 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file in one rename; on any error the former file stays and nothing else does.
 
     Raises:
-        CompressionError: The folder cannot be written to, or the disk is full.
+        UnwritableError: The folder cannot be written to, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as err:
-        raise CompressionError(
-            f"{path} was to be written and could not be: {err.strerror or err}. Free some space or "
-            "choose another folder; a former file of that name is as it was."
-        ) from err
-    finally:
-        with suppress(OSError):  # after the rename, or without a folder, there is none
-            temporary.unlink()
+    with told_where(path, also=True), draft_file(path) as (draft, file):
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        if sys.platform == "win32":  # what is open cannot be renamed there
+            file.close()
+        draft.replace(path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

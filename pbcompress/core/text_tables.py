@@ -2,7 +2,17 @@
 
 from collections.abc import Sequence
 
-__all__ = ["Table", "compact", "figure", "render_markdown", "render_text", "speed_up"]
+from pbcompress.core.markdown import Markup, as_text, without_controls
+
+__all__ = [
+    "Table",
+    "compact",
+    "figure",
+    "render_markdown",
+    "render_text",
+    "signed_figure",
+    "speed_up",
+]
 
 Table = Sequence[Sequence[str]]  # the first row is the header
 
@@ -32,6 +42,16 @@ def figure(value: float) -> str:
     return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"
 
 
+def signed_figure(value: float) -> str:
+    """Return the change of a metric as `figure` does, with its sign.
+
+    Example:
+        >>> signed_figure(0.5), signed_figure(-0.0000123)
+        ('+0.5000', '-1.23e-05')
+    """
+    return f"{'' if value < 0 else '+'}{figure(value)}"
+
+
 def speed_up(ratio: float) -> str:
     """Return what a ratio of times means, and say so where the result is the slower one."""
     return f"{ratio:.2f}x as fast" + (": slower than before" if round(ratio, 2) < 1 else "")
@@ -39,6 +59,7 @@ def speed_up(ratio: float) -> str:
 
 def render_text(table: Table) -> str:
     """Return a table for a terminal: the first column to the left, the others to the right."""
+    table = [[without_controls(cell) for cell in row] for row in table]
     columns = [c for c in zip(*table, strict=True) if any(c[1:])]
     widths = [max(map(len, column)) for column in columns]
     is_number = [any(ch.isdigit() for cell in c[1:] for ch in cell[:1]) for c in columns]
@@ -55,9 +76,20 @@ def render_text(table: Table) -> str:
 
 
 def render_markdown(table: Table) -> str:
-    """Return a table in Markdown."""
+    r"""Return a table in Markdown; cells are text, but for those that are `Markup`.
+
+    Example:
+        >>> print(render_markdown([("layer", "width"), ("a|b", "3")]))
+        | layer | width |
+        | --- | --- |
+        | a\|b | 3 |
+    """
     columns = [c for c in zip(*table, strict=True) if any(c[1:])]
     rows = list(zip(*columns, strict=True))
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
     lines.insert(1, "|" + " --- |" * len(columns))
     return "\n".join(lines)
+
+
+def _cell(cell: str) -> str:
+    return cell if isinstance(cell, Markup) else as_text(cell, in_table=True)

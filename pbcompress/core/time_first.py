@@ -31,16 +31,22 @@ def one_sample(model: nn.Module, call: Call) -> Call:
         >>> one_sample(nn.LSTM(4, 8, batch_first=True), inputs).args[0].shape
         torch.Size([1, 5, 4])
     """
-    cut = single_sample(call)
+    cut = single_sample(call, model)
+    if call.batch_axes is not None:
+        return cut
     layers = [module for module in model.modules() if _may_tell(module)]
     if not layers:
         return cut
     is_one = all(len(t) == 1 for t in tensors_of(call) if t.dim())
     other = map_tensors(call, _twice) if is_one else cut
     try:
-        before, after = (_steps(model, layers, each) for each in (call, other))
+        before = _steps(model, layers, call)
     except Exception:  # whatever it is, the run that follows says it
         return cut
+    try:
+        after = _steps(model, layers, other)
+    except Exception:  # a mask, perhaps, whose first axis is the batch
+        return _by_samples(model, layers, call, before) or cut
     for (steps, samples), (now, _) in zip(before, after, strict=False):
         if steps != now:
             return call if samples is None else map_tensors(call, partial(_first, samples))
@@ -55,10 +61,28 @@ def _twice(tensor: Tensor) -> Tensor:
     return torch.cat([tensor, tensor]) if tensor.dim() else tensor
 
 
+def _by_samples(
+    model: nn.Module,
+    layers: Sequence[nn.Module],
+    call: Call,
+    seen: Sequence[tuple[int, int | None]],
+) -> Call | None:
+    """Return a call cut along the axes as long as the second one of layers that read time first."""
+    samples = next((samples for _, samples in seen if samples is not None), None)
+    if samples is None or all(getattr(layer, "batch_first", False) for layer in layers):
+        return None
+    cut = map_tensors(call, partial(_first, samples))
+    try:
+        _steps(model, layers, cut)
+    except Exception:
+        return None
+    return cut
+
+
 def _first(samples: int, tensor: Tensor) -> Tensor:
-    """Return the first of so many samples along the second axis, or of a vector of them."""
-    if tensor.dim() > 1:
-        return tensor[:, :1].clone() if tensor.shape[1] == samples else tensor
+    """Return the first of so many samples along the second axis, else along the first."""
+    if tensor.dim() > 1 and tensor.shape[1] == samples:
+        return tensor[:, :1].clone()
     return tensor[:1].clone() if tensor.dim() and len(tensor) == samples else tensor
 
 

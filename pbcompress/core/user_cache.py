@@ -2,9 +2,11 @@
 
 import os
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
+
+from pbcompress.core.tensor_files import write_bytes
+from pbcompress.errors import CompressionError
 
 __all__ = ["read_cached", "write_cached"]
 
@@ -21,18 +23,8 @@ def read_cached(name: str) -> str | None:
 
 def write_cached(name: str, text: str) -> None:
     """Keep a text under a name, whole or not at all; nothing happens where that cannot be done."""
-    with suppress(OSError, RuntimeError):
-        folder = _folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=folder, prefix=name, delete=False, encoding="utf-8"
-        ) as draft:
-            draft.write(text)
-        try:
-            Path(draft.name).replace(folder / name)
-        except OSError:
-            Path(draft.name).unlink()
-            raise
+    with suppress(CompressionError, RuntimeError):
+        write_bytes(_folder() / name, text.encode())
 
 
 def _folder() -> Path:

@@ -59,10 +59,10 @@ def multiples_for(
         groups: The channel groups.
         hardware: A row of `BLOCKS`.
     """
-    table = BLOCKS[hardware]
+    table, modules = BLOCKS[hardware], dict(model.named_modules(remove_duplicate=False))
     multiples = []
     for group in groups:
-        layers = (model.get_submodule(member.layer) for member in group.members)
+        layers = (modules[member.layer] for member in group.members)
         blocks = [table[kind_of(layer)] for layer in layers if _computes(layer)]
         width = group.width * group.channels_per_unit
         multiples.append(max((block.multiple(width) for block in blocks), default=1))

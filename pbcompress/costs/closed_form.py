@@ -3,12 +3,18 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 
 from torch import nn
 
 from pbcompress.costs.measured import LayerCost, ModelCost
-from pbcompress.structure.channel_groups import Axis, ChannelGroup, Grouping, output_axes
+from pbcompress.structure.channel_groups import (
+    Axis,
+    ChannelGroup,
+    Grouping,
+    layer_axes,
+    output_axes,
+)
 
 __all__ = ["CostModel", "Widths", "model_cost", "parameter_costs", "work_costs"]
 
@@ -39,20 +45,44 @@ class CostModel:
         self.groups = groups
         self.reserve, self.layers = dict(reserve or {}), dict(layers or {})
         self._place = {group.name: i for i, group in enumerate(groups)}
+        self._known: dict[Axis, Form] = {}
+        self._names: dict[Axis, str] = {}
         self.base = 0
         merged: Counter[tuple[Axis, ...]] = Counter()
         for coefficient, axes in terms:
-            moving = [a for a in axes if any(name in self._place for name, _ in a.groups)]
-            fixed = math.prod(a.size for a in axes if a not in moving)
+            moving = []
+            for axis in axes:
+                if self._form(axis)[1]:
+                    moving.append(axis)
+                else:
+                    coefficient *= axis.size
             if moving:
-                merged[tuple(sorted(moving, key=repr))] += coefficient * fixed
+                merged[tuple(self._sorted(moving))] += coefficient
             else:
-                self.base += coefficient * fixed
+                self.base += coefficient
         self._terms = [(number, [*map(self._form, axes)]) for axes, number in merged.items()]
+        self._sizes = {axis: form for axis, form in self._known.items() if form[1]}
+        places = {axis: place for place, axis in enumerate(self._sizes)}
+        self._products = [
+            (number, [places[axis] for axis in axes]) for axes, number in merged.items()
+        ]
 
     def _form(self, axis: Axis) -> Form:
-        parts = [(self._place[name], n) for name, n in axis.groups if name in self._place]
-        return axis.size - sum(self.groups[i].width * n for i, n in parts), parts
+        form = self._known.get(axis)
+        if form is None:
+            parts = [(self._place[name], n) for name, n in axis.groups if name in self._place]
+            form = axis.size - sum(self.groups[i].width * n for i, n in parts), parts
+            self._known[axis] = form
+        return form
+
+    def _sorted(self, axes: list[Axis]) -> list[Axis]:
+        """Return axes in one order, so that equal terms are found to be."""
+        if len(axes) == 1:
+            return axes
+        for axis in axes:
+            if axis not in self._names:
+                self._names[axis] = repr(axis)
+        return sorted(axes, key=self._names.__getitem__)
 
     @cached_property
     def _touched(self) -> list[list[tuple[int, list[Moving]]]]:
@@ -87,7 +117,8 @@ class CostModel:
 
     def total(self, widths: Widths) -> int:
         """Return the cost of the whole network, reserve included."""
-        terms = (n * math.prod(_size(form, widths) for form in forms) for n, forms in self._terms)
+        size = [_size(form, widths) for form in self._sizes.values()].__getitem__
+        terms = [number * math.prod(map(size, places)) for number, places in self._products]
         return self.base + sum(terms) + self.reserved(widths)
 
     def change(self, index: int, width: int, widths: Widths) -> int:
@@ -127,7 +158,7 @@ def _size(form: Form, widths: Widths) -> int:
 def parameter_costs(model: nn.Module, grouping: Grouping) -> dict[str, Term]:
     """Return the elements of every parameter, shared ones once, by name."""
     return {
-        name: (1, grouping.shapes.get(name, tuple(Axis(n) for n in parameter.shape)))
+        name: (1, grouping.shapes.get(name) or tuple(map(Axis, parameter.shape)))
         for name, parameter in model.named_parameters()
     }
 
@@ -145,15 +176,13 @@ def model_cost(
 ) -> ModelCost:
     """Return the cost of ``model`` at other widths, by layer, from the closed form."""
     numbers = CostModel(grouping.groups, [])
+    size = cache(lambda axis: numbers.size(axis, widths))
     params: Counter[str] = Counter()
     flops: Counter[str] = Counter()
     for name, (coefficient, axes) in parameter_costs(model, grouping).items():
-        layer = name.rpartition(".")[0]
-        params[layer] += coefficient * math.prod(numbers.size(a, widths) for a in axes)
+        params[name.rpartition(".")[0]] += coefficient * math.prod(map(size, axes))
     for work in grouping.works:
-        flops[work.module] += work.coefficient * math.prod(
-            numbers.size(a, widths) for a in work.axes
-        )
+        flops[work.module] += work.coefficient * math.prod(map(size, work.axes))
     layers = {}
     outputs: Mapping[str, Axis] | None = None
     for name, module in model.named_modules():
@@ -177,5 +206,5 @@ def model_cost(
 
 def _out_width(module: nn.Module, axes: Sequence[Axis], numbers: CostModel, widths: Widths) -> int:
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return numbers.size(axes[1], widths) * module.groups
+        return numbers.size(layer_axes(module, tuple(axes))[0], widths)
     return numbers.size(axes[0], widths)

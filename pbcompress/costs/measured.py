@@ -19,7 +19,9 @@ from pbcompress.core.modules import (
     plain_kernels,
 )
 from pbcompress.core.randomness import seeded
+from pbcompress.core.scripted import scripts_as_python
 from pbcompress.core.time_first import one_sample
+from pbcompress.core.turns import in_turn
 from pbcompress.costs.flop_counters import LayerCost, by_kind, explain
 from pbcompress.costs.product_counts import PRODUCTS
 from pbcompress.errors import CompressionError
@@ -100,6 +102,7 @@ class _Positional(nn.Module):
         return self.model(*args, **kwargs)
 
 
+@in_turn
 def measure(model: nn.Module, example_inputs: object) -> ModelCost:
     """Return parameters and FLOPs of ``model``, by layer and in total.
 
@@ -130,7 +133,13 @@ def measure(model: nn.Module, example_inputs: object) -> ModelCost:
     inputs = wrapped.tensors
     if any(t.dim() and not len(t) for t in inputs):
         raise CompressionError("example_inputs holds no sample; give a batch of at least one.")
-    with warnings.catch_warnings(), torch.no_grad(), seeded("measure"), plain_kernels(network):
+    with (
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        seeded("measure"),
+        plain_kernels(network),
+        scripts_as_python(),
+    ):
         warnings.simplefilter("ignore")  # fvcore needs torch.jit, which is deprecated
         from fvcore.nn import FlopCountAnalysis
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from pbcompress.costs.closed_form import CostModel, Widths
 from pbcompress.structure.channel_groups import Axis, Grouping, Work
-from pbcompress.structure.layer_geometry import is_depthwise
+from pbcompress.structure.layer_geometry import has_own_groups, is_depthwise
 
 __all__ = ["Operator", "OperatorKind", "OperatorSize", "operators_of"]
 
@@ -91,7 +91,7 @@ def operators_of(model: nn.Module, grouping: Grouping) -> dict[str, Operator]:
     works: dict[str, list[Work]] = defaultdict(list)
     for work in grouping.works:
         works[work.module].append(work)
-    modules = {name: model.get_submodule(name) for name in works}
+    modules = dict(model.named_modules(remove_duplicate=False))
     return {
         name: _operator(modules[name], tuple(own), grouping.shapes.get(f"{name}.weight"))
         for name, own in works.items()
@@ -107,7 +107,8 @@ def _operator(
         return Operator(OperatorSize("norm", full), works=works)
     if weight is None or not isinstance(module, nn.Linear | _Conv):
         return Operator(OperatorSize("product", full), works=works)
-    out, in_ = weight[:2] if not isinstance(module, _Transposed) else weight[1::-1]
+    inputs_first = isinstance(module, _Transposed) and not has_own_groups(module)
+    out, in_ = weight[1::-1] if inputs_first else weight[:2]
     taps, groups = math.prod(axis.size for axis in weight[2:]), 1
     kind: OperatorKind = "product"
     if isinstance(module, _Conv):

@@ -9,6 +9,7 @@ from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.core.accepted_models import check_whole
 from pbcompress.core.modules import replace_module
 from pbcompress.core.randomness import whole_seed
+from pbcompress.core.turns import in_turn
 from pbcompress.dendrites.forms import GrowableLayers, growable_layers
 from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
 from pbcompress.errors import CompressionError
@@ -16,6 +17,7 @@ from pbcompress.errors import CompressionError
 __all__ = ["attach_dendrites_", "detach_dendrites_"]
 
 
+@in_turn
 def attach_dendrites_(
     model: nn.Module,
     config: DendriteConfig | CompressConfig | None = None,

@@ -38,12 +38,13 @@ def first_difference(
     seen: dict[str, list[Tensor]] = {name: [] for name in leaves}
 
     def record(name: str, _: nn.Module, __: Any, output: Any) -> None:
-        seen[name] += [output.detach().clone()] if isinstance(output, Tensor) else []
+        is_plain = isinstance(output, Tensor) and not output.is_nested
+        seen[name] += [output.detach().clone()] if is_plain else []
 
     handles = [m.register_forward_hook(partial(record, name)) for name, m in leaves.items()]
     try:
         with torch.no_grad():
-            network(*call[0], **call[1])
+            network(*call.args, **call.kwargs)
     finally:
         for handle in handles:
             handle.remove()

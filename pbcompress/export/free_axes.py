@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 
-from pbcompress.core.inputs import Call, map_tensors, tensors_of
+from pbcompress.core.inputs import Call, batch_places, map_tensors, tensors_of
 from pbcompress.errors import CompressionError
 
 __all__ = [
@@ -74,16 +74,17 @@ class Inputs:
                 f"The example inputs were bound to forward{inspect.signature(network.forward)}: "
                 f"{err}. Give a tuple in this order, or a dict with these names."
             ) from err
-        self.call = Call(bound.args, bound.kwargs)
+        self.call = Call(bound.args, bound.kwargs, call.batch_axes)
         self.arguments: dict[str, Any] = dict(bound.arguments)
         self.tensors = tensors_of(self.call)
         self.names = leaf_names(self.arguments) or [f"x{i}" for i in range(len(self.tensors))]
+        self._batch = tuple(batch_places(network, self.call).items())
 
     def batch(self) -> FreeAxis:
-        """Return the first axis of the first tensor, and of all others of that length."""
-        size = next((len(t) for t in self.tensors if t.dim()), 1)
-        places = [(i, 0) for i, t in enumerate(self.tensors) if t.dim() and len(t) == size]
-        return FreeAxis(BATCH, size, tuple(places), is_batch=True)
+        """Return the batch: as it was said, or the first axis of all as long as the first."""
+        sizes = [self.tensors[i].shape[axis] for i, axis in self._batch]
+        places = tuple(p for p, size in zip(self._batch, sizes, strict=True) if size == sizes[0])
+        return FreeAxis(BATCH, sizes[0] if sizes else 1, places, is_batch=True)
 
     def free(self, dynamic: Dynamic) -> list[FreeAxis]:
         """Return the axes that were asked for, the batch first where it is free.
@@ -114,7 +115,8 @@ class Inputs:
                     fixed.update(places)
                 else:
                     named.setdefault(name, []).extend(places)
-        batch = [axis for axis in batch if fixed.isdisjoint(axis.places)]
+        kept = [tuple(p for p in axis.places if p not in fixed) for axis in batch]
+        batch = [replace(batch[0], places=places) for places in kept if places]
         if batch:
             ours = set(batch[0].places)
             own = [name for name, places in named.items() if ours & set(places)]
@@ -192,7 +194,7 @@ def name_arguments_(network: nn.Module, call: Call) -> None:
     parameters = [p for name, p in own.parameters.items() if name != rest]
     parameters += [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
-        for name in call[1]
+        for name in call.kwargs
         if name not in own.parameters
     ]
 

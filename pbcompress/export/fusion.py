@@ -5,6 +5,7 @@ from typing import Any
 from torch import fx, nn
 
 from pbcompress.core.modules import copy_model, replace_module
+from pbcompress.core.turns import in_turn
 from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
 from pbcompress.export.batchnorm_folding import BatchNorm, fold, fold_into_dendrites_
 from pbcompress.export.fused_layer import FusedDendriteLayer
@@ -12,6 +13,7 @@ from pbcompress.export.fused_layer import FusedDendriteLayer
 __all__ = ["fuse"]
 
 
+@in_turn
 def fuse(model: nn.Module) -> nn.Module:
     """Return the inference form of a network: a plain module in eval mode, ``model`` untouched.
 

@@ -12,6 +12,7 @@ from torch import nn
 from pbcompress.core.inputs import Call, as_call, to_device
 from pbcompress.core.modules import copy_model, device_of
 from pbcompress.core.text_tables import figure
+from pbcompress.core.turns import in_turn
 from pbcompress.errors import CompressionError, first_line
 from pbcompress.export.free_axes import Dynamic, Inputs, check_samples, name_arguments_
 from pbcompress.export.onnx_writer import FileWriter
@@ -137,6 +138,7 @@ class ExportReport:
         return {**data.pop("parity"), **data.pop("file"), **data}
 
 
+@in_turn
 def export_onnx(
     model: nn.Module,
     path: str | Path,
@@ -163,7 +165,8 @@ def export_onnx(
     Args:
         model: Usually from `fuse`; exported as a copy in eval mode on the CPU.
         path: The file to write; weights of more than 2 GB go into ``path.data`` beside it.
-        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
+        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch;
+            or an `Example`, which says what is.
         quantize: `Int8` or `Fp16`: write fewer bits if the file is then smaller, as good and fast
             enough; "int8" and "fp16" are these with their defaults. Else the file is float32, and
             ``report.quantization`` says which of these failed.
@@ -188,7 +191,8 @@ def export_onnx(
         ExportMismatchError: The outputs differ by more than rounding; the worst output is named,
             and the first layer that differs where it can be found.
         CompressionError: The network cannot be exported (the line that torch refuses is named), an
-            axis that was asked for is fixed, ``data`` does not fit, or the path cannot be written.
+            axis that was asked for is fixed, an output has an input's name, ``data`` does not fit,
+            or the path cannot be written.
         DivergedError: The loss of a recovery was not finite.
 
     Example:
@@ -202,8 +206,9 @@ def export_onnx(
     _check_choices(opset, dynamic)
     check_providers(providers)
     target = Path(path)
-    network, inputs = _prepared(model, example_inputs)
-    others = [_inputs(network, sample) for sample in samples]
+    said = (task or Task()).said
+    network, inputs = _prepared(model, said(as_call(example_inputs)))
+    others = [_inputs(network, said(as_call(sample))) for sample in samples]
     free = inputs.free(dynamic)
     check_samples(inputs, others, free)
     if data is not None:
@@ -308,8 +313,8 @@ def write_onnx(
     network, inputs = _prepared(model, example_inputs)
     try:
         free = inputs.free("batch") if free_batch else []
-        is_free = bool(free and translate(network, inputs, path, free, opset=20))
+        is_free = bool(free and translate(network, inputs, path, free, opset=20, is_measured=True))
     except CompressionError:
         is_free = False
     if not is_free:
-        translate(network, inputs, path, [], opset=20)
+        translate(network, inputs, path, [], opset=20, is_measured=True)

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from pbcompress.core.drafts import check_writable
 from pbcompress.core.inputs import Call, as_call, map_tensors, tensors_of, to_device
 from pbcompress.core.modules import copy_model
 from pbcompress.core.randomness import seeded
 from pbcompress.core.tensor_files import write_bytes
+from pbcompress.core.turns import in_turn
 from pbcompress.errors import CompressionError, ExportMismatchError, first_line
 from pbcompress.export.free_axes import FreeAxis, Inputs, resized
 from pbcompress.export.spec_operations import name_of
@@ -65,6 +67,7 @@ class ProgramReport:
         )
 
 
+@in_turn
 def export_pt2(
     model: nn.Module,
     path: str | Path,
@@ -82,7 +85,8 @@ def export_pt2(
     Args:
         model: Usually from `fuse`; exported as a copy in eval mode on the CPU.
         path: The file to write; its name ends in .pt2.
-        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
+        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch;
+            or an `Example`, which says what is.
         dynamic_batch: Whether the file takes any batch size.
         samples: Further inputs to compare on, e.g. real batches.
 
@@ -120,6 +124,7 @@ def export_pt2(
     return ship(model, Path(path), (example_inputs, *samples), dynamic_batch, write, read)
 
 
+@in_turn
 def ship(
     model: nn.Module,
     path: Path,
@@ -141,12 +146,11 @@ def ship(
     network = copy_model(model).cpu().eval()
     calls = [Inputs(network, to_device(as_call(value), "cpu")) for value in inputs]
     batch = calls[0].batch()
-    probe = path.with_name(f".{path.name}.writable")
-    write_bytes(probe, b"")  # fail before the work
-    probe.unlink()
-    program = export_program(network, calls[0], batch if dynamic_batch else None)
+    check_writable(path)  # fail before the work
+    is_free = dynamic_batch and bool(batch.places)
+    program = export_program(network, calls[0], batch if is_free else None)
     operations = Counter(name_of(n.target) for n in program.graph.nodes if n.op == "call_function")
-    sizes = BATCH_SIZES if dynamic_batch else (batch.size,)
+    sizes = BATCH_SIZES if is_free else (batch.size,)
     try:
         with _quiet():
             content = write(program, network, calls[0].call)

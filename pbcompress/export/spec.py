@@ -3,7 +3,6 @@
 import inspect
 import itertools
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils._pytree import tree_unflatten
 
+from pbcompress.core.drafts import draft_folder
 from pbcompress.core.inputs import Call, tensors_of
 from pbcompress.core.modules import shared_parameter_names
 from pbcompress.core.tensor_files import tensor_bytes, write_bytes
@@ -65,6 +65,7 @@ def save_spec(
         CompressionError: The network cannot be exported, or the path cannot be written.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     report = save_spec(nn.Linear(3, 2), f"{folder}/a.safetensors", torch.zeros(1, 3))
         >>> report.operations, report.max_difference
@@ -78,8 +79,8 @@ def save_spec(
 
 
 def _read(content: bytes) -> nn.Module:
-    with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
-        file = Path(folder) / "draft.safetensors"
+    with draft_folder() as folder:
+        file = folder / "draft.safetensors"
         write_bytes(file, content)
         try:
             return load_spec(file, most_bytes=2**62)
@@ -93,7 +94,7 @@ def _read(content: bytes) -> nn.Module:
 def _write(program: ExportedProgram, network: nn.Module, call: Call) -> bytes:
     program = program.run_decompositions({})  # no operation writes into its arguments any more
     with torch.no_grad():
-        outputs = network(*call[0], **call[1])
+        outputs = network(*call.args, **call.kwargs)
     values, weights, kinds = _placeholders(program, shared_parameter_names(network))
     spec = {
         "kind": KIND,
@@ -111,7 +112,7 @@ def _arguments(network: nn.Module, call: Call) -> dict[str, Any]:
     inputs = {tensor: {"input": i} for i, tensor in enumerate(tensors_of(call))}
     signature = inspect.signature(network.forward)
     arguments: dict[str, Any] = {}
-    for name, value in signature.bind(*call[0], **call[1]).arguments.items():
+    for name, value in signature.bind(*call.args, **call.kwargs).arguments.items():
         kind = signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_KEYWORD:
             arguments |= value

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from pbcompress.core.inputs import Call, tensors_of
+from pbcompress.core.modules import plain_attention
 from pbcompress.core.randomness import seeded
 from pbcompress.core.source_lines import line_of, watched
-from pbcompress.errors import CompressionError, first_line
+from pbcompress.errors import CompressionError, a_few, first_line
 from pbcompress.export.free_axes import FreeAxis, Inputs, leaf_names, resized
 from pbcompress.onnx_files.store import ONE_FILE, load, relabel, save
 
@@ -38,7 +39,7 @@ HINTS = {
 def output_of(network: nn.Module, call: Call) -> Any:
     """Return what a network returns, without gradient."""
     with torch.no_grad():
-        return network(*call[0], **call[1])
+        return network(*call.args, **call.kwargs)
 
 
 def translate(
@@ -51,6 +52,7 @@ def translate(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     one_file: int = ONE_FILE,
+    is_measured: bool = False,
 ) -> list[FreeAxis]:
     """Write the graph of a network.
 
@@ -63,13 +65,14 @@ def translate(
         input_names: None: those of `Inputs`.
         output_names: None: by the keys and indices of what the network returns.
         one_file: See ``path``.
+        is_measured: The file is only measured, so its outputs are numbered, whatever they are.
 
     Returns:
         The axes that are free in the file; those that the network ties together are one.
 
     Raises:
-        CompressionError: The network does not run or cannot be translated, or there are other
-            numbers of inputs and outputs than names.
+        CompressionError: The network does not run or cannot be translated, there are other
+            numbers of inputs and outputs than names, or two of them have one name.
     """
     batch = {axis: 2 for axis in free[:1] if axis.is_batch}
     call = resized(inputs.call, batch)
@@ -81,7 +84,7 @@ def translate(
         raise _refusal(asked, err, is_batch_free=bool(batch)) from err
     names = (
         list(input_names or inputs.names),
-        list(output_names or _output_names(output)),
+        list(output_names or _output_names(output, is_measured=is_measured)),
     )
     _check_names(names, input_names, output_names, len(tensors_of(output)), inputs)
     hook = network.register_forward_hook(lambda _, __, result: tuple(tensors_of(result)))
@@ -135,16 +138,20 @@ def _check_names(
                 f"{option}={list(given)} was asked for, and the network has {count}. Give one "
                 "name for each, all different."
             )
-    taken = set(names[0])
-    for number, name in enumerate(names[1]):  # values of a graph have one name each
-        while name in taken:
-            name += "_out"
-        names[1][number] = name
-        taken.add(name)
+    both = sorted({name for name in names[1] if name in names[0] or names[1].count(name) > 1})
+    if both:  # values of a graph have one name each
+        others = [f"{name}_{i}" if name in both else name for i, name in enumerate(names[1])]
+        raise CompressionError(
+            f"The outputs were to be named {names[1]}, and {a_few(both)} is the name of an input, "
+            f"or of two outputs; the inputs are {names[0]}. Pass export_onnx(..., output_names="
+            f"{others}), or other input_names."
+        )
 
 
-def _output_names(output: Any) -> list[str]:
+def _output_names(output: Any, *, is_measured: bool) -> list[str]:
     count = len(tensors_of(output))
+    if is_measured:
+        return [f"measured_{i}" for i in range(count)]
     if isinstance(output, torch.Tensor):
         return ["output"]
     return leaf_names(output, "output_") or [f"output_{i}" for i in range(count)]
@@ -156,7 +163,7 @@ def _exported(
     args, kwargs = call
     for recurrent in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
         recurrent._dispatch_cache.clear()  # else a second export unrolls the steps of the example
-    with _quiet(), torch.no_grad(), seeded("export"):
+    with _quiet(), torch.no_grad(), seeded("export"), plain_attention():
         return torch.onnx.export(
             network,
             (*args, {}) if args and isinstance(args[-1], dict) and not kwargs else args,
@@ -197,16 +204,22 @@ def _free_in(
         if bounds.lower == bounds.upper
     }
     shapes = [[d.dim_param for d in v.type.tensor_type.shape.dim] for v in proto.graph.input]
-    found: dict[str, FreeAxis] = {}
+    found: list[FreeAxis] = []
+    of: dict[FreeAxis, set[str]] = {}
     for axis in free:
-        for i, place in axis.places:
-            symbol = shapes[i][place]
-            if not symbol or (symbol in sizes and isinstance(sizes[symbol], int)):
-                continue
-            sizes.setdefault(symbol, axis.name)
-            known = found.setdefault(symbol, replace(axis, name=str(sizes[symbol]), places=()))
-            found[symbol] = replace(known, places=(*known.places, (i, place)))
-    return list(found.values()), sizes
+        places = [(i, place) for i, place in axis.places if shapes[i][place]]
+        places = [p for p in places if not isinstance(sizes.get(shapes[p[0]][p[1]]), int)]
+        if not places:
+            continue
+        symbols = {shapes[i][place] for i, place in places}
+        tied = [other for other in found if of[other] & symbols]
+        first = tied[0] if tied else axis
+        whole = replace(first, places=tuple(p for a in tied for p in a.places) + tuple(places))
+        of[whole] = symbols.union(*(of[other] for other in tied))
+        found = [other for other in found if other not in tied] + [whole]
+    for axis in found:
+        sizes.update(dict.fromkeys(of[axis], axis.name))
+    return found, sizes
 
 
 def fixed_line(network: nn.Module, inputs: Inputs, free: Sequence[FreeAxis], axis: FreeAxis) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pbcompress.core.text_tables import render_text
+from pbcompress.core.turns import in_turn
 from pbcompress.errors import CompressionError
 from pbcompress.onnx_files.contents import measure_onnx, peak_activation_bytes
 from pbcompress.onnx_files.session import (
@@ -118,6 +119,7 @@ def _bytes(count: int | None) -> str:
     return "-" if count is None else f"{count:,}"
 
 
+@in_turn
 def bench(
     paths: Sequence[str | Path],
     *,

@@ -4,7 +4,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -18,6 +17,7 @@ import onnxruntime
 from torch import Tensor
 
 from pbcompress.core.bounded_files import is_file
+from pbcompress.core.drafts import draft_folder
 from pbcompress.errors import CompressionError, StateMismatchError, first_line
 from pbcompress.onnx_files.bounds import graphs_within
 from pbcompress.onnx_files.store import example_sizes, load, values_of
@@ -344,11 +344,11 @@ def peak_memory(
     What the runtime needs without a file is taken off. None where the system is not Linux or does
     not say.
     """
-    with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
-        held = Path(folder) / "feeds.npz"
+    with draft_folder() as folder:
+        held = folder / "feeds.npz"
         np.savez(held, **dict(feeds))  # type: ignore[arg-type]
         given = [str(path), str(threads), str(held), ",".join(providers)]
-        command = [sys.executable, "-c", PEAK, *given]
+        command = [sys.executable, "-P", "-c", PEAK, *given]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, timeout=MOST_SECONDS
@@ -380,8 +380,8 @@ def kernel_times(
         The times by the runtime's name of the node, in the order of execution.
     """
     times: dict[str, list[float]] = defaultdict(list)
-    with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
-        session = Session(path, threads, profile=Path(folder) / "profile", providers=providers)
+    with draft_folder() as folder:
+        session = Session(path, threads, profile=folder / "profile", providers=providers)
         for _ in range(runs + 1):  # the first one warms up
             session.run(feeds)
         events = json.loads(Path(session.profile()).read_text())

@@ -12,7 +12,6 @@ import hashlib
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ import onnx
 from onnx import helper
 
 from pbcompress.core.bounded_files import is_file, read_bounded
+from pbcompress.core.drafts import draft_folder, told_where
 from pbcompress.core.json_documents import decoded
 from pbcompress.errors import CompressionError, StateMismatchError, first_line
 from pbcompress.onnx_files.bounds import check_extent, check_values, tensors_within
@@ -227,18 +227,10 @@ def drafting(target: Path) -> Iterator[Path]:
     """Give a path for a draft of a file, in a folder of its own beside it that is then deleted.
 
     Raises:
-        CompressionError: The folder cannot be written to.
+        UnwritableError: The folder cannot be written to, or the disk is full.
     """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
-    except OSError as err:
-        raise CompressionError(
-            f"{target} was to be written and could not be: {err.strerror or err}. Choose another "
-            "folder."
-        ) from err
-    with folder as name:
-        yield Path(name) / target.name
+    with draft_folder(target.name, target.parent, target) as folder:
+        yield folder / target.name
 
 
 def install(draft: Path, target: Path) -> None:
@@ -249,27 +241,25 @@ def install(draft: Path, target: Path) -> None:
         target: Its place. A former file, and weights that were only its own, are replaced.
 
     Raises:
-        CompressionError: The folder cannot be written to; a former file is as it was.
+        UnwritableError: The folder cannot be written to; a former file is as it was.
     """
     former: list[Path] = []
     with suppress(CompressionError):  # something else may be there
         former = files_of(target)[1:] if target.is_file() else []
     weights = data_file(target)
     files = _with_weights_in(draft, weights.name)
-    try:
-        for file in files:
-            with file.open("rb") as content:
-                os.fsync(content.fileno())
-        for file in files[1:]:
-            file.replace(weights)
-        draft.replace(target)
-    except OSError as err:
-        for _ in files[1:]:
-            weights.unlink(missing_ok=True)
-        raise CompressionError(
-            f"{target} was to be written and could not be: {err.strerror or err}. Free some space "
-            "or choose another folder; a former file of that name is as it was."
-        ) from err
+    with told_where(target, also=True):
+        try:
+            for file in files:
+                with file.open("rb") as content:
+                    os.fsync(content.fileno())
+            for file in files[1:]:
+                file.replace(weights)
+            draft.replace(target)
+        except OSError:
+            for _ in files[1:]:
+                weights.unlink(missing_ok=True)
+            raise
     for file in former:
         if file.name.startswith(target.name):
             file.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from pbcompress.core.bounded_files import read_bounded
+from pbcompress.core.drafts import draft_folder, told_where
 from pbcompress.core.json_documents import check_kind, decoded
+from pbcompress.core.turns import in_turn
 from pbcompress.errors import (
     CompressionError,
     ExportMismatchError,
@@ -65,6 +66,7 @@ class Package:
         )
 
 
+@in_turn
 def package(
     run_dir: str | Path,
     directory: str | Path | None = None,
@@ -99,6 +101,7 @@ def package(
         CompressionError: The folder is there, or cannot be written, or the name is none.
 
     Example:
+        >>> import tempfile
         >>> from pbcompress import CompressConfig, compress
         >>> from torch import nn, ones
         >>> net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
@@ -131,10 +134,12 @@ def pack(
             f"The network was to be named {name!r}; a name is up to 96 letters, digits and . _ - "
             "and begins with a letter or digit. Pass name=."
         )
+    with told_where(target, also=True):
+        _put_back(target)
     home = _home(target, overwrite)
     try:
-        with tempfile.TemporaryDirectory(dir=home, prefix=".pbcompress-") as folder:
-            contents, draft = collect(Path(folder)), Path(folder) / "package"
+        with draft_folder("pbcompress", home, target) as folder:
+            contents, draft = collect(folder), folder / "package"
             draft.mkdir()
             models = _fill(draft, contents, name, card)
             _check(draft)
@@ -293,12 +298,25 @@ def _check(folder: Path) -> None:
 def _move(draft: Path, target: Path) -> None:
     """Give a folder its place; a former one comes back if that fails."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    old = draft.with_name("former")
+    old = _former(target)
     if target.exists():
         target.rename(old)
     try:
         draft.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
+    except BaseException:
+        _put_back(target)
         raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _former(target: Path) -> Path:
+    """Return where a package waits while another takes its place."""
+    return target.with_name(f".{target.name}.former")
+
+
+def _put_back(target: Path) -> None:
+    """Give a former package its place again, where a call was killed between two renames."""
+    old = _former(target)
+    if old.exists() and not target.exists():
+        old.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

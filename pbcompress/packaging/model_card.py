@@ -12,7 +12,8 @@ from string import Template
 from typing import Any
 
 from pbcompress.comparison.intervals import wilson
-from pbcompress.core.text_tables import render_markdown
+from pbcompress.core.markdown import as_code, as_paragraphs, as_text
+from pbcompress.core.text_tables import figure, render_markdown
 from pbcompress.errors import CompressionError
 from pbcompress.report.headline import asked_for, headline
 from pbcompress.report.tables import before_after, dendrite_account, layer_widths
@@ -86,16 +87,16 @@ def model_card(
         models=render_markdown(_models(config)),
         interface=render_markdown(_interface(config)),
         classes=_classes(config),
-        preprocessing=card.preprocessing
+        preprocessing=as_paragraphs(card.preprocessing or "")
         or "Not known to the run that made this. Inputs must be prepared as those of the training.",
-        intended_use=card.intended_use
+        intended_use=as_paragraphs(card.intended_use or "")
         or "Not stated. It does what the network that it was made from does, as well as the "
         "results below say, on data like that which it was scored on.",
-        scores="\n".join(f"- {_sentence(score)}" for score in _scores(facts))
+        scores="\n".join(f"- {as_text(_sentence(score))}" for score in _scores(facts))
         or "Nothing was scored: the network was shrunk and not trained.",
         results="\n\n".join(result_sections(facts)).replace("## Layers", "### Layers"),
         origin=_origin(facts),
-        proof=f"{proof} {_sample(config)}",
+        proof=f"{as_text(proof)} {_sample(config)}",
         limits="\n".join(f"- {limit}" for limit in _limits(facts, config)),
         energy=f"Not measured. Training and validation of the compression took {seconds:,.0f} s on "
         "the machine that ran it; the training of the original is not counted.",
@@ -107,7 +108,7 @@ def result_sections(facts: RunFacts) -> list[str]:
     account = dendrite_account(facts)
     return [
         render_markdown(before_after(facts)),
-        facts.note,
+        as_text(facts.note),
         *([render_markdown(account)] if account else []),
         "## Layers",
         render_markdown(layer_widths(facts)),
@@ -128,7 +129,7 @@ class _Score:
         if self.metric != "accuracy" or not 0 <= self.value <= 1 or not self.samples:
             return ""
         low, high = wilson(round(self.value * self.samples), self.samples)
-        return f"95 % interval {low:.4f} to {high:.4f} (Wilson)"
+        return f"95 % interval {figure(low)} to {figure(high)} (Wilson)"
 
 
 def _scores(facts: RunFacts) -> list[_Score]:
@@ -150,7 +151,7 @@ def _sentence(score: _Score) -> str:
         score.interval() or "no interval, because only the metric of the whole split is known"
     )
     return (
-        f"{score.metric} {score.value:.4f} on {score.samples:,} samples of the "
+        f"{score.metric} {figure(score.value)} on {score.samples:,} samples of the "
         f"{splits[score.split]}; {interval}"
     )
 
@@ -203,9 +204,17 @@ def _yaml(data: Mapping[str, Any], depth: int = 0) -> list[str]:
 
 
 def _scalar(value: Any) -> str:
+    if isinstance(value, str):
+        return _quoted(value)
     text = json.dumps(value)
     # 1e-07 is a text in YAML 1.1, 1.0e-07 a number
     return text.replace("e", ".0e") if isinstance(value, float) and "." not in text else text
+
+
+def _quoted(text: str) -> str:
+    """Return a text as JSON and YAML read it: what is not printed in words, all else as it is."""
+    shown = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in shown)
 
 
 def _summary(facts: RunFacts) -> str:
@@ -213,7 +222,7 @@ def _summary(facts: RunFacts) -> str:
         "A network in ONNX that pbcompress made from a larger one; every share and every speed is "
         "of that one. What is not known of it is said."
     )
-    return "\n\n".join([*headline(facts), about])
+    return "\n\n".join([*map(as_text, headline(facts)), about])
 
 
 def _models(config: PackageConfig) -> Sequence[Sequence[str]]:
@@ -222,7 +231,7 @@ def _models(config: PackageConfig) -> Sequence[Sequence[str]]:
         header,
         *(
             (
-                f"`{name}`",
+                as_code(name),
                 f"{entry['bytes']:,}",
                 f"{entry['max_difference']:.1e}",
                 "-" if entry["same_top1"] is None else f"{entry['same_top1']:.0%}",
@@ -237,14 +246,16 @@ def _interface(config: PackageConfig) -> Sequence[Sequence[str]]:
     for side in ("inputs", "outputs"):
         for entry in config[side]:
             shape = " x ".join(map(str, entry["shape"])) or "a number"
-            rows.append((side.removesuffix("s"), f"`{entry['name']}`", entry["type"], shape))
+            rows.append((side.removesuffix("s"), as_code(entry["name"]), entry["type"], shape))
     return rows
 
 
 def _classes(config: PackageConfig) -> str:
     names = config["classes"]
     return (
-        f"**Classes.** {', '.join(names)}." if names else "**Classes.** Their names are not known."
+        f"**Classes.** {', '.join(map(as_text, names))}."
+        if names
+        else "**Classes.** Their names are not known."
     )
 
 

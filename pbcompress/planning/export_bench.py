@@ -5,9 +5,9 @@ networks get their weights into its graph; the file counts where it computes wha
 computes. Any other network is exported itself.
 """
 
-import tempfile
 import time
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pbcompress.core.drafts import draft_folder
 from pbcompress.core.inputs import Call, tensors_of
 from pbcompress.core.modules import copy_model
 from pbcompress.costs.latency_model import LayerKind, Measured
@@ -67,7 +68,8 @@ class ExportBench:
     ) -> None:
         self.call, self.modules, self.threads, self.as_shipped = call, modules, threads, as_shipped
         self._clock = time.thread_time if threads == 1 else time.perf_counter
-        self._folder = tempfile.TemporaryDirectory(prefix="pbcompress-")
+        self._held = ExitStack()
+        self._folder = self._held.enter_context(draft_folder())
         self._count = 0
         try:
             self._template = None if as_shipped else self._template_of(fuse(original))
@@ -77,7 +79,7 @@ class ExportBench:
             self._time = self._timed([self._first], ALONE)[0].median
             self.original = self._measured(path, self._time)
         except BaseException:
-            self._folder.cleanup()
+            self._held.close()
             raise
 
     def __enter__(self) -> Self:
@@ -89,7 +91,7 @@ class ExportBench:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._folder.cleanup()
+        self._held.close()
 
     @cached_property
     def machine(self) -> Machine:
@@ -115,7 +117,7 @@ class ExportBench:
 
     def _path(self) -> Path:
         self._count += 1
-        return Path(self._folder.name) / f"{self._count}.onnx"
+        return self._folder / f"{self._count}.onnx"
 
     def _template_of(self, network: nn.Module) -> Template | None:
         """Export a network once, with weights that can be told apart."""

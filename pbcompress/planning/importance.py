@@ -103,7 +103,7 @@ def _combined(energies: Sequence[Tensor], width: int) -> Tensor:
 
 def _magnitudes(model: nn.Module, groups: Sequence[ChannelGroup]) -> Energies:
     """Squared weights that produce or read a unit."""
-    return _Holdings(model, groups).sums(lambda weight: _wide(weight).square())
+    return _Holdings(model, groups).sums(lambda weight: _real(_wide(weight)).square())
 
 
 def _norm_scales(model: nn.Module, groups: Sequence[ChannelGroup]) -> Energies:
@@ -175,8 +175,8 @@ _WITH_DATA: dict[str, Callable[[nn.Module, Sequence[ChannelGroup], Sample], Ener
 
 def _weight_times_gradient(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
-        return torch.zeros_like(parameter)
-    return _wide(parameter) * _wide(parameter.grad)
+        return torch.zeros_like(parameter).real
+    return (_wide(parameter) * _wide(parameter.grad).conj()).real
 
 
 def _mean(batches: Sequence[Energies]) -> Energies:
@@ -213,12 +213,14 @@ class _Holdings:
         self.parameters: dict[int, nn.Parameter] = {}
         self.axes: dict[int, set[tuple[int, int]]] = {}
         self.members: list[list[tuple[list[Place], Tensor]]] = []
+        modules = dict(network.named_modules(remove_duplicate=False))
         for group in groups:
             self.members.append([])
             for member in filter(select, group.members):
                 places = []
-                for name, axis, parts in _held_by(network, member, with_bias):
-                    parameter = network.get_submodule(member.layer)._parameters.get(name)
+                layer = modules[member.layer]
+                for name, axis, parts in _held_by(layer, member, with_bias):
+                    parameter = layer._parameters.get(name)
                     if parameter is not None:  # else a buffer, an attribute, or a computed weight
                         self.parameters[id(parameter)] = parameter
                         self.axes.setdefault(id(parameter), set()).add((axis, parts))
@@ -238,19 +240,21 @@ class _Holdings:
                 found[key, axis, parts] = _along(values, axis, parts).cpu().double()
 
         def held(places: list[Place], positions: Tensor) -> Tensor:
-            return torch.stack([found[place] for place in places]).sum(0)[positions].sum(1)
+            own = [found[place] for place in places]
+            of_each = own[0] if len(own) == 1 else torch.stack(own).sum(0)
+            return of_each[positions].sum(1)
 
         return [[held(*member) for member in of_group] for of_group in self.members]
 
 
-def _held_by(network: nn.Module, member: Member, with_bias: bool) -> Iterator[tuple[str, int, int]]:
+def _held_by(layer: nn.Module, member: Member, with_bias: bool) -> Iterator[tuple[str, int, int]]:
     """Yield the names, axes and parts of the parameters that a member's units lie along."""
     if member.dim == "out":
         yield "weight", 0, 1
         if with_bias:
             yield "bias", 0, 1
     elif member.dim == "in":
-        yield "weight", 1, getattr(network.get_submodule(member.layer), "groups", 1)
+        yield "weight", 1, getattr(layer, "groups", 1)
     elif not member.dim.startswith("@"):
         name, _, axis = member.dim.partition(":")
         yield name, int(axis), 1
@@ -261,12 +265,17 @@ def _wide(values: Tensor) -> Tensor:
     return values if values.element_size() >= 4 else values.float()
 
 
+def _real(values: Tensor) -> Tensor:
+    """Return the sizes of complex numbers, others as they are."""
+    return values.abs() if values.is_complex() else values
+
+
 def _summed(values: Tensor, kept: set[int]) -> Tensor:
     """Sum over every axis but ``kept``; all axes stay."""
-    others = [axis for axis in range(values.dim()) if axis not in kept]
+    others = [d for d, size in enumerate(values.shape) if d not in kept and size != 1]
     return values.sum(others, keepdim=True) if others else values
 
 
 def _along(values: Tensor, axis: int, parts: int) -> Tensor:
     """Sum over every other axis; a grouped convolution has a part of its input for each group."""
-    return torch.cat([_summed(part, {axis}).flatten() for part in values.chunk(parts)])
+    return _summed(values.unflatten(0, (parts, -1)), {0, axis + 1}).flatten()

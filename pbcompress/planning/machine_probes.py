@@ -7,7 +7,6 @@ measured again.
 
 import hashlib
 import platform
-import tempfile
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from pbcompress.core.drafts import draft_folder
 from pbcompress.core.json_documents import parse_record, render_record
 from pbcompress.core.user_cache import read_cached, write_cached
 from pbcompress.costs.latency_model import PROBE_WIDTHS, LayerKind, multiple_of
@@ -86,9 +86,9 @@ def _processor() -> str:
 
 def _costs(kind: LayerKind, threads: int) -> tuple[float, ...]:
     sessions, feeds, works = [], [], []
-    with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
+    with draft_folder() as folder:
         for width in PROBE_WIDTHS.values():
-            path = Path(folder) / f"{width}.onnx"
+            path = folder / f"{width}.onnx"
             shape, work = write_probe(path, kind, width)
             sessions.append(Session(path, threads))
             feeds.append(sessions[-1].feeds([torch.ones(shape)]))

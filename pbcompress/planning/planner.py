@@ -38,6 +38,7 @@ _TOO_SLOW = (
     "layers with WidthConfig.keep, or raise WidthConfig.max_seconds."
 )
 FEW = 4  # groups that are judged one by one
+UNPROVEN = "the model's forward pass differs from run to run, so that no cut can be proven"
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,8 @@ class _Planner:
             removed = search.removed(trial)
             steps = cuts_of(self.model, self.grouping, removed)
             cost = self.cost(trial)
-            if not proven or self._proof_failure(removed, steps, cost.params) is None:
+            is_proven = not (proven and removed)
+            if is_proven or self._proof_failure(removed, steps, cost.params) is None:
                 break
             self._drop_guilty(removed)
         if widths is None and not smallest:
@@ -282,8 +284,13 @@ class _Planner:
         """Leave alone the groups whose narrowing fails the proof.
 
         Groups of the same structure are judged by the first of them, the others of a guilty one's
-        structure together, and one by one only where they are few or nothing was found.
+        structure together, and one by one only where they are few or nothing was found. Where the
+        proof fails with nothing removed, no group is guilty, and none can be proven.
         """
+        if self._failure({}) is not None:
+            names = [group.name for group in self.grouping.groups]
+            self.grouping = self.grouping.without(dict.fromkeys(names, UNPROVEN))
+            return
         kinds: dict[str, list[str]] = {}
         for group in self.grouping.groups:
             if group.name in removed:

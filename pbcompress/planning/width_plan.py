@@ -18,6 +18,7 @@ from pbcompress.core.inputs import Call, as_call, to_device
 from pbcompress.core.json_documents import render
 from pbcompress.core.modules import device_of
 from pbcompress.core.time_first import one_sample
+from pbcompress.core.turns import in_turn
 from pbcompress.costs.latency_model import Shipped
 from pbcompress.costs.measured import ModelCost
 from pbcompress.planning.explanation import PlanDiff, plan_text, widths_of
@@ -199,6 +200,7 @@ class WidthPlan:
         return plan_text(self)
 
 
+@in_turn
 def plan_widths(
     model: nn.Module,
     example_inputs: object,
@@ -218,7 +220,8 @@ def plan_widths(
 
     Args:
         model: Network to shrink; left as it is.
-        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch.
+        example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch;
+            or an `Example`, which says what is.
         target_params: At most this many parameters: a count, a share in (0, 1) or a `Budget`. A
             latency or a file size is confirmed on exported networks, which takes some seconds for
             each of them.
@@ -251,7 +254,8 @@ def plan_widths(
     """
     choices = whole_config(config, WidthConfig, DendriteConfig)
     experiment = None if data is None else Experiment(data, task or Task(), seed)
-    return make_plan(model, example_inputs, Budget.of(target_params), choices, experiment)
+    call = (task or Task()).said(as_call(example_inputs))
+    return make_plan(model, call, Budget.of(target_params), choices, experiment)
 
 
 def make_plan(

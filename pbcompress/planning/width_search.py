@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -222,7 +222,12 @@ class WidthSearch:
             return [request.round_to] * len(groups), True
         if width.round_to == 1:
             return [1] * len(groups), False
-        return multiples_for(self.model, groups, width.hardware), True
+        return list(self._liked), True
+
+    @cached_property
+    def _liked(self) -> list[int]:
+        """What the hardware likes the channels of every group to be a multiple of."""
+        return multiples_for(self.model, self.grouping.groups, self.config.width.hardware)
 
     def removed(self, widths: Widths) -> Removed:
         """Return the units that go: the least important of every group."""
@@ -240,21 +245,24 @@ def cuts_of(model: nn.Module, grouping: Grouping, removed: Removed) -> tuple[Lay
     for group in grouping.groups:
         units = removed.get(group.name)
         if units:
+            gone = torch.tensor(units)
             for member in group.members:
-                indices[member.layer, member.dim].append(member.positions[units].flatten())
+                indices[member.layer, member.dim].append(member.positions[gone].flatten())
     return tuple(
         LayerCut(
             layer,
             dim,
-            tuple(torch.cat(gone).unique().tolist()),
+            tuple(torch.cat(parts).unique().tolist()),
             dimension_size(model, layer, dim) or 0,
         )
-        for (layer, dim), gone in indices.items()
+        for (layer, dim), parts in indices.items()
     )
 
 
 def without_kept(model: nn.Module, grouping: Grouping, keep: tuple[str, ...]) -> Grouping:
     """Leave alone the groups that reach a layer that the user keeps."""
+    if not keep:
+        return grouping
     names = [name for name, _ in model.named_modules()]
     for pattern in keep:
         if not any(matches(name, (pattern,)) for name in names):

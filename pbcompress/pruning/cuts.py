@@ -97,8 +97,9 @@ def cut_all_(model: nn.Module, steps: Sequence[LayerCut]) -> None:
     Attributes come first: a layer of torch sets those that it knows from its weights, again.
     Weights that are kept stay what they were, also those that are computed.
     """
-    kept = kept_of(model, steps)
-    normed = [(n, n.norms(kept[n.direction])) for n in normed_weights(model) if n.direction in kept]
+    weights = normed_weights(model)
+    kept = kept_of(model, steps) if weights else {}
+    normed = [(n, n.norms(kept[n.direction])) for n in weights if n.direction in kept]
     owners = owners_of(model)
     for step in sorted(steps, key=lambda step: not step.dim.startswith("@")):
         cut_(model, step.layer, step.dim, step.removed, owners)

@@ -11,11 +11,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from pbcompress.core.inputs import Call, map_tensors, tensors_of
-from pbcompress.core.modules import channel_axis, copy_sharing, parameter_count, plain_kernels
+from pbcompress.core.modules import (
+    channel_axis,
+    copy_sharing,
+    dtype_like,
+    parameter_count,
+    plain_kernels,
+)
 from pbcompress.core.randomness import seeded
+from pbcompress.core.scripted import scripts_as_python
 from pbcompress.errors import first_line
 from pbcompress.pruning.cuts import LayerCut, cut_all_, kept_of
-from pbcompress.pruning.weight_norms import computed_weights, normed_weights
+from pbcompress.pruning.weight_norms import computed_weights, is_computed, normed_weights
 from pbcompress.structure.tracer import Event, Trace
 
 __all__ = ["proof_failure"]
@@ -59,7 +66,8 @@ def proof_failure(
         params: How many parameters the cut network has as predicted.
     """
     _disturb_(network)
-    weights = computed_weights(network, kept_of(network, steps))
+    computes = any(map(is_computed, network.modules()))
+    weights = computed_weights(network, kept_of(network, steps)) if computes else {}
     sliced = copy_sharing(network)
     try:
         cut_all_(sliced, steps)
@@ -78,10 +86,13 @@ def proof_failure(
     candidate = _Witness(sliced, steps, None)
     failure: str | None = None
     for dtype, tolerance in TOLERANCE.items():
-        failure = _compared(reference, candidate, call, dtype, tolerance)
+        try:
+            failure = _compared(reference, candidate, call, dtype, tolerance)
+        except LookupError:
+            continue  # the original does not take this dtype
         if failure is None:
-            return _training_failure(reference, candidate, call, dtype)
-    return failure
+            break
+    return failure or _training_failure(reference, candidate, call, dtype)
 
 
 def _changed(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
@@ -135,12 +146,15 @@ def _expected(reference: "_Witness", call: Call, dtype: torch.dtype) -> tuple[Ca
 def _compared(
     reference: "_Witness", candidate: "_Witness", call: Call, dtype: torch.dtype, tolerance: float
 ) -> str | None:
+    """Return how the two differ, None if they do not.
+
+    Raises:
+        LookupError: The original does not take this dtype.
+    """
     try:
         sample, copies, expected = _expected(reference, call, dtype)
     except _OtherPathError as err:
         return str(err)
-    except LookupError:
-        return None  # the original does not take this dtype
     try:
         found = candidate.outputs(sample, dtype, False, copies)
     except Exception as err:
@@ -243,7 +257,7 @@ class _Remaining(TorchDispatchMode):
 def _fit(name: str, args: list[Any]) -> list[Any]:
     """Set the sizes among the arguments of a norm to those of its selected input."""
     if name in ("native_layer_norm", "_fused_rms_norm"):
-        args[1] = [args[0].shape[-1]]
+        args[1] = list(args[0].shape[-len(args[1]) :])
     elif name == "native_group_norm":
         args[0] = args[0].contiguous()
         args[4] = args[0].shape[1]
@@ -276,12 +290,12 @@ def _places(
     if not dimensions:
         return
     lost = _gone(traced, torch.cat(list(dimensions)), gone).nonzero().squeeze(1)
-    ends = torch.tensor([len(labels) for labels in dimensions]).cumsum(0)
-    owners, counts = torch.searchsorted(ends, lost, right=True).unique_consecutive(
-        return_counts=True
-    )
-    for place, index in zip(owners.tolist(), lost.split(counts.tolist()), strict=True):
-        yield place, index - (ends[place] - len(dimensions[place]))
+    sizes = torch.tensor([labels.numel() for labels in dimensions])
+    ends = sizes.cumsum(0)
+    of_each = torch.searchsorted(ends, lost, right=True)
+    owners, counts = of_each.unique_consecutive(return_counts=True)
+    indices = (lost - (ends - sizes)[of_each]).split(counts.tolist())
+    yield from zip(owners.tolist(), indices, strict=True)
 
 
 class _Witness:
@@ -291,24 +305,34 @@ class _Witness:
         self, network: nn.Module, steps: Sequence[LayerCut], remaining: _Remaining | None
     ) -> None:
         self.network, self.remaining = network, remaining
-        self.dtype: torch.dtype | None = None
+        self.training = False
         self.shapes_in_eval: list[torch.Size] = []
         self.seen: list[Tensor] = []
         self.around: list[list[int]] = []  # the sizes that each of them is a mean over
         is_cut = remaining is None
         gone = {s.layer: s.removed for s in steps if s.dim == "out" and not is_cut}
         for name in {s.layer: None for s in steps if s.dim == "in"}:
-            hook = partial(self._record, frozenset(gone.get(name, ())))
+            hook = partial(self._record, gone.get(name, ()))
             network.get_submodule(name).register_forward_hook(hook)
 
-    def _record(self, gone: frozenset[int], layer: nn.Module, _: object, output: Tensor) -> None:
+    def _record(self, gone: Sequence[int], layer: nn.Module, _: object, output: Tensor) -> None:
+        if self.training:  # whose outputs are not compared
+            return
         axis = channel_axis(layer) % output.dim()
         others = [dim for dim in range(output.dim()) if dim != axis]
         with _disable_current_modes():  # which would take it for a step of the network
             means = output.mean(others) if others else output.clone()
-            kept = [i for i in range(len(means)) if i not in gone]
-            self.seen.append(means[kept] if gone else means)
+            if gone:
+                stays = torch.ones(len(means), dtype=torch.bool)
+                stays[torch.tensor(gone)] = False
+                means = means[stays.to(means.device)]
+            self.seen.append(means)
         self.around.append([output.shape[dim] for dim in others])
+
+    def _has(self, dtype: torch.dtype) -> bool:
+        modules = self.network.modules()
+        tensors = (t for m in modules for t in (*m._parameters.values(), *m._buffers.values()))
+        return all(t is None or t.dtype == dtype_like(t, dtype) for t in tensors)
 
     @property
     def took_the_traced_path(self) -> bool:
@@ -321,23 +345,25 @@ class _Witness:
 
         def change(t: Tensor) -> Tensor:
             more = [t] * (copies - 1) if t.dim() else []
-            if t.is_floating_point():
-                t, more = t.to(dtype), [torch.randn_like(other, dtype=dtype) for other in more]
+            if t.is_floating_point() or t.is_complex():
+                own = dtype_like(t, dtype)
+                t, more = t.to(own), [torch.randn_like(other, dtype=own) for other in more]
             return torch.cat([t, *more]) if more else t
 
         self.seen.clear()
         self.around.clear()
-        self.network.train(training)
-        if dtype != self.dtype:
-            self.network.to(dtype)
-            self.dtype = dtype
+        if training != self.training:
+            self.network.train(training)
+            self.training = training
+        if not self._has(dtype):
+            self.network._apply(lambda t: t.to(dtype_like(t, dtype)))
         mode: Any = nullcontext()
         if self.remaining is not None and not training:
             mode = self.remaining
             mode.start()
         with torch.no_grad(), seeded("proof", copies), plain_kernels(self.network):
             args, kwargs = map_tensors(call, change)
-            with mode:
+            with mode, nullcontext() if self.remaining is None else scripts_as_python():
                 output = self.network(*args, **kwargs)
         if isinstance(mode, _Remaining):
             mode.finish()
@@ -348,8 +374,7 @@ class _Witness:
 
     def shapes(self, call: Call, dtype: torch.dtype, *, training: bool) -> list[torch.Size]:
         """Return the shapes of the network's outputs on two samples."""
-        found = self.outputs(call, dtype, training, 2)
-        return [t.shape for t in found[: len(found) - len(self.seen)]]
+        return [t.shape for t in self.outputs(call, dtype, training, 2)]
 
 
 def _disturb_(network: nn.Module) -> None:
@@ -357,10 +382,13 @@ def _disturb_(network: nn.Module) -> None:
     with seeded("disturb"), torch.no_grad():
         noise = torch.randn(NOISE)
         for parameter in network.parameters():
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.contiguous()
-                own = noise.to(parameter)
-                for part in parameter.data.view(-1).split(NOISE):
+            if parameter.is_floating_point() or parameter.is_complex():
+                if not parameter.is_contiguous():
+                    parameter.data = parameter.data.contiguous()
+                numbers = parameter.data
+                numbers = torch.view_as_real(numbers) if numbers.is_complex() else numbers
+                own = noise.to(numbers)
+                for part in numbers.view(-1).split(NOISE):
                     size = part.abs().mean().item()
                     if not math.isfinite(size):
                         size = part.nan_to_num_(0, 0, 0).abs().mean().item()
@@ -377,11 +405,12 @@ def _difference(
             is_same = torch.equal(a, b)
         else:  # where random inputs give no number, there is nothing to compare
             finite = torch.isfinite(a)
-            if torch.isfinite(b[~finite]).any():
-                return "zeros in place of its channels give nothing that can be compared"
-            scale = a[finite].abs().max().item() if finite.any() else 0.0
-            atol = tolerance * max(scale, 1e-12)
-            is_same = torch.allclose(a[finite], b[finite], rtol=0, atol=atol)
+            if not finite.all():
+                if torch.isfinite(b[~finite]).any():
+                    return "zeros in place of its channels give nothing that can be compared"
+                a, b = a[finite], b[finite]
+            scale = a.abs().max().item() if a.numel() else 0.0
+            is_same = torch.allclose(a, b, rtol=0, atol=tolerance * max(scale, 1e-12))
         if not is_same:
             return "the network mixes its channels in a way that slicing does not follow"
     return None

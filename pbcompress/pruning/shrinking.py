@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pbcompress.core.modules import copy_model
+from pbcompress.core.turns import in_turn
 from pbcompress.pruning.cuts import LayerCut, check_cuts, cut_all_, kept_of
 from pbcompress.pruning.optimizer_state import check_optimizers, move_optimizers_
 
@@ -21,6 +22,7 @@ class Steps(Protocol):
         """The cuts, one for each dimension of each layer that changes."""
 
 
+@in_turn
 def shrink_(
     model: nn.Module,
     plan: Steps | Sequence[LayerCut],
@@ -63,6 +65,7 @@ def shrink_(
     move_optimizers_(optimizers, kept, new)
 
 
+@in_turn
 def shrink(model: nn.Module, plan: Steps) -> nn.Module:
     """Return a pruned deep copy of ``model``; see `shrink_`.
 

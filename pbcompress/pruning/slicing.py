@@ -16,7 +16,7 @@ from torch_pruning.pruner.function import PrunerBox
 
 from pbcompress.pruning.weight_norms import is_computed
 from pbcompress.structure.dimensions import ATTRIBUTE
-from pbcompress.structure.layer_geometry import is_depthwise
+from pbcompress.structure.layer_geometry import has_own_groups, is_depthwise
 
 __all__ = ["Owners", "cut_", "keep_in_step", "owners_of"]
 
@@ -84,15 +84,16 @@ def _cut_tensor(
 
 
 def _cut_plain(layer: nn.Module, dim: str, removed: Sequence[int]) -> None:
-    trains = {name: p.requires_grad for name, p in layer.named_parameters(recurse=False)}
+    trains = {n: p.requires_grad for n, p in layer._parameters.items() if p is not None}
     kind = ops.module2type(layer)
     if isinstance(layer, nn.modules.conv._ConvNd) and not is_depthwise(layer):
         kind = ops.OPTYPE.CONV  # torch-pruning takes out_channels == groups for depthwise
     pruner = PrunerBox[kind]
     prune = pruner.prune_out_channels if dim == "out" else pruner.prune_in_channels
-    prune(layer, list(removed))
-    for name, parameter in layer.named_parameters(recurse=False):
-        parameter.requires_grad_(trains[name])
+    with torch.no_grad():
+        prune(layer, list(removed))
+    for name, is_trained in trains.items():
+        layer.get_parameter(name).requires_grad_(is_trained)
 
 
 def _lower(module: nn.Module, name: str, index: str | None, count: int) -> None:
@@ -112,6 +113,8 @@ def keep_in_step(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         state.out_features, state.in_features = weight.shape  # type: ignore[union-attr]
     elif isinstance(module, nn.modules.conv._ConvTransposeNd):
+        if has_own_groups(module):
+            state.groups = weight.shape[0]  # type: ignore[union-attr]
         state.in_channels = weight.shape[0]  # type: ignore[union-attr]
         state.out_channels = weight.shape[1] * state.groups  # type: ignore[union-attr]
     elif isinstance(module, nn.modules.conv._ConvNd):
@@ -123,6 +126,8 @@ def keep_in_step(module: nn.Module) -> None:
         known = next(t for t in (weight, module.bias, module.running_mean) if t is not None)
         state.num_features = len(known)
     elif isinstance(module, nn.GroupNorm):
+        if state.num_groups == state.num_channels:
+            state.num_groups = len(weight)  # type: ignore[arg-type]
         state.num_channels = len(weight)  # type: ignore[arg-type]
     elif isinstance(module, nn.Embedding):
         state.num_embeddings, state.embedding_dim = weight.shape  # type: ignore[union-attr]

@@ -107,7 +107,7 @@ def computed_weights(
     """
     found = {}
     for name, module in model.named_modules():
-        for own, weight, source in _computed(module):
+        for own, weight, source in _computed(module) if is_computed(module) else ():
             found[f"{name}.{own}".lstrip(".")] = keep(weight, (kept or {}).get(source, {}))
     return found
 

@@ -20,7 +20,8 @@ from onnxruntime.quantization import (
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from pbcompress.errors import CompressionError, first_line
+from pbcompress.core.drafts import told_where
+from pbcompress.errors import CompressionError, UnwritableError, first_line
 from pbcompress.onnx_files.contents import node_names
 
 __all__ = ["METHODS", "Method", "Quantizer", "Scope", "weight_bits", "write_fp16"]
@@ -174,7 +175,10 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _named(what: str) -> Iterator[None]:
     try:
-        yield
+        with told_where(Path("A file for fewer bits")):
+            yield
+    except UnwritableError:
+        raise
     except Exception as err:
         raise CompressionError(
             f"ONNX Runtime was to {what} the file for fewer bits and could not: {first_line(err)}. "

@@ -1,7 +1,6 @@
 """Whether a file in fewer bits is worth shipping: smaller, as good within a guard, fast enough."""
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pbcompress.core.drafts import draft_folder
 from pbcompress.core.inputs import Call, to_device
 from pbcompress.core.modules import copy_model
 from pbcompress.core.text_tables import figure
@@ -187,15 +187,15 @@ def quantize_file(
     with torch.no_grad():
         like = network(*args, **kwargs)
     judge = _Judge(path, like, request)
-    with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
+    with draft_folder() as folder:
         way = request.way
         if isinstance(way, Fp16):
-            file, found = judge.fp16(path, Path(folder))
+            file, found = judge.fp16(path, folder)
         else:
-            file, found = judge.int8(path, Path(folder))
+            file, found = judge.int8(path, folder)
             is_inexact = "accuracy" in found.failures or found.excluded
             if way.recover_epochs and found.failures and is_inexact:
-                recovered = Path(folder) / "recovered"
+                recovered = folder / "recovered"
                 recovered.mkdir()
                 source = recovered / "float32.onnx"
                 write(_recovered(network, call, request, way.recover_epochs, device), source)

@@ -22,7 +22,7 @@ from pbcompress.training.distillation import make_objective
 from pbcompress.training.engine import Engine
 from pbcompress.training.loop import Stepper, evaluate, make_optimizer, train_epoch
 from pbcompress.training.snapshots import weights_of
-from pbcompress.training.task import Batches, Data, Task, moved, seeded_generators
+from pbcompress.training.task import Batches, Data, Task, moved_and_checked, seeded_generators
 
 __all__ = ["fake_quantized", "observe_", "train_quantized"]
 
@@ -160,7 +160,8 @@ def observe_(twin: fx.GraphModule, train: Batches, task: Task, samples: int) -> 
     seen = 0
     with torch.no_grad(), seeded("calibration"), seeded_generators(train, 0):
         for batch in train:
-            output, _ = task.run(twin, moved(batch, device_of(twin)))
+            batch = moved_and_checked(batch, device_of(twin), "a batch of Data.train")
+            output, _ = task.run(twin, batch)
             seen += max((len(t) for t in tensors_of(output) if t.dim()), default=1)
             if seen >= samples:
                 break

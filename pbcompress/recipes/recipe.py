@@ -1,10 +1,8 @@
 """A run of `compress` as a TOML file: network, data, base training and choices."""
 
-import hashlib
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from importlib import import_module
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +19,25 @@ from pbcompress.export.onnx_export import ExportReport
 from pbcompress.pipeline import compress
 from pbcompress.quantization.guards import way_named
 from pbcompress.quantization.precisions import Fp16, Int8
+from pbcompress.recipes.builders import as_data, resolve_trusted
 from pbcompress.recovery.checkpoint import Checkpoint
 from pbcompress.recovery.recover import recover_
 from pbcompress.result import CompressionResult
+from pbcompress.runs.held_folder import held
+from pbcompress.runs.run_identity import check_identity, identity_of, task_identity
+from pbcompress.training.callbacks import Callback
 from pbcompress.training.history import Stage
 from pbcompress.training.progress import ProgressBar
 from pbcompress.training.task import Data, Task
 
-__all__ = ["Recipe", "export_result", "load_data", "load_task", "resolve", "run_recipe"]
+__all__ = ["Recipe", "export_result", "run_recipe"]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What a recipe file holds.
+
+    It names functions, which are called: see `builders` for which it may.
 
     Sections::
 
@@ -56,6 +60,7 @@ class Recipe:
         seed: Seed of the base network and of the compression.
         control: See `compress`.
         export: The table [export]; None if nothing but RUN_DIR/model.onnx is wanted.
+        trust: Packages whose functions the recipe may call.
     """
 
     model: Mapping[str, Any]
@@ -67,11 +72,15 @@ class Recipe:
     seed: int = 0
     control: bool = False
     export: Int8 | Fp16 | None = None
-    digest: str = field(default="", repr=False)
+    trust: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, path: str | Path) -> "Recipe":
+    def read(cls, path: str | Path, *, trust: Sequence[str] = ()) -> "Recipe":
         """Read a recipe file.
+
+        Args:
+            path: The file.
+            trust: Packages whose functions it may call, beside those of pbcompress and torch.
 
         Raises:
             CompressionError: The file is missing, no TOML, or has something unknown.
@@ -85,13 +94,13 @@ class Recipe:
         except (ValueError, RecursionError) as err:
             raise CompressionError(f"The recipe {file} is no TOML: {err}.") from err
         try:
-            return cls._from_tables(tables, hashlib.sha256(content).hexdigest())
+            return cls._from_tables(tables, tuple(trust))
         except (ValueError, TypeError, KeyError, AttributeError) as err:
             reason = f"{err} is missing" if isinstance(err, KeyError) else err
             raise CompressionError(f"The recipe {file} cannot be used: {reason}.") from err
 
     @classmethod
-    def _from_tables(cls, tables: dict[str, Any], digest: str) -> "Recipe":
+    def _from_tables(cls, tables: dict[str, Any], trust: tuple[str, ...]) -> "Recipe":
         unknown = set(tables) - {"model", "data", "train", "compress", "export"}
         if unknown:
             raise ValueError(f"it has unknown sections {', '.join(sorted(unknown))}")
@@ -110,73 +119,26 @@ class Recipe:
         if extra or ("export" in tables and "quantize" not in export):
             raise ValueError(f"[export] takes quantize, max_drop, recover_epochs; not {export}")
         way = way_named(export.pop("quantize"), export) if export else None
-        return cls(model, data, config=config, train=train, export=way, digest=digest, **choices)
+        return cls(model, data, config=config, train=train, export=way, trust=trust, **choices)
 
     def make_model(self) -> nn.Module:
         """Build the original architecture."""
-        build = resolve(self.model["build"])
+        build = resolve_trusted(self.model["build"], self.trust)
         with seeded(self.seed, "model"):
             model: nn.Module = build(**self.model.get("arguments", {}))
         return model
 
-
-def resolve(name: str) -> Callable[..., Any]:
-    """Import ``package.module:function``.
-
-    Raises:
-        CompressionError: There is no such thing.
-
-    Example:
-        >>> resolve("math:sqrt")(4.0)
-        2.0
-    """
-    module, _, attribute = name.partition(":")
-    try:
-        found: Callable[..., Any] = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as err:
-        raise CompressionError(
-            f"{name!r} was to be imported and could not be: {err}. Write package.module:function, "
-            "importable from where you are."
-        ) from err
-    return found
-
-
-def load_data(name: str, arguments: Mapping[str, Any]) -> Data:
-    """Call ``package.module:function``, whose result has train, val and perhaps test batches.
-
-    Raises:
-        CompressionError: There is no such thing, its files cannot be read, or its result has no
-            train or val.
-    """
-    try:
-        found = resolve(name)(**arguments)
-    except OSError as err:
-        raise CompressionError(f"{name} was to give the data and could not: {err}") from err
-    missing = [split for split in ("train", "val") if not hasattr(found, split)]
-    if missing:
-        raise CompressionError(
-            f"{name} was to give train and val batches; its {type(found).__name__} has no "
-            f"{' and no '.join(missing)}. Return a Data, or an object with these attributes."
-        )
-    return Data(train=found.train, val=found.val, test=getattr(found, "test", None))
-
-
-def load_task(name: str) -> Task:
-    """Import a `Task` as ``package.module:name``.
-
-    Raises:
-        CompressionError: There is no such thing, or it is something else.
-    """
-    found: object = resolve(name)
-    if not isinstance(found, Task):
-        raise CompressionError(f"{name} was to be a Task; it is a {type(found).__name__}.")
-    return found
+    def make_data(self) -> Data:
+        """Build the data."""
+        name = self.data["build"]
+        build = resolve_trusted(name, self.trust)
+        return as_data(build, name, self.data.get("arguments", {}))
 
 
 def run_recipe(recipe: Recipe, *, progress: bool = True) -> CompressionResult:
     """Train the base network if it has no weights, and compress it; a stopped run resumes."""
-    data = load_data(recipe.data["build"], recipe.data.get("arguments", {}))
-    model = recipe.make_model()
+    resolve_trusted(recipe.model["build"], recipe.trust)  # before the data take their time
+    data, model = recipe.make_data(), recipe.make_model()
     run_dir = Path(recipe.run_dir)
     callbacks = (ProgressBar(),) if progress else ()
     if "weights" in recipe.model:
@@ -186,18 +148,7 @@ def run_recipe(recipe: Recipe, *, progress: bool = True) -> CompressionResult:
         except RuntimeError as err:
             raise StateMismatchError(f"{path} holds the weights of another model: {err}") from err
     else:
-        assert recipe.train is not None
-        base = CompressConfig(dendrites=DendriteConfig(max_sets=0), recovery=recipe.train)
-        checkpoint = Checkpoint(run_dir / "checkpoints" / "base.safetensors", recipe.digest)
-        recover_(
-            model,
-            data,
-            config=base,
-            seed=recipe.seed,
-            stage=Stage.BASE,
-            callbacks=callbacks,
-            checkpoint=checkpoint,
-        )
+        _train_base(recipe, model, data, run_dir / "checkpoints", callbacks)
     return compress(
         model,
         recipe.target_params,
@@ -210,10 +161,37 @@ def run_recipe(recipe: Recipe, *, progress: bool = True) -> CompressionResult:
     )
 
 
+def _train_base(
+    recipe: Recipe, model: nn.Module, data: Data, folder: Path, callbacks: Sequence[Callback]
+) -> None:
+    """Train the base network, or go on with a training that was stopped."""
+    assert recipe.train is not None
+    base, task = CompressConfig(dendrites=DendriteConfig(max_sets=0), recovery=recipe.train), Task()
+    with held(folder):
+        identity = identity_of(
+            model=model,
+            inputs=None,
+            choices={"[train]": base.to_dict(), "seed": recipe.seed},
+            data=data,
+            task=task,
+            task_before=task_identity(task),
+        )
+        check_identity(folder, identity, None)
+        recover_(
+            model,
+            data,
+            config=base,
+            seed=recipe.seed,
+            stage=Stage.BASE,
+            callbacks=callbacks,
+            checkpoint=Checkpoint(folder / "base.safetensors", identity.fingerprint),
+        )
+
+
 def export_result(recipe: Recipe, result: CompressionResult) -> ExportReport:
     """Write ``RUN_DIR/model.int8.onnx`` as the table [export] asks; no file if it is not taken."""
     assert recipe.export is not None
-    data = load_data(recipe.data["build"], recipe.data.get("arguments", {}))
+    data = recipe.make_data()
     path = Path(recipe.run_dir) / f"model.{recipe.export.kind}.onnx"
     report = result.export_onnx(path, data=data, quantize=recipe.export)
     if report.quantization and not report.quantization.accepted:

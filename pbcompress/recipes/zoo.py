@@ -2,14 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pbcompress.core.bounded_files import is_file, read_bounded
 from pbcompress.core.json_documents import parse_record, render_record
+from pbcompress.core.markdown import as_text
 from pbcompress.core.tensor_files import write_bytes
+from pbcompress.core.text_tables import figure
 from pbcompress.errors import CompressionError
 from pbcompress.onnx_files.contents import metadata_of
 from pbcompress.packaging.model_card import result_sections
@@ -66,9 +68,9 @@ class Entry:
         """The small model."""
         return self.folder / MODEL_FILE
 
-    def recipe(self) -> Recipe:
-        """Read the recipe."""
-        return Recipe.read(self.folder / RECIPE_FILE)
+    def recipe(self, *, trust: Sequence[str] = ()) -> Recipe:
+        """Read the recipe; see `Recipe.read`."""
+        return Recipe.read(self.folder / RECIPE_FILE, trust=trust)
 
     def about(self) -> str:
         """Return the first line of the recipe, a comment that says what it is."""
@@ -101,7 +103,7 @@ class Entry:
         assert after.score is not None
         return (
             f"{self.name}: {self.about()} {sizes}, {pace}, {result.facts.metric.name} on "
-            f"{after.score.split} {before.score.shown:.4f} -> {after.score.shown:.4f}."
+            f"{after.score.split} {figure(before.score.shown)} -> {figure(after.score.shown)}."
         )
 
     def card(self) -> str:
@@ -138,16 +140,16 @@ def _card(entry: Entry, result: RecipeResult) -> str:
         [
             f"# {entry.name}",
             "",
-            entry.about(),
+            as_text(entry.about()),
             "",
-            "\n\n".join([*headline(facts), *result_sections(facts)]),
+            "\n\n".join([*map(as_text, headline(facts)), *result_sections(facts)]),
             "",
             "## The file",
             "",
             f"`{MODEL_FILE}`, {entry.model.stat().st_size:,} bytes, SHA-256 `{result.sha256}`. "
             "Its outputs differ from those of the network in torch by at most "
             f"{result.max_difference:.1e}. It says of itself: "
-            f"{', '.join(f'{name} {text}' for name, text in sorted(notes.items()))}.",
+            f"{', '.join(as_text(f'{name} {text}') for name, text in sorted(notes.items()))}.",
             "",
             "## How it came about",
             "",

@@ -50,7 +50,7 @@ class Checkpoint:
             )
         if state.get("fingerprint") != self.fingerprint:
             raise StateMismatchError(
-                f"{path} belongs to another model, target, configuration or seed than this call. "
-                "Choose another run_dir, or delete this one to start anew."
+                f"{path} belongs to another model, data, task, target, configuration or seed "
+                "than this call. Choose another run_dir, or delete this one to start anew."
             )
         return tensors, state

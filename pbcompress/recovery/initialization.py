@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pbcompress.config.dendrites import DendriteConfig, LowRank, Shared, Tied
 from pbcompress.core.randomness import seeded
+from pbcompress.core.turns import in_turn
 from pbcompress.dendrites.forms import ChannelAffine, GroupedLinear
 from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
 from pbcompress.dendrites.nodes import BatchNorm, node_weight
@@ -32,6 +33,7 @@ _ROWS_PER_DIRECTION = 32
 _EXACT = 1024  # fan-in up to which all eigenvectors are computed
 
 
+@in_turn
 def initialize_candidates_(
     model: nn.Module,
     batches: Batches,

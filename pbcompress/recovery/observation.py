@@ -13,7 +13,7 @@ from pbcompress.dendrites.layer import DendriteLayer, Watcher, dendrite_layers
 from pbcompress.errors import DivergedError
 from pbcompress.recovery.candidate_inputs import draw_places, outputs_at, read_at, row_size
 from pbcompress.training.batch_statistics import Sample
-from pbcompress.training.task import check_finite, check_loss
+from pbcompress.training.data_checks import check_loss
 
 __all__ = ["Observed", "observe", "observe_together"]
 
@@ -106,7 +106,7 @@ def observe_together(
         for drawing in drawings.values():
             drawing.open()
         loss = sample.task.loss(*sample.task.run(model, batch))
-        _check(loss, batch)
+        _check(loss, f"batch {len(losses)} of Data.train")
         for drawing in drawings.values():
             drawing.close(sample.count)
         loss.backward()
@@ -125,14 +125,13 @@ def observe_together(
     return joined, losses
 
 
-def _check(loss: Any, batch: Any) -> None:
+def _check(loss: Any, where: str) -> None:
     if isinstance(loss, Tensor) and not bool(loss.isfinite().all()):
-        check_finite(batch, "a batch of Data.train")
         raise DivergedError(
-            f"The loss became {loss.tolist()} at the start of a dendrite phase. Lower "
+            f"The loss became {loss.tolist()} on {where} at the start of a dendrite phase. Lower "
             "OptimizerConfig.lr, or set max_grad_norm."
         )
-    check_loss(loss)
+    check_loss(loss, where)
 
 
 @contextmanager

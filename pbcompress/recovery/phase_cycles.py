@@ -138,6 +138,7 @@ class Cycles(Iterator[Phase]):
         self._best.put_back_()
         if action is Action.STOP:
             self._let_train(PhaseKind.NEURON)
+            self.model.zero_grad(set_to_none=True)
             raise StopIteration
         if action is Action.THAW or self.lengths is not None:
             self._start(PhaseKind.NEURON if self.lengths is not None else PhaseKind.THAW)
@@ -245,6 +246,8 @@ class Cycles(Iterator[Phase]):
         """
         self._best.put_back_()
         self._let_train(PhaseKind.NEURON)
+        if self.phase is not None:  # it began without gradients
+            self.model.zero_grad(set_to_none=True)
         if set_count(self.model) == self._first_sets:
             self._attempts = 0
             for _ in range(self._untrained):

@@ -1,7 +1,6 @@
 """Train the cycles of a growth to their end, and resume an interrupted run."""
 
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from pbcompress.core.accepted_models import check_whole
 from pbcompress.core.json_documents import damage_named
 from pbcompress.core.modules import device_of, kept_modes
 from pbcompress.core.tensor_files import write_tensors
+from pbcompress.core.turns import in_turn
 from pbcompress.dendrites.forms import GrowableLayers
 from pbcompress.errors import DivergedError
 from pbcompress.recovery.checkpoint import CHECKPOINT_FORMAT, Checkpoint
@@ -28,12 +28,12 @@ from pbcompress.recovery.phase_trainer import OptimizerFactory, PhaseTrainer, Sh
 from pbcompress.recovery.policy import PhaseKind, planned_epochs
 from pbcompress.training.callbacks import Callback
 from pbcompress.training.channels_last import that_take_channels_last
-from pbcompress.training.distillation import make_objective
+from pbcompress.training.data_checks import check_data, scored
+from pbcompress.training.distillation import check_distillation, make_objective
 from pbcompress.training.engine import make_engine
 from pbcompress.training.experiment import Experiment
 from pbcompress.training.history import History, Stage, checked_records
-from pbcompress.training.loop import evaluate
-from pbcompress.training.task import CheckedData, Data, Task, check_data
+from pbcompress.training.task import CheckedData, Data, Task
 
 __all__ = ["recover_"]
 
@@ -42,6 +42,7 @@ OTHER_MODEL = "Choose another run_dir, or delete the checkpoint to start anew"
 logger = logging.getLogger(__name__)
 
 
+@in_turn
 def recover_(
     model: nn.Module,
     data: Data,
@@ -101,6 +102,7 @@ def recover_(
     r, task = choices.recovery, task or Task()
     check_whole(model)
     checked = _checked(data, task, model)
+    check_distillation(task, r.distillation, teacher, checked.first)
     images = _with_images(model, teacher, r, checked.first, task)
     saved = None if checkpoint is None else checkpoint.read(device_of(model))
     if r.optimizer.lr == "auto" and optimizer is None:
@@ -239,14 +241,7 @@ class _Run:
 
     def _metric(self) -> float:
         data, task = self.shared.experiment.data, self.shared.experiment.task
-        value, _ = evaluate(self.shared.model, data.val, task, self.engine)
-        metric = self.engine.agreed(value)
-        if not math.isfinite(metric):
-            raise DivergedError(
-                f"The validation metric of an epoch is {metric}. Lower OptimizerConfig.lr, or make "
-                "the metric defined for every output."
-            )
-        return metric
+        return scored(self.shared.model, data.val, "val", task, self.engine)[0]
 
     def retry(self, phase: Phase, error: DivergedError) -> None:
         """Go on from good weights at a lower learning rate; raise ``error`` the second time."""

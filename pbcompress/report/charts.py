@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pbcompress.core.drawing import COLOURS, page_chart
+from pbcompress.core.text_tables import figure
 
 if TYPE_CHECKING:
     from pbcompress.core.drawing import Axes
@@ -155,7 +156,7 @@ def _draw_curve(axes: "Axes", curve: Curve, higher_is_better: bool) -> None:
     )
     if curve.is_chosen:
         axes.annotate(
-            f"{value:.4f}",
+            figure(value),
             (curve.kept + 1, value),
             (0, 9 if higher_is_better else -9),
             textcoords="offset points",

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from pbcompress.core.text_tables import figure
 from pbcompress.runs.facts import Metric, RunFacts
 from pbcompress.training.history import History, Stage
 
@@ -55,7 +56,7 @@ def _brought(
     ]
     if not all(scores):
         return ""
-    return f"{metric.name} {best(scores[0]):.4f} {ARROW} {best(scores[1]):.4f}"
+    return f"{metric.name} {figure(best(scores[0]))} {ARROW} {figure(best(scores[1]))}"
 
 
 def _nodes(after: Sequence[Sequence[Record]]) -> str:

@@ -1,5 +1,6 @@
 """What is said first of a run, wherever it is told: in print, report, card and on the terminal."""
 
+from pbcompress.core.text_tables import figure
 from pbcompress.costs.headline import Bound, Exported, Speed, bounds_of, first_lines
 from pbcompress.planning.explanation import exported, speed_of
 from pbcompress.runs.facts import RunFacts
@@ -51,6 +52,6 @@ def _metric(facts: RunFacts) -> str:
     if score is None:
         return f"{name} not measured, because it was only shrunk and not trained"
     old = facts.before.score.on(score.split) if facts.before.score else None
-    change = f"{score.shown:.4f}" if old is None else f"{old:.4f} -> {score.shown:.4f}"
+    change = figure(score.shown) if old is None else f"{figure(old)} -> {figure(score.shown)}"
     split = "test" if score.split == "test" else "validation"
     return f"{name} {change} ({split}, n={score.samples(score.split):,})"

@@ -7,7 +7,7 @@ it than before, the bar is as long as that and hatched, and a line marks the ori
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pbcompress.core.text_tables import compact
+from pbcompress.core.text_tables import compact, figure, signed_figure
 from pbcompress.onnx_files.session import Latency
 from pbcompress.report.headline import headline, speed
 from pbcompress.report.scores import estimate_of, may_be_chance, split_shown
@@ -108,7 +108,7 @@ def _metric_card(facts: RunFacts) -> Card | None:
     value, samples, name = new.value, new.samples, facts.metric.name
     card: Card = {
         "label": f"{name}, {'validation' if split == 'val' else 'test'}",
-        "value": f"{value:.4f}",
+        "value": figure(value),
         "was": f"n = {samples:,}",
         "detail": "",
         "tone": "",
@@ -116,12 +116,12 @@ def _metric_card(facts: RunFacts) -> Card | None:
     if not old:
         return card
     delta = value - old.value
-    card["was"] = f"was {old.value:.4f}, n = {samples:,}"
-    card["detail"] = f"{delta:+.4f}".replace("-", MINUS)
+    card["was"] = f"was {figure(old.value)}, n = {samples:,}"
+    card["detail"] = signed_figure(delta).replace("-", MINUS)
     if name == "accuracy":
         card["detail"] += f" ({abs(round(delta * samples)):,} of {samples:,} samples)"
     is_better = (delta > 0) == facts.metric.higher_is_better
-    is_noise = abs(delta) <= 5e-5 or may_be_chance(old, new)
+    is_noise = figure(value) == figure(old.value) or may_be_chance(old, new)
     card["tone"] = "" if is_noise else "good" if is_better else "bad"
     if all(0 <= number <= 1 for number in (value, old.value)):
         card["share"], card["mark"] = value, old.value

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from pbcompress.core.text_tables import figure
 from pbcompress.costs.measured import ModelCost
 from pbcompress.report.charts import Curve, metric_range
 from pbcompress.report.dendrite_phases import candidates
@@ -71,7 +72,7 @@ def curves(facts: RunFacts, history: History) -> list[dict[str, Any]]:
         kept = _kept_epoch(contender, records)
         values = [record["metric"] for record in records]
         is_chosen = contender is facts.after
-        best = "" if kept is None else f", kept at {values[kept]:.4f} (epoch {kept + 1})"
+        best = "" if kept is None else f", kept at {figure(values[kept])} (epoch {kept + 1})"
         found.append(
             {
                 "curve": Curve(values, is_chosen, kept, _phases(records)),
@@ -143,8 +144,8 @@ def verdict(facts: RunFacts) -> str:
     if grown.steps != wide.steps:
         steps = f"{grown.steps:,} against {wide.steps:,}"
     return (
-        f"The dendrites {start}: {name} {new:.4f} on validation (n = {samples:,}) against "
-        f"{old:.4f} of width alone{apart}{chance if gain else ''}. "
+        f"The dendrites {start}: {name} {figure(new)} on validation (n = {samples:,}) against "
+        f"{figure(old)} of width alone{apart}{chance if gain else ''}. "
         f"{_tested(grown.score, wide.score)}The network with them has {grown.cost.params:,} "
         f"parameters, {grown.dendrite_params:,} of them in dendrites, and width alone "
         f"{wide.cost.params:,}, after {steps} optimizer steps."
@@ -159,7 +160,7 @@ def _tested(grown: Score, wide: Score) -> str:
     if grown.test is None or wide.test is None:
         return ""
     samples = grown.test_samples
-    return f"On test (n = {samples:,}) they have {grown.test:.4f} against {wide.test:.4f}. "
+    return f"On test (n = {samples:,}) they have {figure(grown.test)} against {figure(wide.test)}. "
 
 
 def int8_sentence(facts: RunFacts) -> str:
@@ -171,8 +172,8 @@ def int8_sentence(facts: RunFacts) -> str:
     if found.failures:
         verdict += f", because it failed on {' and '.join(found.failures)}"
     return (
-        f"Int8 {verdict}: validation {found.metric_name} {found.metric_before:.4f} in "
-        f"float32 and {found.metric_after:.4f} in int8, both through ONNX Runtime (at most "
+        f"Int8 {verdict}: validation {found.metric_name} {figure(found.metric_before)} in "
+        f"float32 and {figure(found.metric_after)} in int8, both through ONNX Runtime (at most "
         f"{found.guard:g} worse was allowed); {found.bytes_before:,} and "
         f"{found.bytes_after:,} bytes; {found.speedup:.2f}{TIMES} as fast. "
         f"{_plural(len(found.excluded), 'node')} stayed in float32; it was calibrated on "
@@ -248,12 +249,12 @@ def _notes(facts: RunFacts) -> list[str]:
             "for each network and chose nothing."
         )
     shown = estimate_of(facts.after, facts, score.split) if score else None
-    if shown and shown.low is not None:
+    if shown and shown.low is not None and shown.high is not None:
         notes.append(
-            f"The 95 % interval of an accuracy is Wilson's: {shown.low:.4f} to {shown.high:.4f} "
-            f"for {shown.value:.4f} at n = {shown.samples:,}. It says how far other samples could "
-            "move it, not how far another training could. A change is coloured only where the "
-            "intervals of both networks do not meet."
+            f"The 95 % interval of an accuracy is Wilson's: {figure(shown.low)} to "
+            f"{figure(shown.high)} for {figure(shown.value)} at n = {shown.samples:,}. It says how "
+            "far other samples could move it, not how far another training could. A change is "
+            "coloured only where the intervals of both networks do not meet."
         )
     return notes
 

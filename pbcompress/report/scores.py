@@ -2,6 +2,7 @@
 
 from pbcompress.comparison.intervals import Estimate, wilson
 from pbcompress.comparison.pictures import Point
+from pbcompress.core.text_tables import signed_figure
 from pbcompress.report.tables import NAMES, is_trial_only
 from pbcompress.runs.contenders import Split
 from pbcompress.runs.facts import NetworkFacts, RunFacts
@@ -44,7 +45,7 @@ def paired_sentence(facts: RunFacts) -> str:
     split = "validation" if split_shown(facts) == "val" else "test"
     start = (
         f"The {split} {facts.metric.name} of the result less that of the control is "
-        f"{change.value:+.4f}"
+        f"{signed_figure(change.value)}"
     )
     if change.low is None or change.high is None:
         return f"{start} ({change.method})."
@@ -52,7 +53,8 @@ def paired_sentence(facts: RunFacts) -> str:
     chance = ", so it may be chance" if change.low <= 0 <= change.high else ""
     return (
         f"{start} on the same {change.samples:,} samples, with a 95 % interval of "
-        f"{change.low:+.4f} to {change.high:+.4f}{chance} ({change.method}{tested})."
+        f"{signed_figure(change.low)} to {signed_figure(change.high)}{chance} "
+        f"({change.method}{tested})."
     )
 
 

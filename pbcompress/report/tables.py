@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pbcompress.comparison.intervals import Estimate
-from pbcompress.core.text_tables import Table, speed_up
+from pbcompress.core.text_tables import Table, figure, signed_figure, speed_up
 from pbcompress.onnx_files.benchmark import Benchmark
 from pbcompress.runs.contenders import Score, Split
 from pbcompress.runs.facts import ContenderFacts, RunFacts
@@ -34,12 +34,12 @@ def _metric(score: Score | None, split: Split) -> str:
     value = score.on(split) if score else None
     if score is None or value is None:
         return "-"
-    return f"{value:.4f} (n={score.samples(split):,})"
+    return f"{figure(value)} (n={score.samples(split):,})"
 
 
 def _change(before: Score | None, after: Score | None, split: Split) -> str:
     old, new = (score.on(split) if score else None for score in (before, after))
-    return "" if old is None or new is None else f"{new - old:+.4f}"
+    return "" if old is None or new is None else signed_figure(new - old)
 
 
 def before_after(facts: RunFacts) -> Table:
@@ -109,8 +109,10 @@ def _timed_rows(timed: Benchmark) -> list[Sequence[str]]:
 
 
 def _interval(score: Estimate) -> str:
-    ends = "" if score.low is None else f" ({score.low:.4f} to {score.high:.4f})"
-    return f"{score.value:.4f}{ends}"
+    ends = ""
+    if score.low is not None and score.high is not None:
+        ends = f" ({figure(score.low)} to {figure(score.high)})"
+    return f"{figure(score.value)}{ends}"
 
 
 def layer_widths(facts: RunFacts) -> Table:
@@ -153,7 +155,7 @@ def dendrite_account(facts: RunFacts) -> Table | None:
     ]
     if facts.after.trial is not None:
         label = f"{metric}, val, after the trial"
-        rows.append((label, *(f"{_after_trial(one):.4f}" for one in both)))
+        rows.append((label, *(figure(_after_trial(one)) for one in both)))
     for split in SPLITS:
         rows.append((f"{metric}, {split}", *(_metric(one.score, split) for one in both)))
     return rows

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pbcompress.comparison.pictures import accuracy_chart
+from pbcompress.core.markdown import as_text
 from pbcompress.core.records import to_data
 from pbcompress.core.tensor_files import write_bytes
-from pbcompress.core.text_tables import render_markdown
+from pbcompress.core.text_tables import figure, render_markdown
 from pbcompress.errors import CompressionError
 from pbcompress.export.onnx_export import ExportReport
 from pbcompress.onnx_files.benchmark import Benchmark
@@ -47,18 +48,18 @@ def to_json(facts: RunFacts, history: History) -> str:
 def to_markdown(facts: RunFacts, history: History) -> str:
     """Return the report as Markdown."""
     parts = ["# Compression report"]
-    parts += headline(facts)
-    parts += [f"**{problem}**" for problem in facts.problems]
-    parts += [facts.note, render_markdown(before_after(facts))]
+    parts += map(as_text, headline(facts))
+    parts += [f"**{as_text(problem)}**" for problem in facts.problems]
+    parts += [as_text(facts.note), render_markdown(before_after(facts))]
     account = dendrite_account(facts)
     if account:
         parts += ["## What the dendrites brought and cost", render_markdown(account)]
-        parts += filter(None, [paired_sentence(facts)])
+        parts += filter(None, [as_text(paired_sentence(facts))])
     parts += ["## Widths", render_markdown(layer_widths(facts))]
-    parts += ["## Proof", deployment_sentence(facts)]
+    parts += ["## Proof", as_text(deployment_sentence(facts))]
     files = shipped_files(facts)
     if files:
-        parts += ["## The shipped file", file_sentence(facts), render_markdown(files)]
+        parts += ["## The shipped file", as_text(file_sentence(facts)), render_markdown(files)]
     parts.append(
         f"{len(history)} epochs, {history.steps:,} optimizer steps. Asked for: "
         f"{asked_for(facts)}. Seed {facts.seed}, pbcompress {facts.pbcompress}, torch "
@@ -160,7 +161,12 @@ def to_html(facts: RunFacts, history: History) -> str:
     }
     sentences = {"proof": deployment_sentence(facts), "file": file_sentence(facts)}
     return template.render(
-        facts=facts, history=history, tables=tables, sentences=sentences, **content
+        facts=facts,
+        history=history,
+        tables=tables,
+        sentences=sentences,
+        figure=figure,
+        **content,
     )
 
 

@@ -27,6 +27,7 @@ from pbcompress.runs.contenders import Contender, Score
 from pbcompress.runs.job import Job
 from pbcompress.training.batch_statistics import reestimate_batchnorm_
 from pbcompress.training.callbacks import Callback
+from pbcompress.training.data_checks import scored
 from pbcompress.training.experiment import Experiment
 from pbcompress.training.history import History, Stage
 from pbcompress.training.loop import evaluate
@@ -149,12 +150,21 @@ class ContenderTraining:
         seed = self.experiment.seed + 1  # other batches than those of the trial
         rest = self._recovered(network, spec, spec.name, seed)
         history = History.joined([trial.history, rest])
-        contender = self._contender(network, spec, self.score(network), history)
+        score = self._score(network, self.experiment.data)
+        contender = self._contender(network, spec, score, history)
         return replace(contender, trial=trial.score.val, compensation=trial.compensation)
 
     def score(self, network: nn.Module) -> Score:
-        """Return the metric of a network on validation, and on test where there is one."""
-        return self._score(network, self.experiment.data)
+        """Return the metric of the original on validation, and on test where there is one.
+
+        Raises:
+            CompressionError: It is not defined there.
+        """
+        data, task = self.experiment.data, self.experiment.task
+        value, samples = scored(network, data.val, "val", task)
+        if data.test is None:
+            return Score(value, samples)
+        return Score(value, samples, *scored(network, data.test, "test", task))
 
     def _score(self, network: nn.Module, data: Data) -> Score:
         task = self.experiment.task

@@ -2,16 +2,16 @@
 
 import hashlib
 import logging
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
+from pbcompress.core.drafts import draft_folder
 from pbcompress.core.inputs import as_call, single_sample, tensors_of
 from pbcompress.costs.measured import ModelCost
-from pbcompress.errors import CompressionError, ExportMismatchError
+from pbcompress.errors import CompressionError, ExportMismatchError, UnwritableError
 from pbcompress.export.fusion import fuse
 from pbcompress.export.onnx_export import ExportReport, export_onnx
 from pbcompress.onnx_files.session import Latency, Session, interleaved_latency
@@ -96,17 +96,19 @@ def deploy(
         The figures, or the reason why there are none: a network that trains can still be one that
         the exporter does not take, and the result must not be lost to that.
     """
-    with tempfile.TemporaryDirectory(prefix="pbcompress-") as folder:
-        original = Path(folder) / "before.onnx"
-        path = path or Path(folder) / "after.onnx"
+    with draft_folder() as folder:
+        original = folder / "before.onnx"
+        path = path or folder / "after.onnx"
         try:
             export_onnx(fuse(before), original, example_inputs)
             proof = _proven(fuse(after), path, example_inputs, data, task, metadata)
+        except UnwritableError:
+            raise
         except CompressionError as err:
             logger.warning("The networks could not be exported: %s", err)
             return str(err)
         sessions = [Session(original), Session(path)]
-        tensors = tensors_of(single_sample(as_call(example_inputs)))
+        tensors = tensors_of(single_sample(as_call(example_inputs), before))
         latencies = interleaved_latency(sessions, [s.feeds(tensors) for s in sessions])
         return Deployment(
             bytes_before=size_of(original),
@@ -128,7 +130,7 @@ def _proven(
 ) -> ExportReport:
     try:
         return export_onnx(network, path, example_inputs, data=data, task=task, metadata=metadata)
-    except ExportMismatchError:
+    except (ExportMismatchError, UnwritableError):
         raise
     except Exception as err:  # the task may need more of its network than calls
         if data is None:

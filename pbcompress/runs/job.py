@@ -1,12 +1,10 @@
 """A call of `compress` as a job: checked as a whole before anything changes."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pbcompress.config.budget import Budget
 from pbcompress.config.whole import CompressConfig
@@ -14,16 +12,18 @@ from pbcompress.core.accepted_models import check_model
 from pbcompress.core.inputs import Call, as_call, to_device
 from pbcompress.core.modules import copy_model
 from pbcompress.core.randomness import whole_seed
-from pbcompress.core.tensor_files import write_bytes
 from pbcompress.costs.measured import ModelCost, measure
-from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.errors import CompressionError
 from pbcompress.planning.importance import sample_for
 from pbcompress.planning.planner import resolve_target
 from pbcompress.runs.run_folder import read_facts
+from pbcompress.runs.run_identity import RunIdentity, check_identity, identity_of, task_identity
 from pbcompress.runs.saved_network import STATE_FILE
+from pbcompress.training.data_checks import check_data
+from pbcompress.training.distillation import check_distillation
 from pbcompress.training.engine import choose_device, world_size
 from pbcompress.training.experiment import Experiment
-from pbcompress.training.task import Data, Task, check_data, inputs_of
+from pbcompress.training.task import Data, Task, inputs_of
 
 __all__ = ["Job", "check_job"]
 
@@ -43,7 +43,7 @@ class Job:
         run_dir: Folder of the run; None: nothing is kept.
         cost_before: Cost of the original.
         bound: Parameters at most, dendrites included.
-        fingerprint: Identifies what decides the outcome.
+        fingerprint: Identifies what decides the outcome; see `run_identity`.
     """
 
     original: nn.Module
@@ -91,22 +91,30 @@ def check_job(
     _check_circumstances(example_inputs, data)
     budget = Budget.of(target)
     check_model(model)
+    task_before = task_identity(task)
     sample_for(config.width, _experiment(data, task, seed))  # raises where data are missing
     place = choose_device(device)
     original = copy_model(model).to(place).eval()
     if data is not None:
-        data = check_data(data, task, original, place)
+        checked = check_data(data, task, original, place)
+        check_distillation(task, config.recovery.distillation, original, checked.first)
+        data = checked
     if example_inputs is not None:
-        inputs = to_device(as_call(example_inputs), place)
+        inputs = task.said(to_device(as_call(example_inputs), place))
     else:
         assert data is not None
         inputs = inputs_of(data, task, original, place)
     cost = measure(original, inputs.example_inputs)
     bound, _ = resolve_target(budget, cost)
-    fingerprint = _fingerprint(original, budget, config, seed, task)
-    folder = None if run_dir is None else Path(run_dir)
-    if folder is not None:
-        _check_folder(folder, fingerprint)
+    identity = identity_of(
+        model=original,
+        inputs=inputs,
+        choices={"target": budget.to_dict(), "configuration": config.to_dict(), "seed": seed},
+        data=data,
+        task=task,
+        task_before=task_before,
+    )
+    folder = _checked_folder(run_dir, identity)
     return Job(
         original=original,
         inputs=inputs,
@@ -118,7 +126,7 @@ def check_job(
         run_dir=folder,
         cost_before=cost,
         bound=bound,
-        fingerprint=fingerprint,
+        fingerprint=identity.fingerprint,
     )
 
 
@@ -140,28 +148,10 @@ def _experiment(data: Data | None, task: Task, seed: int) -> Experiment | None:
     return None if data is None else Experiment(data, task, seed)
 
 
-def _fingerprint(
-    original: nn.Module, budget: Budget, config: CompressConfig, seed: int, task: Task
-) -> str:
-    """Identify what decides the outcome: weights, target, configuration, seed and task."""
-    digest = hashlib.sha256()
-    for name, tensor in original.state_dict().items():
-        digest.update(name.encode())
-        if isinstance(tensor, Tensor):
-            digest.update(str(tensor.dtype).encode() + str(tuple(tensor.shape)).encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-    choices = [config.to_dict(), budget.to_dict(), seed, task.metric_name]
-    digest.update(json.dumps(choices, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _check_folder(folder: Path, fingerprint: str) -> None:
-    if (folder / STATE_FILE).is_file() and read_facts(folder).fingerprint != fingerprint:
-        raise StateMismatchError(
-            f"{folder} holds a run of another model, target, configuration or seed. Choose another "
-            "run_dir, or delete this one."
-        )
-    probe = folder / ".writable"
-    write_bytes(probe, b"")
-    probe.unlink()
+def _checked_folder(run_dir: str | Path | None, identity: RunIdentity) -> Path | None:
+    if run_dir is None:
+        return None
+    folder = Path(run_dir)
+    known = read_facts(folder).fingerprint if (folder / STATE_FILE).is_file() else None
+    check_identity(folder, identity, known)
+    return folder

@@ -1,5 +1,7 @@
 """A finished run on disk: what `compress` and `CompressionResult.save` leave in its folder.
 
+identity.json         what decides the run, by `run_identity`
+.lock                 who works in it now, by `held_folder`
 state.json            cuts, dendrites and facts, by `saved_network`
 weights.safetensors   the network's tensors, by `saved_network`
 history.jsonl         a line for each epoch, by `save_run`

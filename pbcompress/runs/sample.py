@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pbcompress.core.inputs import as_call, map_tensors, tensors_of, to_device
+from pbcompress.core.inputs import as_call, single_sample, tensors_of, to_device
 from pbcompress.core.json_documents import damage_named
 from pbcompress.core.tensor_files import read_tensors, write_tensors
 from pbcompress.errors import StateMismatchError
@@ -31,9 +31,8 @@ def sample_of(network: nn.Module, example_inputs: object) -> Sample:
         >>> inputs[0].shape, outputs[0].shape
         (torch.Size([4, 3]), torch.Size([4, 2]))
     """
-    args, kwargs = map_tensors(
-        to_device(as_call(example_inputs), "cpu"), lambda t: t[:SAMPLES] if t.dim() else t
-    )
+    call = to_device(as_call(example_inputs), "cpu")
+    args, kwargs = single_sample(call, network, SAMPLES)
     with torch.no_grad():
         outputs = network.cpu()(*args, **kwargs)
     return tensors_of((args, kwargs)), tensors_of(outputs)

@@ -2,5 +2,5 @@
 
 It says what may be narrowed, and never how far or which channel goes.
 Start at `channel_groups`; `rules` has a rule for each operation, from `compute_rules`,
-`attention_rules` and `shape_rules`.
+`attention_rules`, `shape_rules` and `spectral_rules`.
 """

@@ -70,6 +70,7 @@ def attention_layer(
 
     It splits the width of its query evenly into heads, so both stay in proportion.
     """
+    width, heads = int(width), int(heads)
     labels = t.coupling.fresh(heads)
     rows: Labels = labels.repeat_interleave(width // heads)
     keys, values = t.labels(key)[-1], t.labels(value)[-1]
@@ -94,4 +95,5 @@ def attention_layer(
                 t.couple(found[axis], wanted)
     for name, own in (("embed_dim", rows), ("kdim", keys), ("vdim", values), ("num_heads", labels)):
         if own is not None:
-            t.result.bindings.setdefault(Attribute(t.where, name), own)
+            bound = t.result.bindings.setdefault(Attribute(t.where, name), own)
+            t.couple(bound, own)

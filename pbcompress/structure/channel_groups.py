@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from pbcompress.core.deadline import Deadline
 from pbcompress.core.inputs import Call
 from pbcompress.core.modules import shared_parameter_names
-from pbcompress.structure.dimensions import is_plain, named_dimension
+from pbcompress.structure.dimensions import is_plain, named_dimension, weight_name
 from pbcompress.structure.label_families import Families, settle
 from pbcompress.structure.label_pass import trace
-from pbcompress.structure.layer_geometry import LayerGeometry
+from pbcompress.structure.layer_geometry import LayerGeometry, has_own_groups
 from pbcompress.structure.tracer import Trace
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
 ]
 
 _PRODUCERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
-_TRANSPOSED = (nn.modules.conv._ConvTransposeNd, nn.Embedding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +159,7 @@ class _Reader:
         aliases = shared_parameter_names(network)
         self.shared = {*aliases, *aliases.values()}
         self.names: dict[int, str] = {}
+        self.axes: dict[int, Axis] = {}  # by the ``id`` of the labels
 
     def grouping(self) -> Grouping:
         reached: dict[int, dict[tuple[str, str], Tensor]] = defaultdict(dict)
@@ -172,6 +172,8 @@ class _Reader:
                 for family, positions in found:
                     reached[family].setdefault((layer, place), spread(positions))
         for attribute, labels in self.traced.bindings.items():
+            if attribute in self.traced.stated:
+                continue  # set from the weights
             suffix = "" if attribute.index is None else f"[{attribute.index}]"
             for family, positions in self.families.positions(labels):
                 reached[family][attribute.module, f"@{attribute.name}{suffix}"] = positions
@@ -224,7 +226,10 @@ class _Reader:
         return [self._axis(labels)]
 
     def _axis(self, labels: Tensor) -> Axis:
-        return self._axis_of(self.families.parts[id(labels)])
+        axis = self.axes.get(id(labels))
+        if axis is None:
+            axis = self.axes[id(labels)] = self._axis_of(self.families.parts[id(labels)])
+        return axis
 
     def _axis_of(self, parts: Sequence[Tensor]) -> Axis:
         found = [one for part in parts for one in self.families.of_part(part)]
@@ -251,21 +256,22 @@ class _Reader:
         for name, module in self.network.named_modules():
             if not isinstance(module, _PRODUCERS):
                 continue
-            weight = module._parameters.get("weight")
-            if weight is None:  # computed from other parameters
-                own = [k for k in self.traced.tensors if k.startswith(f"{name}.")]
-                key = max(own, key=lambda k: len(self.traced.tensors[k]), default="")
-            else:
-                key = self.weights.get(id(weight), "")
+            key = weight_name(module, name, self.weights, self.traced.tensors)
             if key not in self.traced.tensors:
                 reasons[name] = "the forward pass does not reach it"
                 continue
-            axis = 1 if isinstance(module, _TRANSPOSED) else 0
-            labels = self.traced.tensors[key][axis]
+            labels = self.traced.tensors[key][_out_axis(module)]
             if not any(part.any() for part in self.families.parts[id(labels)]):
                 reason = self.traced.coupling.reason(labels)
                 reasons[name] = reason or "it has one channel, which stays"
         return reasons
+
+
+def _out_axis(layer: nn.Module) -> int:
+    """Return the axis of a layer's weight that its output channels go along."""
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        return 0 if has_own_groups(layer) else 1
+    return int(isinstance(layer, nn.Embedding))
 
 
 def output_axes(model: nn.Module, grouping: Grouping) -> dict[str, Axis]:
@@ -288,11 +294,10 @@ def output_axes(model: nn.Module, grouping: Grouping) -> dict[str, Axis]:
                 getattr(module, n, None) for n in ("out_channels", "out_features", "embedding_dim")
             )
             axes[layer] = Axis(next(size for size in sizes if size is not None))
-        elif isinstance(module, _TRANSPOSED):
-            groups = getattr(module, "groups", 1)
-            axes[layer] = Axis(shape[1].size * groups, shape[1].groups)
+        elif isinstance(module, nn.modules.conv._ConvTransposeNd):
+            axes[layer] = layer_axes(module, shape)[0]
         else:
-            axes[layer] = shape[0]
+            axes[layer] = shape[_out_axis(module)]
     return axes
 
 
@@ -318,8 +323,10 @@ def layer_axes(layer: nn.Module, weight: tuple[Axis, ...] | None) -> tuple[Axis,
     groups = geometry.groups
     if groups == 0:
         return out, out
-    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
-        return _times(in_, groups), out  # its weight has the inputs first
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):  # its weight has the inputs first
+        has_own = geometry.has_group_of_each_input
+        wide = _times(out, geometry.out_width // groups) if has_own else _times(in_, groups)
+        return wide, out
     if geometry.has_group_of_each_input:
         return out, _times(out, 1, geometry.out_width // groups)
     return out, _times(in_, groups)

@@ -10,7 +10,7 @@ from pbcompress.structure.labels import Labels
 from pbcompress.structure.rule_table import Axes, RuleTable, broadcast, unknown
 from pbcompress.structure.tracer import Tracer
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "elementwise"]
 
 RULES = RuleTable()
 rule = RULES.entry
@@ -36,6 +36,7 @@ rule = RULES.entry
     *("_to_copy", "empty_like", "full_like", "ones_like", "rand_like"),
     *("randn_like", "zeros_like", "exponential_", "_conj"),
     *("sinc", "xlogy", "bernoulli", "_assert_async", "hardswish"),
+    *("complex", "polar", "angle"),
 )
 def elementwise(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """Couple dimensions that are broadcast against each other."""
@@ -98,46 +99,69 @@ def vector_product(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Ax
 
 @rule("convolution")
 def convolution(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
-    """A convolution, plain, grouped, depthwise or transposed."""
-    image, weight, bias, _, _, _, transposed, _, groups = args[:9]
-    x, channels = t.labels(image), image.shape[1]
-    spread = first = None  # what each output of a depthwise one reads; what the first group reads
-    if groups > 1 and not transposed and x[1] is not None:
-        if channels == groups:
-            spread = x[1].repeat_interleave(weight.shape[0] // groups)
-        else:
-            first = x[1][: channels // groups]
-    given = {0 if transposed else 1: x[1]} if groups == 1 else {0: spread, 1: first}
-    w = t.labels(weight, given)
-    for labels in (*x[2:], *w[2:]):
-        t.coupling.pin(labels, f"it is a spatial dimension in {t.where!r}")
-    entry, exit_ = (w[0], w[1]) if transposed else (w[1], w[0])
-    if groups == 1:
-        t.couple(x[1], entry)
-        result = exit_
-    elif transposed:
-        for labels in (x[1], *w):
-            t.coupling.pin(labels, f"{t.where!r} is a grouped transposed convolution")
-        result = None
-    elif channels == groups:
-        result = t.couple(spread, exit_)
-        if not isinstance(t.module, nn.modules.conv._ConvNd):  # whose cut sets its groups
-            t.expect(_given(t, 6, "groups", groups), x[1])
+    """A convolution, plain, grouped, depthwise or transposed; one by one, positions stay apart."""
+    image, weight, bias, stride, padding, _, transposed, _, groups = args[:9]
+    x, size = t.labels(image), out.shape[1]
+    if transposed:
+        w, result = _transposed(t, x[1], weight, groups)
     else:
-        result = _alike(t, exit_, groups)
-        if x[1] is None:
-            t.coupling.pin(entry, "it reads an input of fixed width")
-        else:
-            t.couple(first, entry)
-            _alike(t, x[1], groups)
-    size = out.shape[1]
-    positions = math.prod((image if transposed else out).shape[2:]) * image.shape[0]
-    taps = math.prod(weight.shape[2:])
-    dims = (weight.shape[0], w[0]), (weight.shape[1], w[1])
-    t.work(positions * taps, *dims)
+        w, result = _straight(t, x[1], weight, groups)
+    apart = not transposed and {*weight.shape[2:], *stride} == {1} and not any(padding)
+    for labels in (*(() if apart else x[2:]), *w[2:]):
+        t.coupling.pin(labels, f"it is a spatial dimension in {t.where!r}")
+    places = x[2:] if apart else [None] * (out.dim() - 2)
+    positions = zip((image if transposed else out).shape[2:], places, strict=True)
+    taps = math.prod(weight.shape[2:]) * image.shape[0]
+    t.work(taps, *positions, *zip(weight.shape[:2], w[:2], strict=True))
     if bias is not None:
         result = t.couple(result, t.labels(bias, {0: result})[0])
-    return [x[0], result if size > 1 else None, *[None] * (out.dim() - 2)]
+    return [x[0], result if size > 1 else None, *places]
+
+
+def _straight(t: Tracer, x: Labels, weight: Tensor, groups: int) -> tuple[Axes, Labels]:
+    """Return the labels of a convolution's weight and of its output channels."""
+    if groups == 1:
+        w = t.labels(weight, {1: x})
+        t.couple(x, w[1])
+        return w, w[0]
+    if weight.shape[1] == 1:
+        spread = _spread(x, weight.shape[0] // groups)
+        w = t.labels(weight, {0: spread})
+        _own_groups(t, groups, x)
+        return w, t.couple(spread, w[0])
+    first = x[: weight.shape[1]] if x is not None else None
+    w = t.labels(weight, {1: first})
+    if x is None:
+        t.coupling.pin(w[1], "it reads an input of fixed width")
+    else:
+        t.couple(first, w[1])
+        _alike(t, x, groups)
+    return w, _alike(t, w[0], groups)
+
+
+def _transposed(t: Tracer, x: Labels, weight: Tensor, groups: int) -> tuple[Axes, Labels]:
+    """Return the same of a transposed one, whose weight has the inputs first."""
+    w = t.labels(weight, {0: x})
+    entry = t.couple(x, w[0])
+    if groups == 1:
+        return w, w[1]
+    if weight.shape[0] == groups:
+        _own_groups(t, groups, x)
+        t.coupling.pin(w[1], f"each channel of {t.where!r} has the same number of outputs")
+        return w, _spread(entry, weight.shape[1])
+    _alike(t, entry, groups)
+    return w, w[1].repeat(groups) if w[1] is not None else None
+
+
+def _own_groups(t: Tracer, groups: int, channels: Labels) -> None:
+    """Note that every channel has its own group; the cut of a layer of torch sets their number."""
+    if not isinstance(t.module, nn.modules.conv._ConvNd):
+        t.expect(_given(t, 6, "groups", groups), channels)
+
+
+def _spread(labels: Labels, times: int) -> Labels:
+    """Return the labels of a dimension with so many positions for each of another's."""
+    return labels.repeat_interleave(times) if labels is not None else None
 
 
 def _given(t: Tracer, place: int, name: str, default: Any) -> Any:
@@ -189,23 +213,22 @@ def batch_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
 
 @rule("native_layer_norm", "_fused_rms_norm")
 def layer_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
-    """A norm over the last dimensions; one of them may lose channels, which then do not count."""
+    """A norm over the last dimensions; any may lose positions, which then do not count."""
     image, shape = args[:2]
-    x = t.labels(image)
+    x, first = t.labels(image), image.dim() - len(shape)
     own = [(i, a) for i, a in enumerate(args[2:4], 2) if isinstance(a, Tensor)]
-    if len(shape) > 1:
-        for labels in (*x[-len(shape) :], *(v for _, a in own for v in t.labels(a))):
-            t.coupling.pin(labels, f"{t.where!r} normalises several dimensions together")
-        return [x, *[[None] * o.dim() for o in out[1:]]]
     for _, tensor in own:
-        x[-1] = t.couple(x[-1], t.labels(tensor, {0: x[-1]})[0])
+        labels = t.labels(tensor, dict(enumerate(x[first:])))
+        x[first:] = [t.couple(a, b) for a, b in zip(x[first:], labels, strict=True)]
     is_named = t.call is not None and t.call.name in ("layer_norm", "rms_norm")
-    t.expect((_given(t, 1, "normalized_shape", shape) if is_named else shape)[-1], x[-1])
-    last = image.dim() - 1
-    t.event(name, [(0, last, x[-1]), *((i, 0, x[-1]) for i, _ in own)], [(0, last, x[-1])])
+    given = _given(t, 1, "normalized_shape", shape) if is_named else shape
+    for size, axis in zip(given, x[first:], strict=True):
+        t.expect(size, axis)
+    every = [(0, dim, v) for dim, v in enumerate(x[first:], first)]
+    t.event(name, [*every, *((i, dim - first, v) for i, _ in own for _, dim, v in every)], every)
     if name == "native_layer_norm":
         t.work(5 if own else 4, *zip(image.shape, x, strict=True))
-    return [x, *[[*x[:-1], None] for _ in out[1:]]]
+    return [x, *[[*x[:first], *[None] * len(shape)] for _ in out[1:]]]
 
 
 @rule("native_group_norm")
@@ -218,11 +241,12 @@ def group_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     own = [(i, a) for i, a in enumerate((weight, bias), 1) if a is not None]
     for _, tensor in own:
         x[1] = t.couple(x[1], t.labels(tensor, {0: x[1]})[0])
-    if 1 < groups < image.shape[1]:
+    if groups == image.shape[1]:  # every channel alone
+        t.expect(_given(t, 1, "num_groups", groups), x[1])
+        t.event(name, [])
+    else:
         _alike(t, x[1], groups)
-    elif groups == image.shape[1]:
-        t.coupling.pin(x[1], f"{t.where!r} normalises every channel alone")
-    t.event(name, [(0, 1, x[1]), *((i, 0, x[1]) for i, _ in own)], [(0, 1, x[1])])
+        t.event(name, [(0, 1, x[1]), *((i, 0, x[1]) for i, _ in own)], [(0, 1, x[1])])
     t.work(5 if own else 4, *zip(image.shape, x, strict=True))
     return [x, *[[None] * o.dim() for o in out[1:]]]
 

@@ -1,7 +1,8 @@
 """Which dimensions a module's tensors have, how a cut names them, and what is kept of them."""
 
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -12,6 +13,7 @@ from pbcompress.structure.layer_geometry import LayerGeometry, is_depthwise
 
 __all__ = [
     "ATTRIBUTE",
+    "STATED",
     "Kept",
     "Spread",
     "dimension_size",
@@ -19,10 +21,22 @@ __all__ = [
     "keep",
     "named_dimension",
     "parameter_axes",
+    "stated_sizes",
+    "weight_name",
 ]
 
 _MIXING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BY_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.PReLU)
+_STATES = (
+    *(nn.Linear, nn.modules.conv._ConvNd, nn.Embedding),
+    *(nn.modules.batchnorm._NormBase, nn.GroupNorm),
+)
+# Sizes that these layers of torch, and attention, state of their weights
+STATED = (
+    *("in_features", "out_features", "in_channels", "out_channels"),
+    *("num_embeddings", "embedding_dim", "num_features", "num_channels", "num_groups"),
+    *("embed_dim", "kdim", "vdim", "num_heads"),
+)
 ATTRIBUTE = re.compile(r"@(\w+)(?:\[(\d+)\])?")
 Spread = Callable[[Tensor], Tensor]
 Kept = Mapping[int, Tensor]  # by axis, the indices that stay
@@ -65,6 +79,55 @@ def named_dimension(
     groups, size = int(getattr(module, "groups", 1)), weight.shape[1]
     starts = torch.arange(groups) * size
     return layer, "in", lambda indices: (indices[..., None] + starts).flatten(-2)
+
+
+def stated_sizes(layer: nn.Module, axes: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return what each size that a layer of torch states counts, along the axes of its weight.
+
+    Args:
+        layer: Any module.
+        axes: For each axis of its weight (of its statistics, where it has none) one value for each
+            position.
+
+    Example:
+        >>> stated_sizes(nn.Conv1d(4, 2, 1, groups=2), [torch.tensor([7, 8]), torch.tensor([5, 6])])
+        {'in_channels': tensor([5, 6, 5, 6]), 'out_channels': tensor([7, 8])}
+    """
+    if not isinstance(layer, _STATES):
+        return {}
+    groups = getattr(layer, "groups", 1)
+    if isinstance(layer, nn.Linear):
+        return {"in_features": axes[1], "out_features": axes[0]}
+    if isinstance(layer, nn.Embedding):
+        return {"num_embeddings": axes[0], "embedding_dim": axes[1]}
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        return {"in_channels": axes[0], "out_channels": axes[1].repeat(groups)}
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        has_own = groups > 1 and len(axes[1]) == 1  # every input has outputs of its own
+        inputs = axes[0][:: len(axes[0]) // groups] if has_own else axes[1].repeat(groups)
+        return {"in_channels": inputs, "out_channels": axes[0]}
+    if not isinstance(layer, nn.GroupNorm):
+        return {"num_features": axes[0]}
+    every_alone = {"num_groups": axes[0]} if layer.num_groups == layer.num_channels else {}
+    return {"num_channels": axes[0], **every_alone}
+
+
+def weight_name(
+    layer: nn.Module, name: str, names: Mapping[int, str], axes: Mapping[str, Sequence[Tensor]]
+) -> str:
+    """Return the name of the tensor that has a layer's sizes; "" if there is none.
+
+    Args:
+        layer: A layer of torch.
+        name: Dotted name of it.
+        names: Name of every parameter and buffer of the network, by its ``id``.
+        axes: Axes of those that take part. Of those that a weight is computed from, the largest.
+    """
+    for own in (layer._parameters.get("weight"), layer._buffers.get("running_mean")):
+        if own is not None:
+            return names.get(id(own), "")
+    parts = [key for key in axes if key.startswith(f"{name}.".lstrip("."))]
+    return max(parts, key=lambda key: math.prod(map(len, axes[key])), default="")
 
 
 def dimension_size(model: nn.Module, layer: str, dim: str) -> int | None:

@@ -25,6 +25,7 @@ class Families:
         dims = {id(labels): labels for labels in _dimensions(traced)}
         self.parts = dict(zip(dims, coupling.parts_of(list(dims.values())), strict=True))
         self._positions: dict[bytes, list[tuple[int, Tensor]]] = {}
+        self._found: dict[int, list[tuple[int, Tensor]]] = {}  # the same, by whole dimensions
         own = [
             self.parts[id(labels)]
             for axes in traced.tensors.values()
@@ -47,7 +48,10 @@ class Families:
 
     def positions(self, labels: Tensor) -> list[tuple[int, Tensor]]:
         """Return each family on a dimension with the positions of its units, (units, positions)."""
-        return [found for part in self.parts[id(labels)] for found in self.of_part(part)]
+        key = id(labels)
+        if key not in self._found:
+            self._found[key] = [one for part in self.parts[key] for one in self.of_part(part)]
+        return self._found[key]
 
     def of_part(self, part: Tensor) -> list[tuple[int, Tensor]]:
         """Return the same for the free labels of each position."""
@@ -55,6 +59,11 @@ class Families:
         if key not in self._positions:
             family = self.of[part]
             found = []
+            first = int(family[0]) if len(family) else -1
+            if first >= 0 and bool((family == first).all()):
+                by_unit = part.argsort(stable=True)
+                self._positions[key] = [(first, by_unit.view(len(self.labels[first]), -1))]
+                return self._positions[key]
             for index in family[family >= 0].unique().tolist():
                 positions = (family == index).nonzero().squeeze(1)
                 by_unit = positions[part[positions].argsort(stable=True)]
@@ -82,8 +91,9 @@ def settle(traced: Trace, attention: str) -> Families:
     """
     while True:
         families = Families(traced)
-        checks = [*traced.checks, *_number_checks(traced)]
-        failed = [(c, found) for c in checks if (found := list(_failures(c, traced, families)))]
+        failed = [
+            (c, found) for c in traced.checks if (found := list(_failures(c, traced, families)))
+        ]
         joint = [(c, other) for c, _ in failed if (other := _counterpart(c, traced)) is not None]
         for check, other in joint:
             traced.coupling.couple(check.labels, other, _does_not_follow(check))
@@ -98,25 +108,23 @@ def _counterpart(check: Check, traced: Trace) -> Tensor | None:
     """Return the dimension of which a check's size is the size, if there is another one."""
     origin = check.size.origin if isinstance(check.size, Size) else None
     labels = traced.bindings.get(origin) if isinstance(origin, Attribute) else origin
-    if not isinstance(labels, Tensor) or len(labels) != len(check.labels):
+    if check.labels is None or not isinstance(labels, Tensor):
+        return None
+    if len(labels) != len(check.labels):
         return None
     same = traced.coupling.resolve(labels) == traced.coupling.resolve(check.labels)
     return None if same.all() else labels
 
 
 def _does_not_follow(check: Check) -> str:
-    return f"the code of {check.where or 'the model itself'!r} needs a size that does not follow"
-
-
-def _number_checks(traced: Trace) -> Iterator[Check]:
-    for attribute in traced.numbers:
-        if attribute in traced.bindings:
-            labels = traced.bindings[attribute]
-            yield Check(len(labels), labels, attribute.module)
+    size = "" if isinstance(check.size, Size) else f": the plain number {check.size}"
+    where = check.where or "the model itself"
+    return f"the code of {where!r} needs a size that does not follow{size}"
 
 
 def _failures(check: Check, traced: Trace, families: Families) -> Iterator[Tensor]:
     """Yield the families without which the size and the dimension of a check would differ."""
+    described = check.labels
     parts = {id(labels): families.parts[id(labels)] for labels in _axes_of(check, traced)}
     reached = torch.cat([families.of[part] for own in parts.values() for part in own]).unique()
     for family in reached[reached >= 0].tolist():
@@ -133,13 +141,15 @@ def _failures(check: Check, traced: Trace, families: Families) -> Iterator[Tenso
                 labels = traced.bindings.get(leaf) if isinstance(leaf, Attribute) else leaf
                 return was if labels is None else left[id(labels)]
 
-            if evaluate(check.size, count_of) != left[id(check.labels)]:
+            wanted = int(check.size) if described is None else left[id(described)]
+            if evaluate(check.size, count_of) != wanted:
                 yield units
                 break
 
 
 def _axes_of(check: Check, traced: Trace) -> Iterator[Tensor]:
-    yield check.labels
+    if check.labels is not None:
+        yield check.labels
     for leaf in leaves_of(check.size):
         labels = traced.bindings.get(leaf) if isinstance(leaf, Attribute) else leaf
         if labels is not None:

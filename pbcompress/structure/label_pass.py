@@ -16,28 +16,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from pbcompress.core.deadline import Deadline
 from pbcompress.core.inputs import Call, tensors_of
 from pbcompress.core.modules import plain_kernels
 from pbcompress.core.randomness import seeded
+from pbcompress.core.scripted import scripts_as_python
 from pbcompress.errors import CompressionError
 from pbcompress.structure.attention_rules import attention_layer
+from pbcompress.structure.cached_functions import sizes_uncached
+from pbcompress.structure.compute_rules import elementwise
+from pbcompress.structure.dimensions import STATED, stated_sizes, weight_name
 from pbcompress.structure.rule_table import unknown
 from pbcompress.structure.rules import RULES
-from pbcompress.structure.sizes import Attribute, Reader, Size
+from pbcompress.structure.sizes import Attribute, Reader, Size, leaves_of
 from pbcompress.structure.tracer import Trace, Tracer, UserCall
 
 __all__ = ["trace"]
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 # Layers of torch whose forward reads their sizes
-_READ_IN_FORWARD = (nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.RNNCellBase, nn.Transformer)
+_READ_IN_FORWARD = (
+    *(nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.RNNCellBase, nn.Transformer),
+    *(nn.Unflatten, nn.Fold),
+)
 _LEAVES_TORCH = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__)
 _COUNTS = (Tensor.numel, Tensor.nelement)
 _ATTENTION = torch.nn.functional.multi_head_attention_forward
 _SCALED = torch.nn.functional.scaled_dot_product_attention
+_NORMS = (nn.functional.rms_norm, nn.functional.instance_norm)
+_NOTED = {_SHAPE, Tensor.size, *_COUNTS, *_LEAVES_TORCH, *_NORMS, _SCALED, _ATTENTION}
 
 
 def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> Trace:
@@ -59,7 +68,9 @@ def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> T
         seeded("trace"),
         plain_kernels(network),
         _sized_attributes(network, tracer),
+        sizes_uncached(network),
         _module_names(network, tracer.path),
+        scripts_as_python(partial(_pin_scripted, tracer)),
     ):
         warnings.simplefilter("ignore")
         args, kwargs = call
@@ -83,7 +94,33 @@ def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> T
     for tensor in outputs:
         tracer.pin(tensor, "its width is the network's output")
     _keep_alternatives(network, tracer.result)
+    _bind_stated_sizes(network, tracer)
     return tracer.result
+
+
+def _bind_stated_sizes(network: nn.Module, tracer: Tracer) -> None:
+    """Let the sizes that the code read from layers of torch count what they are the sizes of."""
+    traced, modules = tracer.result, dict(network.named_modules())
+    leaves = [leaf for check in traced.checks for leaf in leaves_of(check.size)]
+    for attribute in dict.fromkeys([*leaves, *traced.bindings]):
+        if not isinstance(attribute, Attribute) or attribute.name not in STATED:
+            continue
+        layer = modules[attribute.module]
+        weight = weight_name(layer, attribute.module, tracer.names, traced.tensors)
+        sizes = stated_sizes(layer, traced.tensors[weight]) if weight in traced.tensors else {}
+        counted = sizes.get(attribute.name)
+        if counted is not None and len(counted) == getattr(layer, attribute.name):
+            bound = traced.bindings.get(attribute, counted)
+            tracer.couple(bound, counted, f"the code reads a size of {attribute.module!r}")
+            traced.bindings[attribute] = counted
+            traced.stated.add(attribute)
+
+
+def _pin_scripted(tracer: Tracer, name: str, inputs: Any) -> None:
+    """Keep what a scripted function reads; what it returns then has fixed sizes."""
+    where = f"the scripted function {name!r} in {tracer.where!r}"
+    for tensor in tensors_of(inputs):
+        tracer.pin(tensor, f"{where} cannot be followed: call the Python that it was made from")
 
 
 def _keep_alternatives(network: nn.Module, traced: Trace) -> None:
@@ -118,12 +155,21 @@ class _Functions(TorchFunctionMode):
         tracer.call = UserCall(func, args, kwargs)
         is_layer = func is _ATTENTION and isinstance(tracer.module, nn.MultiheadAttention)
         if is_layer:
-            attention_layer(tracer, *args, **kwargs)
+            with _disable_current_modes():
+                attention_layer(tracer, *args, **kwargs)
         tracer.trusts = is_layer
         try:
             result = func(*args, **kwargs)
         finally:
             tracer.call, tracer.trusts = outer, False
+        if is_layer or func not in _NOTED:
+            return result
+        with _disable_current_modes():  # which would take what is noted for a step of the network
+            return self._noted(func, args, kwargs, result)
+
+    def _noted(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> Any:
+        """Note what a call says beyond its operations; return its result, sizes with origins."""
+        tracer = self.tracer
         if func == _SHAPE or (func is Tensor.size and type(result) is torch.Size):
             labels = tracer.labels(args[0])
             return torch.Size([tracer.size_of(v, n) for v, n in zip(labels, result, strict=True)])
@@ -138,13 +184,15 @@ class _Functions(TorchFunctionMode):
             tracer.pin(args[0], f"its values leave torch in {tracer.where!r}")
         if func is nn.functional.rms_norm:  # runs as several operations, which have no sizes
             given = args[1] if len(args) > 1 else kwargs["normalized_shape"]
-            tracer.expect(given[-1], tracer.labels((*args, *kwargs.values())[0])[-1])
+            labels = tracer.labels((*args, *kwargs.values())[0])
+            for size, own in zip(given, labels[-len(given) :], strict=True):
+                tracer.expect(size, own)
         if func is nn.functional.instance_norm:
             tracer.expect_attribute("num_features", (*args, *kwargs.values())[0], 1)
         if func is _SCALED and kwargs.get("scale") is None and len(args) < 7:
             reason = f"the attention {tracer.where!r} scales by the size of its heads"
             tracer.coupling.pin(tracer.labels((*args, *kwargs.values())[0])[-1], reason)
-        if func is _ATTENTION and not is_layer:
+        if func is _ATTENTION:
             for tensor in tensors_of((args, kwargs, result)):
                 tracer.pin(tensor, f"the attention function in {tracer.where!r} keeps its width")
         return result
@@ -173,7 +221,7 @@ class _Operations(TorchDispatchMode):
         if name.endswith("_"):
             tracer.labels(args[0])  # before its shape may change
         result = func(*args, **kwargs)
-        follow = RULES.get(name, unknown)
+        follow = RULES.get(name, elementwise if torch.Tag.pointwise in func.tags else unknown)
         if follow is unknown:
             given = [tracer.labels(t) for t in tensors_of((args, kwargs))]
             if not any(labels is not None for own in given for labels in own):
@@ -216,13 +264,15 @@ def _sized_attributes(network: nn.Module, reader: Reader) -> Iterator[None]:
     changed: list[tuple[nn.Module, str, Any]] = []
     for module_name, module in network.named_modules():
         of_torch = type(module).__module__.startswith("torch.")
-        if of_torch and not isinstance(module, _READ_IN_FORWARD):
-            continue
-        for name, value in list(vars(module).items()):
+        held = vars(module)
+        reads_none = of_torch and not isinstance(module, _READ_IN_FORWARD)
+        names = [name for name in STATED if name in held] if reads_none else list(held)
+        for name in names:
+            value = held[name]
             sized = _sized(value, Attribute(module_name, name), reader)
             if sized is not value:
                 changed.append((module, name, value))
-                vars(module)[name] = sized
+                held[name] = sized
     try:
         yield
     finally:
@@ -233,7 +283,7 @@ def _sized_attributes(network: nn.Module, reader: Reader) -> Iterator[None]:
 def _sized(value: Any, attribute: Attribute, reader: Reader) -> Any:
     if type(value) is int and value > 1:
         return Size(value, attribute, reader)
-    if type(value) in (tuple, list) and any(type(v) is int and v > 1 for v in value):
+    if type(value) in (tuple, list, torch.Size) and any(type(v) is int and v > 1 for v in value):
         items = (
             _sized(v, Attribute(attribute.module, attribute.name, i), reader)
             if type(v) is int

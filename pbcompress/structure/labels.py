@@ -4,15 +4,21 @@ Every position of a dimension carries a label. Labels that were coupled stand fo
 is kept or lost as a whole. A label may be a pair of two others, where two axes were merged into
 one dimension (heads times channels): it is lost when either of them is. Label 0, and every label
 that was pinned, is never lost.
+
+Labels are tensors for those who ask, and arrays in here: an operation on a few hundred numbers
+takes several times as long in torch.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["Coupling", "Labels"]
 
+Array = NDArray[np.int64]
 Labels = Tensor | None  # one label for each position; None: all of them are pinned
 
 
@@ -32,10 +38,10 @@ class Coupling:
 
     def __init__(self) -> None:
         self._size = 1
-        self._parent = torch.zeros(1024, dtype=torch.long)
-        self._left = torch.zeros(1024, dtype=torch.long)  # 0: not a pair
-        self._right = torch.zeros(1024, dtype=torch.long)
-        self._pinned = torch.zeros(1024, dtype=torch.long)  # 0: free, else the reason's number
+        self._parent = np.zeros(1024, np.int64)
+        self._left = np.zeros(1024, np.int64)  # 0: not a pair
+        self._right = np.zeros(1024, np.int64)
+        self._pinned = np.zeros(1024, np.int64)  # 0: free, else the reason's number
         self._has_pairs = False
         self._reasons = ["", ""]
         self._pinned[0] = 1
@@ -47,70 +53,22 @@ class Coupling:
 
     def fresh(self, count: int) -> Tensor:
         """Return ``count`` new free labels."""
-        start, self._size = self._size, self._size + count
-        while self._size > len(self._parent):
-            for name in ("_parent", "_left", "_right", "_pinned"):
-                old: Tensor = getattr(self, name)
-                setattr(self, name, torch.cat([old, torch.zeros_like(old)]))
-        labels = torch.arange(start, self._size)
-        self._parent[start : self._size] = labels
-        return labels
-
-    def _pairs_of(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return new labels for pairs of two others."""
-        pairs = self.fresh(len(left))
-        self._left[pairs], self._right[pairs] = left, right
-        self._has_pairs = True
-        return pairs
-
-    def _find(self, labels: Tensor) -> Tensor:
-        root = self._parent[labels]
-        above = self._parent[root]
-        if torch.equal(above, root):
-            return root
-        while not torch.equal(above, root):
-            root, above = above, self._parent[above]
-        self._parent[labels] = root
-        return root
+        return torch.from_numpy(self._fresh(count))
 
     def resolve(self, labels: Tensor) -> Tensor:
         """Return each label's representative: 0 where pinned, else a free label or a free pair."""
-        root = self._find(labels)
-        root = root.masked_fill(self._pinned[root] > 0, 0)
-        if not self._has_pairs:
-            return root
-        left = self._left[root]
-        pairs = left.nonzero().squeeze(1)
-        if len(pairs) == 0:
-            return root
-        left, right = self.resolve(left[pairs]), self.resolve(self._right[root[pairs]])
-        inner = torch.where(left == 0, right, torch.where(right == 0, left, root[pairs]))
-        root[pairs] = torch.where(left == right, left, inner)
-        return root
-
-    def sides(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the two parts of resolved labels: a free label is its own left, 0 its right."""
-        left, right = self._left[labels], self._right[labels]
-        is_pair = left > 0
-        return (
-            torch.where(is_pair, self.resolve(left), labels),
-            torch.where(is_pair, self.resolve(right), torch.zeros_like(labels)),
-        )
+        return torch.from_numpy(self._resolve(labels.numpy()))
 
     def parts(self, labels: Tensor) -> list[Tensor]:
         """Return the free labels that each position consists of, 0 where there are fewer."""
-        labels = self.resolve(labels)
-        if not (self._has_pairs and (self._left[labels] > 0).any()):
-            return [labels]
-        left, right = self.sides(labels)
-        return self.parts(left) + self.parts(right)
+        return [torch.from_numpy(part) for part in self._parts(labels.numpy())]
 
     def parts_of(self, dimensions: Sequence[Tensor]) -> list[list[Tensor]]:
         """Return the `parts` of every dimension, without those that are all 0 but the first."""
         if not dimensions:
             return []
         first, *others = self.parts(torch.cat(list(dimensions)))
-        sizes = [len(labels) for labels in dimensions]
+        sizes = [labels.numel() for labels in dimensions]
         found = [[part] for part in first.split(sizes)]
         for other in others:
             for own, part in zip(found, other.split(sizes), strict=True):
@@ -120,104 +78,32 @@ class Coupling:
 
     def pin(self, labels: Labels, reason: str) -> None:
         """Keep the units of ``labels`` for good; the first reason stays."""
-        if labels is None:
-            return
-        labels = self.resolve(labels)
-        labels = labels[labels > 0]
-        if len(labels):
-            self._reasons.append(reason)
-            while len(labels):
-                self._pinned[labels] = len(self._reasons) - 1
-                left, right = self._left[labels], self._right[labels]
-                labels = torch.cat([left[left > 0], right[right > 0]])
-                labels = self._find(labels)
-                labels = labels[self._pinned[labels] == 0]
+        if labels is not None:
+            self._pin(labels.numpy(), reason)
 
     def reason(self, labels: Tensor) -> str:
-        """Return why one of ``labels`` is pinned, "" if none is."""
-        found = self._pinned[self._find(labels)]
-        found = found[found > 0]
-        return self._reasons[int(found.max())] if len(found) else ""
+        """Return why one of ``labels`` is pinned, "" if none is; of a pair, why its parts are."""
+        return self._reason(labels.numpy())
 
     def couple(self, a: Labels, b: Labels, reason: str) -> None:
         """Make the units at equal positions one; where one side is pinned, both are."""
         if a is None or b is None:
-            return self.pin(a if b is None else b, reason)
-        given_a, given_b = torch.broadcast_tensors(a, b) if a.shape != b.shape else (a, b)
-        while True:
-            a, b = self.resolve(given_a), self.resolve(given_b)
-            if torch.equal(a, b):
-                return None
-            differ = a != b
-            given_a, given_b, a, b = given_a[differ], given_b[differ], a[differ], b[differ]
-            fixed = (a == 0) | (b == 0)
-            if fixed.any():
-                known = self.reason(torch.cat([given_a[fixed], given_b[fixed]]))
-                self.pin(torch.cat([a[fixed], b[fixed]]), known or reason)
-                continue
-            self._link(a, b, reason)
-
-    def _link(self, a: Tensor, b: Tensor, reason: str) -> None:
-        """Join some of the free, different, resolved labels; the caller asks again for the rest.
-
-        One kind at a time, so that no label can become a part of itself: free labels with each
-        other, then free labels with pairs (the pair stands for both), then pairs with pairs.
-        """
-        if not self._has_pairs:
-            self._join(a, b)
-            return
-        pair_a, pair_b = self._left[a] > 0, self._left[b] > 0
-        plain = ~(pair_a | pair_b)
-        if plain.any():
-            self._join(a[plain], b[plain])
-            return
-        mixed = pair_a ^ pair_b
-        if not mixed.any():
-            self._link_pairs(a, b, reason)
-            return
-        pair = torch.where(pair_a, a, b)[mixed]
-        leaf = torch.where(pair_a, b, a)[mixed]
-        parts = torch.stack(self.parts(pair))
-        inside = (parts == leaf).any(0)
-        if inside.any():  # a unit that would be part of itself: its other parts stay
-            rest = parts[:, inside]
-            self.pin(rest[rest != leaf[inside]], reason)
-            return
-        if torch.isin(leaf, parts).any():
-            pair, leaf = pair[:1], leaf[:1]  # in turn: one's part is another's whole
-        self._parent[leaf] = pair
-
-    def _link_pairs(self, a: Tensor, b: Tensor, reason: str) -> None:
-        """Join pairs whose sides are the same, or else their sides."""
-        (left_a, right_a), (left_b, right_b) = self.sides(a), self.sides(b)
-        crossed = (left_a == right_b) | (right_a == left_b)
-        left_b, right_b = (
-            torch.where(crossed, right_b, left_b),
-            torch.where(crossed, left_b, right_b),
-        )
-        same = (left_a == left_b) & (right_a == right_b)
-        if same.all():
-            self._join(a, b)
-            return
-        self.couple(left_a[~same], left_b[~same], reason)
-        self.couple(right_a[~same], right_b[~same], reason)
-
-    def _join(self, a: Tensor, b: Tensor) -> None:
-        self._parent[torch.maximum(a, b)] = torch.minimum(a, b)
+            self.pin(a if b is None else b, reason)
+        else:
+            self._couple(a.numpy(), b.numpy(), reason)
 
     def merge(self, a: Labels, rows: int, b: Labels, columns: int) -> Labels:
         """Return the labels of an axis that two adjacent axes were flattened into."""
         if a is None and b is None:
             return None
-        left = self.resolve(a) if a is not None else torch.zeros(rows, dtype=torch.long)
-        right = self.resolve(b) if b is not None else torch.zeros(columns, dtype=torch.long)
-        left = left[:, None].expand(rows, columns).reshape(-1)
-        right = right[None, :].expand(rows, columns).reshape(-1)
-        merged = torch.where(left == 0, right, left)
-        both = ((left > 0) & (right > 0)).nonzero().squeeze(1)
+        left = np.zeros(rows, np.int64) if a is None else self._resolve(a.numpy())
+        right = np.zeros(columns, np.int64) if b is None else self._resolve(b.numpy())
+        left, right = left.repeat(columns), np.tile(right, rows)
+        merged = np.where(left == 0, right, left)
+        both = ((left > 0) & (right > 0)).nonzero()[0]
         if len(both):
             merged[both] = self._pairs_of(left[both], right[both])
-        return merged
+        return torch.from_numpy(merged)
 
     def split(self, labels: Labels, rows: int, columns: int, reason: str) -> tuple[Labels, Labels]:
         """Return the labels of the two axes that one axis is unflattened into."""
@@ -250,8 +136,150 @@ class Coupling:
         """Return labels that are lost when either of two at the same position is."""
         if a is None:
             return b
-        both = ((a > 0) & (b > 0)).nonzero().squeeze(1)
+        both = ((a > 0) & (b > 0)).nonzero().squeeze(1).numpy()
         joined = torch.where(a == 0, b, a)
         if len(both):
-            joined[both] = self._pairs_of(a[both], b[both])
+            pairs = self._pairs_of(a.numpy()[both], b.numpy()[both])
+            joined.numpy()[both] = pairs
         return joined
+
+    def _fresh(self, count: int) -> Array:
+        start, self._size = self._size, self._size + count
+        while self._size > len(self._parent):
+            for name in ("_parent", "_left", "_right", "_pinned"):
+                old: Array = getattr(self, name)
+                setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
+        labels = np.arange(start, self._size, dtype=np.int64)
+        self._parent[start : self._size] = labels
+        return labels
+
+    def _pairs_of(self, left: Array, right: Array) -> Array:
+        """Return new labels for pairs of two others."""
+        pairs = self._fresh(len(left))
+        self._left[pairs], self._right[pairs] = left, right
+        self._has_pairs = True
+        return pairs
+
+    def _find(self, labels: Array) -> Array:
+        root = self._parent[labels]
+        above = self._parent[root]
+        if (above == root).all():
+            return root
+        while not (above == root).all():
+            root, above = above, self._parent[above]
+        self._parent[labels] = root
+        return root
+
+    def _resolve(self, labels: Array) -> Array:
+        root = self._find(labels)
+        root[self._pinned[root] > 0] = 0
+        if not self._has_pairs:
+            return root
+        left = self._left[root]
+        pairs = left.nonzero()[0]
+        if len(pairs) == 0:
+            return root
+        left, right = self._resolve(left[pairs]), self._resolve(self._right[root[pairs]])
+        inner = np.where(left == 0, right, np.where(right == 0, left, root[pairs]))
+        root[pairs] = np.where(left == right, left, inner)
+        return root
+
+    def _sides(self, labels: Array) -> tuple[Array, Array]:
+        """Return the two parts of resolved labels: a free label is its own left, 0 its right."""
+        left, right = self._left[labels], self._right[labels]
+        is_pair = left > 0
+        return (
+            np.where(is_pair, self._resolve(left), labels),
+            np.where(is_pair, self._resolve(right), 0),
+        )
+
+    def _parts(self, labels: Array) -> list[Array]:
+        labels = self._resolve(labels)
+        if not (self._has_pairs and (self._left[labels] > 0).any()):
+            return [labels]
+        left, right = self._sides(labels)
+        return self._parts(left) + self._parts(right)
+
+    def _pin(self, labels: Array, reason: str) -> None:
+        labels = self._resolve(labels)
+        labels = labels[labels > 0]
+        if len(labels):
+            self._reasons.append(reason)
+            while len(labels):
+                self._pinned[labels] = len(self._reasons) - 1
+                left, right = self._left[labels], self._right[labels]
+                labels = self._find(np.concatenate([left[left > 0], right[right > 0]]))
+                labels = labels[self._pinned[labels] == 0]
+
+    def _reason(self, labels: Array) -> str:
+        roots = self._find(labels)
+        found = int(self._pinned[roots].max(initial=0))
+        pairs = roots[self._left[roots] > 0]
+        if found or not len(pairs):
+            return self._reasons[found]
+        parts = (self._reason(self._left[pairs]), self._reason(self._right[pairs]))
+        return "; ".join(dict.fromkeys(filter(None, parts)))
+
+    def _couple(self, given_a: Array, given_b: Array, reason: str) -> None:
+        if given_a.shape != given_b.shape:
+            given_a, given_b = np.broadcast_arrays(given_a, given_b)
+        while True:
+            a, b = self._resolve(given_a), self._resolve(given_b)
+            differ = a != b
+            if not differ.any():
+                return
+            given_a, given_b, a, b = given_a[differ], given_b[differ], a[differ], b[differ]
+            fixed = (a == 0) | (b == 0)
+            if fixed.any():
+                known = self._reason(np.concatenate([given_a[fixed], given_b[fixed]]))
+                self._pin(np.concatenate([a[fixed], b[fixed]]), known or reason)
+                continue
+            self._link(a, b, reason)
+
+    def _link(self, a: Array, b: Array, reason: str) -> None:
+        """Join some of the free, different, resolved labels; the caller asks again for the rest.
+
+        One kind at a time, so that no label can become a part of itself: free labels with each
+        other, then free labels with pairs (the pair stands for both), then pairs with pairs.
+        """
+        if not self._has_pairs:
+            self._join(a, b)
+            return
+        pair_a, pair_b = self._left[a] > 0, self._left[b] > 0
+        plain = ~(pair_a | pair_b)
+        if plain.any():
+            self._join(a[plain], b[plain])
+            return
+        mixed = pair_a ^ pair_b
+        if not mixed.any():
+            self._link_pairs(a, b, reason)
+            return
+        pair = np.where(pair_a, a, b)[mixed]
+        leaf = np.where(pair_a, b, a)[mixed]
+        parts = np.stack(self._parts(pair))
+        inside = (parts == leaf).any(0)
+        if inside.any():  # a unit that would be part of itself: its other parts stay
+            rest = parts[:, inside]
+            self._pin(rest[rest != leaf[inside]], reason)
+            return
+        if np.isin(leaf, parts).any():
+            pair, leaf = pair[:1], leaf[:1]  # in turn: one's part is another's whole
+        self._parent[leaf] = pair
+
+    def _link_pairs(self, a: Array, b: Array, reason: str) -> None:
+        """Join pairs whose sides are the same, or else their sides."""
+        (left_a, right_a), (left_b, right_b) = self._sides(a), self._sides(b)
+        crossed = (left_a == right_b) | (right_a == left_b)
+        left_b, right_b = (
+            np.where(crossed, right_b, left_b),
+            np.where(crossed, left_b, right_b),
+        )
+        same = (left_a == left_b) & (right_a == right_b)
+        if same.all():
+            self._join(a, b)
+            return
+        self._couple(left_a[~same], left_b[~same], reason)
+        self._couple(right_a[~same], right_b[~same], reason)
+
+    def _join(self, a: Array, b: Array) -> None:
+        self._parent[np.maximum(a, b)] = np.minimum(a, b)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-__all__ = ["LayerGeometry", "is_depthwise"]
+__all__ = ["LayerGeometry", "has_own_groups", "is_depthwise"]
 
 Conv = nn.modules.conv._ConvNd
 ConvTranspose = nn.modules.conv._ConvTransposeNd
@@ -19,6 +19,11 @@ def is_depthwise(layer: nn.Module) -> bool:
         and layer.groups == layer.out_channels == layer.in_channels
         and layer.groups > 1
     )
+
+
+def has_own_groups(layer: nn.Module) -> bool:
+    """Tell whether each input of a convolution has a group of its own, which goes with it."""
+    return isinstance(layer, Conv) and 1 < layer.groups == layer.in_channels
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,9 @@ class LayerGeometry:
             groups = 0 if is_depthwise(layer) else layer.groups
             taps, bias = math.prod(layer.kernel_size), int(layer.bias is not None)
             return cls(layer.out_channels, layer.in_channels, taps, groups, bias)
-        sizes = {p.numel() for p in layer.parameters(recurse=False)}
+        sizes = [p.numel() for p in layer.parameters(recurse=False)]
         width = max(sizes, default=0) or getattr(layer, "num_features", 0)
-        affine = sum(p.numel() for p in layer.parameters(recurse=False)) // max(width, 1)
+        affine = sum(sizes) // max(width, 1)
         return cls(width, width, 0, 0, affine)
 
     @property

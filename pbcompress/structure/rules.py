@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pbcompress.structure import attention_rules, compute_rules, shape_rules
+from pbcompress.structure import attention_rules, compute_rules, shape_rules, spectral_rules
 from pbcompress.structure.rule_table import Rule
 
 __all__ = ["RULES"]
@@ -11,4 +11,5 @@ RULES: Mapping[str, Rule] = {
     **compute_rules.RULES,
     **attention_rules.RULES,
     **shape_rules.RULES,
+    **spectral_rules.RULES,
 }

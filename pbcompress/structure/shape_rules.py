@@ -99,7 +99,8 @@ def expand(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     added = out.dim() - image.dim()
     for dim, size in enumerate(_given_sizes(t, out.shape)):
         if size is not None and (dim < added or image.shape[dim - added] == 1):
-            labels[dim] = t.labels_of_size(size)
+            is_mask = t.trusts and size > 1  # of a layer of torch, for as many heads as there are
+            labels[dim] = t.coupling.fresh(size) if is_mask else t.labels_of_size(size)
         t.expect(size, labels[dim])
     return labels
 
@@ -126,16 +127,6 @@ def restride(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     if [*args[1]] == [*args[0].shape]:
         return t.labels(args[0])
     return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
-
-
-@rule("view_as_real", "view_as_complex")
-def view_as_real(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
-    """Complex numbers as pairs on a further axis, and back."""
-    x = t.labels(args[0])
-    if name == "view_as_real":
-        return [*x, None]
-    t.coupling.pin(x[-1], f"its channels are real and imaginary parts in {t.where!r}")
-    return x[:-1]
 
 
 @rule("squeeze", "unsqueeze")
@@ -202,7 +193,7 @@ def slice_(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     given = _given_slice(t, start, end, own)
     for bound, size in zip((start, end), given, strict=True):
         if bound > 0:
-            t.expect(size, own[:bound])
+            t.expect_part(size, own, own[:bound])
     if step != 1:
         t.coupling.pin(own, f"a slice with steps in {t.where!r} picks its channels")
     return x
@@ -245,7 +236,7 @@ def split(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     elif None in _given_parts(t, counts, len(own)) and not t.trusts:
         t.coupling.pin(own, f"it is divided into uneven parts in {t.where!r}")
     for part, size in zip(parts, _given_parts(t, counts, len(own)), strict=True):
-        t.expect(size, part)
+        t.expect_part(size, own, part)
         if len(part) == 1:
             t.coupling.pin(part, f"its channels are picked one by one in {t.where!r}")
     return [[part if d == dim else v for d, v in enumerate(x)] for part in parts]
@@ -364,6 +355,8 @@ def _keep_image(t: Tracer, x: Axes) -> None:
 def factory(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     """A new constant; a size that was read from channels gives it these channels."""
     call = t.call
+    if t.trusts:  # zeros that a layer of torch attends to, for as many heads as there are
+        return [t.coupling.fresh(size) for size in out.shape]
     if call is None:
         return [None] * out.dim()
     sizes = [s for s in tree_leaves((call.args, dict(call.kwargs))) if isinstance(s, int)]

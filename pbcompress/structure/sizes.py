@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["Attribute", "Count", "Reader", "Size", "evaluate", "leaves_of"]
+__all__ = ["Attribute", "Count", "Reader", "Size", "evaluate", "leaves_of", "values_of"]
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,15 @@ def evaluate(size: int, count: Count) -> int:
     return int(getattr(int, operation)(a, b))
 
 
-def leaves_of(size: int) -> list[Leaf]:
-    """Return the leaves that ``size`` was computed from."""
+def values_of(size: int) -> list[tuple[Leaf, int]]:
+    """Return the leaves that ``size`` was computed from, with what they were."""
     if not isinstance(size, Size):
         return []
     if not isinstance(size.origin, tuple):
-        return [size.origin]
-    return [leaf for part in size.origin[1:] for leaf in leaves_of(part)]
+        return [(size.origin, int(size))]
+    return [found for part in size.origin[1:] for found in values_of(part)]
+
+
+def leaves_of(size: int) -> list[Leaf]:
+    """Return the leaves that ``size`` was computed from."""
+    return [leaf for leaf, _ in values_of(size)]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pbcompress.structure.labels import Coupling, Labels
-from pbcompress.structure.sizes import Attribute, Size, leaves_of
+from pbcompress.structure.sizes import Attribute, Size, values_of
 
 __all__ = ["Check", "Event", "Trace", "Tracer", "UserCall", "Work"]
 
@@ -47,10 +47,13 @@ class Event:
 
 @dataclass(frozen=True)
 class Check:
-    """A size that the forward pass hands to an operation, and the dimension that it describes."""
+    """A size that the forward pass hands to an operation, and the dimension that it describes.
+
+    Without labels it is used as a number, and must stay what it is.
+    """
 
     size: int
-    labels: Tensor
+    labels: Labels
     where: str
 
 
@@ -78,6 +81,8 @@ class Trace:
         works: Counted operations.
         events: Operations for the proof, in the order in which they ran.
         bindings: Attributes that are rewritten when channels go, and the labels that they count.
+        checks: Sizes that operations were given, and what they must go on to be the size of.
+        stated: Those of the bindings that layers of torch state, and set from their weights.
         uncounted: Operations that are not counted, with their number.
         operations: Name of every operation, in the order in which they ran.
         decisions: Modules whose code read a value, so that it may take another path on others.
@@ -89,7 +94,7 @@ class Trace:
     events: list[Event] = field(default_factory=list)
     bindings: dict[Attribute, Tensor] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
-    numbers: set[Attribute] = field(default_factory=set)
+    stated: set[Attribute] = field(default_factory=set)
     uncounted: Counter[str] = field(default_factory=Counter)
     operations: list[str] = field(default_factory=list)
     decisions: set[str] = field(default_factory=set)
@@ -106,11 +111,11 @@ class Tracer:
         self.left_torch = False  # whether values went to numpy or Python
         self.trusts = False  # that the code that runs follows the attributes of its module
         self._modules: dict[str, nn.Module] = dict(network.named_modules())
-        self._names: dict[int, str] = {}
+        self.names: dict[int, str] = {}  # of parameters and buffers, by their id
         self._labels: Any = WeakTensorKeyDictionary()  # of tensors that are still in use
         self._indices: Any = WeakTensorKeyDictionary()  # tensors that count positions of labels
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-            self._names.setdefault(id(tensor), name)
+            self.names.setdefault(id(tensor), name)
 
     @property
     def where(self) -> str:
@@ -136,7 +141,7 @@ class Tracer:
         found: list[Labels] | None = self._labels.get(tensor)
         if found is not None:
             return list(found)
-        name = self._names.get(id(tensor))
+        name = self.names.get(id(tensor))
         labels: list[Labels] = [None] * tensor.dim()
         if name is not None and (tensor.is_floating_point() or tensor.is_complex()):
             axes = [self._first(size, (new or {}).get(d)) for d, size in enumerate(tensor.shape)]
@@ -210,6 +215,13 @@ class Tracer:
         if isinstance(value, int) and value == tensor.shape[dim]:
             self.expect(Size(value, Attribute(self.where, name)), self.labels(tensor)[dim])
 
+    def expect_part(self, size: int | None, whole: Tensor, part: Labels) -> None:
+        """Note that ``size`` is that of a part; an attribute that is as large as all counts all."""
+        for leaf, value in values_of(size) if size is not None else ():
+            if isinstance(leaf, Attribute) and value == len(whole) and not self.trusts:
+                self.result.bindings.setdefault(leaf, whole)
+        self.expect(size, part)
+
     def set_indices(self, tensor: Tensor, labels: Labels) -> None:
         """Say that a tensor holds positions of ``labels``, which stay if it is ever used."""
         self._indices[tensor] = labels
@@ -238,9 +250,5 @@ class Tracer:
                 self.expect(wanted, labels)
 
     def number_matters(self, size: Size) -> None:
-        """Note that a size was used as a number, so that what it was computed from must stay."""
-        for leaf in leaves_of(size):
-            if isinstance(leaf, Tensor):
-                self.result.checks.append(Check(len(leaf), leaf, self.where))
-            else:
-                self.result.numbers.add(leaf)
+        """Note that a size was used as a number, so that it must stay."""
+        self.result.checks.append(Check(size, None, self.where))

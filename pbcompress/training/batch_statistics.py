@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from pbcompress.core.modules import channel_axis, device_of, preserved_mode, rest_
 from pbcompress.core.randomness import seeded, whole_seed
+from pbcompress.core.turns import in_turn
 from pbcompress.errors import CompressionError
+from pbcompress.training.data_checks import check_loss
 from pbcompress.training.task import (
     Batches,
     Data,
     Task,
-    check_loss,
     check_split,
-    moved,
+    moved_and_checked,
     seeded_generators,
 )
 
@@ -48,12 +49,16 @@ class Sample:
         object.__setattr__(self, "seed", whole_seed(self.seed))
 
     def each(self, network: nn.Module, visit: Callable[[Any], object]) -> int:
-        """Call ``visit`` with every batch on the device of ``network``; return how many."""
+        """Call ``visit`` with every batch on the device of ``network``; return how many.
+
+        Raises:
+            CompressionError: There is no batch, or a NaN or infinity in one, whose number is said.
+        """
         check_split(self.batches, "train")
         device, seen = device_of(network), 0
         with seeded("sample", self.seed), seeded_generators(self.batches, self.seed):
             for batch in islice(self.batches, self.count):
-                visit(moved(batch, device))
+                visit(moved_and_checked(batch, device, f"batch {seen} of Data.train"))
                 seen += 1
         if seen == 0:
             raise CompressionError("Data.train yielded no batch. Give at least one.")
@@ -79,7 +84,7 @@ def gradients(network: nn.Module, sample: Sample, read: Callable[[], Read]) -> l
     def visit(batch: Any) -> None:
         network.zero_grad(set_to_none=True)
         loss = sample.task.loss(*sample.task.run(network, batch))
-        check_loss(loss)
+        check_loss(loss, f"batch {len(found)} of Data.train")
         loss.backward()
         found.append(read())
 
@@ -142,6 +147,7 @@ def input_variances(network: nn.Module, layers: Sequence[str], sample: Sample) -
     return {name: m.deviations / m.count for name, m in moments.items() if m.count}
 
 
+@in_turn
 def reestimate_batchnorm_(
     model: nn.Module,
     data: Data | Batches,

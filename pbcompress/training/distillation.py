@@ -10,24 +10,37 @@ from torch.nn import functional
 
 from pbcompress.config.recovery import DistillationConfig
 from pbcompress.core.modules import preserved_mode
+from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError
+from pbcompress.training.compared_outputs import Compared, compared_parts, parts_of
+from pbcompress.training.first_mistakes import explained
 from pbcompress.training.task import Task
 
-__all__ = ["Objective", "distillation_loss", "feature_loss", "make_objective"]
+__all__ = [
+    "Objective",
+    "check_distillation",
+    "distillation_loss",
+    "feature_loss",
+    "label_loss",
+    "make_objective",
+]
 
 Objective = Callable[[nn.Module, Any], Tensor]  # network and batch to loss
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def distillation_loss(
+    student: Tensor, teacher: Tensor, temperature: float, axis: int = 1
+) -> Tensor:
     """Return the divergence of the teacher's softened class probabilities from the student's.
 
     It is KL(teacher || student) of ``softmax(scores / temperature)``, averaged over samples and
     positions, times ``temperature ** 2``, so that its gradient keeps the size of the task's.
 
     Args:
-        student: Class scores, shape (N, classes, ...).
+        student: Class scores, shape (N, ..., classes, ...).
         teacher: Of the same shape.
         temperature: Above 0.
+        axis: Of the classes.
 
     Example:
         >>> scores = torch.tensor([[1.0, 2.0]])
@@ -38,10 +51,28 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
         Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015, section 2,
         https://arxiv.org/abs/1503.02531.
     """
-    own = functional.log_softmax(student / temperature, 1)
-    wanted = functional.log_softmax(teacher / temperature, 1)
+    own = functional.log_softmax(student / temperature, axis)
+    wanted = functional.log_softmax(teacher / temperature, axis)
     by_class = functional.kl_div(own, wanted, reduction="none", log_target=True)
-    return by_class.sum(1).mean() * temperature**2
+    return by_class.sum(axis).mean() * temperature**2
+
+
+def label_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return the same for labels of which several may hold: the mean over all of them.
+
+    Args:
+        student: Scores of labels, of any shape; their sigmoid is a probability.
+        teacher: Of the same shape.
+        temperature: Above 0.
+
+    Example:
+        >>> label_loss(torch.zeros(2, 1), torch.zeros(2, 1), 4.0).item()
+        0.0
+    """
+    both = [torch.stack((t, -t)) / temperature for t in (student, teacher)]  # it holds, or not
+    own, wanted = (functional.logsigmoid(scores) for scores in both)
+    by_case = functional.kl_div(own, wanted, reduction="none", log_target=True)
+    return by_case.sum(0).mean() * temperature**2
 
 
 def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -73,8 +104,25 @@ def make_objective(
         student: The plain network inside of the one that runs; None: they are one.
     """
     if teacher is None or not config.is_on:
-        return lambda network, batch: task.loss(*task.run(network, batch))
+        return lambda network, batch: explained(task.loss, *task.run(network, batch))
     return _Distillation(task, config, teacher, student)
+
+
+def check_distillation(
+    task: Task, config: DistillationConfig, teacher: nn.Module | None, batch: Any
+) -> None:
+    """Raise where the outputs of a teacher cannot be compared; it is left as it is.
+
+    Args:
+        task: Its loss says what they are.
+        config: Where it does not ask for a comparison, nothing is checked.
+        teacher: The network to learn from.
+        batch: On its device.
+    """
+    if teacher is not None and config.share:
+        with _quiet(teacher, ()), seeded("check"):
+            output, target = task.run(teacher, batch)
+        compared_parts(task, config, output, target)
 
 
 class _Distillation:
@@ -83,6 +131,7 @@ class _Distillation:
     ) -> None:
         self.task, self.config, self.teacher, self.student = task, config, teacher, student
         self._features: tuple[str, ...] | None = None
+        self._compared: tuple[Compared, ...] | None = None
 
     def __call__(self, network: nn.Module, batch: Any) -> Tensor:
         share, weight = self.config.share, self.config.features
@@ -92,15 +141,11 @@ class _Distillation:
             theirs, _ = self.task.run(self.teacher, batch)
         with _observed(student, names) as found:
             output, target = self.task.run(network, batch)
-        loss = (1 - share) * self.task.loss(output, target)
+        loss = (1 - share) * explained(self.task.loss, output, target)
         if share:
-            ours, scores = _scores(output), _scores(theirs)
-            if ours.shape != scores.shape:
-                raise CompressionError(
-                    f"distillation compares class scores; the network gives {tuple(ours.shape)} "
-                    f"and its teacher {tuple(scores.shape)}. Pass a teacher of the same task."
-                )
-            loss = loss + share * distillation_loss(ours, scores, self.config.temperature)
+            if self._compared is None:
+                self._compared = compared_parts(self.task, self.config, theirs, target)
+            loss = loss + share * _distance(self._compared, output, theirs, self.config.temperature)
         if weight:
             loss = loss + weight * feature_loss(
                 [found[name] for name in names], [wanted[name] for name in names]
@@ -127,14 +172,36 @@ class _Distillation:
         return self._features
 
 
-def _scores(output: Any) -> Tensor:
-    found = getattr(output, "logits", output)
-    if not isinstance(found, Tensor) or found.dim() < 2 or not found.is_floating_point():
+def _distance(compared: Sequence[Compared], output: Any, wanted: Any, temperature: float) -> Tensor:
+    """Return the sum of the distances of all parts of an output from the teacher's."""
+    ours, theirs = _tensors(output), _tensors(wanted)
+    return torch.stack(
+        [_part_distance(p, ours.get(p.name), theirs.get(p.name), temperature) for p in compared]
+    ).sum()
+
+
+def _part_distance(
+    part: Compared, ours: Tensor | None, theirs: Tensor | None, temperature: float
+) -> Tensor:
+    if ours is None or theirs is None or ours.shape != theirs.shape:
+        shapes = ["nothing" if t is None else str(tuple(t.shape)) for t in (ours, theirs)]
         raise CompressionError(
-            "distillation needs class scores of shape (N, classes, ...), or an output with logits; "
-            f"the network returned {type(output).__name__}. Leave distillation out."
+            f"Distillation compares {part.name}; the network gives {shapes[0]} and its teacher "
+            f"{shapes[1]}. Pass a teacher of the same task."
         )
-    return found
+    if part.kind == "values":
+        return functional.mse_loss(ours, theirs)
+    if part.kind == "labels":
+        return label_loss(ours, theirs, temperature)
+    if part.is_share:
+        least = torch.finfo(ours.dtype).tiny
+        ours, theirs = ours.clamp(min=least).log(), theirs.clamp(min=least).log()
+    return distillation_loss(ours, theirs, temperature, part.axis)
+
+
+def _tensors(output: Any) -> dict[str, Tensor]:
+    """Return the tensors of an output, in float32 at least."""
+    return {n: t.float() if t.element_size() < 4 else t for n, t in parts_of(output)}
 
 
 @contextmanager

@@ -13,10 +13,14 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from pbcompress.errors import CompressionError
 
-__all__ = ["is_by_sample", "joined", "sample_count", "samples_of", "taken"]
+__all__ = ["LengthError", "is_by_sample", "joined", "sample_count", "samples_of", "taken"]
 
 REASON = "Task.metric gets the outputs and targets of a whole split"
 Batch = tuple[Any, Any, int | None]  # output, target, samples
+
+
+class LengthError(CompressionError):
+    """Tensors of two batches differ in another axis than the first."""
 
 
 class _Place(NamedTuple):
@@ -140,7 +144,8 @@ def _joined_tensor(tensors: Sequence[Tensor], place: _Place) -> Tensor:
     shapes = {tuple(t.shape[1:]): tuple(t.shape) for t in tensors}
     if len(shapes) > 1:
         one, other, *_ = shapes.values()
-        raise _refused(place, f"has the shape {one} in one batch and {other} in another")
+        kind = LengthError if len(one) == len(other) else CompressionError
+        raise _refused(place, f"has the shape {one} in one batch and {other} in another", kind)
     return torch.cat(list(tensors))
 
 
@@ -184,8 +189,10 @@ def _agree(rows: Sequence[Any], counts: Sequence[int | None]) -> tuple[bool, boo
     return fits, bool(tensors) and all(len(tensor) == count for tensor, count in tensors)
 
 
-def _refused(place: _Place, found: str) -> CompressionError:
-    return CompressionError(
+def _refused(
+    place: _Place, found: str, kind: type[CompressionError] = CompressionError
+) -> CompressionError:
+    return kind(
         f"{REASON}, joined along the first axis, and the {place.name} {found}. Return from "
         "Task.forward tensors of one shape (padded), or a list with one item for each sample."
     )

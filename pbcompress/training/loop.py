@@ -12,16 +12,20 @@ from torch.utils._pytree import tree_map
 from pbcompress.config.recovery import OptimizerConfig, RecoveryConfig
 from pbcompress.core.modules import device_of, preserved_mode
 from pbcompress.core.randomness import seeded
+from pbcompress.core.turns import in_turn
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.training.distillation import Objective
 from pbcompress.training.engine import Engine
-from pbcompress.training.joining import joined, sample_count, samples_of
+from pbcompress.training.first_mistakes import in_batch
+from pbcompress.training.joining import sample_count, samples_of
+from pbcompress.training.ragged import joined_at_any_length
 from pbcompress.training.task import (
     Batches,
     Task,
     batch_count,
     check_finite,
     moved,
+    moved_and_checked,
     seeded_generators,
     to_number,
 )
@@ -148,43 +152,71 @@ def train_epoch(
         Mean loss over the batches, and the number of optimizer steps.
 
     Raises:
-        DivergedError: A loss is not finite; the message says if the data was not.
+        CompressionError: There is no batch, or one has a NaN or targets that the loss does not
+            take; the message says which.
+        DivergedError: A loss is not finite on finite data.
     """
     engine, network = stepper.engine, stepper.network
     device = device_of(network)
     expected = math.ceil(batch_count(batches) / stepper.accumulate)
-    total, seen, steps = 0.0, 0, 0
+    total, seen, steps, bad = 0.0, 0, 0, list[CompressionError]()
     with seeded(*seed), seeded_generators(batches, torch.initial_seed() % 2**63):
         for group in _grouped(batches, stepper.accumulate):
             stepper.begin_step(min((steps + 0.5) / expected, 1.0) if expected else 0.5)
-            shares = _shares(group)
+            shares = _shares(group, engine)
             while group:
+                place = _place(seen, engine)
                 batch, share = moved(group.pop(0), device), shares.pop(0)
-                seen += 1
+                if engine.world == 1:  # else all processes stop together, at the end
+                    check_finite(batch, place)
                 with engine.accumulating(network, bool(group)):
                     stepper.begin_batch(share)
-                    loss = objective(network, batch)
-                    if engine.world == 1 and not loss.isfinite():
-                        check_finite(batch, f"batch {seen - 1} of Data.train")
-                        raise DivergedError(
-                            f"The loss became {loss.item()} at step {steps} of an epoch on finite "
-                            "data. Lower OptimizerConfig.lr, or set max_grad_norm."
-                        )
+                    with in_batch(place):
+                        loss = objective(network, batch)
+                    value = loss.item()
+                    if not math.isfinite(value):
+                        bad.append(_bad_loss(value, batch, place))
+                        if engine.world == 1:
+                            raise bad[0]
                     engine.backward(loss if share == 1 else loss * share)
-                total += loss.item()
+                seen, total = seen + 1, total + value
             stepper.step()
             steps += 1
     if seen == 0:
         raise CompressionError(
-            "Data.train yielded no batch. Give batches that can be gone through again."
+            "Data.train yielded no batch in this epoch. Give batches that can be gone through "
+            "again: a DataLoader over a data set, a list, or an object whose __iter__ starts anew."
         )
     mean = engine.mean(total / seen)
     if not math.isfinite(mean):  # all processes stop together
-        raise DivergedError(
-            f"The mean loss of an epoch became {mean}. Lower OptimizerConfig.lr, or set "
-            "max_grad_norm."
-        )
+        raise _first_bad(bad, engine)
     return mean, steps
+
+
+def _place(number: int, engine: Engine) -> str:
+    own = "" if engine.world == 1 else f" that process {engine.rank} takes"
+    return f"batch {number} of Data.train{own}"
+
+
+def _bad_loss(value: float, batch: Any, where: str) -> CompressionError:
+    """Return what a loss that is not finite comes from: the data, or the training."""
+    try:
+        check_finite(batch, where)
+    except CompressionError as err:
+        return err
+    return DivergedError(
+        f"The loss became {value} on {where}, whose data are finite. Lower OptimizerConfig.lr, or "
+        "set max_grad_norm."
+    )
+
+
+def _first_bad(own: Sequence[CompressionError], engine: Engine) -> CompressionError:
+    """Return, in every process, why the loss of one of them is not finite; data come first."""
+    parts = engine.gathered({engine.rank: own})
+    found = [err for number in sorted(parts) for err in parts[number]]
+    found.sort(key=lambda err: isinstance(err, DivergedError))
+    lost = DivergedError("The mean loss of an epoch is too large. Lower OptimizerConfig.lr.")
+    return found[0] if found else lost
 
 
 def _grouped(batches: Batches, size: int) -> Iterator[list[Any]]:
@@ -194,18 +226,36 @@ def _grouped(batches: Batches, size: int) -> Iterator[list[Any]]:
         yield group
 
 
-def _shares(group: Sequence[Any]) -> list[float]:
-    """Return by what each batch's loss, a mean over samples, goes into that of all of them."""
-    counts = [sample_count(batch) for batch in group] if len(group) > 1 else [1]
-    return [count / max(sum(counts), 1) for count in counts]
+def _shares(group: Sequence[Any], engine: Engine) -> list[float]:
+    """Return by what each batch's loss, a mean over samples, goes into that of all of a step.
+
+    Gradients of several processes are averaged, so all of their samples are counted.
+    """
+    if len(group) == 1 and engine.world == 1:
+        return [1.0]
+    counts = [sample_count(batch) for batch in group]
+    whole = engine.mean(sum(counts))
+    return [count / max(whole, 1) for count in counts]
 
 
 def predict(
-    model: nn.Module, batches: Batches, task: Task, engine: Engine | None = None
+    model: nn.Module,
+    batches: Batches,
+    task: Task,
+    engine: Engine | None = None,
+    name: str = "the split",
 ) -> tuple[Any, Any, int]:
     """Return outputs and targets of a split, joined, on the CPU, and its number of samples.
 
     Mode and statistics of the model stay.
+
+    Args:
+        model: Any network.
+        batches: The split.
+        task: Forward; and the metric, where batches have axes of different lengths (see
+            `joined_at_any_length`).
+        engine: See `evaluate`.
+        name: Of the split, for messages.
     """
     device, engine = device_of(model), engine or Engine()
     parts: dict[int, Any] = {}
@@ -217,16 +267,21 @@ def predict(
     ):
         for number, batch in enumerate(batches):
             if number % engine.world == engine.rank:
-                output, target = tree_map(_to_cpu, task.run(model, moved(batch, device)))
+                place = f"batch {number} of {name}"
+                batch = moved_and_checked(batch, device, place)  # an accuracy would not tell
+                with in_batch(place):
+                    output, target = tree_map(_to_cpu, task.run(model, batch))
                 parts[number] = (output, target, samples_of(output, target, batch))
     parts = engine.gathered(parts)
     if not parts:
         raise CompressionError(
-            "A split yielded no batch. Give batches that can be gone through again."
+            f"{name[:1].upper()}{name[1:]} yielded no batch. Give batches that can be gone through "
+            "again."
         )
-    return joined([parts[number] for number in sorted(parts)])
+    return joined_at_any_length([parts[number] for number in sorted(parts)], task.metric)
 
 
+@in_turn
 def evaluate(
     model: nn.Module, batches: Batches, task: Task, engine: Engine | None = None
 ) -> tuple[float, int]:

@@ -1,9 +1,8 @@
-"""Data and task: what is learned, how it is scored, and a check of both before anything starts."""
+"""Data and task: what is learned, and how it is scored."""
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pbcompress.core.inputs import Call, few_samples, map_tensors
+from pbcompress.core.inputs import BatchAxes, Call, map_tensors
 from pbcompress.core.modules import copy_model
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError
+from pbcompress.training.class_targets import IGNORED, class_problem
 
 __all__ = [
     "Batches",
@@ -23,13 +23,12 @@ __all__ = [
     "Task",
     "accuracy",
     "batch_count",
-    "check_data",
     "check_finite",
-    "check_loss",
     "check_split",
     "first_batch",
     "inputs_of",
     "moved",
+    "moved_and_checked",
     "seeded_generators",
     "to_number",
 ]
@@ -68,13 +67,30 @@ def accuracy(output: Tensor, target: Tensor) -> float:
 
     Args:
         output: Shape (N, classes, ...).
-        target: Shape (N, ...), integers.
+        target: Shape (N, ...), integers; -100, which a cross entropy leaves out, does not count.
+
+    Raises:
+        CompressionError: The targets are not the classes of the outputs; what to write is said.
 
     Example:
         >>> accuracy(torch.eye(3), torch.tensor([0, 1, 1]))
         0.6666666865348816
     """
-    return (output.argmax(1) == target).float().mean().item()
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor):
+        raise CompressionError(
+            "accuracy takes two tensors; found outputs that are a "
+            f"{type(output).__name__} and targets that are a {type(target).__name__}. Write "
+            "Task(forward=...) that returns tensors, or Task(metric=...) that takes these."
+        )
+    problem = class_problem(output, target, takes_shares=False)
+    if problem is not None:
+        raise CompressionError(
+            f"accuracy takes {problem.expected}; found outputs of shape {tuple(output.shape)} and "
+            f"targets of shape {tuple(target.shape)}. Write {problem.write}, or a metric of your "
+            "own."
+        )
+    hits, counts = output.argmax(1) == target, target != IGNORED
+    return hits[counts].float().mean().item()
 
 
 @dataclass(frozen=True)
@@ -84,11 +100,15 @@ class Task:
     Args:
         loss: ``loss(output, target)`` gives the scalar to minimise.
         metric: ``metric(output, target)`` gives one number for a whole split; it gets the outputs
-            and targets of all its batches joined along the first axis.
+            and targets of all its batches joined along the first axis. Batches of different
+            lengths (of tokens, say) are joined as one long sample, or padded with targets of -100,
+            0 or -1, if it has the same number then as without.
         higher_is_better: Direction of the metric; zero and negative values are fine.
         forward: ``forward(model, batch)`` gives ``(output, target)``; None is a batch of
             ``(inputs, target)``, with inputs a tensor, a tuple or a dict.
         name: Of the metric, for tables.
+        batch_axes: Which axes of the network's inputs are the batch; see `Example`. None: the first
+            axis of every tensor.
 
     Example:
         >>> mse = torch.nn.functional.mse_loss
@@ -101,6 +121,7 @@ class Task:
     higher_is_better: bool = True
     forward: Callable[[nn.Module, Any], tuple[Any, Any]] | None = None
     name: str = ""
+    batch_axes: BatchAxes | None = None
 
     @property
     def metric_name(self) -> str:
@@ -110,6 +131,11 @@ class Task:
     def score(self, metric: float) -> float:
         """Return the metric so that higher is better."""
         return metric if self.higher_is_better else -metric
+
+    def said(self, call: Call) -> Call:
+        """Return a call with the axes that the task says are the batch, where nothing else does."""
+        axes = self.batch_axes if call.batch_axes is None else call.batch_axes
+        return replace(call, batch_axes=axes)
 
     def run(self, model: nn.Module, batch: Any) -> tuple[Any, Any]:
         """Return ``(output, target)`` of one batch."""
@@ -134,64 +160,6 @@ def _describe(batch: Any) -> str:
     if isinstance(batch, dict):
         return f"a dict with {', '.join(map(str, batch))}"
     return f"a {kind} of {len(batch)}" if isinstance(batch, tuple | list) else f"a {kind}"
-
-
-def check_data(
-    data: Data,
-    task: Task,
-    model: nn.Module,
-    device: torch.device,
-    *,
-    samples: int | None = None,
-) -> CheckedData:
-    """Try one batch of every split on a copy of ``model``, so that errors come before training.
-
-    Args:
-        data: The splits.
-        task: Loss, metric and forward.
-        model: Left as it is.
-        device: Where it will train.
-        samples: Of each batch, for a quick check before a training that begins at once; where they
-            fail, the whole batch decides. None: the whole batch.
-
-    Returns:
-        The same splits.
-
-    Raises:
-        CompressionError: A split is empty, yields something unexpected or NaN, can be gone through
-            only once, or the loss is not a differentiable finite scalar.
-    """
-    network, first = copy_model(model).to(device).eval(), None
-
-    def tried(name: str, batch: Any) -> None:
-        with seeded("check"), torch.set_grad_enabled(name == "train"):
-            output, target = task.run(network, batch)
-            if name == "train":
-                check_loss(task.loss(output, target))
-            else:
-                to_number(task.metric(output, target), "Task.metric")
-
-    for name, split in (("train", data.train), ("val", data.val), ("test", data.test)):
-        if split is None and name == "test":
-            continue
-        batch = moved(first_batch(split, name), device)
-        check_finite(batch, f"the first batch of Data.{name}")
-        first = batch if name == "train" else first
-        few = batch if samples is None else few_samples(batch, samples)
-        if few is batch or not _passes(tried, name, few):
-            tried(name, batch)
-    return CheckedData(data.train, data.val, data.test, first)
-
-
-def _passes(tried: Callable[[str, Any], None], name: str, few: Any) -> bool:
-    """Tell whether few samples pass; a metric may be undefined on them, or warn."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            tried(name, few)
-        except Exception:
-            return False
-    return True
 
 
 def check_split(split: Any, name: str) -> None:
@@ -232,12 +200,18 @@ def inputs_of(data: Data, task: Task, model: nn.Module, device: torch.device) ->
         raise CompressionError(
             "Task.forward did not call the model, so its inputs are not known. Pass example_inputs."
         )
-    return map_tensors(calls[0], lambda t: t.detach().clone())
+    return task.said(map_tensors(calls[0], lambda t: t.detach().clone()))
 
 
 def moved(batch: Any, device: torch.device) -> Any:
     """Return a batch with every tensor on ``device``."""
     return tree_map_only(Tensor, lambda t: t.to(device), batch)
+
+
+def moved_and_checked(batch: Any, device: torch.device, where: str) -> Any:
+    """Return a batch with every tensor on ``device``; raise if one has a NaN or infinity."""
+    check_finite(batch, where)
+    return moved(batch, device)
 
 
 def check_finite(batch: Any, where: str) -> None:
@@ -257,26 +231,6 @@ def batch_count(batches: Batches) -> int:
         return len(batches) if isinstance(batches, Sized) else 0
     except TypeError:  # a DataLoader over an IterableDataset
         return 0
-
-
-def check_loss(loss: Any) -> None:
-    """Raise unless a loss is a finite scalar that can be differentiated."""
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise CompressionError(
-            f"Task.loss must return a scalar tensor; it returned {found}. Reduce it, e.g. with "
-            ".mean()."
-        )
-    if not loss.requires_grad:
-        raise CompressionError(
-            "Task.loss returned a value without gradient. Use torch operations only, and a model "
-            "with at least one parameter that requires grad."
-        )
-    if not loss.isfinite():
-        raise CompressionError(
-            f"Task.loss must return a finite number; it returned {loss.item()} on the first batch "
-            "of Data.train. Check the targets and the model's weights."
-        )
 
 
 def to_number(value: Any, name: str) -> float:

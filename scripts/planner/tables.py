@@ -38,7 +38,8 @@ def page(lines: Sequence[Line]) -> str:
         "## Planning time against torch-pruning",
         "",
         f"One plan (trace, group, importance, solve, prove) at {IMAGE} pixels, as a multiple of "
-        "one graph build and step of torch-pruning; medians of interleaved runs, one thread.",
+        "one graph build and step of torch-pruning; medians of interleaved runs, one thread, "
+        "seconds of the processor.",
         "",
         "| network | ratio |",
         "| --- | --- |",

@@ -49,6 +49,14 @@ def looped():
     return model
 
 
+def dictionaries():
+    model = nn.Sequential(nn.ReLU(), nn.ReLU())
+    held = {"empty": {}, ("a", 1): [2], "pair": (1, [3]), "sizes": (3, 3)}
+    held["own"] = held
+    model[0].held, model[1].held, model[1].empty = held, held, held["empty"]
+    return model
+
+
 def same_objects(a, b, seen):
     """Compare attributes at any depth, and that what is one object on one side is on the other."""
     if id(a) in seen:
@@ -83,6 +91,7 @@ MAKERS = {
     **{name: case.build for name, case in CASES.items()},
     "views": Views,
     "loop": looped,
+    "dictionaries": dictionaries,
     "own copying": lambda: nn.Sequential(Counts(2, 2), nn.ReLU()),
     "own restoring": lambda: nn.Sequential(Restored(2, 2), nn.ReLU()),
     "parametrized": lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(2, 2))),

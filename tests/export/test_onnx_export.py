@@ -76,10 +76,32 @@ def test_dendrites_of_every_form_export_fused_and_unfused(form, tmp_path):
     ids=["tuple", "dict with a number", "dict in another order"],
 )
 def test_several_inputs_and_outputs(inputs, tmp_path):
-    report = export_onnx(Named(), tmp_path / "x.onnx", inputs)
+    names = ("sum", "half")
+    report = export_onnx(Named(), tmp_path / "x.onnx", inputs, output_names=names)
 
     assert report.input_names == ("left", "right")
-    assert report.output_names == ("sum", "left_out")  # a graph has one name for one value
+    assert report.output_names == names
+
+
+def test_an_output_with_the_name_of_an_input_is_refused(tmp_path):
+    inputs = (torch.randn(2, 3), torch.randn(2, 5))
+    cases = {
+        "of the network": {},
+        "of the caller": {"output_names": ["sum", "right"]},
+        "of both": {"input_names": ["sum", "b"], "output_names": ["sum", "half"]},
+    }
+    for choices in cases.values():
+        with pytest.raises(CompressionError, match=r"the name of an input.*Pass export_onnx"):
+            export_onnx(Named(), tmp_path / "x.onnx", inputs, **choices)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_advised_name_is_taken(tmp_path):
+    inputs = (torch.randn(2, 3), torch.randn(2, 5))
+    with pytest.raises(CompressionError, match=r"output_names=\['sum', 'left_1'\]"):
+        export_onnx(Named(), tmp_path / "x.onnx", inputs)
+    report = export_onnx(Named(), tmp_path / "x.onnx", inputs, output_names=["sum", "left_1"])
+    assert report.output_names == ("sum", "left_1")
 
 
 class Nested(nn.Module):

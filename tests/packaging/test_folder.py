@@ -601,6 +601,19 @@ def test_a_former_package_comes_back_where_the_new_one_cannot_take_its_place(run
     assert sorted(p.name for p in run.parent.iterdir()) == ["out", "run"]
 
 
+def test_a_package_that_waited_when_its_call_was_killed_comes_back(run):
+    out = run.parent / "out"
+    package(run, out)
+    before = (out / "README.md").read_bytes()
+    out.rename(run.parent / ".out.former")
+    (run.parent / ".pbcompress.0123abcd.draft").mkdir()
+    with pytest.raises(CompressionError, match="is there already"):
+        package(run, out)
+    assert (out / "README.md").read_bytes() == before
+    package(run, out, overwrite=True)
+    assert sorted(p.name for p in run.parent.iterdir()) == ["out", "run"]
+
+
 # --- a result, and the command line ---------------------------------------------------------------
 
 

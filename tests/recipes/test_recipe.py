@@ -3,7 +3,8 @@
 import pytest
 
 import pbcompress as pb
-from pbcompress.recipes.recipe import Recipe, load_data
+from pbcompress.recipes.builders import load_data
+from pbcompress.recipes.recipe import Recipe
 
 RECIPE = """
 [model]

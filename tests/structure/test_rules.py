@@ -266,6 +266,31 @@ SAMPLES = {
     "conjugate": Sample(lambda a: torch._conj(a).resolve_conj(), SHAPE, dtype=torch.complex128),
     "view as real": Sample(torch.view_as_real, SHAPE, dtype=torch.complex128),
     "view as complex": Sample(torch.view_as_complex, ((3, 4, 2),), ("01",)),
+    "complex from parts": Sample(torch.complex, SHAPE * 2),
+    "polar": Sample(torch.polar, ((3, 4), (3, 4))),
+    "angle": Sample(lambda a: torch.angle(a - 0.5), SHAPE),
+    "real and imaginary": Sample(lambda a: (a.real, a.imag), SHAPE, dtype=torch.complex128),
+    "fft": Sample(torch.fft.fft, SHAPE, ("01",), dtype=torch.complex128),
+    "fft of two": Sample(lambda x: torch.fft.fft2(x, dim=(0, 2)), SHAPE, ("1",)),
+    "rfft2": Sample(torch.fft.rfft2, ((2, 3, 4, 4),), ("01",)),
+    "irfft": Sample(lambda x: torch.fft.irfft(x, n=6, dim=1), SHAPE, ("02",), dtype=torch.cdouble),
+    "irfft2": Sample(
+        lambda x: torch.fft.irfft2(x, s=(4, 4)), ((2, 3, 4, 3),), ("01",), dtype=torch.cdouble
+    ),
+    "stft": Sample(
+        lambda x: torch.stft(x, 4, 2, window=torch.ones(4, dtype=x.dtype), return_complex=True),
+        ((3, 12),),
+        ("0",),
+    ),
+    "istft": Sample(
+        lambda x: torch.istft(x, 4, 2, window=torch.ones(4, dtype=torch.double)),
+        ((3, 3, 5),),
+        ("0",),
+        dtype=torch.cdouble,
+    ),
+    "windows across rows": Sample(lambda x: x.as_strided((2, 5), (4, 1)), ((3, 4),), ("",)),
+    "a pointwise one without a rule": Sample(lambda a, b: torch.hypot(a, b).erfinv(), SHAPE * 2),
+    "one in place without a rule": Sample(lambda a: a.sqrt_().square_(), SHAPE),
     "assertion": Sample(lambda a: (torch._assert_async((a > 0).all()), a)[1], SHAPE, ("",)),
     "prelu": Sample(functional.prelu, ((2, 3, 4), (3,))),
     "prelu of one weight": Sample(functional.prelu, ((2, 3, 4), (1,))),
@@ -323,7 +348,13 @@ SAMPLES |= {
     ),
     "transposed 1d": conv((2, 4, 3), (4, 3, 2), ("01", "01", "0"), width=3, transposed=True),
     "transposed grouped": conv(
-        (2, 4, 3, 3), (4, 3, 2, 2), ("0", "", ""), width=6, transposed=True, groups=2
+        (2, 4, 3, 3), (4, 3, 2, 2), ("01", "01", "0"), width=6, transposed=True, groups=2
+    ),
+    "transposed depthwise": conv(
+        (2, 4, 3, 3), (4, 1, 2, 2), ("01", "0", "0"), width=4, transposed=True, groups=4
+    ),
+    "transposed depthwise with two each": conv(
+        (2, 3, 3, 3), (3, 2, 2, 2), ("01", "0", "0"), width=6, transposed=True, groups=3
     ),
     "conv of one channel": conv((2, 1, 5, 5), (3, 1, 2, 2), ("0", "0", "0")),
     "conv to one channel": conv((2, 4, 5, 5), (1, 4, 2, 2), ("01", "1", "")),

@@ -145,23 +145,30 @@ def test_distillation_brings_the_student_to_its_teacher() -> None:
 
 
 class Odd(nn.Module):
-    def __init__(self, output: object) -> None:
+    """Returns class scores as one of several forms."""
+
+    def __init__(self, output: str) -> None:
         super().__init__()
         self.fc, self.output = nn.Linear(5, 3), output
 
     def forward(self, x: Tensor) -> object:
         y = self.fc(x)
-        return {"dict": {"y": y}, "flat": y.sum(1), "wide": torch.cat([y, y], 1)}[self.output]
+        return {"dict": {"y": y}, "number": y.sum(), "wide": torch.cat([y, y], 1)}[self.output]
 
 
-@pytest.mark.parametrize(
-    ("output", "message"), [("dict", "class scores"), ("flat", "class scores")]
-)
-def test_outputs_that_are_no_scores_are_refused(output, message) -> None:
-    task = Task(loss=lambda o, t: (o["y"] if isinstance(o, dict) else o).square().mean())
-    objective = make_objective(task, DistillationConfig(share=0.5), Odd(output))
-    with pytest.raises(CompressionError, match="needs class scores"):
-        objective(Odd(output), batches()[0])
+def test_scores_in_a_dict_are_compared() -> None:
+    student, teacher, (x, y) = Odd("dict"), Odd("dict"), batches()[0]
+    task = Task(loss=lambda o, t: nn.functional.cross_entropy(o["y"], t))
+    found = make_objective(task, DistillationConfig(share=1.0), teacher)(student, (x, y))
+    torch.testing.assert_close(found, distillation_loss(student.fc(x), teacher.fc(x), 4.0))
+
+
+def test_outputs_without_parts_are_refused() -> None:
+    objective = make_objective(
+        Task(loss=lambda o, t: o), DistillationConfig(share=0.5), Odd("number")
+    )
+    with pytest.raises(CompressionError, match="leave distillation out"):
+        objective(Odd("number"), batches()[0])
 
 
 def test_a_teacher_of_another_task_is_refused() -> None:

@@ -88,7 +88,7 @@ def test_parts_of_an_output_are_joined_part_by_part_at_any_batch_size() -> None:
 
 
 UNJOINABLE = {
-    "shape": ([torch.zeros(2, 3), torch.zeros(2, 4)], r"\(2, 3\) in one batch and \(2, 4\)"),
+    "shape": ([torch.zeros(2, 3), torch.zeros(2, 4, 1)], r"\(2, 3\) in one batch and \(2, 4, 1\)"),
     "parts": ([{"a": 1}, {"b": 1}], "has other parts"),
     "kinds": ([torch.zeros(2), 1.0], "is Tensor and float in turn"),
     "numbers": ([1.0, 2.0], "has a float, which cannot be joined"),

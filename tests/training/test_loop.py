@@ -16,10 +16,18 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pbcompress import DistillationConfig, OptimizerConfig
 from pbcompress.errors import CompressionError, DivergedError
+from pbcompress.training.data_checks import check_data
 from pbcompress.training.distillation import make_objective
 from pbcompress.training.engine import Engine
-from pbcompress.training.loop import Stepper, evaluate, lr_factor, make_optimizer, train_epoch
-from pbcompress.training.task import Data, Task, accuracy, check_data, inputs_of
+from pbcompress.training.loop import (
+    Stepper,
+    _shares,
+    evaluate,
+    lr_factor,
+    make_optimizer,
+    train_epoch,
+)
+from pbcompress.training.task import Data, Task, accuracy, inputs_of
 from tests.support.configs import recovery_of
 
 CPU = torch.device("cpu")
@@ -514,7 +522,9 @@ def test_gradients_are_clipped_together() -> None:
 
 def test_a_loss_that_is_no_number_on_good_data_is_divergence() -> None:
     task = Task(loss=lambda o, t: o.sum() * float("nan"))
-    with pytest.raises(DivergedError, match=r"became nan at step 0 .* Lower OptimizerConfig.lr"):
+    with pytest.raises(
+        DivergedError, match=r"became nan on batch 0 of .*finite\. Lower OptimizerConfig\.lr"
+    ):
         train(make_model(), batches(), task)
 
 
@@ -601,3 +611,29 @@ def test_steps_follow_the_mean_over_samples(group: int, sizes: tuple[int, ...]) 
         weight -= 0.1 * 2 / len(rows) * rows.T @ (rows @ weight - wanted)
     assert steps == -(-len(split) // group)
     np.testing.assert_allclose(model.weight.detach().numpy().T, weight, rtol=1e-10)
+
+
+class OfTwo(Engine):
+    """One of two processes; the other one has so many samples in a step."""
+
+    world = 2
+
+    def __init__(self, others: int) -> None:
+        super().__init__()
+        self.others = others
+
+    def mean(self, value: float) -> float:
+        return (value + self.others) / 2
+
+
+@given(sizes=st.tuples(*[st.lists(st.integers(1, 9), min_size=1, max_size=4)] * 2))
+def test_processes_follow_the_mean_over_the_samples_of_all(sizes: Any) -> None:
+    """Gradients are averaged over processes; here a number for each sample stands for them."""
+    values = [np.random.default_rng(sum(own)).normal(size=sum(own)) for own in sizes]
+    steps = 0.0
+    for own, other, numbers in zip(sizes, sizes[::-1], values, strict=True):
+        group = [(torch.zeros(n, 1), torch.zeros(n)) for n in own]
+        shares = _shares(group, OfTwo(sum(other)))
+        means = [part.mean() for part in np.split(numbers, np.cumsum(own)[:-1])]
+        steps += sum(share * mean for share, mean in zip(shares, means, strict=True)) / 2
+    np.testing.assert_allclose(steps, np.concatenate(values).mean(), rtol=1e-10, atol=1e-12)

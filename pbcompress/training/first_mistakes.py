@@ -1,0 +1,266 @@
+"""What went wrong in a call of a network, a loss or a metric, and what to write instead.
+
+An error of torch tells of tensors deep inside. What a caller needs is the split, the shapes that
+came, what was expected, and the line to write.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._pytree import tree_leaves
+
+from pbcompress.core.randomness import seeded
+from pbcompress.errors import CompressionError, first_line
+from pbcompress.training.class_targets import BATCHES, IGNORED, Problem, class_problem
+
+__all__ = [
+    "called",
+    "described",
+    "explained",
+    "forward_error",
+    "in_batch",
+    "refuse_broadcast",
+    "refuse_classes",
+]
+
+OF_CLASSES = (
+    "target dtype",
+    "0D or 1D target",
+    "class probabilities",
+    "out of bounds",
+    "Expected target size",
+)
+UNKNOWN = Problem(
+    "outputs and targets that fit together",
+    "Task(loss=..., metric=...) that take these, or Task(forward=...) that gives others",
+)
+NUMPY = "torch.as_tensor(...) of every array, or wrap the data set in a DataLoader, which does so"
+
+
+def described(value: Any) -> str:
+    """Return what a value is, in a few words: types and shapes.
+
+    Example:
+        >>> described((torch.zeros(2, 3), {"a": torch.zeros(2, dtype=torch.long)}))
+        'a tuple of float32 (2, 3) and a dict of a: int64 (2,)'
+    """
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if _is_numpy(value):
+        return f"numpy {value.dtype} {value.shape}"
+    if isinstance(value, Mapping):
+        return f"a dict of {_enumerated([f'{k}: {described(v)}' for k, v in value.items()])}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {_enumerated([described(v) for v in value])}"
+    return f"a {type(value).__name__}"
+
+
+def _enumerated(parts: list[str]) -> str:
+    parts = parts if len(parts) <= 4 else [*parts[:3], f"{len(parts) - 3} more"]
+    return " and ".join(parts) if len(parts) < 3 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _is_numpy(value: Any) -> bool:
+    return type(value).__module__ == "numpy" and hasattr(value, "dtype")
+
+
+@contextmanager
+def forward_error(batch: Any, where: str) -> Iterator[None]:
+    """Say of an error of a forward pass which batch it was, and what to write.
+
+    Args:
+        batch: What went in.
+        where: Names the batch, such as "the first batch of Data.train".
+    """
+    try:
+        yield
+    except CompressionError as err:
+        raise CompressionError(f"This was {where}. {err}") from err
+    except Exception as err:
+        raise CompressionError(
+            f"The network was to run on {where}, which is {described(batch)}, and failed "
+            f"({type(err).__name__}: {first_line(err)}). {_forward_advice(batch, err)}"
+        ) from err
+
+
+def _forward_advice(batch: Any, err: Exception) -> str:
+    text = str(err)
+    leaves = tree_leaves(batch)
+    if any(map(_is_numpy, leaves)):
+        return f"It takes tensors: write {NUMPY}."
+    if "dtype" in text or "type (" in text or "scalar type" in text:
+        doubles = [t for t in leaves if isinstance(t, Tensor) and t.dtype == torch.float64]
+        what = "x.float()" if doubles else "x.float() for values, x.long() for indices"
+        return f"Inputs must have the type of the weights: write {what}."
+    if "channels" in text:
+        return "Images must be (N, channels, height, width): write x.permute(0, 3, 1, 2)."
+    return (
+        "Give inputs of the shape that it takes, the batch on the first axis, or "
+        "Task(forward=...) that takes (model, batch) and returns (output, target)."
+    )
+
+
+def called(call: Callable[[Any, Any], Any], name: str, output: Any, target: Any, where: str) -> Any:
+    """Return ``call(output, target)`` of a loss or a metric; an error says what to write.
+
+    Args:
+        call: The function.
+        name: As messages put it, such as "Task.loss".
+        output: Of the network.
+        target: What it should be.
+        where: Names the batch.
+    """
+    try:
+        with seeded("call"), warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            value = call(output, target)
+    except Exception as err:
+        if isinstance(err, CompressionError):
+            raise CompressionError(f"{name} was called on {where}. {err}") from err
+        problem = _problem(output, target, first_line(err)) or UNKNOWN
+        raise _refused(name, call, (output, target), where, problem, err) from err
+    for warning in seen:
+        if "target size" in str(warning.message):
+            problem = _shape_problem(output, target)
+            raise _refused(name, call, (output, target), where, problem, None)
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return value
+
+
+@contextmanager
+def in_batch(where: str) -> Iterator[None]:
+    """Say of an error which batch it was: in the message of one of ours, in a note of another."""
+    try:
+        yield
+    except CompressionError as err:
+        if type(err) is not CompressionError:
+            raise
+        raise CompressionError(f"This was {where}. {err}") from err
+    except Exception as err:
+        err.add_note(f"This was {where}.")
+        raise
+
+
+def explained(call: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tensor:
+    """Return a loss; an error that has a known cause says what to write."""
+    try:
+        return call(output, target)
+    except Exception as err:
+        problem = _problem(output, target, first_line(err))
+        if problem is None or isinstance(err, CompressionError):
+            raise
+        raise _refused("Task.loss", call, (output, target), "a batch", problem, err) from err
+
+
+def _refused(
+    name: str,
+    call: Any,
+    both: tuple[Any, Any],
+    where: str,
+    problem: Problem,
+    err: Exception | None,
+) -> CompressionError:
+    failed = "" if err is None else f" and raised {type(err).__name__}: {first_line(err)}"
+    own = getattr(call, "__name__", type(call).__name__)
+    return CompressionError(
+        f"{name} ({own}) was called on {where}{failed}. It takes {problem.expected}; found outputs "
+        f"{described(both[0])} and targets {described(both[1])}. Write {problem.write}."
+    )
+
+
+def _problem(output: Any, target: Any, text: str) -> Problem | None:
+    """Return what is the matter where a loss or metric raised; None: it is not known."""
+    if not isinstance(output, Tensor):
+        return Problem("one tensor of the network", _forward_of(output))
+    if any(map(_is_numpy, tree_leaves(target))):
+        return Problem("targets that are tensors", NUMPY)
+    if isinstance(target, int | float):
+        return Problem("a batch", BATCHES)
+    if not isinstance(target, Tensor):
+        return Problem("targets that are one tensor", "Task(forward=...) that returns it")
+    if any(part in text for part in OF_CLASSES):
+        is_last = target.shape == output.shape[:-1] and "out of bounds" in text
+        found = class_problem(output.movedim(-1, 1) if is_last else output, target)
+        if found is not None:
+            return found
+    if output.shape != target.shape and output.numel() == target.numel():
+        return _shape_problem(output, target)
+    if output.shape == target.shape and not target.is_floating_point():
+        return Problem("targets of the outputs' type", "target.float()")
+    return None
+
+
+def _forward_of(output: Any) -> str:
+    part = "[0]"
+    if isinstance(output, Mapping):
+        part = f"[{next(iter(output), 'logits')!r}]"
+    elif hasattr(output, "logits"):
+        part = ".logits"
+    return f"Task(forward=lambda model, batch: (model(batch[0]){part}, batch[1]))"
+
+
+def _shape_problem(output: Any, target: Any) -> Problem:
+    expected = "outputs and targets of one shape"
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor):
+        return Problem(expected, "Task(forward=...) that returns two tensors")
+    if output.numel() != target.numel():
+        return Problem(expected, f"targets of shape {tuple(output.shape)}")
+    if target.unsqueeze(-1).shape == output.shape:
+        return Problem(expected, "target.unsqueeze(-1)")
+    if output.unsqueeze(-1).shape == target.shape:
+        return Problem(expected, "target.squeeze(-1)")
+    return Problem(expected, f"target.reshape{tuple(output.shape)}")
+
+
+def refuse_classes(task_loss: Any, output: Any, target: Any, where: str) -> None:
+    """Raise where a cross entropy would not take the targets: on a GPU it would abort."""
+    is_module = isinstance(task_loss, nn.CrossEntropyLoss)
+    if not is_module and task_loss is not functional.cross_entropy:
+        return
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor):
+        return
+    ignored = task_loss.ignore_index if is_module else IGNORED
+    problem = class_problem(output, target, ignored=ignored)
+    if problem is not None:
+        raise _refused("Task.loss", task_loss, (output, target), where, problem, None)
+
+
+def refuse_broadcast(
+    call: Callable[[Any, Any], Any],
+    name: str,
+    both: tuple[Any, Any],
+    where: str,
+    value: Callable[[Any], float],
+) -> None:
+    """Raise where a loss or metric takes each output against each target.
+
+    Outputs of shape (N, 1) and targets of shape (N,) become N x N differences, and no error. It is
+    seen by a call on outputs of the targets' shape, which gives another number.
+
+    Args:
+        call: The function.
+        name: As messages put it.
+        both: Output and target.
+        where: Names the batch.
+        value: Turns what ``call`` returns into a number.
+    """
+    output, target = both
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor):
+        return
+    is_alike = output.squeeze().shape == target.squeeze().shape
+    if output.shape == target.shape or not is_alike or max(output.dim(), target.dim()) < 2:
+        return
+    try:
+        with seeded("call"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = value(call(output, target))
+            alike = value(call(output.reshape(target.shape), target))
+    except Exception:
+        return  # it wants the shapes that it got
+    if abs(found - alike) > 1e-4 * max(abs(found), abs(alike)):
+        raise _refused(name, call, both, where, _shape_problem(output, target), None)
