@@ -12,6 +12,7 @@ from pbcompress.errors import CompressionError
 
 __all__ = [
     "channel_axis",
+    "check_names",
     "copy_model",
     "copy_sharing",
     "device_of",
@@ -105,6 +106,20 @@ def dtype_like(tensor: Tensor, real: torch.dtype) -> torch.dtype:
     if tensor.is_complex():
         return real.to_complex()
     return real if tensor.is_floating_point() else tensor.dtype
+
+
+def check_names(model: nn.Module) -> None:
+    """Raise if torch would take the name of a layer or tensor for code.
+
+    torch.fx writes names between quotes into Python that it then runs.
+    """
+    for name in [n for n, _ in model.named_modules()] + list(model.state_dict()):
+        if not name.isprintable() or set(name) & set('"\\'):
+            raise CompressionError(
+                f"A network was to be traced by torch, and {name!r} is the name of a part of it. "
+                "Torch writes names into code that it runs: take quotes, backslashes and control "
+                "characters out of the name."
+            )
 
 
 @contextmanager

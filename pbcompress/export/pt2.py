@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 
 from pbcompress.core.drafts import check_writable
 from pbcompress.core.inputs import Call, as_call, map_tensors, tensors_of, to_device
-from pbcompress.core.modules import copy_model
+from pbcompress.core.modules import check_names, copy_model
 from pbcompress.core.randomness import seeded
 from pbcompress.core.tensor_files import write_bytes
 from pbcompress.core.turns import in_turn
@@ -185,6 +185,7 @@ def export_program(network: nn.Module, inputs: Inputs, batch: FreeAxis | None) -
     Raises:
         CompressionError: torch.export does not take the network.
     """
+    check_names(network)
     args, kwargs = resized(inputs.call, {batch: 2}) if batch else inputs.call
     dim = torch.export.Dim("batch", min=1)
     shapes = inputs.torch_shapes([batch], dim) if batch else None

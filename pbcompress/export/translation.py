@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from pbcompress.core.inputs import Call, tensors_of
-from pbcompress.core.modules import plain_attention
+from pbcompress.core.modules import check_names, plain_attention
 from pbcompress.core.randomness import seeded
 from pbcompress.core.source_lines import line_of, watched
 from pbcompress.errors import CompressionError, a_few, first_line
@@ -88,6 +88,7 @@ def translate(
     )
     _check_names(names, input_names, output_names, len(tensors_of(output)), inputs)
     hook = network.register_forward_hook(lambda _, __, result: tuple(tensors_of(result)))
+    check_names(network)
     try:
         program = _exported(network, inputs, call, free, opset)
     except Exception as err:

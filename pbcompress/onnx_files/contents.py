@@ -17,7 +17,7 @@ from pbcompress.core.bounded_files import is_file
 from pbcompress.costs.flop_counters import LayerCost
 from pbcompress.errors import StateMismatchError, first_line
 from pbcompress.onnx_files.graph_costs import layer_costs, node_flops
-from pbcompress.onnx_files.store import load, relabel, save, size_of, values_of
+from pbcompress.onnx_files.store import DIGEST, load, relabel, save, size_of, values_of
 
 __all__ = [
     "FileCost",
@@ -84,12 +84,12 @@ def write_metadata(path: Path, notes: Mapping[str, str]) -> None:
 
 
 def metadata_of(path: str | Path) -> dict[str, str]:
-    """Return the texts that a file carries, by name.
+    """Return the texts that a file carries, by name, without the SHA-256 that `load` checks.
 
     Raises:
         StateMismatchError: The file is missing or no ONNX file.
     """
-    return _texts(load(path))
+    return {name: text for name, text in _texts(load(path)).items() if name != DIGEST}
 
 
 def _texts(noted: Any) -> dict[str, str]:

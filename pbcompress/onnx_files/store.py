@@ -27,6 +27,7 @@ from pbcompress.errors import CompressionError, StateMismatchError, first_line
 from pbcompress.onnx_files.bounds import check_extent, check_values, tensors_within
 
 __all__ = [
+    "DIGEST",
     "ONE_FILE",
     "data_file",
     "drafting",

@@ -214,7 +214,14 @@ def _scalar(value: Any) -> str:
 def _quoted(text: str) -> str:
     """Return a text as JSON and YAML read it: what is not printed in words, all else as it is."""
     shown = json.dumps(text, ensure_ascii=False)
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in shown)
+    return "".join(_yaml_character(c) for c in shown)
+
+
+def _yaml_character(c: str) -> str:
+    is_plain = c.isprintable() and c not in "<>&"  # so that it is no HTML where nobody reads YAML
+    if is_plain:
+        return c
+    return f"\\u{ord(c):04x}" if ord(c) < 2**16 else f"\\U{ord(c):08x}"
 
 
 def _summary(facts: RunFacts) -> str:

@@ -28,7 +28,7 @@ class Families:
         self._found: dict[int, list[tuple[int, Tensor]]] = {}  # the same, by whole dimensions
         own = [
             self.parts[id(labels)]
-            for axes in traced.tensors.values()
+            for axes in (*traced.tensors.values(), [*traced.bindings.values()])
             for labels in axes
             if len(labels)
         ]

@@ -14,6 +14,7 @@ from pbcompress import (
     ExportMismatchError,
     StateMismatchError,
     export_onnx,
+    export_pt2,
     fuse,
     measure,
 )
@@ -362,3 +363,14 @@ def test_a_file_carries_its_version_and_what_it_was_given(notes, tmp_path):
     path.write_bytes(b"no onnx")
     with pytest.raises(StateMismatchError, match="no whole ONNX file"):
         metadata_of(path)
+
+
+@pytest.mark.parametrize("name", ['a", print("x', "a\\b", "a\nb"])
+def test_a_name_that_torch_would_take_for_code_is_refused(name, tmp_path):
+    network = nn.Sequential()
+    network.add_module(name, nn.Linear(3, 2))
+    with pytest.raises(CompressionError, match="writes names into code"):
+        export_onnx(network, tmp_path / "a.onnx", torch.zeros(1, 3))
+    with pytest.raises(CompressionError, match="writes names into code"):
+        export_pt2(network, tmp_path / "a.pt2", torch.zeros(1, 3))
+    assert list(tmp_path.iterdir()) == []

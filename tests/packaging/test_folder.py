@@ -335,7 +335,9 @@ HARMS = {
     "a folder beside them": lambda folder: (folder / "more").mkdir(),
     "a link": linked,
     "sums without a file": lambda folder: (folder / "SHA256SUMS").unlink(),
-    "sums of a path": lambda folder: (folder / "SHA256SUMS").open("a").write("0" * 64 + "  ../x\n"),
+    "sums of a path": lambda folder: (folder / "SHA256SUMS").write_text(
+        (folder / "SHA256SUMS").read_text() + f"{'0' * 64}  ../x\n"
+    ),
     "no models": tampered(lambda config: config.update(models={})),
     "a model elsewhere": tampered(
         lambda config: config["models"].update({"../elsewhere.onnx": {"tolerance": 1e-4}})

@@ -69,8 +69,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("damaged") / "run"
     torch.manual_seed(0)
     config = pb.CompressConfig(
-        dendrites=pb.DendriteConfig(rule="gradient", form="shared", share=0.3, max_sets=1),
-        recovery=pb.RecoveryConfig(epochs=1, dendrite_epochs=1),
+        dendrites=pb.DendriteConfig(max_sets=0), recovery=pb.RecoveryConfig(epochs=2)
     )
     data = pb.Data(train=batches(), val=batches())
     result = pb.compress(
@@ -113,7 +112,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "weights": ("weights.safetensors", lambda f: pb.load(f.parent, make_network)),
     "sample": ("sample.safetensors", read_sample),
     "spec": ("spec.safetensors", pb.load_spec),
-    "checkpoint": ("checkpoints/dendrites.safetensors", checkpoint_of),
+    "checkpoint": ("checkpoints/width.safetensors", checkpoint_of),
     "plan": ("plan.json", lambda f: pb.WidthPlan.from_json(f.read_bytes())),
     "recipe": ("recipe.toml", Recipe.read),
     "recipe by a command": ("recipe.toml", lambda f: command("compress", f)),

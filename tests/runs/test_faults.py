@@ -122,29 +122,24 @@ class Count:
 @pytest.mark.slow
 def test_a_kill_at_any_write_of_a_run_report_and_export_included(tmp_path: Path) -> None:
     """A real signal, at each moment in which a draft is written and has not taken its place."""
-    whole = run(tmp_path / "whole")
-    expected = weights(whole)
+    with Count(-1, lambda: None) as count:
+        expected = weights(run(tmp_path / "whole"))
     names = {p.name for p in (tmp_path / "whole").rglob("*")}
-    kills = 0
-    folder = tmp_path / "killed"
-    for at in range(100):
+    assert count.seen >= 9
+    for at in range(count.seen):
+        folder = tmp_path / f"killed {at}"
 
-        def killed(at: int = at) -> None:
+        def killed(at: int = at, folder: Path = folder) -> None:
             with Count(at, lambda: os.kill(os.getpid(), signal.SIGKILL)):
                 run(folder)
 
-        code = in_child(killed)
-        assert code in (KILLED, 0)
-        if code == 0:
-            break
-        kills += 1
+        assert in_child(killed) == KILLED
         assert hidden(folder)  # a draft, and the lock
-    assert kills >= 10
-    assert same(weights(run(folder)), expected)
-    assert hidden(folder) == []
-    assert {p.name for p in folder.rglob("*")} == names
-    for name in ("weights.safetensors", "model.onnx", "sample.safetensors"):
-        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert same(weights(run(folder)), expected)
+        assert hidden(folder) == []
+        assert {p.name for p in folder.rglob("*")} == names
+        for name in ("weights.safetensors", "model.onnx", "sample.safetensors"):
+            assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 @pytest.mark.slow

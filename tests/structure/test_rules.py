@@ -337,7 +337,7 @@ SAMPLES |= {
     "addmv": Sample(torch.addmv, ((3,), (3, 4), (4,)), ("", "", "")),
     "conv1d": conv((2, 4, 5), (3, 4, 2), ("01", "01", "0")),
     "conv2d": conv((2, 4, 5, 5), (3, 4, 2, 3), ("01", "01", "0")),
-    "conv2d without bias": conv((2, 4, 5, 5), (3, 4, 1, 1), ("01", "01"), bias=False),
+    "conv2d without bias": conv((2, 4, 5, 5), (3, 4, 1, 1), ("0123", "01"), bias=False),
     "conv3d": conv((2, 4, 3, 3, 3), (3, 4, 2, 2, 2), ("01", "01", "0")),
     "grouped": conv((2, 6, 5, 5), (4, 3, 2, 2), ("01", "01", "0"), groups=2),
     "grouped to one each": conv((2, 6, 5, 5), (2, 3, 2, 2), ("01", "01", "0"), groups=2),
@@ -428,6 +428,14 @@ SAMPLES |= {
     "layer norm of two dimensions": Sample(
         lambda x: functional.layer_norm(x, (3, 4)), ((2, 3, 4),), ("0",)
     ),
+    "layer norm of all but the first": Sample(
+        lambda x, w, b: functional.layer_norm(x, x.shape[1:], w, b),
+        ((2, 3, 4), (3, 4), (3, 4)),
+        how="counts",
+    ),
+    "rms norm of two dimensions": Sample(
+        lambda x, w: functional.rms_norm(x, x.shape[1:], w), ((2, 3, 4), (3, 4)), how="counts"
+    ),
     "rms norm": Sample(
         lambda x, w: functional.rms_norm(x, (x.shape[-1],), w), ((2, 3, 4), (4,)), how="counts"
     ),
@@ -442,6 +450,11 @@ SAMPLES |= {
         ((2, 4, 3), (4,), (4,)),
         ("01", "0", "0"),
         "counts",
+    ),
+    "group norm of as many groups as channels": Sample(
+        lambda x, w, b: functional.group_norm(x, x.shape[1], w, b),
+        ((2, 4, 3), (4,), (4,)),
+        ("01", "0", "0"),
     ),
     "group norm of every channel": Sample(
         lambda x: functional.group_norm(x, 4), ((2, 4, 3),), ("0",)

@@ -1,0 +1,92 @@
+"""Functions that torch.jit made, in the code of a network that is narrowed."""
+
+import pytest
+import torch
+from torch import nn
+
+from pbcompress import TargetUnreachableError, measure, plan_widths, shrink
+from pbcompress.core.scripted import scripts_as_python
+from tests.support.masking import assert_equals_masked
+from tests.support.nets import Net
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+
+def gate(z, n: int):
+    first = torch.tanh(z[:, :n])
+    second = torch.sigmoid(z[:, n:])
+    return first * second
+
+
+def nested(z, n: int, scale: float = 1.0):
+    y = halves(z) if n > 2 else z[:, :n]
+    for _ in range(2):
+        y = y + scale * y
+    return y
+
+
+def halves(z):
+    a, b = z.chunk(2, dim=1)
+    return a * b
+
+
+def sequence(n):
+    return torch.randn(n, 10, 9, generator=torch.Generator().manual_seed(n))
+
+
+def network(function):
+    def forward(self, x):
+        x = self.pre(x)
+        return self.out(x + self.skip(function(self, self.inner(x))))
+
+    model = Net(
+        forward,
+        pre=nn.Conv1d(10, 16, 1),
+        inner=nn.Conv1d(16, 32, 3, padding=1),
+        skip=nn.Conv1d(16, 16, 1),
+        out=nn.Conv1d(16, 4, 1),
+    )
+    model.half = 16
+    return model.eval()
+
+
+def scripted(name):
+    functions = {"gate": gate, "nested": nested, "halves": halves}
+    if name == "traced":
+        return torch.jit.trace(halves, torch.zeros(1, 32, 9))
+    return torch.jit.script(functions[name])
+
+
+@pytest.mark.parametrize("name", ["gate", "nested", "halves", "traced"])
+def test_a_scripted_function_is_followed_like_the_plain_one(name):
+    made = scripted(name)
+    sized = name in ("gate", "nested")
+    model = network(lambda s, z: made(z, s.half) if sized else made(z))
+    plan = plan_widths(model, sequence(2), 0.5)
+    assert [s for s in plan.steps if s.layer == "inner" and s.dim == "out"], plan.left_alone
+    assert_equals_masked(model, plan, sequence(3))
+    assert measure(shrink(model, plan), sequence(1)).flops == plan.cost_after.flops
+
+
+def test_a_traced_function_with_sizes_in_it_keeps_its_channels():
+    made = torch.jit.trace(lambda z: z[:, :16] * z[:, 16:], torch.zeros(1, 32, 9))
+    plan = plan_widths(network(lambda s, z: made(z)), sequence(2), 0.8)
+    assert "inner" in plan.left_alone
+
+
+def test_a_function_without_python_is_named():
+    unit = torch.jit.CompilationUnit("def own(x):\n    return x[:, :16] * x[:, 16:]\n")
+    model = network(lambda s, z: unit.own(z))
+    try:
+        plan = plan_widths(model, sequence(2), 0.8)
+        reason = plan.left_alone["inner"]
+    except TargetUnreachableError as err:
+        reason = str(err)
+    assert "the scripted function 'own'" in reason
+
+
+def test_scripted_functions_are_themselves_again_at_the_end():
+    call = torch.jit.ScriptFunction.__call__
+    with pytest.raises(ZeroDivisionError), scripts_as_python():
+        raise ZeroDivisionError
+    assert torch.jit.ScriptFunction.__call__ is call
