@@ -203,4 +203,5 @@ def test_a_random_run_leaves_whole_numbers_as_they_are():
     inputs = Inputs(nn.Embedding(3, 2), Call((ids,), {}))
     runs = list(parity_module._runs([inputs], [{}]))
     assert len(runs) == 4
-    assert all(torch.equal(call[0][0], ids) for _, call in runs)
+    assert [is_drawn for *_, is_drawn in runs] == [False, True, True, True]
+    assert all(torch.equal(call.args[0], ids) for _, call, _ in runs)
