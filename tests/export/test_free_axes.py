@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pbcompress import CompressionError, export_onnx
+from pbcompress.core.inputs import Call
 from pbcompress.export.free_axes import FreeAxis, Inputs, leaf_names, other_sizes, resized
 from pbcompress.export.translation import translate
 from pbcompress.onnx_files.contents import measure_onnx
@@ -153,7 +154,7 @@ def test_a_file_takes_other_sizes_of_its_free_axes(name, tmp_path):
 
 def test_recurrent_layers_keep_their_time_axis_the_second_time_too(tmp_path):
     network = nn.Sequential(nn.GRU(5, 6, batch_first=True)).eval()
-    inputs = Inputs(network, ((torch.randn(2, 7, 5),), {}))
+    inputs = Inputs(network, Call((torch.randn(2, 7, 5),), {}))
     free = inputs.free({"input": {1: "time"}})
     for _ in range(2):
         found = translate(network, inputs, tmp_path / "a.onnx", free, opset=20)
@@ -226,12 +227,12 @@ def test_inputs_take_the_order_and_the_names_of_forward():
     network.forward = forward
     a, b, c, d = (torch.zeros(2, n) for n in range(1, 5))
 
-    inputs = Inputs(network, ((a, [b, {"k": c}]), {"third": d, "fourth": 2.0}))
+    inputs = Inputs(network, Call((a, [b, {"k": c}]), {"third": d, "fourth": 2.0}))
 
     assert inputs.names == ["first", "second_0", "second_1_k", "third"]
     assert [t.shape[1] for t in inputs.tensors] == [1, 2, 3, 4]
     with pytest.raises(CompressionError, match="bound to forward"):
-        Inputs(network, ((a, b), {"first": a}))
+        Inputs(network, Call((a, b), {"first": a}))
 
 
 def test_leaf_names_know_keys_fields_and_indices():
@@ -240,7 +241,7 @@ def test_leaf_names_know_keys_fields_and_indices():
 
 
 def test_resizing_repeats_and_cuts_what_belongs_together():
-    call = ((torch.arange(6.0).reshape(2, 3), torch.arange(3.0)), {})
+    call = Call((torch.arange(6.0).reshape(2, 3), torch.arange(3.0)), {})
     axis = FreeAxis("n", 3, ((0, 1), (1, 0)))
 
     (a, b), _ = resized(call, {axis: 5})
@@ -253,9 +254,9 @@ def test_resizing_repeats_and_cuts_what_belongs_together():
 
 def test_other_sizes_are_those_at_which_the_network_runs():
     def run(call):
-        if call[0][0].shape[0] % 2:
+        if call.args[0].shape[0] % 2:
             raise ValueError("odd")
 
-    sizes, problem = other_sizes(run, ((torch.zeros(6),), {}), FreeAxis("n", 6, ((0, 0),)))
+    sizes, problem = other_sizes(run, Call((torch.zeros(6),), {}), FreeAxis("n", 6, ((0, 0),)))
     assert sizes == [12, 18]
     assert str(problem) == "odd"

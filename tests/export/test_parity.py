@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress import Data, ExportMismatchError, Task, export_onnx
+from pbcompress.core.inputs import Call
 from pbcompress.errors import CompressionError
 from pbcompress.export import onnx_writer
 from pbcompress.export import parity as parity_module
@@ -199,7 +200,7 @@ def test_samples_are_compared_and_must_fit(tmp_path):
 
 def test_a_random_run_leaves_whole_numbers_as_they_are():
     ids = torch.tensor([[1, 2]])
-    inputs = Inputs(nn.Embedding(3, 2), ((ids,), {}))
+    inputs = Inputs(nn.Embedding(3, 2), Call((ids,), {}))
     runs = list(parity_module._runs([inputs], [{}]))
     assert len(runs) == 4
     assert all(torch.equal(call[0][0], ids) for _, call in runs)
