@@ -288,7 +288,7 @@ def _mismatch(
     advice, place = "report the layers of this network as a bug.", None
     if _is_fast_path(network, session, worst):
         advice = (
-            "it computes what the layers compute, and torch in eval mode takes a fast path that "
+            "the file computes what the layers do, and torch in eval mode takes a fast path that "
             "leaves padded positions zero. Make nn.TransformerEncoder with "
             "enable_nested_tensor=False, or set its use_nested_tensor to False."
         )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import pbcompress as pb
 from pbcompress.errors import ExportMismatchError
-from pbcompress.export import onnx_writer
+from pbcompress.export import onnx_writer, parity
 
 
 class Residual(nn.Module):
@@ -85,3 +85,18 @@ def test_without_a_layer_to_blame_the_error_is_as_it_was(tmp_path, monkeypatch) 
     with pytest.raises(ExportMismatchError) as caught:
         pb.export_onnx(model, tmp_path / "a.onnx", torch.randn(2, 3))
     assert "first layer" not in str(caught.value)
+
+
+def test_a_search_that_fails_hides_no_difference(tmp_path, monkeypatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no sizes")
+
+    model, export = nn.Linear(3, 2).eval(), onnx_writer.translate
+    wrong = copy.deepcopy(model)
+    nn.init.ones_(wrong.weight)
+    monkeypatch.setattr(
+        onnx_writer, "translate", lambda _, *rest, **named: export(wrong, *rest, **named)
+    )
+    monkeypatch.setattr(parity, "first_difference", fails)
+    with pytest.raises(ExportMismatchError, match="differs by"):
+        pb.export_onnx(model, tmp_path / "a.onnx", torch.randn(2, 3))

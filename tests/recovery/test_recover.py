@@ -431,7 +431,7 @@ MISFITS: dict[Callable[[Path], None], str] = {
     truncated: "truncated or of another kind",
     of_another_kind: "truncated or of another kind",
     weights_of_a_result: "was to be a checkpoint and is another file of pbcompress",
-    of_another_model: "does not fit this model",
+    of_another_model: r"does not fit, or was changed .*do not both have 1\.bias",
 }
 
 
