@@ -589,8 +589,10 @@ def test_a_full_disk_is_one_clear_error_and_leaves_no_half_file(tmp_path, monkey
         )
     left = [p for p in tmp_path.rglob("*") if p.is_file()]  # the plans, whole
     left.remove(tmp_path / "identity.json")
-    assert len(left) == 2
-    assert all(pb.WidthPlan.from_json(p.read_text()).target_params > 0 for p in left)
+    plans = [p for p in left if p.name.endswith(".plan.json")]
+    assert [p.name.rpartition(".")[0][-3:] for p in left if p not in plans] == [".lr"]
+    assert len(plans) == 2
+    assert all(pb.WidthPlan.from_json(p.read_text()).target_params > 0 for p in plans)
 
 
 def test_an_exported_result_says_what_it_is(tmp_path):

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 MOST_DEPTH = 64
 ADVICE = "Restore it from a copy, or make it anew"
-DIGEST = "sha256"
+DIGEST = "sha256_of_content"  # no field of a record has this name
 
 
 def decoded(text: str | bytes, where: str, *, depth: int = MOST_DEPTH) -> Any:

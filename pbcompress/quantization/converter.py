@@ -23,6 +23,7 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 from pbcompress.core.drafts import told_where
 from pbcompress.errors import CompressionError, UnwritableError, first_line
 from pbcompress.onnx_files.contents import node_names
+from pbcompress.onnx_files.store import save_again
 
 __all__ = ["METHODS", "Method", "Quantizer", "Scope", "weight_bits", "write_fp16"]
 
@@ -84,6 +85,7 @@ class Quantizer:
                 quant_pre_process(str(source), str(self._prepared))
             except Exception:  # sizes that it cannot follow; it can do without them
                 quant_pre_process(str(source), str(self._prepared), skip_symbolic_shape=True)
+        save_again(self._prepared)
         self.products = node_names(self._prepared, PRODUCTS)
 
     def write(
@@ -127,6 +129,7 @@ class Quantizer:
                 calibration_cache_path=self.folder / f"{scope}-{method}.json",
                 extra_options={"CalibStridedMinMax": 1},  # all methods: one batch in memory
             )
+        save_again(target)
 
 
 def write_fp16(source: Path, target: Path) -> None:
@@ -142,6 +145,7 @@ def write_fp16(source: Path, target: Path) -> None:
         model.topological_sort()  # casts were put at the end
         content = model.model.SerializeToString()
     target.write_bytes(content)
+    save_again(target)
 
 
 def weight_bits() -> int:

@@ -35,7 +35,7 @@ def held(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    path = folder / LOCK_FILE
+    path, is_new = folder / LOCK_FILE, not folder.exists()
     with told_where(folder, also=True):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(path)
@@ -48,9 +48,11 @@ def held(folder: Path | None) -> Iterator[None]:
         if not is_windows:
             path.unlink(missing_ok=True)  # before others can lock it: who waits makes a new one
         os.close(descriptor)
-        if is_windows:
-            with suppress(OSError):
+        with suppress(OSError):
+            if is_windows:
                 path.unlink()
+            if is_new:
+                folder.rmdir()  # unless something was written
 
 
 def _locked(path: Path) -> int:

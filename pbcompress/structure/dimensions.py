@@ -121,13 +121,17 @@ def weight_name(
         layer: A layer of torch.
         name: Dotted name of it.
         names: Name of every parameter and buffer of the network, by its ``id``.
-        axes: Axes of those that take part. Of those that a weight is computed from, the largest.
+        axes: Axes of those that take part. Of those that a weight is computed from, the largest of
+            the nearest.
     """
     for own in (layer._parameters.get("weight"), layer._buffers.get("running_mean")):
         if own is not None:
             return names.get(id(own), "")
-    parts = [key for key in axes if key.startswith(f"{name}.".lstrip("."))]
-    return max(parts, key=lambda key: math.prod(map(len, axes[key])), default="")
+    prefix = f"{name}.".lstrip(".")
+    parts = [key for key in axes if key.startswith(prefix) and key != f"{prefix}bias"]
+    # a parametrization may hold larger tensors than the weight, farther in
+    rank = {key: (-key.count("."), math.prod(map(len, axes[key]))) for key in parts}
+    return max(parts, key=rank.__getitem__, default="")
 
 
 def dimension_size(model: nn.Module, layer: str, dim: str) -> int | None:

@@ -74,7 +74,7 @@ OTHERS = [
         max_grad_norm=1.0,
     ),
     EngineConfig(precision="bf16", accumulate=2, compile=True, channels_last=False),
-    DistillationConfig(share=0.5, temperature=2.0, features=0.1),
+    DistillationConfig(share=0.5, temperature=2.0, features=0.1, outputs="values", axis=-1),
     Int8(max_drop=0.01, recover_epochs=2),
     Fp16(max_drop=0.01),
 ]
@@ -255,6 +255,8 @@ BAD = [
     (DistillationConfig, "share", [-0.1, 1.1]),
     (DistillationConfig, "temperature", [0, -1.0]),
     (DistillationConfig, "features", [-1.0, None]),
+    (DistillationConfig, "outputs", ["scores", None]),
+    (DistillationConfig, "axis", [1.5, "last"]),
     (CompressConfig, "width", [None, {"round_to": 4}, DendriteConfig()]),
     (CompressConfig, "dendrites", [WidthConfig(), ""]),
     (CompressConfig, "recovery", [3]),

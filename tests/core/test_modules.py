@@ -39,9 +39,9 @@ def draw():
 
 def test_example_inputs_become_positions_and_names():
     x = torch.zeros(2)
-    assert as_call(x) == ((x,), {})
-    assert as_call((x, 3)) == as_call([x, 3]) == ((x, 3), {})
-    assert as_call({"a": x}) == ((), {"a": x})
+    assert as_call(x) == Call((x,), {})
+    assert as_call((x, 3)) == as_call([x, 3]) == Call((x, 3), {})
+    assert as_call({"a": x}) == Call((), {"a": x})
     assert as_call(as_call({"a": x})) == as_call({"a": x})
 
 
@@ -60,7 +60,7 @@ def test_other_example_inputs_are_refused(wrong):
 
 
 def test_tensors_are_mapped_at_any_depth_and_the_rest_is_kept():
-    call = ((torch.ones(2), [torch.ones(1), "a"]), {"k": {"deep": torch.ones(3)}, "n": 5})
+    call = Call((torch.ones(2), [torch.ones(1), "a"]), {"k": {"deep": torch.ones(3)}, "n": 5})
     args, kwargs = map_tensors(call, lambda t: t * 2)
     assert args[0].tolist() == [2, 2]
     assert (args[1][0].tolist(), args[1][1]) == ([2], "a")
@@ -69,7 +69,7 @@ def test_tensors_are_mapped_at_any_depth_and_the_rest_is_kept():
 
 def test_a_single_sample_is_the_first_and_no_view():
     x = torch.arange(6.0).reshape(3, 2)
-    (first, scalar), _ = single_sample(((x, torch.tensor(4.0)), {}))
+    (first, scalar), _ = single_sample(Call((x, torch.tensor(4.0)), {}))
     assert first.tolist() == [[0, 1]]
     assert scalar.item() == 4
     first += 1
@@ -77,7 +77,7 @@ def test_a_single_sample_is_the_first_and_no_view():
 
 
 def test_tensors_on_a_device_have_no_gradient():
-    (x,), _ = to_device(((torch.ones(1, requires_grad=True) * 2,), {}), "cpu")
+    (x,), _ = to_device(Call((torch.ones(1, requires_grad=True) * 2,), {}), "cpu")
     assert not x.requires_grad
 
 

@@ -78,6 +78,10 @@ class FailingFile:
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
+    def fileno(self) -> int:
+        number: int = self.file.fileno()
+        return number
+
     def write(self, content: bytes) -> None:
         self.file.write(content[: len(content) // 2])
         raise self.error

@@ -168,10 +168,10 @@ def test_an_absent_provider_is_named_with_those_that_are_there(files, capsys) ->
     assert "NoneSuchProvider was asked for" in capsys.readouterr().err
 
 
-def test_inputs_that_do_not_fit_into_memory(tmp_path) -> None:
+def test_inputs_that_fit_into_no_memory(tmp_path) -> None:
     shapes = {"x": ["n", 2**40], "a": ["n", 2**40]}
     path = chain(tmp_path / "a.onnx", [("Relu", ["x"], "a", {})], shapes)
-    with pytest.raises(CompressionError, match="does not fit into memory"):
+    with pytest.raises(CompressionError, match=r"has the shape \[1, 1099511627776\]"):
         pb.bench([path])
 
 

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from pbcompress import CompressionError, StateMismatchError, export_onnx
+from pbcompress.core.inputs import Call
 from pbcompress.export import onnx_writer
 from pbcompress.export.free_axes import Inputs
 from pbcompress.export.translation import translate
@@ -128,7 +129,7 @@ def value_of(path: Path) -> float:
 
 def test_weights_get_a_file_of_their_own_above_the_bound_alone(tmp_path):
     network = nn.Sequential(nn.Linear(16, 64, bias=False)).eval()
-    inputs = Inputs(network, ((torch.zeros(2, 16),), {}))
+    inputs = Inputs(network, Call((torch.zeros(2, 16),), {}))
     small, large = tmp_path / "s" / "a.onnx", tmp_path / "l" / "a.onnx"
     for path, bound in ((small, 64 * 16 * 4), (large, 64 * 16 * 4 - 1)):
         path.parent.mkdir()

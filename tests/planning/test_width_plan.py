@@ -282,7 +282,7 @@ def test_a_plan_of_before_there_was_an_expected_speedup_is_read_without_one():
 
 def damaged(change):
     data = json.loads(planned("chain").to_json())
-    del data["sha256"]  # as a plan that somebody wrote by hand
+    del data["sha256_of_content"]  # as a plan that somebody wrote by hand
     change(data)
     return json.dumps(data)
 

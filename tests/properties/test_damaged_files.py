@@ -163,7 +163,7 @@ def mutate(file: Path, chance: random.Random) -> None:
         file.write_bytes(noisy(content, chance))
     elif file.suffix == ".json":
         data = json.loads(content)
-        data.pop("sha256", None)
+        data.pop("sha256_of_content", None)
         changed = with_value(data, chance)
         file.write_text(json.dumps(with_digest(changed)))
     elif file.suffix == ".jsonl":
@@ -258,4 +258,4 @@ def _seen(path: str, folder: Path) -> object:
         cost = measure_onnx(file)
         return cost.params, cost.flops, dict(facts_of(file).operations)
     data = json.loads(file.read_bytes())
-    return {k: v for k, v in data.items() if k != "sha256"}
+    return {k: v for k, v in data.items() if k != "sha256_of_content"}

@@ -425,13 +425,13 @@ def of_another_model(path: Path) -> None:
 
 READS = f"this pbcompress reads {CHECKPOINT_FORMAT}"
 MISFITS: dict[Callable[[Path], None], str] = {
-    of_another_call: "belongs to another model, target, configuration or seed",
+    of_another_call: "belongs to another model, data, task, target, configuration or seed",
     of_a_newer_version: f"of version {CHECKPOINT_FORMAT + 1}; {READS}",
     of_an_older_version: f"of version {CHECKPOINT_FORMAT - 1}; {READS}",
     truncated: "truncated or of another kind",
     of_another_kind: "truncated or of another kind",
     weights_of_a_result: "was to be a checkpoint and is another file of pbcompress",
-    of_another_model: "does not fit this model",
+    of_another_model: r"does not fit, or was changed .*do not both have 1\.bias",
 }
 
 

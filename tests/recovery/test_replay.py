@@ -357,7 +357,7 @@ def test_a_gradient_that_the_forward_pass_takes_is_not_that_of_the_loss(monkeypa
 def test_nan_in_the_data_is_said(monkeypatch):
     batches = batches_of()
     batches[1][0][3, 2] = float("nan")
-    with pytest.raises(CompressionError, match=r"NaN.*a batch of Data\.train"):
+    with pytest.raises(CompressionError, match=r"NaN.*batch 1 of Data\.train"):
         recover_(small_net(), Data(batches, batches_of()), config=config(at_start=True), seed=3)
 
 

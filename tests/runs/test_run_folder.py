@@ -95,7 +95,7 @@ def as_version_2(folder: Path, target: int) -> None:
     path = folder / "state.json"
     state = json.loads(path.read_text())
     state["version"] = 2
-    del state["sha256"]
+    del state["sha256_of_content"]
     for name in ("budget", "planned", "expected_speedup"):
         del state["facts"][name]
     state["facts"]["target_params"] = target

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import pbcompress as pb
 from pbcompress.runs.run_folder import read_facts
+from tests.support.changed_json import rewrite
 
 CONFIG = pb.CompressConfig(
     deploy=False,
@@ -197,8 +198,7 @@ def test_random_states_are_left_alone(tmp_path: Path) -> None:
 def test_a_folder_of_an_older_version_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
     (tmp_path / "identity.json").unlink()
-    path = tmp_path / "state.json"
-    path.write_text(path.read_text().replace(read_facts(tmp_path).fingerprint, "ab" * 32))
+    rewrite(tmp_path / "state.json", lambda state: state["facts"].update(fingerprint="ab" * 32))
     with pytest.raises(pb.StateMismatchError, match="an older pbcompress made"):
         run(tmp_path)
 

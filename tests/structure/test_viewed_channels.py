@@ -207,3 +207,24 @@ def test_an_attribute_whose_half_splits_channels_follows_them():
     small = shrink(model, plan)
     assert small.width == small.body.out_channels < 16
     assert_equals_masked(model, plan, images(3))
+
+
+NORMS = {
+    "layer norm of a shape": (lambda x: functional.layer_norm(x, x.shape[1:]), True),
+    "layer norm of numbers": (lambda x: functional.layer_norm(x, (16, 8, 8)), False),
+    "group norm of every channel": (lambda x: functional.group_norm(x, x.shape[1]), True),
+    "group norm of a number": (lambda x: functional.group_norm(x, 16), False),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_norm_follows_a_size_and_keeps_a_number(name):
+    norm, follows = NORMS[name]
+    model = Net(
+        lambda net, x: net.head(norm(net.conv(x)).mean((2, 3))),
+        conv=nn.Conv2d(3, 16, 3, padding=1),
+        head=nn.Linear(16, 4),
+    )
+    left = plan_widths(model, torch.randn(2, 3, 8, 8), 0.9).left_alone
+    assert ("conv" not in left) == follows
+    assert follows or "the plain number 16" in left["conv"]

@@ -29,7 +29,7 @@ def places(value: Any, at: Place = ()) -> Iterator[Place]:
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change the JSON object of a file in place."""
     data = json.loads(path.read_text())
-    had = data.pop("sha256", None)
+    had = data.pop("sha256_of_content", None)
     change(data)
     path.write_text(json.dumps(with_digest(data) if had else data))
 
@@ -37,7 +37,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def changes(path: Path, within: Place, others: Iterable[str] = OTHERS) -> Iterator[Place]:
     """Write a file anew with one value below ``within`` changed; yield where, and so on."""
     whole = json.loads(path.read_text())
-    whole.pop("sha256", None)
+    whole.pop("sha256_of_content", None)
     for place in places(reduce(getitem, within, whole), within):
         for other in map(OTHERS.__getitem__, others):
             data = copy.deepcopy(whole)

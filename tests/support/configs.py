@@ -35,6 +35,10 @@ def dendrites_of(form: str = "full", rule: str = "correlation", **choices: Any) 
 
 
 def recovery_of(**choices: Any) -> RecoveryConfig:
-    """Return a recovery; each choice goes to the part that has a field of this name."""
+    """Return a recovery; each choice goes to the part that has a field of this name.
+
+    The learning rate is given: a range test would be most of so short a training.
+    """
+    choices.setdefault("lr", 3e-3)
     parts = {name: kind(**_taken(choices, kind)) for name, kind in PARTS.items()}
     return RecoveryConfig(**{**parts, **choices})
