@@ -1,9 +1,9 @@
 """The learning rate of a recovery, by a range test: a short training whose rate rises all the way.
 
-The loss falls, is least somewhere, and rises again; beyond a rate it is above what it began with.
-A whole schedule does best at about a third of the rate of the least loss. A network that is cut
-little is near its optimum and has its least loss early; a schedule can take it further than a short
-test does, so it gets the usual rate if it bears three times that.
+The loss falls, is least somewhere, and rises again. A whole schedule does best at about a third of
+the rate of the least loss. A network that is cut little is near its optimum and has its least loss
+early; a schedule can take it further than a short test does, so it gets the usual rate if it bears
+three times that: if the loss there is still near its least.
 """
 
 import math
@@ -30,12 +30,13 @@ from pbcompress.training.task import Batches, Data, Task, batch_count, seeded_ge
 __all__ = ["LEAST", "find_lr", "range_test_steps", "with_lr"]
 
 SHARE = 0.05  # of the steps of a recovery
-LEAST, MOST = 16, 200  # steps
+LEAST, MOST = 24, 200  # steps
 RANGES = {"sgd": (1e-3, 10.0), "adam": (1e-4, 1.0), "adamw": (1e-4, 1.0)}
 USUAL = {"sgd": 1e-1, "adam": 1e-2, "adamw": 1e-2}
+OF_NORMS = 0.1  # of the usual rate: networks that normalise each sample, transformers above all
 WINDOW = 30  # losses are smoothed over this part of the test
 BELOW = 3.0  # how many times lower the best rate is than the one that a short test bears
-MORE = 0.5  # a rate is borne while the loss is at most this part above where it began
+MORE = 0.5  # a rate is borne while the loss is at most this part above its least
 
 
 def find_lr(
@@ -52,8 +53,8 @@ def find_lr(
 
     A copy of the network takes some steps while the rate rises exponentially over four decades.
     The result is a third of the rate at which the smoothed loss is least. If it is more, it is the
-    usual rate of the optimizer (.01; for SGD .1), but at most a third of the rate from which on the
-    loss is far above where it began. The model stays as it is.
+    usual rate (.01; for SGD .1; a tenth of it for networks with LayerNorm), but at most a third of
+    the rate from which on the loss is half above its least. The model stays as it is.
 
     Args:
         model: Network to train, on its device.
@@ -95,12 +96,12 @@ def find_lr(
             "finite there. Look at the loss and at the data, or pass OptimizerConfig(lr=...)."
         )
     least, borne = smooth.index(min(smooth)), _borne(smooth)
-    usual = USUAL[r.optimizer.algorithm]
+    usual = USUAL[r.optimizer.algorithm] * (OF_NORMS if _normalises_samples(network) else 1)
     return max(sweep.rate(least) / BELOW, min(sweep.rate(borne) / BELOW, usual))
 
 
 def range_test_steps(batches: Batches, config: CompressConfig, epochs: int | None = None) -> int:
-    """Return the steps of a range test: 5 % of those of the recovery, from 16 to 200.
+    """Return the steps of a range test: 5 % of those of the recovery, from 24 to 200.
 
     Args:
         batches: The train split.
@@ -204,7 +205,13 @@ def _smoothed(losses: Sequence[float]) -> list[float]:
 
 
 def _borne(smooth: Sequence[float]) -> int:
-    """Return the last step, from that of the least loss on, before the loss is far too high."""
-    least, limit = smooth.index(min(smooth)), smooth[0] + MORE * abs(smooth[0])
+    """Return the last step, from that of the least loss on, before the loss is far above it."""
+    least = smooth.index(min(smooth))
+    limit = smooth[least] + MORE * abs(smooth[least])
     beyond = (i for i in range(least, len(smooth)) if smooth[i] > limit)
     return next(beyond, len(smooth)) - 1
+
+
+def _normalises_samples(network: nn.Module) -> bool:
+    names = {type(module).__name__ for module in network.modules()}
+    return any("LayerNorm" in name or "RMSNorm" in name for name in names)
