@@ -102,6 +102,11 @@ def without_digest(
     rest = {name: value for name, value in data.items() if name != DIGEST}
     if DIGEST not in data and may_lack:
         return rest, False
+    if DIGEST not in data:
+        raise StateMismatchError(
+            f"{where} has no SHA-256 of its content: an older pbcompress wrote it, or it was "
+            "changed since. Finish with the version that wrote it, or make it anew."
+        )
     if data.get(DIGEST) != _digest(rest, others):
         raise StateMismatchError(
             f"{where} was changed since it was written: its SHA-256 is another than it says. "

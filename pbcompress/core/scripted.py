@@ -26,9 +26,12 @@ def scripts_as_python(unknown: Callable[[str, Any], None] = _nothing) -> Iterato
         unknown: Told the name and the inputs of a function that has no Python, before it runs.
 
     Example:
-        >>> @torch.jit.script
-        ... def half(x):
+        >>> import warnings
+        >>> def half(x):
         ...     return x[: len(x) // 2]
+        >>> with warnings.catch_warnings():  # torch calls scripts deprecated
+        ...     warnings.simplefilter("ignore")
+        ...     half = torch.jit.script(half)
         >>> with scripts_as_python():
         ...     half([1, 2, 3, 4])  # which no scripted function takes as it is
         [1, 2]

@@ -78,6 +78,7 @@ PAGES = {
     "tradeoff": _page(
         "tradeoff",
         "Accuracy against speed, at one size",
+        control="balanced, own rate",
         speeds=HERE / "lines" / "tradeoff_speed.jsonl.gz",
     ),
     "peers": Page("Beside other toolkits", PEERS / "lines.jsonl.gz", PEERS / "intro.md"),

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from pbcompress import ModelCost, export_onnx, fuse, measure
-from pbcompress.core.records import from_data
+from pbcompress.core.records import from_data, to_data
 from pbcompress.costs.flop_counters import LayerCost, by_kind, explain, gaps, side_by_side
 from pbcompress.onnx_files.contents import measure_onnx
 from tests.support import hard_nets
@@ -177,8 +177,8 @@ def test_a_network_that_the_second_counter_cannot_run_has_no_second_count(monkey
 
 def test_counts_survive_json_and_older_files_have_none():
     cost = measure(CASES["chain"].build(), CASES["chain"].inputs(1))
-    assert from_data(ModelCost, cost.to_dict(), "The cost") == cost
-    old = cost.to_dict()
+    assert from_data(ModelCost, to_data(cost), "The cost") == cost
+    old = to_data(cost)
     del old["by_operation"], old["dispatched"]
     again = from_data(ModelCost, old, "The cost")
     assert (again.by_operation, again.dispatched, again.explanation) == ({}, None, "")

@@ -13,6 +13,7 @@ from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.onnx_files import contents as onnxfile
 from pbcompress.onnx_files.contents import measure_onnx, node_owners, peak_activation_bytes
 from pbcompress.onnx_files.session import Session, peak_memory
+from pbcompress.onnx_files.store import values_of
 from pbcompress.quantization.converter import Quantizer
 from tests.support.configs import FORMS, dendrites_of
 
@@ -108,7 +109,7 @@ def test_dendrites_widen_nothing_between_layers(tmp_path) -> None:
 
 def crossing(path, layers) -> dict[str, int]:
     """Return the bytes of what each layer gives to others, by layer, at batch 1."""
-    values, owners = onnxfile._values(onnx.load(path)), node_owners(path, layers)
+    values, owners = values_of(onnx.load(path)), node_owners(path, layers)
     found = {}
     for node in onnx.load(path).graph.node:
         for name in node.input:

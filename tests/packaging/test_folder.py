@@ -34,6 +34,7 @@ from pbcompress import (
     package,
 )
 from pbcompress.cli.main import main
+from pbcompress.onnx_files.store import save_again
 from pbcompress.packaging import folder as packaging
 from pbcompress.report.headline import headline
 from pbcompress.runs.sample import read_sample
@@ -522,6 +523,7 @@ def test_weights_beside_a_model_go_with_it(run):
         location="model.onnx.data",
         size_threshold=0,
     )
+    save_again(run / "model.onnx")
     size = (run / "model.onnx.data").stat().st_size
     found = package(run, run.parent / "out")
     assert found.files["model.onnx.data"] == size > 1000

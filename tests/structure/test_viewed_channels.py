@@ -221,8 +221,9 @@ NORMS = {
 def test_a_norm_follows_a_size_and_keeps_a_number(name):
     norm, follows = NORMS[name]
     model = Net(
-        lambda net, x: net.head(norm(net.conv(x)).mean((2, 3))),
-        conv=nn.Conv2d(3, 16, 3, padding=1),
+        lambda net, x: net.head(norm(net.conv(net.first(x))).mean((2, 3))),
+        first=nn.Conv2d(3, 16, 3, padding=1),
+        conv=nn.Conv2d(16, 16, 3, padding=1),
         head=nn.Linear(16, 4),
     )
     left = plan_widths(model, torch.randn(2, 3, 8, 8), 0.9).left_alone
