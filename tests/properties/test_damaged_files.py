@@ -125,6 +125,8 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 def noisy(content: bytes, chance: random.Random) -> bytes:
     """Return bytes with a bit, a piece or the end changed."""
+    if not content:  # a change before left nothing
+        return chance.choice(NOISE)
     place = chance.randrange(len(content))
     way = chance.randrange(5)
     if way == 0:
