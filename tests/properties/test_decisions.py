@@ -22,7 +22,11 @@ FORM = re.compile(
 )
 SUPERSEDED = re.compile(r"superseded by \[(\d{4})\]\(([^)]+)\)")
 LINE = re.compile(r"- \[(?P<number>\d{4})\]\((?P<name>[^)]+)\) (?P<title>.+)")
-PAGES = [path for path in sorted(ROOT.rglob("*.md")) if path.relative_to(ROOT).parts[0][0] != "."]
+PAGES = [
+    path
+    for path in sorted(ROOT.rglob("*.md"))
+    if path.relative_to(ROOT).parts[0][0] != "." and "node_modules" not in path.parts
+]
 SHOWN = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)  # code, in which brackets are no links
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
