@@ -20,11 +20,11 @@ from pbcompress.config.recovery import RecoveryConfig
 from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.core.modules import copy_model
 from pbcompress.core.randomness import seeded
-from pbcompress.errors import CompressionError, DivergedError
+from pbcompress.errors import DivergedError
 from pbcompress.recovery.policy import planned_epochs
 from pbcompress.training.distillation import Objective, make_objective
 from pbcompress.training.engine import Engine, make_engine
-from pbcompress.training.loop import Stepper, make_optimizer, train_epoch
+from pbcompress.training.loop import Stepper, grouped, make_optimizer, train_epoch
 from pbcompress.training.task import Batches, Data, Task, batch_count, seeded_generators
 
 __all__ = ["LEAST", "find_lr", "range_test_steps", "with_lr"]
@@ -161,7 +161,7 @@ class _Sweep(Stepper):
         ):
             train_epoch(self, first, noted, seed=("range", seed))
         own = [self.engine.mean(loss.item()) for loss in found]
-        return [sum(part) / len(part) for part in _parts(own, self.accumulate)]
+        return [sum(part) / len(part) for part in grouped(own, self.accumulate)]
 
 
 class _First:
@@ -182,15 +182,8 @@ class _First:
                 left -= 1
                 if not left:
                     return
-            if left == before:
-                raise CompressionError(
-                    "Data.train yielded no batch. Give batches that can be gone through again."
-                )
-
-
-def _parts(values: Sequence[float], size: int) -> Iterator[Sequence[float]]:
-    for start in range(0, len(values), size):
-        yield values[start : start + size]
+            if left == before:  # which is told by who asked for a batch
+                return
 
 
 def _smoothed(losses: Sequence[float]) -> list[float]:

@@ -1,7 +1,7 @@
 """One step, one epoch, and one score: a plain loop that knows nothing of compression."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -30,7 +30,15 @@ from pbcompress.training.task import (
     to_number,
 )
 
-__all__ = ["Stepper", "evaluate", "lr_factor", "make_optimizer", "predict", "train_epoch"]
+__all__ = [
+    "Stepper",
+    "evaluate",
+    "grouped",
+    "lr_factor",
+    "make_optimizer",
+    "predict",
+    "train_epoch",
+]
 
 
 def lr_factor(config: OptimizerConfig, progress: float) -> float:
@@ -161,7 +169,7 @@ def train_epoch(
     expected = math.ceil(batch_count(batches) / stepper.accumulate)
     total, seen, steps, bad = 0.0, 0, 0, list[CompressionError]()
     with seeded(*seed), seeded_generators(batches, torch.initial_seed() % 2**63):
-        for group in _grouped(batches, stepper.accumulate):
+        for group in grouped(batches, stepper.accumulate):
             stepper.begin_step(min((steps + 0.5) / expected, 1.0) if expected else 0.5)
             shares = _shares(group, engine)
             while group:
@@ -219,8 +227,8 @@ def _first_bad(own: Sequence[CompressionError], engine: Engine) -> CompressionEr
     return found[0] if found else lost
 
 
-def _grouped(batches: Batches, size: int) -> Iterator[list[Any]]:
-    """Yield the batches of each step; the last one may have fewer."""
+def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Yield the batches of each step, or what there is of each batch; the last may have fewer."""
     source = iter(batches)
     while group := list(islice(source, size)):
         yield group

@@ -146,5 +146,4 @@ class _Eager:
     def run(self, _: Any) -> None:
         self.network(*self.call.args, **self.call.kwargs)
 
-    def run_again(self, _: Any) -> None:
-        self.network(*self.call.args, **self.call.kwargs)
+    run_again = run
