@@ -29,6 +29,7 @@ from pbcompress.core.inputs import Example as Example
 from pbcompress.costs.measured import LayerCost as LayerCost
 from pbcompress.costs.measured import ModelCost as ModelCost
 from pbcompress.costs.measured import measure as measure
+from pbcompress.dendrites.absorption import absorb_dendrites_ as absorb_dendrites_
 from pbcompress.dendrites.attention_projections import close_attention_ as close_attention_
 from pbcompress.dendrites.attention_projections import open_attention_ as open_attention_
 from pbcompress.dendrites.growth import attach_dendrites_ as attach_dendrites_

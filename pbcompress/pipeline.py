@@ -132,17 +132,23 @@ def _trained(training: ContenderTraining, *, control: bool) -> Outcome:
     if grown is None:
         contender = training.train(plan_without_dendrites(job))
         return Outcome(contender, None, _why_width_alone(job.config))
-    if job.config.dendrites.share == "auto":
+    if job.config.dendrites.share == "auto" and not job.config.dendrites.is_absorbed:
         return race(training, grown, plan_without_dendrites(job), control=control)
     chosen = training.train(grown)
-    if chosen.sets and not control:
-        return Outcome(chosen, None, "One network was trained: dendrites.")
+    if chosen.has_grown and not control:
+        return Outcome(chosen, None, f"One network was trained: {_dendrites_of(chosen)}.")
     other = training.train(plan_without_dendrites(job), lengths=chosen.phase_lengths)
-    if chosen.sets:
-        note = "The share of the dendrites was given; width alone is the control."
+    if chosen.has_grown:
+        note = f"The result has {_dendrites_of(chosen)}; width alone is the control."
         return Outcome(chosen, other, note)
     note = "No dendrite set helped on validation: the result is width alone."
     return Outcome(other, chosen, note)
+
+
+def _dendrites_of(chosen: Contender) -> str:
+    if chosen.absorbed:
+        return f"{chosen.absorbed} set(s) of dendrites, absorbed by their neurons"
+    return f"{chosen.sets} set(s) of dendrites"
 
 
 def _why_width_alone(config: CompressConfig) -> str:

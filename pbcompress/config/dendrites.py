@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from pbcompress.core.config_values import Choices
-from pbcompress.core.field_types import Count, Positive, PositiveShare, Share, WholeNumber
+from pbcompress.core.field_types import (
+    Count,
+    Positive,
+    PositiveShare,
+    Share,
+    ShareBelowOne,
+    WholeNumber,
+)
 
 __all__ = [
     "Activation",
@@ -22,7 +29,7 @@ __all__ = [
     "Tied",
 ]
 
-Activation = Literal["relu", "tanh", "sigmoid", "gelu", "silu"]
+Activation = Literal["relu", "tanh", "sigmoid", "gelu", "silu", "linear"]
 FormName = Literal["full", "grouped", "lowrank", "shared", "tied"]
 RuleName = Literal["correlation", "gradient", "hybrid"]
 
@@ -162,7 +169,12 @@ class DendriteConfig(Choices):
         freeze_after: True fixes the input weights of an accepted dendrite for good. For "gradient"
             and "hybrid" they move in the neuron phase after their acceptance, and are fixed when
             the next set grows. None is the rule's own: True for "correlation".
-        activation: Nonlinearity of a dendrite.
+        activation: Nonlinearity of a dendrite. Linear ones fold into their neurons when growth is
+            over (`absorb_dendrites_`): they have no part in the target, and what ships is the plain
+            network.
+        annealing: Let a dendrite become linear in this share of the neuron phase after its
+            acceptance, so that it is absorbed too; 0: at once. Epochs before are no candidates for
+            the best weights. None: it stays as it is.
         cascade: Whether a dendrite reads the earlier ones of its neuron (V).
         normalize: Give a dendrite its own BatchNorm where the layer is followed by one.
         layers: Names or ``fnmatch`` patterns of the layers that may grow; None is every Linear and
@@ -197,6 +209,7 @@ class DendriteConfig(Choices):
     backprop_through: bool | None = None
     freeze_after: bool | None = None
     activation: Activation = "relu"
+    annealing: ShareBelowOne | None = None
     cascade: bool = True
     normalize: bool = True
     layers: tuple[str, ...] | None = None
@@ -234,6 +247,16 @@ class DendriteConfig(Choices):
             object.__setattr__(self, "backprop_through", not is_correlation)
         if self.freeze_after is None:
             object.__setattr__(self, "freeze_after", is_correlation)
+
+    @property
+    def is_absorbed(self) -> bool:
+        """Whether dendrites are linear in the end, and fold into their neurons."""
+        return self.activation == "linear" or self.annealing is not None
+
+    @property
+    def anneals(self) -> bool:
+        """Whether dendrites begin with a nonlinearity and lose it."""
+        return self.activation != "linear" and self.annealing is not None
 
     @property
     def scored_rule(self) -> ScoredRule:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,9 +27,11 @@ __all__ = [
     "FeatureNorm",
     "GroupedLinear",
     "GrowableLayers",
+    "UncentredNorm",
     "growable_layers",
     "make_branch",
     "node_count",
+    "scale_and_offset",
     "set_params",
     "spatial_dims",
 ]
@@ -52,6 +55,45 @@ class FeatureNorm(nn.BatchNorm1d):
         """Normalise (..., num_features) over all axes but the last."""
         flat = input.flatten(0, -2) if input.dim() > 2 else input
         return super().forward(flat).reshape(input.shape)
+
+
+class UncentredNorm(nn.modules.batchnorm._BatchNorm):
+    """A BatchNorm without mean and offset: it only divides by the root of the mean square.
+
+    Dendrites that are absorbed have it. It adds nothing that a layer without bias could not take,
+    and it bears a batch of one sample.
+
+    Args:
+        channels: Size of the channel axis.
+        dims: Spatial axes after it.
+
+    Example:
+        >>> UncentredNorm(1, 0)(torch.tensor([[3.0], [-3.0]])).tolist()
+        [[0.9999994039535522], [-0.9999994039535522]]
+    """
+
+    def __init__(self, channels: int, dims: int) -> None:
+        super().__init__(channels)
+        self.register_parameter("bias", None)
+        self.dims = dims
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Scale (N, channels, ...), or (..., channels) where there are no spatial axes."""
+        square: Any = self._mean_square(input) if self.training else self.running_var
+        scale: torch.Tensor = self.weight * (square + self.eps).rsqrt()
+        return input * scale.to(input.dtype).reshape(-1, *[1] * self.dims)
+
+    def _mean_square(self, input: torch.Tensor) -> torch.Tensor:
+        axis = input.dim() - 1 - self.dims
+        values = input if input.element_size() >= 4 else input.float()
+        others = [a for a in range(input.dim()) if a != axis]
+        square = values.square().mean(others) if others else values.square()
+        kept: Any = self.running_var
+        tracked: Any = self.num_batches_tracked
+        tracked.add_(1)
+        rate = 1 / tracked if self.momentum is None else self.momentum
+        kept.lerp_(square.detach().to(kept.dtype), rate)
+        return square
 
 
 _NORMS = {0: FeatureNorm, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -81,14 +123,13 @@ def growable_layers(model: nn.Module, config: DendriteConfig) -> dict[str, bool]
     for i, (name, layer) in enumerate(leaves):
         if config.layers is not None and not matches(name, config.layers):
             continue
-        reason = _refusal(model, name, layer)
+        reason = _refusal(model, name, layer) or _why_unfoldable(model, layer, config)
         if reason is None:
             width = LayerGeometry.of(layer).out_width
             following = leaves[i + 1][1] if i + 1 < len(leaves) else None
             is_normed = isinstance(following, nn.modules.batchnorm._BatchNorm)
-            found[name] = (
-                config.normalize and is_normed and getattr(following, "num_features", 0) == width
-            )
+            is_normed = is_normed and getattr(following, "num_features", 0) == width
+            found[name] = config.normalize and (is_normed or config.is_absorbed)
         elif config.layers is not None and name in config.layers:
             raise UnsupportedLayerError(
                 f"DendriteConfig.layers names {name!r}: {reason}. Leave it out.", name, reason
@@ -122,6 +163,23 @@ def _refusal(model: nn.Module, name: str, layer: nn.Module) -> str | None:
     return None
 
 
+def _why_unfoldable(model: nn.Module, layer: Any, config: DendriteConfig) -> str | None:
+    """Return why linear dendrites could not be absorbed by a layer that can grow."""
+    if not config.is_absorbed:
+        return None
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        return "its weight is computed by a hook, and dendrites cannot fold into it"
+    if sum(held is weight for m in model.modules() for held in m._parameters.values()) > 1:
+        return "another layer has its weight too, and its dendrites cannot fold into both"
+    form = config.form
+    if isinstance(form, LowRank | Shared) and getattr(layer, "groups", 1) > 1:
+        return f'it has groups, and nodes of form "{form.kind}" read all of its inputs'
+    if isinstance(form, Tied) and layer.bias is None and not config.normalize:
+        return "it has no bias, and the offsets of tied dendrites cannot fold into it"
+    return None
+
+
 class ChannelAffine(nn.Module):
     """Scale and offset of every channel: a tied dendrite's map of its neuron's own weighted sum.
 
@@ -146,6 +204,15 @@ class ChannelAffine(nn.Module):
         return torch.addcmul(self.bias.reshape(shape), x, self.weight.reshape(shape))
 
 
+def scale_and_offset(norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what a BatchNorm with fixed statistics does to each channel."""
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    offset = -norm.running_mean * scale
+    return scale, offset if norm.bias is None else offset + norm.bias
+
+
 def node_count(out_width: int, config: DendriteConfig) -> int:
     """Return how many nodes one set has in a layer of ``out_width`` channels."""
     return config.form.nodes if isinstance(config.form, Shared) else out_width
@@ -167,8 +234,11 @@ def set_params(
 ) -> int:
     """Return the parameters of ``config.max_sets`` sets on one layer: nodes, norms, U and V.
 
-    Where nodes are selected this is the most that the kept ones may take.
+    Where nodes are selected this is the most that the kept ones may take. What is absorbed takes
+    nothing.
     """
+    if config.is_absorbed:
+        return 0
     sets, nodes = config.max_sets, node_count(out_width, config)
     bias = min(geometry.per_channel, 1)
     dense = in_width * geometry.taps
@@ -218,22 +288,30 @@ def make_branch(
             case Shared(nodes=nodes):
                 branch = _like(layer, in_width, nodes, 1, bias=has_bias)
             case Tied():
-                branch = _tied(out_width, spatial_dims(layer), normalized)
+                affine = ChannelAffine(out_width, spatial_dims(layer))
+                branch = _tied(_norm(layer, out_width, config) if normalized else affine)
                 normalized = False
     if normalized:
-        norm = _NORMS[spatial_dims(layer)](node_count(out_width, config))
-        branch = nn.Sequential(branch, norm)
+        branch = nn.Sequential(branch, _norm(layer, node_count(out_width, config), config))
     weight: torch.Tensor = layer.weight  # type: ignore[assignment]
     return branch.to(device=weight.device, dtype=weight.dtype)
 
 
-def _tied(channels: int, dims: int, normalized: bool) -> nn.Module:
+def _norm(layer: nn.Module, channels: int, config: DendriteConfig) -> nn.Module:
+    """Return the norm of a branch: one that folds away with it, where that is asked for."""
+    dims = spatial_dims(layer)
+    if config.is_absorbed:
+        return UncentredNorm(channels, dims)
+    return _NORMS[dims](channels)
+
+
+def _tied(affine: Any) -> nn.Module:
     """Return hinges at random places of a neuron's own sum, rising or falling."""
-    affine = _NORMS[dims](channels) if normalized else ChannelAffine(channels, dims)
-    nn.init.uniform_(affine.bias, -1, 1)
+    if affine.bias is not None:
+        nn.init.uniform_(affine.bias, -1, 1)
     with torch.no_grad():
-        affine.weight.copy_(torch.randint(2, (channels,)) * 2 - 1)
-    return affine
+        affine.weight.copy_(torch.randint(2, affine.weight.shape) * 2 - 1)
+    return affine  # type: ignore[no-any-return]
 
 
 def _geometry_arguments(layer: nn.Module) -> Mapping[str, object]:

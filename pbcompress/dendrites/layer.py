@@ -5,14 +5,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pbcompress.config.dendrites import DendriteConfig, Shared, Tied
 from pbcompress.dendrites.candidate_pool import Candidate, CandidatePool
 from pbcompress.dendrites.correlation import score_leaf
 from pbcompress.dendrites.forms import make_branch, node_count, spatial_dims
-from pbcompress.dendrites.nodes import Slots, narrowed
+from pbcompress.dendrites.linear_maps import merged_map
+from pbcompress.dendrites.nodes import Slots, narrowed, own_weight_of
 from pbcompress.dendrites.positions import position_axes
-from pbcompress.dendrites.signals import activate, add_links, add_set
+from pbcompress.dendrites.signals import Annealing, activate, add_links, add_set
 from pbcompress.errors import CompressionError
 
 __all__ = [
@@ -40,6 +42,9 @@ class DendriteLayer(nn.Module):
     A layer that is called several times in one forward pass has the mean of its scores over the
     calls; weights that it shares with other layers stay shared, and its dendrites are its own.
 
+    Where f is linear and every dendrite's norm is at rest, all of it is one map of the input, which
+    then runs as such: the step costs what the plain layer's does, and the sum of the weights.
+
     A new set has U = 0, so it never changes the function. With form "shared" the nodes are fewer
     than the channels, and U[d] is a dense map from nodes to channels. While a dendrite phase lasts,
     the newest set is a candidate: it trains beside its rivals in the pool, and is not in the sum.
@@ -54,6 +59,7 @@ class DendriteLayer(nn.Module):
         dendrites: The input maps D_d.
         gains: U: entry d has shape (nodes,), or (nodes, channels) for shared nodes.
         links: V: entry d has shape (d, nodes), the weights from the earlier dendrites.
+        annealing: Where the activation becomes linear: how far that of each set is.
         slots: Which channels (shared nodes: which nodes) each set has.
         frozen_sets: This many of the first sets are fixed: no gradient, BatchNorm in eval mode.
         pool: While a dendrite phase lasts, what trains the newest set; else None.
@@ -82,6 +88,7 @@ class DendriteLayer(nn.Module):
         self.gains = nn.ParameterList()
         self.links = nn.ParameterList()
         self.slots = nn.ModuleList()
+        self.annealing = nn.ModuleList()
         self.register_module("pool", None)
         self.config = config
         self.normalized = normalized
@@ -113,6 +120,8 @@ class DendriteLayer(nn.Module):
         self.links.append(candidate.links)
         self.gains.append(nn.Parameter(self._weight.new_zeros(self._gain_shape)))
         self.slots.append(Slots(self.nodes).to(self._weight.device).train(self.training))
+        if self.config.anneals:
+            self.annealing.append(Annealing().to(self._weight))
 
     def _candidate(self, seed: Seed, earlier: int) -> Candidate:
         branch = make_branch(self.base_layer, self.config, normalized=self.normalized, seed=seed)
@@ -128,7 +137,7 @@ class DendriteLayer(nn.Module):
     def remove_set(self) -> None:
         """Remove the newest set."""
         self.end_candidacy()
-        del self.dendrites[-1], self.slots[-1]
+        del self.dendrites[-1], self.slots[-1], self.annealing[-1:]
         self.links = nn.ParameterList(list(self.links)[:-1])
         self.gains = nn.ParameterList(list(self.gains)[:-1])
         self.frozen_sets = min(self.frozen_sets, self.num_sets)
@@ -161,6 +170,20 @@ class DendriteLayer(nn.Module):
         for index, kept in enumerate(nodes):
             if kept is not None:
                 self.keep_nodes(index, torch.tensor(kept, dtype=torch.long))
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether no set has a nonlinearity, so that all can be absorbed."""
+        steps: Any = self.annealing
+        return self.config.activation == "linear" or (
+            self.config.anneals and all(float(step.linearity) == 1 for step in steps)
+        )
+
+    def merged(self) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias of the base layer with linear sets folded in; norms at rest."""
+        sets = zip(self.dendrites, self.slots, self.gains, self.links, strict=True)
+        total = merged_map(self.base_layer, sets)  # type: ignore[arg-type]
+        return own_weight_of(self.base_layer, total.weight), total.bias
 
     def set_parameters(self, index: int) -> list[nn.Parameter]:
         """Return the input weights and V of one set (U apart)."""
@@ -228,6 +251,11 @@ class DendriteLayer(nn.Module):
                 f"A {type(self.base_layer).__name__} with dendrites was called with more than its "
                 "input. Give output_padding to the layer instead of output_size to its call."
             )
+        if self._runs_merged:
+            weight, bias = self.merged()
+            tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+            whole: Tensor = functional_call(self.base_layer, tensors, (input,))
+            return whole
         y, input = self._based(input)
         own, read = y, input if self.config.backprop_through else input.detach()
         if isinstance(self.config.form, Tied):
@@ -248,6 +276,18 @@ class DendriteLayer(nn.Module):
         axes = position_axes(self.base_layer, y, self.dims)
         return self.pool.probe(y, read.detach(), earlier, self.candidates, axes)
 
+    @property
+    def _runs_merged(self) -> bool:
+        """Whether the layer and its sets run as one map of the input."""
+        is_cut = torch.is_grad_enabled() and not self.config.backprop_through
+        is_watched = self.pool is not None or self.watcher is not None
+        base = self.base_layer
+        return (
+            self.config.activation == "linear"
+            and not (is_cut or is_watched or base._forward_pre_hooks or base._forward_hooks)
+            and not (self.normalized and any(branch.training for branch in self.dendrites))
+        )
+
     def _based(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """Return the neurons' sums and what they read, which hooks of the user may change."""
         if not self.base_layer._forward_pre_hooks:
@@ -262,7 +302,10 @@ class DendriteLayer(nn.Module):
         slots: Any = self.slots[index]
         z = self.dendrites[index](read)
         own = [None if a is None else slots.take(a, -1 - self.dims) for a in earlier]
-        return activate(add_links(z, self.links[index], own, self.dims), self.config.activation)
+        z = add_links(z, self.links[index], own, self.dims)
+        if self.config.anneals:
+            return self.annealing[index](z, self.config.activation)  # type: ignore[no-any-return]
+        return activate(z, self.config.activation)
 
     def extra_repr(self) -> str:
         """Return what ``print(model)`` shows of this layer."""

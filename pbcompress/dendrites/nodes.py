@@ -20,6 +20,8 @@ __all__ = [
     "groups_of",
     "narrowed",
     "node_weight",
+    "node_weight_of",
+    "own_weight_of",
     "set_node_weight_",
 ]
 
@@ -107,12 +109,27 @@ class Picked(nn.Module):
 
 def node_weight(layer: Any) -> Tensor:
     """Return the weight of a map with its outputs first: (nodes, inputs of a group, *kernel)."""
-    weight: Tensor = layer.weight.detach()
+    return node_weight_of(layer, layer.weight.detach())
+
+
+def node_weight_of(layer: Any, weight: Tensor) -> Tensor:
+    """Return a weight of the shape of a map's own with its outputs first; see `node_weight`."""
     if isinstance(layer, GroupedLinear):
         return weight.mT.flatten(0, 1)
     if isinstance(layer, Transposed):
-        weight = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
+        weight = _outputs_first(weight, layer.groups)
     return weight
+
+
+def own_weight_of(layer: Any, weight: Tensor) -> Tensor:
+    """Undo `node_weight_of` for a Linear or a convolution."""
+    return _outputs_first(weight, layer.groups) if isinstance(layer, Transposed) else weight
+
+
+def _outputs_first(weight: Tensor, groups: int) -> Tensor:
+    """Swap inputs and outputs of every group of a transposed convolution's weight, both ways."""
+    by_group: Tensor = weight.unflatten(0, (groups, -1))
+    return by_group.transpose(1, 2).flatten(0, 1)
 
 
 def set_node_weight_(layer: Any, weight: Tensor, groups: int) -> None:
@@ -125,8 +142,7 @@ def set_node_weight_(layer: Any, weight: Tensor, groups: int) -> None:
         layer.in_features, layer.out_features = inputs, nodes
     else:
         layer.in_channels, layer.out_channels, layer.groups = inputs, nodes, groups
-        if isinstance(layer, Transposed):
-            weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        weight = own_weight_of(layer, weight)
     layer.weight = nn.Parameter(weight.contiguous(), layer.weight.requires_grad)
 
 

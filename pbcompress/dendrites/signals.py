@@ -1,21 +1,27 @@
 """What becomes of a dendrite's sum: earlier dendrites add to it, and it adds to its neuron."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pbcompress.dendrites.nodes import Slots
 
-__all__ = ["ACTIVATIONS", "CONVOLUTIONS", "activate", "add_links", "add_set"]
+__all__ = ["ACTIVATIONS", "CONVOLUTIONS", "Annealing", "activate", "add_links", "add_set"]
 
-ACTIVATIONS = {
+
+def _itself(z: Tensor) -> Tensor:
+    return z
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "gelu": functional.gelu,
     "silu": functional.silu,
+    "linear": _itself,
 }
 _IN_PLACE = {"relu": torch.relu_, "tanh": torch.tanh_, "sigmoid": torch.sigmoid_}
 CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -49,6 +55,24 @@ def activate(z: Tensor, name: str) -> Tensor:
     """
     function = None if z.requires_grad else _IN_PLACE.get(name)
     return (function or ACTIVATIONS[name])(z)
+
+
+class Annealing(nn.Module):
+    """How far a set's activation has become linear: ``(1 - linearity) f(z) + linearity z``.
+
+    Attributes:
+        linearity: A number in [0, 1], shape (); it goes with the weights.
+    """
+
+    linearity: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("linearity", torch.zeros(()))
+
+    def forward(self, z: Tensor, name: str) -> Tensor:
+        """Return the activations of sums."""
+        return torch.lerp(ACTIVATIONS[name](z), z, self.linearity.to(z.dtype))
 
 
 def add_links(z: Tensor, links: Tensor, earlier: Sequence[Tensor | None], dims: int) -> Tensor:

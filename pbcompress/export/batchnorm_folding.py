@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.config.dendrites import Tied
-from pbcompress.dendrites.forms import ChannelAffine
+from pbcompress.dendrites.forms import ChannelAffine, scale_and_offset
 from pbcompress.dendrites.layer import DendriteLayer
 from pbcompress.dendrites.nodes import Picked, node_weight, set_node_weight_
 
@@ -31,15 +31,7 @@ def folded(module: nn.Module) -> nn.Module:
     return module
 
 
-def scale_and_offset(norm: Any) -> tuple[Tensor, Tensor]:
-    """Return what a BatchNorm with fixed statistics does to each channel."""
-    scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach()
-    offset = -norm.running_mean * scale
-    return scale, offset if norm.bias is None else offset + norm.bias.detach()
-
-
+@torch.no_grad()
 def _as_affine(norm: Any) -> nn.Module:
     dims = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}.get(type(norm), 0)
     affine = ChannelAffine(norm.num_features, dims)
@@ -47,6 +39,7 @@ def _as_affine(norm: Any) -> nn.Module:
     return affine
 
 
+@torch.no_grad()
 def fold(layer: Any, norm: Any) -> nn.Module:
     """Return a Linear or convolution, grouped and transposed ones too, with a norm folded in."""
     scale, offset = scale_and_offset(norm)
@@ -58,6 +51,7 @@ def fold(layer: Any, norm: Any) -> nn.Module:
     return layer  # type: ignore[no-any-return]
 
 
+@torch.no_grad()
 def fold_into_dendrites_(layer: DendriteLayer, norm: Any) -> None:
     """Scale base and U alike: norm(base + sum U a) = folded base + sum (scale U) a."""
     scale, offset = scale_and_offset(norm)

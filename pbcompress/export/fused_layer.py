@@ -156,6 +156,8 @@ class _FusedSet(nn.Module):
         super().__init__()
         self.tail, self.axis, self.dims = tail, -1 - layer.dims, layer.dims
         self.function = layer.config.activation
+        steps: Any = layer.annealing
+        self.linearity = float(steps[index].linearity) if len(steps) else 0.0
         slots: Any = layer.slots
         shape = ((groups, -1) if groups > 1 else (-1,)) + (1,) * layer.dims
         self.links = nn.ParameterList()
@@ -181,6 +183,8 @@ class _FusedSet(nn.Module):
             own = _picked(a, getattr(self, f"heard_{number}"), self.axis)
             z = torch.addcmul(z, own, link)
         a = ACTIVATIONS[self.function](z)
+        if self.linearity:
+            a = torch.lerp(a, z, self.linearity)
         if not self.is_dense:
             return torch.addcmul(y, _picked(a, self.places, self.axis), self.gain), a
         if self.dims:

@@ -6,6 +6,7 @@ from torch import fx, nn
 
 from pbcompress.core.modules import copy_model, replace_module
 from pbcompress.core.turns import in_turn
+from pbcompress.dendrites.absorption import absorb_dendrites_
 from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
 from pbcompress.export.batchnorm_folding import BatchNorm, fold, fold_into_dendrites_
 from pbcompress.export.fused_layer import FusedDendriteLayer
@@ -19,8 +20,9 @@ def fuse(model: nn.Module) -> nn.Module:
 
     A BatchNorm that is the only reader of a Linear, a convolution or a layer with dendrites is
     folded into it, and each layer with dendrites becomes one wide operation followed by the
-    formula. Where the forward cannot be traced symbolically, BatchNorm stays as it is, and layers
-    with forward hooks, which may change what passes, stay as they are.
+    formula; one whose dendrites are linear is the plain layer again. Where the forward cannot be
+    traced symbolically, BatchNorm stays as it is, and layers with forward hooks, which may change
+    what passes, stay as they are.
 
     Args:
         model: A network with or without dendrites.
@@ -34,6 +36,7 @@ def fuse(model: nn.Module) -> nn.Module:
         'Identity'
     """
     frozen = copy_model(model).eval().requires_grad_(False)
+    absorb_dendrites_(frozen, [n for n, m in dendrite_layers(frozen).items() if _absorbs(m)])
     for name, norm_name in _norm_pairs(frozen):
         layer, norm = frozen.get_submodule(name), frozen.get_submodule(norm_name)
         if isinstance(layer, DendriteLayer):
@@ -77,6 +80,10 @@ def _norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
         if is_layer and is_only_reader and not any(map(_is_hooked, both)) and _can_fold(*both):
             pairs.append(names)
     return pairs
+
+
+def _absorbs(layer: DendriteLayer) -> bool:
+    return layer.config.is_absorbed and layer.is_linear and not _is_hooked(layer)
 
 
 def _is_hooked(module: nn.Module) -> bool:

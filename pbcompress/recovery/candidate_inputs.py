@@ -8,7 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pbcompress.config.dendrites import Tied
-from pbcompress.dendrites.forms import ChannelAffine, FeatureNorm, GroupedLinear
+from pbcompress.dendrites.forms import (
+    ChannelAffine,
+    FeatureNorm,
+    GroupedLinear,
+    UncentredNorm,
+)
 from pbcompress.dendrites.layer import DendriteLayer
 from pbcompress.dendrites.nodes import BatchNorm, groups_of
 
@@ -107,7 +112,7 @@ def map_rows(branch: nn.Module, inputs: Tensor) -> Tensor:
 
 def _dims(channelwise: nn.Module) -> int:
     """Return how many spatial axes a norm or affine map expects."""
-    if isinstance(channelwise, ChannelAffine):
+    if isinstance(channelwise, ChannelAffine | UncentredNorm):
         return channelwise.dims
     return _NORM_DIMS[type(channelwise)]
 

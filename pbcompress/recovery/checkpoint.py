@@ -13,7 +13,7 @@ from pbcompress.errors import StateMismatchError
 
 __all__ = ["CHECKPOINT_FORMAT", "Checkpoint"]
 
-CHECKPOINT_FORMAT = 5
+CHECKPOINT_FORMAT = 6
 
 
 @dataclass(frozen=True)

@@ -303,6 +303,8 @@ def _write_(layer: DendriteLayer, best: _Best, basis: Tensor, mean: Tensor, won:
 
     if isinstance(form, Tied):
         put(maker.weight, best.direction.flatten() if norm is not None else weight.flatten())
+        if maker.bias is None:
+            return
         put(maker.bias, best.offset.flatten() if norm is not None else offset.flatten())
         return
     scale = torch.ones_like(best.offset)
@@ -311,7 +313,9 @@ def _write_(layer: DendriteLayer, best: _Best, basis: Tensor, mean: Tensor, won:
             down = _leaves(branch)[0].weight
             down.copy_(_padded(basis[0].mT, len(down)).reshape(down.shape))
         weight = _padded(best.direction, form.rank, -1).mT
-    elif layer.config.activation == "relu" or norm is not None:  # r is the same at any scale
+    elif (
+        layer.config.activation in ("relu", "linear") or norm is not None
+    ):  # r is the same at any scale
         former = node_weight(maker).flatten(1).norm(dim=1).reshape(scale.shape)
         size = weight.norm(dim=1)
         scale = torch.where(size > 0, former / torch.where(size > 0, size, 1), 1)
@@ -323,7 +327,8 @@ def _write_(layer: DendriteLayer, best: _Best, basis: Tensor, mean: Tensor, won:
     else:
         put(maker.weight, weight)
     if norm is not None:
-        put(norm.bias, best.offset)
+        if norm.bias is not None:
+            put(norm.bias, best.offset)
         put(norm.weight, torch.ones_like(norm.weight))
     elif maker.bias is not None:
         put(maker.bias, offset * scale)

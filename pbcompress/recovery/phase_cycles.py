@@ -14,6 +14,7 @@ from pbcompress.config.recovery import RecoveryConfig
 from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.core.accepted_models import check_whole
 from pbcompress.core.randomness import whole_seed
+from pbcompress.dendrites.absorption import absorb_dendrites_, anneal_
 from pbcompress.dendrites.forms import GrowableLayers
 from pbcompress.dendrites.growth import attach_dendrites_, detach_dendrites_
 from pbcompress.dendrites.layer import (
@@ -33,6 +34,8 @@ from pbcompress.recovery.policy import (
     PhaseKind,
     PhaseLog,
     best_epoch,
+    counts_from,
+    linearity,
     longest,
     next_action,
 )
@@ -47,6 +50,9 @@ class Cycles(Iterator[Phase]):
     """The iterator that `cycles` returns; it also can be saved and restored between epochs.
 
     `policy.next_action` decides what comes next; this carries it out on the model.
+
+    Attributes:
+        absorbed: Sets that were folded into their neurons at the end.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class Cycles(Iterator[Phase]):
         self._trainable = {n for n, p in neuron_parameters(model).items() if p.requires_grad}
         self._check()
         self.dendrites, self.layers = _what_grows(model, config.dendrites, layers)
+        _check_annealing(self.dendrites, config.recovery)
         self._untrained = _detach_untrained_(model)
         if lengths is not None:
             self.dendrites = replace(self.dendrites, max_sets=0)
@@ -74,7 +81,7 @@ class Cycles(Iterator[Phase]):
         self.phase: Phase | None = None
         self._best = BestWeights(model)
         self._first_sets = self._best.sets
-        self._attempts = 0
+        self._attempts = self.absorbed = 0
         self._reported = True
         self.keep_time(time.monotonic)
         self._resting: dict[str, Tensor] = {}
@@ -137,6 +144,7 @@ class Cycles(Iterator[Phase]):
             return
         self._best.put_back_()
         if action is Action.STOP:
+            self._absorb()
             self._let_train(PhaseKind.NEURON)
             self.model.zero_grad(set_to_none=True)
             raise StopIteration
@@ -151,7 +159,9 @@ class Cycles(Iterator[Phase]):
         self._start(PhaseKind.NEURON if is_gradient else PhaseKind.DENDRITE)
 
     def _start(self, kind: PhaseKind) -> None:
-        self.log.append(PhaseLog(kind, set_count(self.model)))
+        sets = set_count(self.model)
+        first = counts_from(kind, sets, self.log, self.recovery, self.dendrites)
+        self.log.append(PhaseLog(kind, sets, counts_from=first))
         if kind is PhaseKind.DENDRITE:
             self._begin_candidacy()
             self.scores.begin()
@@ -161,9 +171,19 @@ class Cycles(Iterator[Phase]):
     def _open_phase(self) -> None:
         kind = self.log[-1].kind
         self.phase = Phase(self, len(self.log) - 1, kind)
+        self._anneal()
         self._let_train(kind)
         self.model.zero_grad(set_to_none=True)  # a gradient left on what is frozen now is stale
         self._resting = resting_buffers(self.model) if kind is PhaseKind.DENDRITE else {}
+
+    def _anneal(self) -> None:
+        anneal_(self.model, linearity(self.log[-1]))
+
+    def _absorb(self) -> None:
+        layers = [n for n, m in dendrite_layers(self.model).items() if m.config.is_absorbed]
+        if layers:
+            self.absorbed = set_count(self.model)
+            absorb_dendrites_(self.model, layers)
 
     def _let_train(self, kind: PhaseKind) -> None:
         let_train_(self.model, kind, self._trainable, self.dendrites)
@@ -219,6 +239,7 @@ class Cycles(Iterator[Phase]):
         latest = (len(self.log) - 1, len(self.log[-1].scores) - 1)
         if best_epoch(self.log, self.recovery) == latest:
             self._best.keep()
+        self._anneal()
 
     @property
     def newest_nodes(self) -> dict[str, list[int]]:
@@ -238,6 +259,7 @@ class Cycles(Iterator[Phase]):
             self.scores.begin()
             for pool in candidate_pools(self.model).values():
                 pool.restart()
+        self._anneal()
 
     def abandon(self) -> None:
         """Leave a training that failed: the model gets its best weights so far.
@@ -245,6 +267,8 @@ class Cycles(Iterator[Phase]):
         Before the first score these are the ones that it came with, with the sets it came with.
         """
         self._best.put_back_()
+        if self._best.sets > self._first_sets:
+            self._absorb()
         self._let_train(PhaseKind.NEURON)
         if self.phase is not None:  # it began without gradients
             self.model.zero_grad(set_to_none=True)
@@ -295,6 +319,16 @@ class Cycles(Iterator[Phase]):
         for name, pool in candidate_pools(self.model).items():
             pool.restart(parts.get("candidate", {}).get(name))
         self.scores.restore(parts.get("scores", {}), state["correlation"])
+
+
+def _check_annealing(dendrites: DendriteConfig, recovery: RecoveryConfig) -> None:
+    is_first = dendrites.anneals and dendrites.at_start and dendrites.max_sets
+    if is_first and recovery.max_minutes is not None:
+        raise CompressionError(
+            f"DendriteConfig(annealing={dendrites.annealing}, at_start=True) was given with "
+            f"max_minutes={recovery.max_minutes:g}. Time may end while no network is linear yet, "
+            'and there would be no result. Bound max_epochs, or use activation="linear".'
+        )
 
 
 def _what_grows(

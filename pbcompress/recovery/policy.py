@@ -1,5 +1,6 @@
 """What to do next, as a pure function of the scores so far. No tensors."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -13,7 +14,9 @@ __all__ = [
     "PhaseKind",
     "PhaseLog",
     "best_epoch",
+    "counts_from",
     "is_better",
+    "linearity",
     "longest",
     "next_action",
     "planned_epochs",
@@ -54,12 +57,24 @@ class PhaseLog:
         sets: Sets in the network during the phase, a candidate included.
         scores: Validation score of each epoch, higher is better.
         improved: Dendrite phase: nodes that improved their own score, by epoch.
+        counts_from: The first epoch whose weights may be the best; before it, dendrites that are
+            to be absorbed are not linear yet.
     """
 
     kind: PhaseKind
     sets: int
     scores: tuple[float, ...] = ()
     improved: tuple[int, ...] = ()
+    counts_from: int = 0
+
+    @property
+    def best(self) -> tuple[float, int] | None:
+        """The best score that counts, and its epoch; None where none does."""
+        counted = self.scores[self.counts_from :]
+        if not counted:
+            return None
+        top = max(counted)
+        return top, self.counts_from + counted.index(top)
 
     def with_epoch(self, score: float, improved: int = 0) -> "PhaseLog":
         """Return the log with one more epoch."""
@@ -72,13 +87,14 @@ class PhaseLog:
             "sets": self.sets,
             "scores": list(self.scores),
             "improved": list(self.improved),
+            "counts_from": self.counts_from,
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "PhaseLog":
         """Rebuild a log."""
         kind, scores, improved = PhaseKind(data["kind"]), data["scores"], data["improved"]
-        return cls(kind, data["sets"], tuple(scores), tuple(improved))
+        return cls(kind, data["sets"], tuple(scores), tuple(improved), data["counts_from"])
 
 
 def thaw_length(recovery: RecoveryConfig, dendrites: DendriteConfig) -> int:
@@ -102,6 +118,46 @@ def planned_epochs(recovery: RecoveryConfig, dendrites: DendriteConfig) -> int:
     return first + sets * of_a_set + (thaw_length(recovery, dendrites) if sets else 0)
 
 
+def counts_from(
+    kind: PhaseKind,
+    sets: int,
+    log: Sequence[PhaseLog],
+    recovery: RecoveryConfig,
+    dendrites: DendriteConfig,
+) -> int:
+    """Return the first epoch of a new phase whose weights may be the best.
+
+    Sets that lose their nonlinearity do so in the first neuron phase that they train in.
+
+    Args:
+        kind: Of the new phase.
+        sets: In the network.
+        log: The phases before it.
+        recovery: Lengths and bounds.
+        dendrites: ``annealing``.
+    """
+    are_old = any(phase.kind is PhaseKind.NEURON and phase.sets == sets for phase in log)
+    if not dendrites.anneals or kind is not PhaseKind.NEURON or not sets or are_old:
+        return 0
+    assert dendrites.annealing is not None
+    epochs = recovery.epochs
+    if recovery.max_epochs is not None:
+        epochs = min(epochs, recovery.max_epochs - sum(len(phase.scores) for phase in log))
+    return max(math.ceil(dendrites.annealing * epochs) - 1, 0)
+
+
+def linearity(phase: PhaseLog) -> float:
+    """Return how far the newest set is linear in the epoch of a phase that comes, in [0, 1].
+
+    Example:
+        >>> linearity(PhaseLog(PhaseKind.NEURON, 1, scores=(0.5,), counts_from=3))
+        0.5
+    """
+    if phase.kind is PhaseKind.DENDRITE:
+        return 0.0
+    return min((len(phase.scores) + 1) / (phase.counts_from + 1), 1.0)
+
+
 def is_better(score: float, best: float | None, sets: int, config: RecoveryConfig) -> bool:
     """Tell whether ``score`` beats ``best`` by the margin for a network that has ``sets`` sets."""
     if best is None:
@@ -110,16 +166,14 @@ def is_better(score: float, best: float | None, sets: int, config: RecoveryConfi
     return score - best > (relative if relative < 0 else max(relative, SMALLEST_GAIN)) * abs(best)
 
 
-def _neuron_phases(log: Sequence[PhaseLog]) -> list[PhaseLog]:
-    return [phase for phase in log if phase.kind is PhaseKind.NEURON and phase.scores]
-
-
 def sets_kept(log: Sequence[PhaseLog], config: RecoveryConfig) -> tuple[int, int]:
     """Return how many sets helped so far and how many failed."""
     kept = failed = 0
     best: float | None = None
-    for phase in _neuron_phases(log):
-        top = max(phase.scores)
+    for phase in log:
+        if phase.kind is not PhaseKind.NEURON or phase.best is None:
+            continue
+        top = phase.best[0]
         if phase.sets > kept:
             if is_better(top, best, kept, config):
                 kept, best = phase.sets, None
@@ -138,15 +192,15 @@ def best_epoch(log: Sequence[PhaseLog], config: RecoveryConfig) -> tuple[int, in
     best: tuple[float, tuple[int, int]] | None = None
     kept = 0
     for index, phase in enumerate(log):
-        if phase.kind is PhaseKind.DENDRITE or not phase.scores:
+        if phase.kind is PhaseKind.DENDRITE or phase.best is None:
             continue
-        top = max(phase.scores)
+        top, epoch = phase.best
         if phase.sets > kept:
             if not is_better(top, best[0] if best else None, kept, config):
                 continue
             kept, best = phase.sets, None  # the smaller network is out, even if it was better
         if best is None or top > best[0]:
-            best = (top, (index, phase.scores.index(top)))
+            best = (top, (index, epoch))
     return best[1] if best else (-1, -1)
 
 
@@ -198,7 +252,7 @@ def next_action(
 
 def _plateaued(log: Sequence[PhaseLog], config: RecoveryConfig) -> bool:
     """Tell whether the current neuron phase had no better score for ``patience`` epochs."""
-    scores, sets = log[-1].scores, log[-1].sets
+    scores, sets = log[-1].scores[log[-1].counts_from :], log[-1].sets
     if config.patience is None or not scores:
         return False
     best, last = None, 0

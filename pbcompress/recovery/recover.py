@@ -138,6 +138,8 @@ def recover_(
         except BaseException:
             growth.abandon()
             raise
+        if growth.absorbed:
+            run.history.records[-1]["absorbed"] = growth.absorbed
         for callback in run.own(callbacks):
             callback.on_end()
     model.eval()

@@ -124,7 +124,7 @@ def verdict(facts: RunFacts) -> str:
             "The network with dendrites was the only one that was trained, so what they brought "
             "over width alone is not known."
         )
-    if not grown.sets:
+    if not grown.sets + grown.absorbed:
         return (
             "No set of dendrites helped on validation, so none was kept; the reserve for them was "
             "left to width."

@@ -150,6 +150,7 @@ def dendrite_account(facts: RunFacts) -> Table | None:
         ("parameters", *(_count(one.cost.params) for one in both)),
         ("of them in dendrites", *(_count(one.dendrite_params) for one in both)),
         ("dendrite sets", *(_count(one.sets) for one in both)),
+        ("dendrite sets, absorbed", *(_count(one.absorbed) for one in both)),
         ("FLOPs", *(_count(one.cost.flops) for one in both)),
         ("optimizer steps", *(_count(one.steps) for one in both)),
     ]

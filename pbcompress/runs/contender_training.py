@@ -90,7 +90,7 @@ def _check_room(network: nn.Module, spec: ContenderSpec, bound: int) -> None:
     """Raise if a network would be larger than the target when all of its dendrites have grown."""
     dendrites = spec.config.dendrites
     selects = isinstance(dendrites.rule, ScoredRule) and dendrites.rule.node_share < 1
-    if not spec.plan.grow or selects:  # nodes go after their phase
+    if not spec.plan.grow or selects or dendrites.is_absorbed:  # nodes go in the end
         return
     grown = copy_model(network)
     for _ in range(dendrites.max_sets):
@@ -238,4 +238,7 @@ class ContenderTraining:
         cost = measure(network, self.job.inputs)
         lr = spec.config.recovery.optimizer.lr
         assert lr != "auto"
-        return Contender(spec.name, network, spec.plan, cost, score, history, sets, lr=lr)
+        absorbed = history.records[-1].get("absorbed", 0)
+        return Contender(
+            spec.name, network, spec.plan, cost, score, history, sets, lr=lr, absorbed=absorbed
+        )

@@ -56,7 +56,8 @@ class Contender:
         cost: Parameters and FLOPs, dendrites included.
         score: Its metric; None if it was not trained.
         history: Its training; None if it was not trained.
-        sets: Dendrite sets that it kept.
+        sets: Dendrite sets that it has.
+        absorbed: Dendrite sets that it had, and that are folded into its neurons.
         trial: Its metric on validation after the trial; None where there was none.
         compensation: What was fitted right after the cut; None if nothing was.
         lr: Peak learning rate of its neuron phases; None: not trained.
@@ -72,6 +73,12 @@ class Contender:
     trial: float | None = None
     compensation: CompensationReport | None = None
     lr: float | None = None
+    absorbed: int = 0
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether dendrites helped, be they still there or absorbed."""
+        return self.sets + self.absorbed > 0
 
     @property
     def dendrite_params(self) -> int:

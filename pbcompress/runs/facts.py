@@ -56,6 +56,7 @@ class ContenderFacts(NetworkFacts):
         steps: Optimizer steps of its training.
         epochs: Epochs of its training.
         trial: Its metric on validation after the trial; None where there was none.
+        absorbed: Dendrite sets that are folded into its neurons.
     """
 
     name: Stage
@@ -64,6 +65,7 @@ class ContenderFacts(NetworkFacts):
     steps: int
     epochs: int
     trial: float | None = None
+    absorbed: int = 0
 
     @classmethod
     def of(cls, contender: Contender) -> "ContenderFacts":
@@ -78,6 +80,7 @@ class ContenderFacts(NetworkFacts):
             steps=history.steps if history else 0,
             epochs=len(history) if history else 0,
             trial=contender.trial,
+            absorbed=contender.absorbed,
         )
 
 
