@@ -64,6 +64,7 @@ from pbcompress.training.history import History as History
 from pbcompress.training.loop import evaluate as evaluate
 from pbcompress.training.task import Data as Data
 from pbcompress.training.task import Task as Task
+from pbcompress.training.weight_average import WeightAverage as WeightAverage
 
 if TYPE_CHECKING:
     from pbcompress.comparison.side_by_side import compare as compare

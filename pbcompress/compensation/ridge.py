@@ -9,7 +9,8 @@ __all__ = ["STRENGTHS", "Fit", "Moments", "best_fit", "ridge"]
 
 STRENGTHS = (1e-12, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Strengths that are tried, relative to the mean of the diagonal of the Gram matrix."""
-TIE = 1e-9  # of the targets' energy: differences below are rounding, and the weakest ridge wins
+TIE = 1e-9  # of the targets' energy: errors below are rounding, and the weakest ridge wins
+MORE = 0.01  # this much more error on other rows is borne for a stronger ridge
 
 
 class Moments:
@@ -113,7 +114,11 @@ def ridge(
 
 
 def best_fit(fit: Moments, held: Moments, weight: Tensor, bias: Tensor, *, fits_bias: bool) -> Fit:
-    """Return the ridge regression whose strength is best on other rows, or the start.
+    """Return the strongest ridge regression that is as good as the best on other rows.
+
+    Features may depend on each other: behind a LayerNorm they sum up to nothing. Rows tell nothing
+    of weights along such a direction, and without a ridge these become as large as rounding
+    allows. The outputs hide it, until the network trains. The start is the strongest of all.
 
     Args:
         fit: Rows that are fitted.
@@ -122,12 +127,18 @@ def best_fit(fit: Moments, held: Moments, weight: Tensor, bias: Tensor, *, fits_
         bias: Start, as in `ridge`.
         fits_bias: See `ridge`.
     """
-    candidates = [Fit(weight, bias, None)]
+    candidates = list[Fit]()
     for strength in STRENGTHS:
         found = ridge(fit, weight, bias, strength, fits_bias=fits_bias)
         if found is not None and all(part.isfinite().all() for part in found):
             candidates.append(Fit(*found, strength))
+    candidates.append(Fit(weight, bias, None))
     errors = [held.error(one.weight, one.bias) for one in candidates]
-    enough = min(errors) + TIE * float(held.tt)
-    pairs = zip(candidates, errors, strict=True)
-    return next((one for one, error in pairs if error <= enough), candidates[0])
+    rounding = TIE * float(held.tt)
+    pairs = list(zip(candidates, errors, strict=True))
+    if errors[-1] > rounding:
+        for one, error in pairs:
+            if error <= rounding:
+                return one
+    enough = (1 + MORE) * min(errors) + rounding
+    return next((one for one, error in reversed(pairs) if error <= enough), candidates[-1])

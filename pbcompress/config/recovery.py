@@ -37,6 +37,9 @@ class OptimizerConfig(Choices):
         schedule: "cosine" (after ``warmup``), "linear" or "constant".
         warmup: Share of a phase in which the learning rate rises from zero, in [0, 1).
         max_grad_norm: Clip the gradient's norm; None: do not.
+        average: Share of a neuron phase's steps over which weights are averaged, in [0, 1): what is
+            scored after each epoch, and kept, is the moving average and not the latest weights (see
+            `WeightAverage`). 0: the latest weights.
     """
 
     algorithm: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -49,6 +52,7 @@ class OptimizerConfig(Choices):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: ShareBelowOne = 0.2
     max_grad_norm: Positive | None = None
+    average: ShareBelowOne = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)

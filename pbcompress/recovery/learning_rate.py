@@ -3,29 +3,32 @@
 The loss falls, is least somewhere, and rises again. A whole schedule does best at about a third of
 the rate of the least loss. A network that is cut little is near its optimum and has its least loss
 early; a schedule can take it further than a short test does, so it gets the usual rate if it bears
-three times that: if the loss there is still near its least.
+three times that: if the loss there is still nearer to its least than to that of a network that
+knows nothing.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from pbcompress.config.dendrites import DendriteConfig
 from pbcompress.config.recovery import RecoveryConfig
 from pbcompress.config.whole import CompressConfig, whole_config
-from pbcompress.core.modules import copy_model
+from pbcompress.core.modules import copy_model, device_of, preserved_mode
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import DivergedError
 from pbcompress.recovery.policy import planned_epochs
 from pbcompress.training.distillation import Objective, make_objective
 from pbcompress.training.engine import Engine, make_engine
 from pbcompress.training.loop import Stepper, grouped, make_optimizer, train_epoch
-from pbcompress.training.task import Batches, Data, Task, batch_count, seeded_generators
+from pbcompress.training.task import Batches, Data, Task, batch_count, moved, seeded_generators
 
 __all__ = ["LEAST", "find_lr", "range_test_steps", "with_lr"]
 
@@ -36,7 +39,9 @@ USUAL = {"sgd": 1e-1, "adam": 1e-2, "adamw": 1e-2}
 OF_NORMS = 0.1  # of the usual rate: networks that normalise each sample, transformers above all
 WINDOW = 30  # losses are smoothed over this part of the test
 BELOW = 3.0  # how many times lower the best rate is than the one that a short test bears
-MORE = 0.5  # a rate is borne while the loss is at most this part above its least
+MORE = 0.5  # a rate is borne while the loss is at most this part above its least,
+TOWARDS_CHANCE = 0.2  # or this part of the way from there to the loss of one output for all
+CHANCE_BATCHES = 8  # that it is taken from
 
 
 def find_lr(
@@ -54,7 +59,8 @@ def find_lr(
     A copy of the network takes some steps while the rate rises exponentially over four decades.
     The result is a third of the rate at which the smoothed loss is least. If it is more, it is the
     usual rate (.01; for SGD .1; a tenth of it for networks with LayerNorm), but at most a third of
-    the rate from which on the loss is half above its least. The model stays as it is.
+    the rate up to which the loss stays near its least: at most half above it, or a fifth of the way
+    to the loss of a network that gives every sample the same output. The model stays as it is.
 
     Args:
         model: Network to train, on its device.
@@ -89,13 +95,14 @@ def find_lr(
     count = steps or range_test_steps(batches, choices)
     sweep = _Sweep(engine, network, r, count)
     objective = make_objective(task, r.distillation, teacher, network)
+    chance = engine.mean(_chance(network, batches, task))
     smooth = _smoothed(sweep.losses(batches, objective, seed))
     if not smooth:
         raise DivergedError(
             f"A range test of the learning rate began at {sweep.rate(0):g} and its loss was not "
             "finite there. Look at the loss and at the data, or pass OptimizerConfig(lr=...)."
         )
-    least, borne = smooth.index(min(smooth)), _borne(smooth)
+    least, borne = smooth.index(min(smooth)), _borne(smooth, chance)
     usual = USUAL[r.optimizer.algorithm] * (OF_NORMS if _normalises_samples(network) else 1)
     return max(sweep.rate(least) / BELOW, min(sweep.rate(borne) / BELOW, usual))
 
@@ -197,10 +204,40 @@ def _smoothed(losses: Sequence[float]) -> list[float]:
     return smooth
 
 
-def _borne(smooth: Sequence[float]) -> int:
+@torch.no_grad()
+def _chance(network: nn.Module, batches: Batches, task: Task) -> float:
+    """Return the mean loss where each sample has the mean of its batch's outputs.
+
+    It is not a number where a loss does not take such outputs.
+    """
+    losses = []
+    with (
+        preserved_mode(network, training=False),
+        seeded("chance"),
+        seeded_generators(batches, 0),
+    ):
+        for batch in islice(batches, CHANCE_BATCHES):
+            output, target = task.run(network, moved(batch, device_of(network)))
+            try:
+                losses.append(float(task.loss(tree_map(_same_for_all, output), target)))
+            except Exception:  # whatever the loss wants of outputs; the other bound is left
+                return math.nan
+    return sum(losses) / len(losses) if losses else math.nan
+
+
+def _same_for_all(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim():
+        return leaf.mean(0, keepdim=True).expand_as(leaf).clone()
+    return leaf
+
+
+def _borne(smooth: Sequence[float], chance: float) -> int:
     """Return the last step, from that of the least loss on, before the loss is far above it."""
     least = smooth.index(min(smooth))
-    limit = smooth[least] + MORE * abs(smooth[least])
+    above = MORE * abs(smooth[least])
+    if math.isfinite(chance):
+        above = max(above, TOWARDS_CHANCE * (chance - smooth[least]))
+    limit = smooth[least] + above
     beyond = (i for i in range(least, len(smooth)) if smooth[i] > limit)
     return next(beyond, len(smooth)) - 1
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,12 @@ from pbcompress.training.engine import Engine
 from pbcompress.training.experiment import Experiment
 from pbcompress.training.loop import Stepper, make_optimizer, train_epoch
 from pbcompress.training.task import Batches, batch_count
+from pbcompress.training.weight_average import WeightAverage
 
 __all__ = ["OptimizerFactory", "PhaseTrainer", "SharedTraining"]
+
+UNKNOWN = 100  # batches of an epoch, where a split has no length
+AVERAGE = "average."  # before the names of an average's tensors
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -78,7 +83,10 @@ class PhaseTrainer:
         self._optimizer = self._make_optimizer(lr_scale)
         self._replay = self._make_replay() if self._is_dendrite else None
         engine = shared.engine if self._replay is None else Engine()  # rows need no network
-        self._stepper = _PhaseStepper(engine, shared.model, self._optimizer, self._config, phase)
+        self._average = None if self._is_dendrite else self._make_average()
+        self._stepper = _PhaseStepper(
+            engine, shared.model, self._optimizer, self._config, phase, self._average
+        )
 
     def epoch(self) -> tuple[float, int]:
         """Train one epoch; return the mean loss and the number of optimizer steps."""
@@ -133,6 +141,19 @@ class PhaseTrainer:
             group["lr"] = group["lr"] * lr_scale
         return optimizer
 
+    def _make_average(self) -> WeightAverage | None:
+        """Return the average of the weights over a part of the phase."""
+        share = self._config.optimizer.average
+        if not share:
+            return None
+        batches = batch_count(self._shared.batches) or UNKNOWN
+        steps = self._phase.length * math.ceil(batches / self._config.engine.accumulate)
+        return WeightAverage(self._shared.model, max(share * steps, 1.0))
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return what gives the model the weights that are scored and kept, while it lasts."""
+        return nullcontext() if self._average is None else self._average.applied()
+
     def _make_replay(self) -> Replay | None:
         """Return a phase from memory; None where it is not wanted or memory is too small."""
         experiment = self._shared.experiment
@@ -149,12 +170,20 @@ class PhaseTrainer:
         return math.ceil(own / self._config.engine.accumulate)
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
-        """Return the tensors of the optimizer and its rest as JSON; see `optimizer_state`."""
-        return optimizer_state(self._optimizer)
+        """Return the tensors of the optimizer and of the average, and the rest as JSON."""
+        tensors, rest = optimizer_state(self._optimizer)
+        if self._average is None:
+            return tensors, {"optimizer": rest}
+        tensors |= {f"{AVERAGE}{name}": t for name, t in self._average.state().items()}
+        return tensors, {"optimizer": rest, "averaged": self._average.steps}
 
     def restore(self, tensors: Mapping[str, Tensor], rest: Any) -> None:
         """Take up `state`."""
-        restore_optimizer_(self._optimizer, tensors, rest)
+        means = {k.removeprefix(AVERAGE): t for k, t in tensors.items() if k.startswith(AVERAGE)}
+        slots = {k: t for k, t in tensors.items() if not k.startswith(AVERAGE)}
+        restore_optimizer_(self._optimizer, slots, rest["optimizer"])
+        if self._average is not None:
+            self._average.restore(means, rest["averaged"])
 
 
 class _PhaseStepper(Stepper):
@@ -167,9 +196,15 @@ class _PhaseStepper(Stepper):
         optimizer: torch.optim.Optimizer,
         config: RecoveryConfig,
         phase: Phase,
+        average: WeightAverage | None,
     ) -> None:
         super().__init__(engine, network, optimizer, config, length=phase.length)
-        self._phase = phase
+        self._phase, self._average = phase, average
+
+    def step(self) -> None:
+        super().step()
+        if self._average is not None:
+            self._average.update()
 
     def begin_batch(self, share: float) -> None:
         self._phase.set_loss_scale(self.engine.loss_scale * share)

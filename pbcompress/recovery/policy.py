@@ -69,12 +69,12 @@ class PhaseLog:
 
     @property
     def best(self) -> tuple[float, int] | None:
-        """The best score that counts, and its epoch; None where none does."""
-        counted = self.scores[self.counts_from :]
-        if not counted:
-            return None
-        top = max(counted)
-        return top, self.counts_from + counted.index(top)
+        """The best score that counts, and the last epoch that has it; None where none does.
+
+        The later of two epochs has the lower learning rate behind it.
+        """
+        counted = [(score, epoch) for epoch, score in enumerate(self.scores)][self.counts_from :]
+        return max(counted, default=None)
 
     def with_epoch(self, score: float, improved: int = 0) -> "PhaseLog":
         """Return the log with one more epoch."""

@@ -217,8 +217,9 @@ class _Run:
         loss, steps = trainer.epoch()
         self.engine.share(self.shared.model)
         is_at_rest = phase.kind is PhaseKind.DENDRITE and epoch > 0  # candidates add nothing
-        metric = self.history.records[-1]["metric"] if is_at_rest else self._metric()
-        phase.report(self.shared.experiment.task.score(metric))
+        with trainer.averaged():
+            metric = self.history.records[-1]["metric"] if is_at_rest else self._metric()
+            phase.report(self.shared.experiment.task.score(metric))
         record: dict[str, Any] = {
             "stage": self.shared.stage,
             "phase": phase.index,
@@ -242,6 +243,7 @@ class _Run:
         return record
 
     def _metric(self) -> float:
+        self.engine.share(self.shared.model)
         data, task = self.shared.experiment.data, self.shared.experiment.task
         return scored(self.shared.model, data.val, "val", task, self.engine)[0]
 

@@ -29,7 +29,11 @@ def candidates(history: History, facts: RunFacts) -> list[dict[str, Any]]:
     found = []
     for number, phase in enumerate(learned):
         sets, later = phase[0]["sets"], [other[0]["sets"] for other in learned[number + 1 :]]
-        is_kept = bool(grown) and sets <= grown[0].sets + grown[0].absorbed and all(s > sets for s in later)
+        is_kept = (
+            bool(grown)
+            and sets <= grown[0].sets + grown[0].absorbed
+            and all(s > sets for s in later)
+        )
         values = [record["correlation"] for record in phase]
         place = phases.index(phase)
         found.append(

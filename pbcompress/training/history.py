@@ -43,6 +43,7 @@ class _Record:
     replayed: bool | None = None
     scores: Mapping[str, tuple[float, ...]] | None = None
     nodes: Mapping[str, Any] | None = None
+    absorbed: int | None = None
 
 
 def checked_records(data: Any, where: str = "The history") -> list[dict[str, Any]]:

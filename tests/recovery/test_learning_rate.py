@@ -153,3 +153,42 @@ def test_each_network_of_a_call_has_its_own_rate_and_a_resumed_call_the_same(tmp
     assert len(rates) == 2
     assert result.other is not None
     assert sorted([result.chosen.lr, result.other.lr]) == rates
+
+
+def near_its_optimum(scale=1.0):
+    """A classifier that already knows all, so that its loss is small, and its data."""
+    torch.manual_seed(0)
+    x = torch.randn(256, 8)
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    y = (8 * scale * x[:, :4]).argmax(1)
+    with torch.no_grad():
+        net[0].weight[:8].copy_(torch.eye(8))
+        net[0].weight[8:16].copy_(-torch.eye(8))
+        net[0].bias.zero_()
+        net[2].weight.zero_()
+        net[2].weight[:, :4] = 8 * torch.eye(4)
+        net[2].weight[:, 8:12] = -8 * torch.eye(4)
+    return net, Data(train=list(zip(x.split(16), y.split(16), strict=True)), val=[(x, y)])
+
+
+def test_a_network_that_is_cut_little_gets_the_usual_rate():
+    """Half above a loss of next to nothing is next to nothing; the loss of chance says more."""
+    net, data = near_its_optimum()
+    assert find_lr(net, data, steps=60) == pytest.approx(1e-2)
+
+
+def test_a_network_with_layernorm_gets_a_tenth_of_it():
+    net, data = near_its_optimum()
+    head = nn.Sequential(nn.LayerNorm(8, elementwise_affine=False), *net)
+    assert 1e-4 < find_lr(head, data, steps=60) < 1e-2
+
+
+def test_a_loss_that_does_not_take_equal_outputs_is_borne():
+    net, data = near_its_optimum()
+
+    def loss(output, target):
+        if (output[0] == output[-1]).all():
+            raise RuntimeError("all samples alike")
+        return nn.functional.cross_entropy(output, target)
+
+    assert 1e-5 < find_lr(net, data, Task(loss=loss), steps=60) <= 1e-2

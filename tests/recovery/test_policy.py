@@ -169,7 +169,7 @@ KEPT = [
     ("a thaw that does not", [neuron(0, 0.5), neuron(1, 0.6), thaw(1, 0.6)], (1, 0), (1, 0)),
     ("nothing scored", [neuron(0)], (0, 0), (-1, -1)),
     ("one phase", [neuron(0, 0.1, 0.3, 0.2)], (0, 0), (0, 1)),
-    ("the first of equals", [neuron(0, 0.1, 0.3, 0.3)], (0, 0), (0, 1)),
+    ("the last of equals", [neuron(0, 0.1, 0.3, 0.3)], (0, 0), (0, 1)),
     ("negative", [neuron(0, -0.3, -0.1, -0.2)], (0, 0), (0, 1)),
     ("zero", [neuron(0, 0.0, -1.0)], (0, 0), (0, 0)),
     ("dendrite phases do not count", [FIRST, dendrite(1, 1, 1, score=9)], (0, 0), (0, 0)),
