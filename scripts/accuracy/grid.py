@@ -119,6 +119,8 @@ class Arm:
             original one.
         round_to: What widths are multiples of.
         own_rate: Whether a range test finds the learning rate, in place of that of the task.
+        averaged: Whether averages of the weights are scored and kept, in place of the latest.
+        compensated: Whether what reads narrowed channels is fitted right after the cut.
     """
 
     dendrites: pb.DendriteConfig = OFF
@@ -133,6 +135,8 @@ class Arm:
     wide_first: bool = False
     round_to: int | str = 1
     own_rate: bool = False
+    averaged: bool = False
+    compensated: bool = False
 
 
 CORRELATION = pb.Correlation(initialization="random")  # as in the published method
@@ -154,6 +158,17 @@ def _joint(form: str, distillation: float = 0.0, **choices: Any) -> Arm:
     return Arm(grown, (0, 0, 1), distillation)
 
 
+def _shipped(**choices: Any) -> Arm:
+    """The widths that ship by default, trained at a rate of their own."""
+    return Arm(**{"allocation": "balanced", "round_to": "auto", "own_rate": True} | choices)
+
+
+def _absorbed(rule: Any, parts: tuple[float, ...], **choices: Any) -> Arm:
+    """Dendrites that fold into their neurons in the end, so that they cost no width."""
+    grown = _grow(rule, at_start=isinstance(rule, pb.Gradient), **choices)
+    return _shipped(dendrites=grown, parts=parts, averaged=True)
+
+
 STAGED = (0.35, 0.2, 0.3, 0.15)
 AT_ONCE = (0.4, 0.2, 0.4)
 ARMS = {
@@ -172,6 +187,16 @@ ARMS = {
     "accurate, own rate": Arm(allocation="accurate", round_to="auto", own_rate=True),
     "balanced, own rate": Arm(allocation="balanced", round_to="auto", own_rate=True),
     "fast, own rate": Arm(allocation="fast", round_to="auto", own_rate=True),
+    "default": _shipped(averaged=True),
+    "latest weights": _shipped(),
+    "compensated": _shipped(averaged=True, compensated=True),
+    "distilled": _shipped(averaged=True, distillation=0.5),
+    "absorbed linear": _absorbed(pb.Gradient(), (0, 0, 1), activation="linear"),
+    "absorbed linear, no norm": _absorbed(
+        pb.Gradient(), (0, 0, 1), activation="linear", normalize=False
+    ),
+    "absorbed annealed": _absorbed(pb.Gradient(), (0, 0, 1), annealing=0.7),
+    "absorbed after correlation": _absorbed(HYBRID, AT_ONCE, annealing=0.7),
     "width, wide first": Arm(wide_first=True),
     "scratch": Arm(scratch=True),
     "correlation": Arm(_grow(CORRELATION), STAGED),

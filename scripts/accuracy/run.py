@@ -38,6 +38,7 @@ from scripts.lines import append_line, read_lines
 
 TARGETS = (0.5, 0.25, 0.125, 0.05)
 AS_BEFORE = pb.EngineConfig(channels_last=False)  # so that lines that are there can be added to
+AVERAGE = pb.OptimizerConfig().average
 LEANER = [1 - 0.02 * step for step in range(40)]  # of a target, for arms of equal FLOPs
 
 
@@ -98,6 +99,8 @@ class Bench:
         plan = self.lean_plan(arm, target) if arm.equal_flops else self.plan(arm, target)
         network = shrink(self.model, plan)
         started = time.perf_counter()
+        if arm.compensated:
+            pb.compensate_(network, self.model, plan, self.data, seed=self.seed)
         if arm.scratch:
             with seeded("scratch", self.name, self.seed):
                 for module in network.modules():
@@ -109,7 +112,7 @@ class Bench:
         steps = train(
             network, self.data, arm.dendrites, lengths, self.seed,
             layers=plan.grow, teacher=teacher, distillation=arm.distillation,
-            lr="auto" if arm.own_rate else self.task.lr,
+            lr="auto" if arm.own_rate else self.task.lr, average=AVERAGE if arm.averaged else 0.0,
         )  # fmt: skip
         layers = dendrite_layers(network).values()
         cost = pb.measure(network, self.example)
@@ -175,11 +178,11 @@ class Bench:
 
 
 def recovery_of(
-    lr: float | Literal["auto"], distillation: float, **phases: Any
+    lr: float | Literal["auto"], distillation: float, average: float = 0.0, **phases: Any
 ) -> pb.RecoveryConfig:
     """Return how weights are trained."""
     return pb.RecoveryConfig(
-        optimizer=pb.OptimizerConfig(lr=lr),
+        optimizer=pb.OptimizerConfig(lr=lr, average=average),
         engine=AS_BEFORE,
         distillation=pb.DistillationConfig(share=distillation),
         **phases,
@@ -221,12 +224,14 @@ def train(
     teacher: nn.Module | None = None,
     lr: float | Literal["auto"] = 3e-3,
     distillation: float = 0.0,
+    average: float = 0.0,
 ) -> int:
     """Train phases of ``lengths`` epochs, and return the number of steps."""
 
     def config(**phases: Any) -> pb.CompressConfig:
         # a set always stays: without it the network would be smaller than its arm says
-        recovery = recovery_of(lr, distillation, max_failures=1, improvement=(-1.0,), **phases)
+        phases |= {"max_failures": 1, "improvement": (-1.0,)}
+        recovery = recovery_of(lr, distillation, average, **phases)
         return pb.CompressConfig(dendrites=dendrites, recovery=recovery)
 
     if len(lengths) == 1:

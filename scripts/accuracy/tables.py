@@ -81,6 +81,9 @@ PAGES = {
         control="balanced, own rate",
         speeds=HERE / "lines" / "tradeoff_speed.jsonl.gz",
     ),
+    "absorbed": _page(
+        "absorbed", "Dendrites that fold away, and averaged weights", control="default"
+    ),
     "peers": Page("Beside other toolkits", PEERS / "lines.jsonl.gz", PEERS / "intro.md"),
 }
 
