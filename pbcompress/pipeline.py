@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from pbcompress.comparison.intervals import Estimate
 from pbcompress.comparison.scoring import paired_change, split_of
+from pbcompress.compensation.compensate import compensate_
 from pbcompress.config.budget import Budget
 from pbcompress.config.dendrites import DendriteConfig
 from pbcompress.config.recovery import RecoveryConfig
@@ -30,11 +32,13 @@ from pbcompress.runs.race import Outcome, race
 from pbcompress.training.callbacks import Callback
 from pbcompress.training.history import Stage
 from pbcompress.training.progress import ProgressBar
-from pbcompress.training.task import Data, Task
+from pbcompress.training.task import Batches, Data, Task
 
 __all__ = ["compress"]
 
 logger = logging.getLogger(__name__)
+
+CALIBRATION_BATCHES = 32
 
 
 @in_turn
@@ -43,7 +47,7 @@ def compress(
     target_params: float | Budget,
     *,
     example_inputs: object = None,
-    data: Data | None = None,
+    data: Data | Batches | None = None,
     task: Task | None = None,
     config: CompressConfig | WidthConfig | DendriteConfig | RecoveryConfig | None = None,
     device: str | torch.device | None = None,
@@ -65,7 +69,10 @@ def compress(
             of the original, or a `Budget`.
         example_inputs: A tensor, tuple or dict of one forward pass; default: those of the first
             train batch.
-        data: Batches to train, decide and test on; None shrinks only, and leaves the accuracy low.
+        data: Batches to train, decide and test on. Batches of inputs alone, some hundred samples
+            without labels: what reads narrowed channels is fitted to what it read before, in
+            seconds, and nothing is trained (see `compensate_`). None: shrink only, which leaves
+            the accuracy low.
         task: Loss and metric; default: classification.
         config: All further choices, or one part of them: how widths are chosen, what grows or how
             weights are trained.
@@ -117,12 +124,19 @@ def compress(
 
 def _shrunk(job: Job) -> Outcome:
     """Shrink without training."""
-    note = "No data was given: the network was only shrunk, and its accuracy was not recovered."
-    logger.warning(note)
     plan = plan_without_dendrites(job).plan
     network = shrink(job.original, plan).eval()
     contender = Contender(Stage.WIDTH, network, plan, plan.cost_after, None, None, 0)
-    return Outcome(contender, None, note)
+    if job.calibration is None:
+        note = "No data was given: the network was only shrunk, and its accuracy was not recovered."
+        logger.warning(note)
+        return Outcome(contender, None, note)
+    batches = job.config.recovery.compensation_batches or CALIBRATION_BATCHES
+    report = compensate_(
+        network, job.original, plan, job.calibration, job.task, batches=batches, seed=job.seed
+    )
+    note = f"Nothing was trained: data had inputs alone. {report.summary}"
+    return Outcome(replace(contender, compensation=report), None, note)
 
 
 def _trained(training: ContenderTraining, *, control: bool) -> Outcome:

@@ -101,12 +101,7 @@ def compensate_(
 
 
 def _run_batch(task: Task, batch: Any, network: nn.Module) -> object:
-    """Run a network on a batch, or on inputs without targets."""
-    if task.forward is None and isinstance(batch, Tensor):
-        return network(batch)
-    if task.forward is None and isinstance(batch, dict):
-        return network(**batch)
-    return task.run(network, batch)
+    return task.outputs(network, batch)
 
 
 class _Pair:

@@ -1,5 +1,6 @@
 """What a compensation did: the error of every layer before and after."""
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -42,6 +43,20 @@ class CompensationReport:
     layers: Mapping[str, ReaderError]
     left: Mapping[str, str]
     sum_bytes: int
+
+    @property
+    def summary(self) -> str:
+        """The mean error over layers before and after, in a sentence."""
+        if not self.layers:
+            return "No layer reads narrowed channels that could be fitted."
+        before, after = (
+            statistics.mean(getattr(layer, when) for layer in self.layers.values())
+            for when in ("before", "after")
+        )
+        return (
+            f"{len(self.layers)} layers that read narrowed channels were fitted: their mean error "
+            f"fell from {figure(before)} to {figure(after)} of the variance."
+        )
 
     def __str__(self) -> str:
         head = ("layer", "error before", "after", "ridge")

@@ -1,7 +1,7 @@
 """Export to ONNX; `parity` proves that the file computes what the network computes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -266,7 +266,7 @@ def _inputs(network: nn.Module, values: object) -> Inputs:
 
 def _validation_inputs(network: nn.Module, data: Data, task: Task) -> Inputs:
     """Return what the first batch of validation gives to the network."""
-    found = inputs_of(replace(data, train=data.val), task, network, torch.device("cpu"))
+    found = inputs_of(data.val, task, network, torch.device("cpu"))
     return Inputs(network, found)
 
 

@@ -35,12 +35,13 @@ __all__ = ["LEAST", "find_lr", "range_test_steps", "with_lr"]
 SHARE = 0.05  # of the steps of a recovery
 LEAST, MOST = 24, 200  # steps
 RANGES = {"sgd": (1e-3, 10.0), "adam": (1e-4, 1.0), "adamw": (1e-4, 1.0)}
-USUAL = {"sgd": 1e-1, "adam": 1e-2, "adamw": 1e-2}
+USUAL = {"sgd": 2e-1, "adam": 2e-2, "adamw": 2e-2}
 OF_NORMS = 0.1  # of the usual rate: networks that normalise each sample, transformers above all
-WINDOW = 30  # losses are smoothed over this part of the test
+WINDOW = 30  # losses are smoothed over this part of the test,
+HALF_WINDOW = 12  # and, where a level of them is asked for, over this part on either side
 BELOW = 3.0  # how many times lower the best rate is than the one that a short test bears
 MORE = 0.5  # a rate is borne while the loss is at most this part above its least,
-TOWARDS_CHANCE = 0.2  # or this part of the way from there to the loss of one output for all
+TOWARDS_CHANCE = 0.25  # or this part of the way from there to the loss of one output for all
 CHANCE_BATCHES = 8  # that it is taken from
 
 
@@ -58,9 +59,9 @@ def find_lr(
 
     A copy of the network takes some steps while the rate rises exponentially over four decades.
     The result is a third of the rate at which the smoothed loss is least. If it is more, it is the
-    usual rate (.01; for SGD .1; a tenth of it for networks with LayerNorm), but at most a third of
-    the rate up to which the loss stays near its least: at most half above it, or a fifth of the way
-    to the loss of a network that gives every sample the same output. The model stays as it is.
+    usual rate (.02; for SGD .2; a tenth of it for networks with LayerNorm), but at most a third of
+    the rate up to which the loss stays near its least: at most half above it, or a quarter of the
+    way to the loss of a network that gives every sample the same output. The model stays as it is.
 
     Args:
         model: Network to train, on its device.
@@ -96,13 +97,14 @@ def find_lr(
     sweep = _Sweep(engine, network, r, count)
     objective = make_objective(task, r.distillation, teacher, network)
     chance = engine.mean(_chance(network, batches, task))
-    smooth = _smoothed(sweep.losses(batches, objective, seed))
+    losses = sweep.losses(batches, objective, seed)
+    smooth = _smoothed(losses)
     if not smooth:
         raise DivergedError(
             f"A range test of the learning rate began at {sweep.rate(0):g} and its loss was not "
             "finite there. Look at the loss and at the data, or pass OptimizerConfig(lr=...)."
         )
-    least, borne = smooth.index(min(smooth)), _borne(smooth, chance)
+    least, borne = smooth.index(min(smooth)), _borne(losses[: len(smooth)], chance)
     usual = USUAL[r.optimizer.algorithm] * (OF_NORMS if _normalises_samples(network) else 1)
     return max(sweep.rate(least) / BELOW, min(sweep.rate(borne) / BELOW, usual))
 
@@ -231,15 +233,22 @@ def _same_for_all(leaf: Any) -> Any:
     return leaf
 
 
-def _borne(smooth: Sequence[float], chance: float) -> int:
-    """Return the last step, from that of the least loss on, before the loss is far above it."""
-    least = smooth.index(min(smooth))
-    above = MORE * abs(smooth[least])
+def _borne(losses: Sequence[float], chance: float) -> int:
+    """Return the last step, from that of the least loss on, before the loss is far above it.
+
+    Single losses say little: those of the first batches may be low by chance, and because they are
+    those that a compensation saw. So levels are means over the steps around one.
+    """
+    half = max(len(losses) // HALF_WINDOW, 1)
+    around = [losses[max(i - half, 0) : i + half + 1] for i in range(len(losses))]
+    levels = [sum(part) / len(part) for part in around]
+    least = levels.index(min(levels))
+    above = MORE * abs(levels[least])
     if math.isfinite(chance):
-        above = max(above, TOWARDS_CHANCE * (chance - smooth[least]))
-    limit = smooth[least] + above
-    beyond = (i for i in range(least, len(smooth)) if smooth[i] > limit)
-    return next(beyond, len(smooth)) - 1
+        above = max(above, TOWARDS_CHANCE * (chance - levels[least]))
+    limit = levels[least] + above
+    beyond = (i for i in range(least, len(levels)) if levels[i] > limit)
+    return max(next(beyond, len(levels)) - 1, 0)
 
 
 def _normalises_samples(network: nn.Module) -> bool:

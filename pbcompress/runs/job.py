@@ -19,11 +19,11 @@ from pbcompress.planning.planner import resolve_target
 from pbcompress.runs.run_folder import read_facts
 from pbcompress.runs.run_identity import RunIdentity, check_identity, identity_of, task_identity
 from pbcompress.runs.saved_network import STATE_FILE
-from pbcompress.training.data_checks import check_data
+from pbcompress.training.data_checks import check_calibration, check_data
 from pbcompress.training.distillation import check_distillation
 from pbcompress.training.engine import choose_device, world_size
 from pbcompress.training.experiment import Experiment
-from pbcompress.training.task import Data, Task, inputs_of
+from pbcompress.training.task import Batches, Data, Task, inputs_of
 
 __all__ = ["Job", "check_job"]
 
@@ -37,7 +37,8 @@ class Job:
         inputs: Of one forward pass, on the same device.
         budget: What was asked for.
         config: All further choices.
-        data: Batches; None where the network is only shrunk.
+        data: The splits; None where nothing is trained.
+        calibration: Batches of inputs that the narrowed network is fitted on, without training.
         task: Loss and metric.
         seed: Seed of everything random.
         run_dir: Folder of the run; None: nothing is kept.
@@ -51,6 +52,7 @@ class Job:
     budget: Budget
     config: CompressConfig
     data: Data | None
+    calibration: Batches | None
     task: Task
     seed: int
     run_dir: Path | None
@@ -73,7 +75,7 @@ def check_job(
     target: float | Budget,
     *,
     example_inputs: object,
-    data: Data | None,
+    data: Data | Batches | None,
     task: Task,
     config: CompressConfig,
     device: str | torch.device | None,
@@ -92,25 +94,31 @@ def check_job(
     budget = Budget.of(target)
     check_model(model)
     task_before = task_identity(task)
-    sample_for(config.width, _experiment(data, task, seed))  # raises where data are missing
+    labelled = data if isinstance(data, Data) else None
+    sample_for(config.width, _experiment(labelled, task, seed))  # raises where data are missing
     place = choose_device(device)
     original = copy_model(model).to(place).eval()
-    if data is not None:
+    calibration = None if isinstance(data, Data) else data
+    if isinstance(data, Data):
         checked = check_data(data, task, original, place)
         check_distillation(task, config.recovery.distillation, original, checked.first)
         data = checked
+    elif data is not None:
+        check_calibration(data, task, original, place)
+        data = None
     if example_inputs is not None:
         inputs = task.said(to_device(as_call(example_inputs), place))
     else:
-        assert data is not None
-        inputs = inputs_of(data, task, original, place)
+        batches = calibration if data is None else data.train
+        assert batches is not None
+        inputs = inputs_of(batches, task, original, place)
     cost = measure(original, inputs.example_inputs)
     bound, _ = resolve_target(budget, cost)
     identity = identity_of(
         model=original,
         inputs=inputs,
         choices={"target": budget.to_dict(), "configuration": config.to_dict(), "seed": seed},
-        data=data,
+        data=data if calibration is None else Data(calibration, val=()),
         task=task,
         task_before=task_before,
     )
@@ -121,6 +129,7 @@ def check_job(
         budget=budget,
         config=config,
         data=data,
+        calibration=calibration,
         task=task,
         seed=seed,
         run_dir=folder,
@@ -130,12 +139,12 @@ def check_job(
     )
 
 
-def _check_circumstances(example_inputs: object, data: Data | None) -> None:
+def _check_circumstances(example_inputs: object, data: object) -> None:
     if example_inputs is None and data is None:
         raise CompressionError(
             "compress(model, target) does not know what goes into the model. Call "
             "compress(model, target, example_inputs=torch.zeros(1, 3, 32, 32)) with inputs of "
-            "your model, or pass data=pb.Data(train=..., val=...)."
+            "your model, or pass data=pb.Data(train=..., val=...), or batches of inputs alone."
         )
     if world_size() > 1:
         raise CompressionError(

@@ -166,7 +166,7 @@ def reestimate_batchnorm_(
 
     Args:
         model: Changed in place: the buffers of its BatchNorm layers.
-        data: ``Data``, whose train split is used, or batches.
+        data: ``Data``, whose train split is used, or batches, which may be inputs alone.
         task: How the model runs on a batch; the default takes ``(inputs, targets)``.
         batches: Batches at most, at least 1; each counts alike.
         seed: Names the order of the batches.
@@ -197,7 +197,7 @@ def reestimate_batchnorm_(
     split = data.train if isinstance(data, Data) else data
     sample = Sample(split, task or Task(), batches, seed)
     with torch.no_grad(), preserved_mode(model, training=False), _averaging(layers):
-        return sample.each(model, lambda batch: sample.task.run(model, batch))
+        return sample.each(model, lambda batch: sample.task.outputs(model, batch))
 
 
 @contextmanager

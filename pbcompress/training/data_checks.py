@@ -25,6 +25,7 @@ from pbcompress.training.first_mistakes import (
 )
 from pbcompress.training.loop import predict
 from pbcompress.training.task import (
+    Batches,
     CheckedData,
     Data,
     Task,
@@ -35,7 +36,7 @@ from pbcompress.training.task import (
     to_number,
 )
 
-__all__ = ["check_data", "check_loss", "scored"]
+__all__ = ["check_calibration", "check_data", "check_loss", "scored"]
 
 COUNTED = 1000  # batches of a split whose passes are compared
 
@@ -86,6 +87,34 @@ def check_data(
         if undefined is not None:
             _try_whole(task, network, split, name, undefined)
     return CheckedData(data.train, data.val, data.test, first)
+
+
+def check_calibration(batches: Batches, task: Task, model: nn.Module, device: torch.device) -> None:
+    """Try one batch of inputs without labels on a copy of ``model``.
+
+    Raises:
+        CompressionError: There is none, it has a NaN, or the network does not take it.
+    """
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor | str | dict):
+        raise CompressionError(
+            "compress takes data=pb.Data(train=..., val=...), or batches of inputs to fit the "
+            f"narrowed network on without labels; found a {type(batches).__name__}. Give a list of "
+            "batches, or a DataLoader."
+        )
+    batch = first_batch(batches, "train")
+    check_finite(batch, "the first batch of inputs")
+    network = copy_model(model).to(device).eval()
+    try:
+        with torch.no_grad(), seeded("check"):
+            task.outputs(network, moved(batch, device))
+    except CompressionError:
+        raise
+    except Exception as err:
+        raise CompressionError(
+            f"The network does not take the first batch of inputs: {type(err).__name__}: {err}. "
+            "A batch is a tensor, a dict of named inputs, or (inputs, anything); "
+            "Task(forward=...) says otherwise."
+        ) from err
 
 
 def _passes(tried: Callable[[], CompressionError | None]) -> bool:

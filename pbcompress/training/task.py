@@ -148,11 +148,24 @@ class Task:
                 "(output, target)."
             )
         inputs, target = batch
-        if isinstance(inputs, dict):
-            return model(**inputs), target
-        if isinstance(inputs, tuple | list):
-            return model(*inputs), target
-        return model(inputs), target
+        return _called(model, inputs), target
+
+    def outputs(self, model: nn.Module, batch: Any) -> Any:
+        """Return the output of one batch, which may be inputs alone, without a target."""
+        if self.forward is None:
+            if isinstance(batch, Tensor | dict):
+                return _called(model, batch)
+            if isinstance(batch, tuple | list) and len(batch) == 1:
+                return _called(model, batch[0])
+        return self.run(model, batch)[0]
+
+
+def _called(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    if isinstance(inputs, tuple | list):
+        return model(*inputs)
+    return model(inputs)
 
 
 def _describe(batch: Any) -> str:
@@ -185,7 +198,7 @@ def first_batch(split: Any, name: str) -> Any:
     raise CompressionError(f"Data.{name} yielded no batch. Give at least one.")
 
 
-def inputs_of(data: Data, task: Task, model: nn.Module, device: torch.device) -> Call:
+def inputs_of(batches: Batches, task: Task, model: nn.Module, device: torch.device) -> Call:
     """Return the inputs with which the first train batch calls the model."""
     network, calls = copy_model(model).to(device).eval(), list[Call]()
 
@@ -193,9 +206,9 @@ def inputs_of(data: Data, task: Task, model: nn.Module, device: torch.device) ->
         calls.append(Call(args, kwargs))
 
     network.register_forward_pre_hook(record, with_kwargs=True)
-    batch = moved(first_batch(data.train, "train"), device)
+    batch = moved(first_batch(batches, "train"), device)
     with torch.no_grad(), seeded("check"):
-        task.run(network, batch)
+        task.outputs(network, batch)
     if not calls:
         raise CompressionError(
             "Task.forward did not call the model, so its inputs are not known. Pass example_inputs."

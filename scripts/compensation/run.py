@@ -2,7 +2,8 @@
 
 One network is trained for each task and seed, as `scripts.accuracy` does, and cut with the
 planner's widths. One JSON line for each target and part; a part that has its line is skipped, so a
-stopped run can go on. Parts: "cut" trains nothing, "short" recovers for a sixth of the epochs of
+stopped run can go on. Parts: "cut" trains nothing, and has torch-pruning's cut of the same size
+beside it (by magnitude, one share for all layers); "short" recovers for a sixth of the epochs of
 the task, "full" for all of them, both with and without compensation, on the same batches.
 
     python -m scripts.compensation.run lines.jsonl --tasks letter_mlp --seeds 60 61 62
@@ -22,22 +23,36 @@ from pbcompress.pruning.shrinking import shrink
 from scripts.accuracy.grid import OFF, TASKS
 from scripts.accuracy.run import Bench, train
 from scripts.lines import append_line, read_lines
+from scripts.speed.peer import NothingPrunedError, Peer
 
-QUICK = ("letter_mlp", "digits_mlp", "digits_resnet", "watch_cnn", "digits_mobilenet")
+QUICK = (
+    *("letter_mlp", "digits_mlp", "penbased_mlp", "satimage_mlp", "digits_resnet", "watch_cnn"),
+    *("digits_mobilenet", "r8_transformer", "fashion_1200", "mnist_1200", "r8_minilm"),
+)
 PARTS = {"cut": 0.0, "short": 1 / 6, "full": 1.0}  # share of the epochs
-TARGETS = (0.5, 0.25)
+TARGETS = (0.75, 0.5, 0.25)
 SEEDS = (60, 61, 62)
 
 
 def part_of(bench: Bench, plan: pb.WidthPlan, share: float) -> dict[str, Any]:
     """Return the scores of each way, after some share of the epochs."""
-    arms = {"cut": plainly, "reestimated": reestimated, "compensated": compensated, "both": both}
+    arms = {
+        "cut": plainly,
+        "reestimated": reestimated,
+        "torch-pruning": pruned,
+        "compensated": compensated,
+        "both": both,
+    }
     if share:
         arms = {"plain": reestimated, "compensated": both}
     found: dict[str, Any] = {"epochs": 0}
     for name, make in arms.items():
         started = time.process_time()
-        small = make(bench, plan)
+        try:
+            small = make(bench, plan)
+        except NothingPrunedError as err:
+            found[name] = {"none": str(err)}
+            continue
         found[f"{name} seconds"] = round(time.process_time() - started, 2)
         if share:
             epochs = max(1, round(share * bench.task.epochs))
@@ -55,6 +70,16 @@ def plainly(bench: Bench, plan: pb.WidthPlan) -> nn.Module:
 def reestimated(bench: Bench, plan: pb.WidthPlan) -> nn.Module:
     """Return it with BatchNorm statistics measured anew."""
     small = plainly(bench, plan)
+    pb.reestimate_batchnorm_(small, bench.data, seed=bench.seed)
+    return small
+
+
+def pruned(bench: Bench, plan: pb.WidthPlan) -> nn.Module:
+    """Return torch-pruning's network of this size, with BatchNorm statistics measured anew."""
+    try:
+        small = Peer(bench.model, bench.example, round_to=1).network(plan.cost_after.params)
+    except Exception as err:  # what the pruner cannot do is a finding
+        raise NothingPrunedError(f"{type(err).__name__}: {err}") from err
     pb.reestimate_batchnorm_(small, bench.data, seed=bench.seed)
     return small
 

@@ -18,6 +18,7 @@ LINES, WIDTHS = HERE / "lines.jsonl.gz", HERE / "widths.jsonl.gz"
 STAGES = {
     "cut": "cut",
     "reestimated": "BatchNorm measured anew",
+    "torch-pruning": "torch-pruning, measured anew",
     "compensated": "compensated",
     "both": "compensated, then BatchNorm",
 }
@@ -71,12 +72,18 @@ def _groups(lines: Sequence[Line], *names: str) -> Mapping[tuple[object, ...], l
 def _at_once(lines: Sequence[Line]) -> list[str]:
     rows = [("task", "parameters", "seeds", "original", *STAGES.values(), "seconds")]
     for (task, target), own in _groups(_of(lines, "cut"), "task", "target").items():
-        stages = (_mean([line[stage]["test"] for line in own]) for stage in STAGES)
+        stages = (_scored([line[stage] for line in own if stage in line]) for stage in STAGES)
         original = _mean([line["base"]["test"] for line in own])
         seconds = statistics.median(line["compensated seconds"] for line in own)
         about = str(task), f"{target:.0%}", str(len(own))
         rows.append((*about, original, *stages, f"{seconds:.1f}"))
     return render_markdown(rows).splitlines()
+
+
+def _scored(found: Sequence[Mapping[str, float]]) -> str:
+    """Return the mean of the runs that gave a network."""
+    scores = [scored["test"] for scored in found if "test" in scored]
+    return _mean(scores) if scores else "-"
 
 
 def _recovered(lines: Sequence[Line]) -> list[str]:

@@ -30,8 +30,8 @@ class NothingPrunedError(Exception):
 class Peer:
     """Prunes copies of one network, and remembers how many parameters each share left."""
 
-    def __init__(self, model: nn.Module, inputs: Any) -> None:
-        self.model, self.inputs = model, inputs
+    def __init__(self, model: nn.Module, inputs: Any, round_to: int = ROUND_TO) -> None:
+        self.model, self.inputs, self.round_to = model, inputs, round_to
         self._counts: dict[float, int] = {}
 
     def network(self, params: int) -> nn.Module:
@@ -63,7 +63,7 @@ class Peer:
             importance=tp.importance.GroupMagnitudeImportance(p=2),
             global_pruning=False,
             pruning_ratio=ratio,
-            round_to=ROUND_TO,
+            round_to=self.round_to,
             ignored_layers=[head],
             num_heads={layer: heads for _, layers, heads in attentions for layer in layers},
             in_channel_groups={},  # its defaults are shared by all pruners

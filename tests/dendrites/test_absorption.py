@@ -52,15 +52,13 @@ def can_fold(kind: str, form: str, *, normalized: bool) -> bool:
     return not (form in REFUSED and getattr(layer, "groups", 1) > 1)
 
 
-@pytest.mark.parametrize(
-    ("kind", "form", "normalized", "annealed"), pairwise_by_default(CASES)
-)
+@pytest.mark.parametrize(("kind", "form", "normalized", "annealed"), pairwise_by_default(CASES))
 def test_the_absorbed_layer_computes_the_same(
     kind: str, form: str, normalized: bool, annealed: bool
 ) -> None:
     if not can_fold(kind, form, normalized=normalized):
         config = linear(form, annealed=annealed, normalize=normalized, layers=("0",))
-        with pytest.raises(UnsupportedLayerError, match="fold|groups"):
+        with pytest.raises(UnsupportedLayerError, match=r"fold|groups"):
             growable_layers(nn.Sequential(KINDS[kind].make()), config)
         return
     plain = nn.Sequential(KINDS[kind].make()).double()
@@ -168,7 +166,7 @@ def test_what_is_not_linear_is_refused_and_stays() -> None:
         network = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
         attach_dendrites_(network, config)
         state = {k: v.clone() for k, v in network.state_dict().items()}
-        with pytest.raises(CompressionError, match="not linear.*annealing"):
+        with pytest.raises(CompressionError, match=r"not linear.*annealing"):
             absorb_dendrites_(network)
         assert len(dendrite_layers(network)) == 2
         assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
@@ -177,7 +175,7 @@ def test_what_is_not_linear_is_refused_and_stays() -> None:
 def test_a_layer_without_dendrites_is_named() -> None:
     network = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
     attach_dendrites_(network, DendriteConfig(activation="linear", layers=("0",)))
-    with pytest.raises(CompressionError, match="'2', which has no dendrites.*: 0"):
+    with pytest.raises(CompressionError, match=r"'2', which has no dendrites.*: 0"):
         absorb_dendrites_(network, ["2"])
     assert absorb_dendrites_(network, ["0"]) == ("0",)
 

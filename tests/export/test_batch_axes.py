@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from pbcompress import (
     CompressionError,
-    Data,
     Example,
     ExportMismatchError,
     Task,
@@ -106,7 +105,7 @@ def test_an_axis_that_is_not_there_is_refused(axes):
 def test_the_task_can_say_it():
     batches = [((NODES, EDGES), torch.zeros(7, dtype=torch.long))]
     task = Task(batch_axes={})
-    call = inputs_of(Data(batches, batches), task, Graph(), torch.device("cpu"))
+    call = inputs_of(batches, task, Graph(), torch.device("cpu"))
     assert call.batch_axes == {}
     assert plan_widths(Graph(), (NODES, EDGES), 0.6, task=task).cost_after.params > 0
 

@@ -1,5 +1,6 @@
 """Cycles whose dendrites become linear and are absorbed: which epochs count, and what is left."""
 
+import contextlib
 import copy
 import json
 from typing import Any
@@ -163,7 +164,7 @@ def test_a_run_goes_on_bit_equal(rule: str, epochs: int, tmp_path: Any) -> None:
     expected = recover_(whole, DATA, config=config)
     checkpoint = Checkpoint(tmp_path / "state.safetensors", "x")
 
-    class Stop(Exception):
+    class StoppedError(Exception):
         pass
 
     class Kill:
@@ -174,13 +175,11 @@ def test_a_run_goes_on_bit_equal(rule: str, epochs: int, tmp_path: Any) -> None:
         def on_epoch(self, _: Any) -> None:
             self.seen += 1
             if self.seen == epochs:
-                raise Stop
+                raise StoppedError
 
     first = network()
-    try:
+    with contextlib.suppress(StoppedError):
         recover_(first, DATA, config=config, checkpoint=checkpoint, callbacks=[Kill()])
-    except Stop:
-        pass
     second = network()
     history = recover_(second, DATA, config=config, checkpoint=checkpoint)
     assert without_time(history) == without_time(expected)
@@ -208,7 +207,7 @@ def test_a_failed_run_leaves_a_plain_network() -> None:
 
 def test_time_cannot_end_before_anything_is_linear() -> None:
     config = config_of("gradient", {**ANNEALED, "at_start": True}, max_minutes=1.0)
-    with pytest.raises(CompressionError, match="annealing=0.6, at_start=True.*max_epochs"):
+    with pytest.raises(CompressionError, match=r"annealing=0\.6, at_start=True.*max_epochs"):
         recover_(network(), DATA, config=config)
 
 

@@ -174,13 +174,13 @@ def near_its_optimum(scale=1.0):
 def test_a_network_that_is_cut_little_gets_the_usual_rate():
     """Half above a loss of next to nothing is next to nothing; the loss of chance says more."""
     net, data = near_its_optimum()
-    assert find_lr(net, data, steps=60) == pytest.approx(1e-2)
+    assert find_lr(net, data, steps=60) == pytest.approx(2e-2)
 
 
 def test_a_network_with_layernorm_gets_a_tenth_of_it():
     net, data = near_its_optimum()
     head = nn.Sequential(nn.LayerNorm(8, elementwise_affine=False), *net)
-    assert 1e-4 < find_lr(head, data, steps=60) < 1e-2
+    assert 1e-4 < find_lr(head, data, steps=60) < 2e-2
 
 
 def test_a_loss_that_does_not_take_equal_outputs_is_borne():
@@ -191,4 +191,4 @@ def test_a_loss_that_does_not_take_equal_outputs_is_borne():
             raise RuntimeError("all samples alike")
         return nn.functional.cross_entropy(output, target)
 
-    assert 1e-5 < find_lr(net, data, Task(loss=loss), steps=60) <= 1e-2
+    assert 1e-5 < find_lr(net, data, Task(loss=loss), steps=60) <= 2e-2

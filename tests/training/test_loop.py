@@ -389,7 +389,7 @@ def test_the_whole_batch_decides_where_a_metric_needs_more_samples(how: str) -> 
 
 def test_inputs_are_taken_from_the_first_batch_of_any_forward() -> None:
     task = Task(forward=lambda model, batch: (model(batch[0], b=batch[1]), batch[1]))
-    args, kwargs = inputs_of(Data([(ONE, TWO)], []), task, Adder(), CPU)
+    args, kwargs = inputs_of([(ONE, TWO)], task, Adder(), CPU)
     assert len(args) == 1
     assert torch.equal(args[0], ONE)
     assert list(kwargs) == ["b"]
@@ -399,7 +399,7 @@ def test_inputs_are_taken_from_the_first_batch_of_any_forward() -> None:
 def test_a_forward_that_does_not_call_the_model_has_no_inputs() -> None:
     task = Task(forward=lambda model, batch: batch)
     with pytest.raises(CompressionError, match="Pass example_inputs"):
-        inputs_of(Data(GOOD, GOOD), task, make_model(), CPU)
+        inputs_of(GOOD, task, make_model(), CPU)
 
 
 # --- one epoch ------------------------------------------------------------------------------------
