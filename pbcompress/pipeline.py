@@ -59,9 +59,10 @@ def compress(
 ) -> CompressionResult:
     """Shrink a trained network to a target, recover lost accuracy, and measure the result.
 
-    Widths are planned and proven, the narrower network is trained in cycles of dendrite growth,
-    and original and result are compared on size, work, speed and metric. With ``share="auto"`` a
-    network without dendrites has a trial too, and validation decides which of them trains on.
+    Widths are planned and proven, the narrower network is trained, in cycles of dendrite growth
+    where they are asked for, and original and result are compared on size, work, speed and metric.
+    With ``DendriteConfig(share="auto")`` a network with dendrites and one without have a trial, and
+    validation decides which of them trains on; dendrites that are absorbed need none.
 
     Args:
         model: A trained network of Linear and convolution layers; never modified.

@@ -15,13 +15,19 @@ __all__ = ["CompressConfig", "whole_config"]
 CONFIG_VERSION = 2
 
 
+def _not_in_compress() -> DendriteConfig:
+    return DendriteConfig.cheap(share=0.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompressConfig(Choices):
     """All choices of one call of `compress`.
 
     Args:
         width: How widths are chosen.
-        dendrites: What grows; default: `DendriteConfig.cheap`.
+        dendrites: What grows. `compress` grows nothing by default, because width alone is at least
+            as good at the same size and the same steps (`docs/research.md`, entry 27); other
+            functions grow `DendriteConfig.cheap`.
         recovery: How weights are trained.
         deploy: Whether `compress` also exports both networks, for the file size and latency rows
             of its table.
@@ -33,7 +39,7 @@ class CompressConfig(Choices):
     """
 
     width: WidthConfig = field(default_factory=WidthConfig)
-    dendrites: DendriteConfig = field(default_factory=DendriteConfig.cheap)
+    dendrites: DendriteConfig = field(default_factory=_not_in_compress)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     deploy: bool = True
 
