@@ -7,9 +7,10 @@ three times that: if the loss there is still near its least.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ def find_lr(
     count = steps or range_test_steps(batches, choices)
     sweep = _Sweep(engine, network, r, count)
     objective = make_objective(task, r.distillation, teacher, network)
-    smooth = _smoothed(sweep.losses(batches, objective, seed))
+    smooth = _smoothed(sweep.losses(batches, objective, partial(task.samples, network), seed))
     if not smooth:
         raise DivergedError(
             f"A range test of the learning rate began at {sweep.rate(0):g} and its loss was not "
@@ -144,7 +145,9 @@ class _Sweep(Stepper):
             group["lr"] = self.rate(self._taken)
         self._taken += 1
 
-    def losses(self, batches: Batches, objective: Objective, seed: int) -> list[float]:
+    def losses(
+        self, batches: Batches, objective: Objective, count: Callable[[Any], int], seed: int
+    ) -> list[float]:
         """Take the steps, and return the loss of each; they end where one is not finite."""
         found: list[Tensor] = []
 
@@ -159,7 +162,7 @@ class _Sweep(Stepper):
             seeded_generators(batches, torch.initial_seed() % 2**63),
             suppress(DivergedError),  # that is where the test ends
         ):
-            train_epoch(self, first, noted, seed=("range", seed))
+            train_epoch(self, first, noted, seed=("range", seed), count=count)
         own = [self.engine.mean(loss.item()) for loss in found]
         return [sum(part) / len(part) for part in grouped(own, self.accumulate)]
 

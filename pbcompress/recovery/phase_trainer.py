@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,6 +109,7 @@ class PhaseTrainer:
             self._shared.batches,
             self._objective,
             seed=(*seed, engine.rank) if is_apart else seed,
+            count=partial(self._shared.experiment.task.samples, self._shared.model),
         )
 
     @property
