@@ -1,5 +1,6 @@
 """How the epochs of one phase are trained: its optimizer, its schedule, and what runs its steps."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -182,6 +183,18 @@ def _check_optimizer(optimizer: Any, parameters: Sequence[nn.Parameter]) -> None
         raise CompressionError(
             "optimizer must make a torch.optim.Optimizer from a list of parameters; it returned "
             f"{type(optimizer).__name__}."
+        )
+    kind = type(optimizer).__name__
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise CompressionError(
+            f"optimizer made a {kind}, whose step looks at the batch several times (it takes a "
+            "closure); a step of a recovery looks once. Make one whose step() takes nothing."
+        )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise CompressionError(
+            f"optimizer made a {kind}, which takes sparse gradients alone; weights of a phase have "
+            "dense ones. Make an Adam or AdamW, and embeddings with sparse=False."
         )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     wanted = {id(p) for p in parameters}

@@ -119,8 +119,7 @@ class Stepper:
     @property
     def lr(self) -> float:
         """Learning rate of the latest step."""
-        rate: float = self._optimizer.param_groups[0]["lr"]
-        return rate
+        return float(self._optimizer.param_groups[0]["lr"])  # it may be a tensor
 
     def begin_step(self, progress: float) -> None:
         """Set the learning rate, and drop the gradients of the step before.
