@@ -175,9 +175,12 @@ def stack(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
 
 @rule("select", "unbind")
 def select(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
+    """One position of a dimension, or each; some code takes one for the sake of its shape alone."""
     x = t.labels(args[0])
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % len(x)
-    t.coupling.pin(x[dim], f"its channels are picked one by one in {t.where!r}")
+    reason = f"its channels are picked one by one in {t.where!r}"
+    for one in [out] if isinstance(out, Tensor) else out:
+        t.keep_if_used(one, x[dim], reason)
     labels = [v for d, v in enumerate(x) if d != dim]
     return labels if isinstance(out, Tensor) else [labels] * len(out)
 

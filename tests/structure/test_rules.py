@@ -602,6 +602,12 @@ SAMPLES |= {
     "slice of the start": Sample(
         lambda a, b: torch.cat([a, b], 1)[:, : a.shape[1]], ((2, 3), (2, 4))
     ),
+    "select for the sake of its shape": Sample(
+        lambda x: x.new_ones(x[:, :, -1].shape)[..., None] * x, SHAPE
+    ),
+    "unbind for the sake of its shape": Sample(
+        lambda x: x.new_ones(x.unbind(1)[0].size())[:, None] * x, SHAPE
+    ),
     "slice of one": Sample(lambda x: x[:, :1], SHAPE, ("012",)),
     "slice with steps": Sample(lambda x: x[:, ::2], SHAPE, ("02",)),
     "narrow": Sample(
