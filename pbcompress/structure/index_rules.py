@@ -23,8 +23,7 @@ def index(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x = t.labels(image)
     indices += [None] * (len(x) - len(indices))
     if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
-        t.result.decisions.add(t.where)
-        return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
+        return _masked(t, name, args, out)
     used = [d for d, i in enumerate(indices) if i is not None]
     for dim in used:
         t.coupling.pin(x[dim], f"its channels are picked by an index in {t.where!r}")
@@ -44,6 +43,21 @@ def index(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
         elif not is_copied:
             x[dim] = t.couple(x[dim], labels)
     return [None if d in used else v for d, v in enumerate(x)]
+
+
+def _masked(t: Tracer, name: str, args: Any, out: Tensor) -> Axes:
+    """Indexing with one mask of the leading dimensions: a number may be written to any of them."""
+    image, (mask, *others) = args[0], args[1]
+    x = t.labels(image)
+    if name != "index" and mask is not None and not others and args[2].dim() == 0:
+        own = t.labels(mask)
+        return [*map(t.couple, x[: len(own)], own), *x[len(own) :]]
+    t.result.decisions.add(t.where)
+    if name != "index" or mask is None or others:
+        return unknown(t, name, args, {}, out)  # type: ignore[no-any-return]
+    for labels in (*x[: mask.dim()], *t.labels(mask)):
+        t.coupling.pin(labels, f"its channels are picked by a mask in {t.where!r}")
+    return [None, *x[mask.dim() :]]
 
 
 @rule("index_add", "index_add_", "index_copy", "index_copy_", "index_reduce", "index_reduce_")

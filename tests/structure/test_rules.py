@@ -635,7 +635,24 @@ SAMPLES |= {
         lambda x: x[torch.tensor([0, 1]), :, torch.tensor([1, 0])], SHAPE, ("1",)
     ),
     "index by a matrix": Sample(lambda x: x[:, torch.tensor([[2, 0], [1, 1]])], SHAPE, ("02",)),
-    "index by a mask": Sample(lambda x: x[torch.tensor([True, False])], SHAPE, ("",)),
+    "index by a mask": Sample(lambda x: x[torch.tensor([True, False])], SHAPE, ("12",)),
+    "index by a mask of two axes": Sample(
+        lambda x: x[torch.tensor([[True, False, True], [False, True, False]])], SHAPE, ("2",)
+    ),
+    "index by two masks": Sample(
+        lambda x: x[torch.tensor([True, False]), torch.tensor([True, False, False])], SHAPE, ("",)
+    ),
+    "a number where a mask holds": Sample(
+        lambda x, y: (x.__setitem__(y > 0.5, 0.25), x)[1], ((2, 3), (2, 3)), ("01", "01")
+    ),
+    "a number in rows where a mask holds": Sample(
+        lambda x, y: (x.__setitem__(y > 0.5, 0.25), x)[1], ((2, 3, 4), (2, 3)), ("012", "01")
+    ),
+    "values where a mask holds": Sample(
+        lambda x, y: (x.__setitem__(torch.tensor([True, False, True]), y), x)[1],
+        ((3, 4), (2, 4)),
+        ("", ""),
+    ),
     "index select": Sample(lambda x: x.index_select(1, torch.tensor([2, 0])), SHAPE, ("02",)),
     "index put": Sample(
         lambda x, y: x.index_put((torch.tensor([2, 0]),), y), ((4, 3), (2, 3)), ("1", "1")
