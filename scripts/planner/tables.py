@@ -19,13 +19,16 @@ FREQUENT = 10  # reasons that are listed
 SAID = {
     OUTPUT: "what the network answers",
     "scales by the size of its heads": "whole heads go where there are several; here there is one",
-    "meet a tensor of fixed size": "a table of positions, or a mask, of that very size",
+    "meet a tensor of fixed size": "a table of positions, a mask, or the positions themselves",
+    "whole heads go": "the width of heads; whole heads go there",
     "one channel": "nothing is left of it otherwise",
-    "picked one by one": "queries, keys and values on an axis of three; all three stay",
+    "picked one by one": "an axis of queries, keys and values, or of two answers",
     "looks its rows up": "the words of a tied embedding",
     "uneven parts": "uneven parts are cut alike; here heads ask for other channels to go",
     "may read it on other inputs": "the code reads a value, and may take another path",
+    "a reshape in": "halves that are shuffled block after block hang together as a whole",
     "plain number": "the number stands in the code, and would have to change with the width",
+    "a size that does not follow": "sizes come from heads, or windows, of their own",
     "spatial dimension": "positions of an image are not narrowed",
 }
 # reasons of before, and what is done about them
