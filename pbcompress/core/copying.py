@@ -19,6 +19,8 @@ Copies = dict[Any, Any]  # what deepcopy calls memo: by the id of an object its 
 _ATOMS = frozenset((int, float, bool, str, type(None)))
 _COLLECTIONS = frozenset((dict, OrderedDict, set))
 _SKIPPED = _ATOMS | _COLLECTIONS
+_HOLDERS = frozenset((dict, list, tuple))
+_SCRIPTED = torch.jit.ScriptFunction
 _AS_USUAL = (  # methods that a class must not have of its own
     *("__new__", "__reduce__", "__reduce_ex__", "__getstate__"),
     *("__deepcopy__", "__getnewargs__", "__getnewargs_ex__"),
@@ -29,7 +31,7 @@ def deep_copy(model: nn.Module, copies: Copies) -> nn.Module:
     """Return a deep copy of a network.
 
     Tensors that a module computed and holds (old weight norms), which deepcopy refuses, are
-    detached.
+    detached. Scripted functions, which it refuses too, are handed on as functions are.
 
     Args:
         model: The network.
@@ -37,7 +39,13 @@ def deep_copy(model: nn.Module, copies: Copies) -> nn.Module:
     """
     modules = list(model.modules())
     for value in (v for module in modules for v in vars(module).values()):
-        if type(value) not in _SKIPPED and isinstance(value, Tensor) and not value.is_leaf:
+        kind = type(value)
+        if kind in _HOLDERS and value:
+            held = value.values() if isinstance(value, dict) else value
+            copies.update({id(v): v for v in held if type(v) is _SCRIPTED})
+        elif kind is _SCRIPTED:
+            copies[id(value)] = value
+        elif kind not in _SKIPPED and isinstance(value, Tensor) and not value.is_leaf:
             copies.setdefault(id(value), value.detach().clone())
     for buffer in model.buffers():
         if _is_plain_tensor(buffer):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -154,13 +155,26 @@ def rest_(model: nn.Module) -> None:
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Run the attention of torch as the operations that it consists of."""
+    """Run the attention of torch as the operations that it consists of.
+
+    Masks are used as they are. Torch would look whether one is causal, which a graph cannot.
+    """
     fast_path = torch.backends.mha.get_fastpath_enabled()
+    looks: Any = torch.nn.modules.transformer
+    detect = looks._detect_is_causal_mask
     torch.backends.mha.set_fastpath_enabled(False)
+    looks._detect_is_causal_mask = _is_said_to_be_causal
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+        looks._detect_is_causal_mask = detect
+
+
+def _is_said_to_be_causal(
+    mask: Tensor | None, is_causal: bool | None = None, size: int | None = None
+) -> bool:
+    return is_causal is True
 
 
 @contextmanager

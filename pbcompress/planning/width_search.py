@@ -81,15 +81,17 @@ class WidthSearch:
     def _parameters(self) -> CostModel:
         reserve: dict[str, Callable[[int, int], int]] = {}
         layers: dict[str, tuple[Axis, Axis]] = {}
+        names = {id(p): n for n, p in self.model.named_parameters()}  # of shared ones, the first
         for name, normed in self.grow.items():
             layer = self.model.get_submodule(name)
             geometry = LayerGeometry.of(layer)
             reserve[name] = partial(
                 set_params, geometry, config=self.config.dendrites, normalized=normed
             )
-            own = self.grouping.shapes
-            weight = own.get(f"{name}.weight", own.get(f"{name}.weight_v"))  # with an old norm
-            layers[name] = layer_axes(layer, weight)
+            held = layer._parameters
+            weight = held.get("weight", held.get("weight_v"))  # with an old norm
+            shape = self.grouping.shapes.get(names.get(id(weight), ""))
+            layers[name] = layer_axes(layer, shape)
         return CostModel(self.grouping.groups, self._terms, reserve, layers)
 
     def solve(self, request: Request) -> Widths | None:

@@ -111,3 +111,16 @@ def cut_all_(model: nn.Module, steps: Sequence[LayerCut]) -> None:
         if is_computed(module):
             refresh_(module)
             keep_in_step(module)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            _keep_tensors_plain_(module)
+
+
+def _keep_tensors_plain_(encoder: nn.TransformerEncoder) -> None:
+    """Let an encoder do without nested tensors where a layer has an odd number of heads.
+
+    Torch decides so when it makes one; layers with odd heads do not take them.
+    """
+    heads = [getattr(getattr(layer, "self_attn", None), "num_heads", 0) for layer in encoder.layers]
+    if any(count % 2 for count in heads):
+        encoder.use_nested_tensor = False

@@ -8,9 +8,10 @@ knows nothing.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -97,7 +98,7 @@ def find_lr(
     sweep = _Sweep(engine, network, r, count)
     objective = make_objective(task, r.distillation, teacher, network)
     chance = engine.mean(_chance(network, batches, task))
-    losses = sweep.losses(batches, objective, seed)
+    losses = sweep.losses(batches, objective, partial(task.samples, network), seed)
     smooth = _smoothed(losses)
     if not smooth:
         raise DivergedError(
@@ -153,7 +154,9 @@ class _Sweep(Stepper):
             group["lr"] = self.rate(self._taken)
         self._taken += 1
 
-    def losses(self, batches: Batches, objective: Objective, seed: int) -> list[float]:
+    def losses(
+        self, batches: Batches, objective: Objective, count: Callable[[Any], int], seed: int
+    ) -> list[float]:
         """Take the steps, and return the loss of each; they end where one is not finite."""
         found: list[Tensor] = []
 
@@ -168,7 +171,7 @@ class _Sweep(Stepper):
             seeded_generators(batches, torch.initial_seed() % 2**63),
             suppress(DivergedError),  # that is where the test ends
         ):
-            train_epoch(self, first, noted, seed=("range", seed))
+            train_epoch(self, first, noted, seed=("range", seed), count=count)
         own = [self.engine.mean(loss.item()) for loss in found]
         return [sum(part) / len(part) for part in grouped(own, self.accumulate)]
 

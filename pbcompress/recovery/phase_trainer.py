@@ -1,9 +1,11 @@
 """How the epochs of one phase are trained: its optimizer, its schedule, and what runs its steps."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,6 +118,7 @@ class PhaseTrainer:
             self._shared.batches,
             self._objective,
             seed=(*seed, engine.rank) if is_apart else seed,
+            count=partial(self._shared.experiment.task.samples, self._shared.model),
         )
 
     @property
@@ -215,6 +218,18 @@ def _check_optimizer(optimizer: Any, parameters: Sequence[nn.Parameter]) -> None
         raise CompressionError(
             "optimizer must make a torch.optim.Optimizer from a list of parameters; it returned "
             f"{type(optimizer).__name__}."
+        )
+    kind = type(optimizer).__name__
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise CompressionError(
+            f"optimizer made a {kind}, whose step looks at the batch several times (it takes a "
+            "closure); a step of a recovery looks once. Make one whose step() takes nothing."
+        )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise CompressionError(
+            f"optimizer made a {kind}, which takes sparse gradients alone; weights of a phase have "
+            "dense ones. Make an Adam or AdamW, and embeddings with sparse=False."
         )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     wanted = {id(p) for p in parameters}

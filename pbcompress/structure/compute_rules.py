@@ -272,7 +272,8 @@ def reduction(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     if name in _OF_WHAT_IS_LEFT or name in ("max", "min") or is_length:
         t.event(name, [(0, d, x[d]) for d in gone])
         for dim in gone if name in ("max", "min") and not isinstance(out, Tensor) else ():
-            t.set_indices(out[1], x[dim])
+            found = f"its channels are found by their number in {t.where!r}"
+            t.keep_if_used(out[1], x[dim], found)
     else:
         for dim in gone:
             t.coupling.pin(x[dim], f"its channels meet the operation {name} in {t.where!r}")

@@ -171,13 +171,13 @@ class _Functions(TorchFunctionMode):
         """Note what a call says beyond its operations; return its result, sizes with origins."""
         tracer = self.tracer
         if func == _SHAPE or (func is Tensor.size and type(result) is torch.Size):
-            labels = tracer.labels(args[0])
+            labels = tracer.labels(args[0], is_use=False)
             return torch.Size([tracer.size_of(v, n) for v, n in zip(labels, result, strict=True)])
         if func is Tensor.size:
             dim = args[1] if len(args) > 1 else kwargs["dim"]
-            return tracer.size_of(tracer.labels(args[0])[dim], result)
+            return tracer.size_of(tracer.labels(args[0], is_use=False)[dim], result)
         if func in _COUNTS:
-            sizes = zip(tracer.labels(args[0]), args[0].shape, strict=True)
+            sizes = zip(tracer.labels(args[0], is_use=False), args[0].shape, strict=True)
             return math.prod(tracer.size_of(v, n) for v, n in sizes)
         if func in _LEAVES_TORCH:
             tracer.left_torch = True

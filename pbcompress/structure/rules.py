@@ -2,7 +2,13 @@
 
 from collections.abc import Mapping
 
-from pbcompress.structure import attention_rules, compute_rules, shape_rules, spectral_rules
+from pbcompress.structure import (
+    attention_rules,
+    compute_rules,
+    index_rules,
+    shape_rules,
+    spectral_rules,
+)
 from pbcompress.structure.rule_table import Rule
 
 __all__ = ["RULES"]
@@ -10,6 +16,7 @@ __all__ = ["RULES"]
 RULES: Mapping[str, Rule] = {
     **compute_rules.RULES,
     **attention_rules.RULES,
+    **index_rules.RULES,
     **shape_rules.RULES,
     **spectral_rules.RULES,
 }

@@ -1,6 +1,5 @@
 """What an operation that moves elements around does to their labels: one rule for each kind."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,6 +87,11 @@ def _given_sizes(t: Tracer, shape: Sequence[int]) -> list[int | None]:
         tensors = [x for x in tree_leaves((call.args, dict(call.kwargs))) if isinstance(x, Tensor)]
         other = tensors[0 if call.name == "normalize" else 1]
         return [t.size_of(v, n) for v, n in zip(t.labels(other), other.shape, strict=True)]
+    if call.name == "take_along_dim":
+        sizes = [
+            t.size_of(v, n) for v, n in zip(t.labels(call.args[0]), call.args[0].shape, strict=True)
+        ]
+        return sizes if len(sizes) == len(shape) else [None] * len(shape)
     return [None] * len(shape)
 
 
@@ -171,9 +175,12 @@ def stack(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
 
 @rule("select", "unbind")
 def select(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
+    """One position of a dimension, or each; some code takes one for the sake of its shape alone."""
     x = t.labels(args[0])
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % len(x)
-    t.coupling.pin(x[dim], f"its channels are picked one by one in {t.where!r}")
+    reason = f"its channels are picked one by one in {t.where!r}"
+    for one in [out] if isinstance(out, Tensor) else out:
+        t.keep_if_used(one, x[dim], reason)
     labels = [v for d, v in enumerate(x) if d != dim]
     return labels if isinstance(out, Tensor) else [labels] * len(out)
 
@@ -214,10 +221,13 @@ def _given_slice(t: Tracer, start: int, end: int, own: Tensor) -> tuple[int | No
     if call is not None and call.name in ("chunk", "glu"):
         return None, None
     if call is not None and call.name == "tensor_split":
-        sections = call.args[1] if len(call.args) > 1 else next(iter(call.kwargs.values()))
+        sections = _sections(t)
         if isinstance(sections, int) and size % sections == 0:
             part = t.size_of(own, size) // sections
             return start * sections // size * part, end * sections // size * part
+        if isinstance(sections, int):
+            _keep_uneven(t, own, own.tensor_split(sections), sections)
+            return None, None
     return start, end
 
 
@@ -234,12 +244,32 @@ def split(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
         for part in parts[1:]:
             t.couple(parts[0], part)
     elif None in _given_parts(t, counts, len(own)) and not t.trusts:
-        t.coupling.pin(own, f"it is divided into uneven parts in {t.where!r}")
+        _keep_uneven(t, own, parts, _sections(t))
     for part, size in zip(parts, _given_parts(t, counts, len(own)), strict=True):
         t.expect_part(size, own, part)
         if len(part) == 1:
             t.coupling.pin(part, f"its channels are picked one by one in {t.where!r}")
     return [[part if d == dim else v for d, v in enumerate(x)] for part in parts]
+
+
+def _keep_uneven(t: Tracer, own: Tensor, parts: Sequence[Tensor], sections: Any) -> None:
+    """Let uneven parts lose as many positions each: so they go on to differ by as much."""
+    reason = f"it is divided into uneven parts in {t.where!r}"
+    if sections != len(parts):  # with fewer positions there may be another number of parts
+        t.coupling.pin(own, reason)
+        return
+    least = min(map(len, parts))
+    for part in parts:
+        t.coupling.pin(part[least:], reason)
+        t.couple(parts[0][:least], part[:least])
+
+
+def _sections(t: Tracer) -> Any:
+    """Return in how many parts the user's code asked to divide."""
+    call = t.call
+    if call is None or call.name not in ("chunk", "tensor_split"):
+        return None
+    return call.args[1] if len(call.args) > 1 else next(iter(call.kwargs.values()))
 
 
 def _given_parts(t: Tracer, counts: Sequence[int], total: int) -> list[int | None]:
@@ -255,37 +285,7 @@ def _given_parts(t: Tracer, counts: Sequence[int], total: int) -> list[int | Non
     return [None] * len(counts)
 
 
-@rule("index")
-def index(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
-    """Indexing with tensors: an indexed dimension keeps its positions."""
-    x, indices = t.labels(args[0]), list(args[1])
-    indices += [None] * (len(x) - len(indices))
-    if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
-        t.result.decisions.add(t.where)
-        return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
-    used = [d for d, i in enumerate(indices) if i is not None]
-    for dim in used:
-        t.coupling.pin(x[dim], f"its channels are picked by an index in {t.where!r}")
-    rank = max(indices[d].dim() for d in used)
-    rest = [v for d, v in enumerate(x) if d not in used]
-    is_block = used == list(range(used[0], used[-1] + 1))
-    place = used[0] if is_block else 0
-    return [*rest[:place], *[None] * rank, *rest[place:]]
-
-
-@rule("index_add", "index_add_")
-def index_add(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
-    """Sums at places of one dimension, which stays: messages along the edges of a graph."""
-    image, dim, _, source = args[:4]
-    pairs = list(zip(t.labels(image), t.labels(source), strict=True))
-    for own in pairs.pop(dim % image.dim()):
-        t.coupling.pin(own, f"its channels are picked by an index in {t.where!r}")
-    labels = [t.couple(a, b) for a, b in pairs]
-    labels.insert(dim % image.dim(), None)
-    return labels
-
-
-@rule("index_select", "gather", "flip", "roll", "repeat", "unfold", "constant_pad_nd")
+@rule("index_select", "index_fill", "index_fill_", "flip", "roll", "unfold", "constant_pad_nd")
 def by_dimension(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Any:
     """Operations that touch some dimensions and leave the others as they are."""
     x = t.labels(args[0])
@@ -302,12 +302,6 @@ def by_dimension(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> A
                 zeros = [torch.zeros(max(n, 0), dtype=torch.long) for n in (before, after)]
                 x[dim] = torch.cat([zeros[0], own, zeros[1]])
         return x
-    if name == "repeat":
-        counts = args[1]
-        x = [*[None] * (len(counts) - rank), *x]
-        return [v.repeat(n) if v is not None else None for v, n in zip(x, counts, strict=True)]
-    if name == "gather":
-        return unknown(t, name, args, kwargs, out)
     if name in ("flip", "roll"):
         dims = args[1] if name == "flip" else (args[2] if len(args) > 2 else [])
         dims = [d % rank for d in dims] or list(range(rank))  # a roll of the flattened tensor
@@ -317,6 +311,25 @@ def by_dimension(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> A
         t.coupling.pin(x[dim], f"its channels meet the operation {name} in {t.where!r}")
         x[dim] = None
     return [*x, None] if name == "unfold" else x
+
+
+@rule("repeat")
+def repeat(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    """Copies side by side; those of one position get the channels that their number counts."""
+    counts = args[1]
+    given = list(counts)
+    if t.call is not None and t.call.name == "repeat":
+        asked = tree_leaves((t.call.args[1:], dict(t.call.kwargs)))
+        given = asked if len(asked) == len(counts) else given
+    added = len(counts) - args[0].dim()
+    x = [*[None] * added, *t.labels(args[0])]
+    sizes = [1] * added + list(args[0].shape)
+    labels: Axes = []
+    for own, size, count in zip(x, sizes, given, strict=True):
+        new = t.labels_of_size(count) if size == 1 else None
+        t.expect(count, new)
+        labels.append(own.repeat(int(count)) if own is not None else new)
+    return labels
 
 
 @rule("glu")
@@ -347,14 +360,6 @@ def shuffle(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
         t.coupling.pin(outer, reason)
         x[-3] = t.coupling.merge(inner, channels // factor, None, factor)
     return x
-
-
-@rule("im2col")
-def im2col(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
-    x = t.labels(args[0])
-    _keep_image(t, x)
-    own = x[-3].repeat_interleave(math.prod(args[1])) if x[-3] is not None else None
-    return [*x[:-3], own, None]
 
 
 def _keep_image(t: Tracer, x: Axes) -> None:
@@ -388,10 +393,3 @@ def number(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> None:
     t.result.decisions.add(t.where)
     for tensor in args[:2]:
         t.pin(tensor, f"the forward pass reads a value in {t.where!r}")
-
-
-@rule("nonzero", "masked_select")
-def places(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Any:
-    """A size that depends on values."""
-    t.result.decisions.add(t.where)
-    return unknown(t, name, args, kwargs, out)

@@ -1,5 +1,6 @@
 """Fourier transforms, windows that overlap, and complex numbers as pairs."""
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -50,6 +51,26 @@ def overlap(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     for labels in (x[dim], x[-1]):
         t.coupling.pin(labels, f"windows are taken along it in {t.where!r}")
     return [None if d == dim else labels for d, labels in enumerate(x[:-1])]
+
+
+@rule("col2im")
+def col2im(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    """Windows that are added to an image: every channel has the positions of one."""
+    x, taps = t.labels(args[0]), math.prod(args[2])
+    t.coupling.pin(x[-1], f"it is a spatial dimension in {t.where!r}")
+    reason = f"a fold in {t.where!r} takes whole windows"
+    channels, inner = t.coupling.split(x[-2], args[0].shape[-2] // taps, taps, reason)
+    t.coupling.pin(inner, reason)
+    return [*x[:-2], channels, None, None]
+
+
+@rule("im2col")
+def im2col(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    x = t.labels(args[0])
+    for labels in x[-2:]:
+        t.coupling.pin(labels, f"it is a spatial dimension in {t.where!r}")
+    own = x[-3].repeat_interleave(math.prod(args[1])) if x[-3] is not None else None
+    return [*x[:-3], own, None]
 
 
 @rule("view_as_real", "view_as_complex")

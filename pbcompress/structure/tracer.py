@@ -113,7 +113,7 @@ class Tracer:
         self._modules: dict[str, nn.Module] = dict(network.named_modules())
         self.names: dict[int, str] = {}  # of parameters and buffers, by their id
         self._labels: Any = WeakTensorKeyDictionary()  # of tensors that are still in use
-        self._indices: Any = WeakTensorKeyDictionary()  # tensors that count positions of labels
+        self._kept_if_used: Any = WeakTensorKeyDictionary()  # labels and reasons, by tensor
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             self.names.setdefault(id(tensor), name)
 
@@ -127,17 +127,20 @@ class Tracer:
         """The module that runs."""
         return self._modules[self.where]
 
-    def labels(self, tensor: Tensor, new: Mapping[int, Labels] | None = None) -> list[Labels]:
+    def labels(
+        self, tensor: Tensor, new: Mapping[int, Labels] | None = None, *, is_use: bool = True
+    ) -> list[Labels]:
         """Return the labels of every dimension of a tensor.
 
         Args:
             tensor: An operand or a result.
             new: Labels of a parameter's dimensions, if this is the first use of it. To take those
                 that it is about to be coupled with is cheaper than to couple new ones.
+            is_use: Whether its values are used, and not its shape alone.
         """
-        counted = self._indices.pop(tensor, None) if self._indices else None
-        if counted is not None:
-            self.coupling.pin(counted, f"its channels are found by their number in {self.where!r}")
+        kept = self._kept_if_used.pop(tensor, None) if self._kept_if_used and is_use else None
+        if kept is not None:
+            self.coupling.pin(*kept)
         found: list[Labels] | None = self._labels.get(tensor)
         if found is not None:
             return list(found)
@@ -222,9 +225,10 @@ class Tracer:
                 self.result.bindings.setdefault(leaf, whole)
         self.expect(size, part)
 
-    def set_indices(self, tensor: Tensor, labels: Labels) -> None:
-        """Say that a tensor holds positions of ``labels``, which stay if it is ever used."""
-        self._indices[tensor] = labels
+    def keep_if_used(self, tensor: Tensor, labels: Labels, reason: str) -> None:
+        """Say that ``labels`` stay if the values of a tensor are ever used."""
+        if labels is not None:
+            self._kept_if_used[tensor] = labels, reason
 
     def labels_of_size(self, size: int) -> Labels:
         """Return the labels that a new dimension of ``size`` has because of where it was read."""

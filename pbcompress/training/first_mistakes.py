@@ -123,6 +123,9 @@ def called(call: Callable[[Any, Any], Any], name: str, output: Any, target: Any,
         if isinstance(err, CompressionError):
             raise CompressionError(f"{name} was called on {where}. {err}") from err
         problem = _problem(output, target, first_line(err)) or UNKNOWN
+        if isinstance(call, type):
+            own = call.__name__
+            problem = Problem(f"a function of outputs and targets, not the class {own}", f"{own}()")
         raise _refused(name, call, (output, target), where, problem, err) from err
     for warning in seen:
         if "target size" in str(warning.message):
@@ -175,6 +178,8 @@ def _refused(
 
 def _problem(output: Any, target: Any, text: str) -> Problem | None:
     """Return what is the matter where a loss or metric raised; None: it is not known."""
+    if output is None:
+        return Problem("one tensor of the network", "a forward with a return")
     if not isinstance(output, Tensor):
         return Problem("one tensor of the network", _forward_of(output))
     if any(map(_is_numpy, tree_leaves(target))):
@@ -188,6 +193,9 @@ def _problem(output: Any, target: Any, text: str) -> Problem | None:
         found = class_problem(output.movedim(-1, 1) if is_last else output, target)
         if found is not None:
             return found
+    if "between 0 and 1" in text:
+        scores = "F.binary_cross_entropy_with_logits, which takes scores"
+        return Problem("probabilities and targets from 0 to 1", scores)
     if output.shape != target.shape and output.numel() == target.numel():
         return _shape_problem(output, target)
     if output.shape == target.shape and not target.is_floating_point():

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from pbcompress.errors import CompressionError
@@ -17,6 +18,7 @@ __all__ = ["LengthError", "is_by_sample", "joined", "sample_count", "samples_of"
 
 REASON = "Task.metric gets the outputs and targets of a whole split"
 Batch = tuple[Any, Any, int | None]  # output, target, samples
+IMAGE = 3  # axes of an image
 
 
 class LengthError(CompressionError):
@@ -44,22 +46,46 @@ def sample_count(batch: Any) -> int:
         inputs, first = batch
         if isinstance(first, list | tuple) and isinstance(inputs, Tensor):
             first = inputs
+    elif isinstance(batch, tuple | list) and _has_parts(batch):
+        first = batch[0]
+    elif not isinstance(batch, Tensor | Mapping | tuple | list):
+        first = getattr(batch, "__dict__", batch)
     if isinstance(first, Mapping) and first:
         first = next(iter(first.values()))
     if isinstance(first, list | tuple):
         return len(first)
     tensor = next((t for t in tree_leaves((first, batch)) if _has_axis(t)), None)
-    return len(tensor) if tensor is not None else 1
+    return tensor.size(0) if tensor is not None else 1
+
+
+def _has_parts(batch: Sequence[Any]) -> bool:
+    """Tell whether the items of a batch are parts of it (inputs, targets, weights) and not samples.
+
+    A loader makes a list of the parts. Samples are all of one kind; parts that are have one length,
+    as images have one number of channels.
+    """
+    if isinstance(batch, tuple) or len(batch) == 1:
+        return bool(batch)
+    if len({_kind(item) for item in batch}) > 1:
+        return True
+    tensors = [item for item in batch if _has_axis(item)]
+    return len({len(t) for t in tensors}) == 1 and tensors[0].dim() != IMAGE
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.dtype, value.dim()
+    return float if isinstance(value, int | float) else type(value)
 
 
 def samples_of(output: Any, target: Any, batch: Any) -> int | None:
     """Return how many samples a batch has, as far as a tensor outside of lists says it."""
     for value in (target, output, batch):
-        found = next((len(leaf) for leaf in _flat(value)[0] if _has_axis(leaf)), None)
+        found = next((leaf.size(0) for leaf in _flat(value)[0] if _has_axis(leaf)), None)
         if found is not None:
             return found
     if isinstance(batch, tuple | list) and batch:  # inputs, and targets that are lists
-        return next((len(leaf) for leaf in _flat(batch[0])[0] if _has_axis(leaf)), None)
+        return next((leaf.size(0) for leaf in _flat(batch[0])[0] if _has_axis(leaf)), None)
     return None
 
 
@@ -79,14 +105,16 @@ def joined(batches: Sequence[Batch]) -> tuple[Any, Any, int]:
         if _is_row(value) and _is_by_sample(parts, _Place(name, counts)):
             return output, target, len(value)
     tensor = next((t for t in tree_leaves((target, output)) if _has_axis(t)), None)
-    return output, target, len(batches) if tensor is None else len(tensor)
+    return output, target, len(batches) if tensor is None else tensor.size(0)
 
 
 def is_by_sample(value: Any, samples: int) -> bool:
     """Tell whether all tensors, lists and tuples of a joined value have an item for each sample."""
     leaves = tree_leaves(value, is_leaf=lambda part: _is_row(part) and len(part) == samples)
     return all(
-        len(leaf) == samples if _is_row(leaf) or _has_axis(leaf) else not isinstance(leaf, Tensor)
+        len(leaf) == samples
+        if _is_row(leaf) or (_has_axis(leaf) and not leaf.is_nested)
+        else not isinstance(leaf, Tensor)
         for leaf in leaves
     )
 
@@ -113,7 +141,7 @@ def _is_row(value: Any) -> bool:
 
 def _flat(value: Any) -> tuple[list[Any], Any]:
     """Return the leaves of a value and how they hang together; lists and tuples are leaves."""
-    return tree_flatten(value, is_leaf=_is_row)
+    return tree_flatten(value, is_leaf=lambda v: _is_row(v) or isinstance(v, PackedSequence))
 
 
 def _join(parts: Sequence[Any], place: _Place) -> Any:
@@ -132,6 +160,9 @@ def _joined_leaf(leaves: Sequence[Any], place: _Place) -> Any:
         return _joined_tensor(leaves, place)
     if _is_row(first):
         return _joined_row(leaves, place)
+    if isinstance(first, PackedSequence):
+        whole = [sequence for leaf in leaves for sequence in unpack_sequence(leaf)]
+        return pack_sequence(whole, enforce_sorted=False)
     is_constant = isinstance(first, str | int | float | None) and len(set(leaves)) == 1
     if len(leaves) == 1 or is_constant:
         return first
@@ -139,8 +170,12 @@ def _joined_leaf(leaves: Sequence[Any], place: _Place) -> Any:
 
 
 def _joined_tensor(tensors: Sequence[Tensor], place: _Place) -> Tensor:
-    if tensors[0].dim() == 0:
+    first = tensors[0]
+    if first.dim() == 0:
         return torch.stack(list(tensors))
+    if first.is_nested:
+        samples = [sample for tensor in tensors for sample in tensor.unbind()]
+        return torch.nested.as_nested_tensor(samples, layout=first.layout)
     shapes = {tuple(t.shape[1:]): tuple(t.shape) for t in tensors}
     if len(shapes) > 1:
         one, other, *_ = shapes.values()
@@ -166,14 +201,23 @@ def _joined_row(rows: Sequence[Any], place: _Place) -> Any:
 def _is_by_sample(rows: Sequence[Any], place: _Place) -> bool:
     """Tell whether rows have an item for each sample, and not one for each part.
 
-    Where both could be, tensors are parts of an output and samples of a target.
+    Where both could be, items that differ in kind, each at its place, are parts, and so are the
+    tensors of an output. Targets that leave it open are refused.
     """
     items, counts = [item for row in rows for item in row], place.samples
     fits, whole = _agree(rows, counts)
     if items and all(isinstance(item, Mapping) for item in items):
         return fits or not whole
     if None not in counts:
-        return fits and not (whole and place.name == "output")
+        if not fits or _differ_by_place(rows) or (whole and place.name == "output"):
+            return False
+        if whole and len({len(row) for row in rows}) == 1 and len(rows[0]) > 1:
+            raise _refused(
+                place,
+                f"has a {type(rows[0]).__name__} of {len(rows[0])} tensors of as many rows, which "
+                "may be samples or parts: name the parts in a dict",
+            )
+        return True
     firsts = [{len(item) if _has_axis(item) else None for item in row} for row in rows]
     are_parts = len({len(row) for row in rows}) == 1 and all(
         len(first) == 1 and None not in first for first in firsts
@@ -181,12 +225,18 @@ def _is_by_sample(rows: Sequence[Any], place: _Place) -> bool:
     return not are_parts
 
 
+def _differ_by_place(rows: Sequence[Any]) -> bool:
+    """Tell whether the items of a row differ in kind, and those at one place of rows do not."""
+    kinds = {tuple(map(_kind, row)) for row in rows}
+    return len(kinds) == 1 and len(set(kinds.pop())) > 1
+
+
 def _agree(rows: Sequence[Any], counts: Sequence[int | None]) -> tuple[bool, bool]:
     """Tell whether rows have as many items as there are samples, and whether their tensors do."""
     pairs = list(zip(rows, counts, strict=True))
     tensors = [(t, count) for row, count in pairs for t in tree_leaves(row) if _has_axis(t)]
     fits = all(len(row) == count for row, count in pairs)
-    return fits, bool(tensors) and all(len(tensor) == count for tensor, count in tensors)
+    return fits, bool(tensors) and all(t.size(0) == count for t, count in tensors)
 
 
 def _refused(

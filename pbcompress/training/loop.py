@@ -1,7 +1,7 @@
 """One step, one epoch, and one score: a plain loop that knows nothing of compression."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -119,8 +119,7 @@ class Stepper:
     @property
     def lr(self) -> float:
         """Learning rate of the latest step."""
-        rate: float = self._optimizer.param_groups[0]["lr"]
-        return rate
+        return float(self._optimizer.param_groups[0]["lr"])  # it may be a tensor
 
     def begin_step(self, progress: float) -> None:
         """Set the learning rate, and drop the gradients of the step before.
@@ -146,7 +145,12 @@ class Stepper:
 
 
 def train_epoch(
-    stepper: Stepper, batches: Batches, objective: Objective, *, seed: tuple[int | str, ...]
+    stepper: Stepper,
+    batches: Batches,
+    objective: Objective,
+    *,
+    seed: tuple[int | str, ...],
+    count: Callable[[Any], int] = sample_count,
 ) -> tuple[float, int]:
     """Train on every batch once, in the mode that the network is in.
 
@@ -155,6 +159,7 @@ def train_epoch(
         batches: The train split, or this process's part of it.
         objective: Loss of the network on a batch.
         seed: Names the random stream of this epoch: order of samples, dropout, augmentation.
+        count: Samples of a batch.
 
     Returns:
         Mean loss over the batches, and the number of optimizer steps.
@@ -171,7 +176,7 @@ def train_epoch(
     with seeded(*seed), seeded_generators(batches, torch.initial_seed() % 2**63):
         for group in grouped(batches, stepper.accumulate):
             stepper.begin_step(min((steps + 0.5) / expected, 1.0) if expected else 0.5)
-            shares = _shares(group, engine)
+            shares = _shares(group, engine, count)
             while group:
                 place = _place(seen, engine)
                 batch, share = moved(group.pop(0), device), shares.pop(0)
@@ -234,16 +239,18 @@ def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield group
 
 
-def _shares(group: Sequence[Any], engine: Engine) -> list[float]:
+def _shares(
+    group: Sequence[Any], engine: Engine, count: Callable[[Any], int] = sample_count
+) -> list[float]:
     """Return by what each batch's loss, a mean over samples, goes into that of all of a step.
 
     Gradients of several processes are averaged, so all of their samples are counted.
     """
     if len(group) == 1 and engine.world == 1:
         return [1.0]
-    counts = [sample_count(batch) for batch in group]
+    counts = [count(batch) for batch in group]
     whole = engine.mean(sum(counts))
-    return [count / max(whole, 1) for count in counts]
+    return [own / max(whole, 1) for own in counts]
 
 
 def predict(

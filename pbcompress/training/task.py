@@ -1,6 +1,6 @@
 """Data and task: what is learned, and how it is scored."""
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,11 +10,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pbcompress.core.inputs import BatchAxes, Call, map_tensors
+from pbcompress.core.inputs import (
+    BatchAxes,
+    Call,
+    as_call,
+    batch_places,
+    map_tensors,
+    tensors_of,
+)
 from pbcompress.core.modules import copy_model
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError
 from pbcompress.training.class_targets import IGNORED, class_problem
+from pbcompress.training.joining import sample_count
 
 __all__ = [
     "Batches",
@@ -137,6 +145,21 @@ class Task:
         axes = self.batch_axes if call.batch_axes is None else call.batch_axes
         return replace(call, batch_axes=axes)
 
+    def samples(self, model: nn.Module, batch: Any) -> int:
+        """Return how many samples a batch has, along the axes that are said to be the batch.
+
+        Where nothing is said it is `sample_count`. A batch without such an axis is one sample.
+        """
+        if self.batch_axes is None:
+            return sample_count(batch)
+        is_pair = self.forward is None and isinstance(batch, tuple | list) and len(batch) == 2
+        inputs = batch[0] if is_pair else batch
+        if not is_pair and not isinstance(batch, Mapping):
+            return sample_count(batch)
+        call = replace(as_call(inputs), batch_axes=self.batch_axes)
+        places, tensors = batch_places(model, call), tensors_of(call)
+        return next((tensors[number].shape[axis] for number, axis in places.items()), 1)
+
     def run(self, model: nn.Module, batch: Any) -> tuple[Any, Any]:
         """Return ``(output, target)`` of one batch."""
         if self.forward is not None:
@@ -233,9 +256,18 @@ def check_finite(batch: Any, where: str) -> None:
         if (
             isinstance(tensor, Tensor)
             and tensor.is_floating_point()
-            and not tensor.isfinite().all()
+            and not all(bool(part.isfinite().all()) for part in _dense_parts(tensor))
         ):
             raise CompressionError(f"There is a NaN or infinity in {where}. Clean the data first.")
+
+
+def _dense_parts(tensor: Tensor) -> Sequence[Tensor]:
+    """Return the numbers of a tensor of any layout."""
+    if tensor.is_nested:
+        return tensor.unbind()
+    if tensor.layout is torch.sparse_coo:
+        return [tensor.coalesce().values()]
+    return [tensor.values() if tensor.layout is not torch.strided else tensor]
 
 
 def batch_count(batches: Batches) -> int:

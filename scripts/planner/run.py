@@ -4,11 +4,12 @@
 at two batch sizes, takes the gradients of a step, and rebuilds it from its plan on a fresh network.
 ``export`` exports the shrunk networks and holds the files against them. ``speed`` holds planning
 against one graph build and step of torch-pruning, in turn; ``depth`` times it as networks get
-deeper. One JSON line per network and act; the page is made from these lines alone, failures
-included.
+deeper. ``reasons`` counts why layers keep their width. One JSON line per network and act; the page
+is made from these lines alone, failures included.
 
     python -m scripts.planner.run run timm lines.jsonl
     python -m scripts.planner.run export timm lines.jsonl
+    python -m scripts.planner.run reasons timm lines.jsonl
     python -m scripts.planner.run speed lines.jsonl
 
 The zoos are needed beside pbcompress; they are not among its dependencies.
@@ -18,21 +19,26 @@ import argparse
 import copy
 import gc
 import platform
+import re
 import statistics
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch_pruning
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import pbcompress as pb
+from pbcompress.core.inputs import as_call, single_sample
+from pbcompress.core.modules import copy_model
+from pbcompress.structure.channel_groups import find_groups, reasons
 from scripts.lines import append_line, read_lines
 from scripts.planner.depth import measured
 from scripts.planner.networks import Entry, hugging_face, timm_families, torchvision_classifiers
@@ -50,6 +56,7 @@ SPEED = (
 )
 IMAGE = 224
 REPEATS = 5
+PRODUCERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
 
 
 def outputs(model: torch.nn.Module, inputs: Any) -> list[Tensor]:
@@ -117,6 +124,33 @@ def exported(entry: Entry) -> dict[str, Any]:
     return {"export": "failed", "export_error": failure}
 
 
+def left_whole(entry: Entry) -> dict[str, Any]:
+    """Count the layers that keep their width, by what the structure of a network says of them."""
+    model = entry.make()
+    call = single_sample(as_call(entry.inputs(1)), model)
+    layers = sum(isinstance(module, PRODUCERS) for module in model.modules())
+    try:
+        grouping = find_groups(copy_model(model).eval(), call)
+    except pb.CompressionError as err:
+        return {"layers": layers, "reasons_error": str(err)}
+    return {"layers": layers, "reasons": counted(reasons(model, grouping))}
+
+
+def counted(found: Mapping[str, str]) -> dict[str, int]:
+    """Return how many layers have each reason, names and numbers left out.
+
+    Example:
+        >>> counted({"a": "'b' looks its rows up", "c": "its channels go with those of 'a': two"})
+        {'… looks its rows up': 1, 'two': 1}
+    """
+    kinds: Counter[str] = Counter()
+    for reason in found.values():
+        own = re.sub(r"its channels go with those of '[^']*': ", "", reason)
+        own = re.sub(r"'[^']*'", "…", re.sub(r"plain number \d+", "plain number …", own))
+        kinds.update(dict.fromkeys(own.split("; "), 1))
+    return dict(kinds)
+
+
 def speed(path: Path) -> None:
     """Time planning against one graph build and step of torch-pruning, in turn.
 
@@ -165,11 +199,14 @@ def run(names: str, path: Path, act: Callable[[Entry], dict[str, Any]]) -> None:
             gc.collect()
 
 
+ACTS = {"run": check, "export": exported, "reasons": left_whole}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a list, or time the planner."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("run", "export"):
+    for name in ACTS:
         runner = commands.add_parser(name)
         runner.add_argument("list", choices=LISTS)
         runner.add_argument("lines", type=Path, help="file of lines, made or added to")
@@ -183,8 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for line in measured(SHARE):
             write(arguments.lines, line)
     else:
-        act = check if arguments.command == "run" else exported
-        run(arguments.list, arguments.lines, act)
+        run(arguments.list, arguments.lines, ACTS[arguments.command])
 
 
 if __name__ == "__main__":

@@ -7,12 +7,39 @@ Other lines than the packed ones are named as its argument.
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 
 from scripts.lines import Line, named_lines
 from scripts.planner.depth import HEADS, STAGES, WIDTH
 from scripts.planner.run import EXPORT_LIMIT, IMAGE, LISTS
 
+OUTPUT = "its width is the network's output"
+FREQUENT = 10  # reasons that are listed
+SAID = {
+    OUTPUT: "what the network answers",
+    "scales by the size of its heads": "whole heads go where there are several; here there is one",
+    "meet a tensor of fixed size": "a table of positions, a mask, or the positions themselves",
+    "whole heads go": "the width of heads; whole heads go there",
+    "one channel": "nothing is left of it otherwise",
+    "picked one by one": "an axis of queries, keys and values, or of two answers",
+    "looks its rows up": "the words of a tied embedding",
+    "uneven parts": "uneven parts are cut alike; here heads ask for other channels to go",
+    "may read it on other inputs": "the code reads a value, and may take another path",
+    "a reshape in": "halves that are shuffled block after block hang together as a whole",
+    "plain number": "the number stands in the code, and would have to change with the width",
+    "a size that does not follow": "sizes come from heads, or windows, of their own",
+    "spatial dimension": "positions of an image are not narrowed",
+}
+# reasons of before, and what is done about them
+MENDED = (
+    "`col2im` (fold) takes whole windows",
+    "`scatter`, `scatter_add`, `scatter_reduce`, `gather`, `index_put`, `index_copy` and "
+    "`index_reduce` keep the positions that they are given, and let the other axes go",
+    "numbers that are written where a mask holds count as element by element",
+    "a channel that is picked for its shape alone may go",
+    "`chunk` and `tensor_split` into uneven parts lose as many channels of each part",
+)
 HIT = 0.98  # of the target, from where on a network has landed
 
 
@@ -46,6 +73,7 @@ def page(lines: Sequence[Line]) -> str:
         *(f"| {r['name']} | {r['ratio']:.2f} |" for r in lines if r["list"] == "speed"),
         "",
         *_depth([r for r in lines if r["list"] == "depth"]),
+        *_reasons(networks),
         "## Every network",
         "",
         *_details(networks),
@@ -79,6 +107,33 @@ def _depth(lines: Sequence[Line]) -> list[str]:
         row = [r["name"], f"{r['layers']}", f"{r['seconds']:.2f}", exponent, *seconds]
         rows.append("| " + " | ".join([*row, f"{r['share_of_target']:.4f}"]) + " |")
     return [*rows, ""]
+
+
+def _reasons(networks: Sequence[Line]) -> list[str]:
+    """Return the section on layers that keep their width, none where they were not counted."""
+    layers: Counter[str] = Counter()
+    where: Counter[str] = Counter()
+    for r in networks:
+        found = r.get("reasons") or ({OUTPUT: 1} if r.get("left_alone") == 1 else {})
+        layers.update(found)
+        where.update(dict.fromkeys(found, 1))
+    if not any("reasons" in r for r in networks):
+        return []
+    rows = [
+        "## Layers that keep their width",
+        "",
+        "What the structure of the networks says of layers that are never narrowed, over all "
+        "lists; the most frequent reasons. A layer may have several. Networks whose plan left one "
+        "layer alone were not looked at again: it is their output.",
+        "",
+        "| reason | layers | networks | mended, or why not |",
+        "| --- | --- | --- | --- |",
+    ]
+    for reason, count in layers.most_common(FREQUENT):
+        said = next((text for part, text in SAID.items() if part in reason), "")
+        rows.append(f"| {reason} | {count} | {where[reason]} | {said} |")
+    mended = "; ".join(MENDED)
+    return [*rows, "", f"No longer there, since they are followed now: {mended}.", ""]
 
 
 def _summary(networks: Sequence[Line]) -> list[str]:

@@ -374,3 +374,23 @@ def test_a_name_that_torch_would_take_for_code_is_refused(name, tmp_path):
     with pytest.raises(CompressionError, match="writes names into code"):
         export_pt2(network, tmp_path / "a.pt2", torch.zeros(1, 3))
     assert list(tmp_path.iterdir()) == []
+
+
+class Causal(nn.Module):
+    """A decoder of torch, which looks whether its mask is causal."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerDecoderLayer(16, 4, 32, batch_first=True)
+        self.layers, self.head = nn.TransformerDecoder(layer, 1), nn.Linear(16, 3)
+
+    def forward(self, x, memory):
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        return self.head(self.layers(x, memory, tgt_mask=mask))
+
+
+def test_a_decoder_with_a_causal_mask_is_exported(tmp_path):
+    torch.manual_seed(0)
+    inputs = torch.randn(2, 5, 16), torch.randn(2, 4, 16)
+    report = export_onnx(Causal().eval(), tmp_path / "model.onnx", inputs)
+    assert report.max_relative < 1e-5

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pbcompress import TargetUnreachableError, plan_widths, shrink
+from pbcompress.core.modules import plain_attention
 from pbcompress.planning.planner import UNPROVEN
 from tests.support.nets import Net
 
@@ -101,3 +102,33 @@ def test_where_nothing_can_be_proven_the_reason_is_true_and_comes_at_once():
 
 
 DRAWS = random.Random(0)
+
+
+@pytest.mark.parametrize("heads", [4, 6])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_an_encoder_with_an_odd_number_of_heads_left_takes_no_nested_tensors(heads):
+    """Torch decides so where it makes one; its layers fail on them otherwise."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8 * heads, heads, 64, batch_first=True)
+    stack = nn.TransformerEncoder(layer, 2)
+    model = Net(padded, stem=nn.Linear(6, 8 * heads), stack=stack, head=nn.Linear(8 * heads, 3))
+    assert model.stack.use_nested_tensor
+    plan = plan_widths(model.eval(), (X, MASK), 0.5)
+    small = shrink(model, plan)
+    left = small.stack.layers[0].self_attn.num_heads
+    assert small.stack.use_nested_tensor == (left % 2 == 0)
+    with torch.no_grad():
+        fast = small(X, MASK)
+        with plain_attention():
+            torch.testing.assert_close(fast[0], small(X, MASK)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_plain_attention_uses_a_causal_mask_as_it_is_and_gives_torch_its_function_back():
+    detect = nn.modules.transformer._detect_is_causal_mask
+    model = encoder(causal).eval()
+    with torch.no_grad():
+        wanted = model(X, MASK)
+        with plain_attention():
+            assert nn.modules.transformer._detect_is_causal_mask is not detect
+            torch.testing.assert_close(model(X, MASK), wanted)
+    assert nn.modules.transformer._detect_is_causal_mask is detect

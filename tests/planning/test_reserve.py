@@ -104,3 +104,31 @@ def test_what_a_plan_reserves_is_what_grows(kind, form, setting, bias, normed):
         assert count(small) - before == plan.reserved_params
         grew |= bool(plan.grow)
     assert grew
+
+
+class SharedWeights(nn.Module):
+    """Two layers on one weight, and an output on that of an embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.first = nn.Embedding(30, 32), nn.Linear(32, 32)
+        self.second, self.last = nn.Linear(32, 32), nn.Linear(32, 30)
+        self.second.weight, self.last.weight = self.first.weight, self.table.weight
+
+    def forward(self, x):
+        return self.last(self.second(self.first(self.table(x)).relu()).relu())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_layers_that_share_a_weight_are_reserved_for_at_their_own_width(form):
+    torch.manual_seed(0)
+    model, config = SharedWeights().eval(), dendrites_of(form, share=1.0, max_sets=2)
+    x = torch.randint(0, 30, (1, 7))
+    plan = plan_widths(model, x, 0.9, config=CompressConfig(dendrites=config))
+    assert {"second", "last"} & set(plan.grow)
+    small = shrink(model, plan)
+    before = count(small)
+    for _ in range(2):
+        attach_dendrites_(small, config, layers=plan.grow)
+    assert count(small) - before == plan.reserved_params
+    assert count(small) <= plan.target_params

@@ -101,6 +101,7 @@ MAKERS = {
     "radam": lambda p: optim.RAdam(p, lr=0.05),
     "rmsprop": lambda p: optim.RMSprop(p, lr=0.05, momentum=0.5, centered=True),
     "rprop": lambda p: optim.Rprop(p, lr=0.05),
+    "a tensor as rate": lambda p: optim.Adam(p, lr=torch.tensor(0.01)),
     "two groups": lambda p: optim.AdamW([{"params": p[:1], "lr": 0.1}, {"params": p[1:]}], lr=0.01),
     "numbers in groups": Slowing,
     "numbers in the state": Counting,
@@ -140,7 +141,7 @@ def test_every_optimizer_of_torch_is_there():
     }
     tried = {type(make(list(network().parameters()))).__name__ for make in MAKERS.values()}
     assert kinds - OTHERS <= tried
-    assert len(MAKERS) == 24
+    assert len(MAKERS) == 25
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -166,7 +167,13 @@ class Killer(Callback):
             raise KeyboardInterrupt
 
 
-RESUMED = ("numbers in groups", "numbers in the state", "one inside", "one cycle")
+RESUMED = (
+    "a tensor as rate",
+    "numbers in groups",
+    "numbers in the state",
+    "one inside",
+    "one cycle",
+)
 
 
 @pytest.mark.parametrize("name", RESUMED)
@@ -225,3 +232,20 @@ def test_what_cannot_be_kept_is_refused_before_an_epoch(name, tmp_path):
         recover_(model, data, config=config, optimizer=make, checkpoint=point)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     recover_(model, data, config=config, optimizer=make)  # without a checkpoint it may train
+
+
+UNFIT = {
+    "LBFGS": "an? LBFGS.*takes a closure.*Make one whose step",
+    "SparseAdam": "an? SparseAdam.*sparse gradients alone.*Make an Adam",
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_no_phase_can_step_with_is_refused_before_an_epoch(name):
+    model, x = network(), torch.randn(8, 6)
+    before = copy.deepcopy(model.state_dict())
+    split = [(x, torch.zeros(8, dtype=torch.long))]
+    config = CompressConfig(dendrites=DendriteConfig(max_sets=0), recovery=recovery_of(epochs=1))
+    with pytest.raises(CompressionError, match=UNFIT[name]):
+        recover_(model, Data(split, split), config=config, optimizer=getattr(optim, name))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())

@@ -33,14 +33,16 @@ def test_planner(tmp_path, monkeypatch):
     entry = Entry("small_cnn", small_cnn, images)
     monkeypatch.setattr(planner, "LISTS", {"timm": lambda: {"small_cnn": entry}})
     path = tmp_path / "lines.jsonl"
-    for act in ("run", "export", "run"):  # what is there is not run again
+    for act in ("run", "export", "reasons", "run"):  # what is there is not run again
         planner.main([act, "timm", str(path)])
-    plan, export = read_lines(path)
+    plan, export, whole = read_lines(path)
+    assert whole["reasons"] == {planner_tables.OUTPUT: 1}
     assert plan["exact"]
     assert plan["replayed"]
     assert export["export"] == "any batch"
-    page = planner_tables.page([plan, export])
+    page = planner_tables.page([plan, export, whole])
     assert "| timm | 1 |" in page
+    assert f"| {planner_tables.OUTPUT} | 1 | 1 |" in page
     assert "| small_cnn | " in page
 
 

@@ -1,6 +1,7 @@
 """Which channels go together, what is left alone, and torch-pruning's traps."""
 
 import copy
+import math
 import warnings
 from collections import OrderedDict
 
@@ -919,3 +920,47 @@ def test_a_unit_of_narrower_heads_is_one_dimension_of_every_head():
         ScaledAttention().eval(), as_call(torch.randn(1, 5, 10)), attention="dimensions"
     )
     assert [(g.width, g.channels_per_unit) for g in grouping.groups] == [(6, 3 * 4)]
+
+
+class Numbers(nn.Module):
+    """Its code calculates with numbers of its own, which count nothing that may go."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.patch = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 3, 1), 4
+
+    def forward(self, x):
+        high = math.ceil(x.shape[2] / self.patch) * self.patch
+        wide = int(x.shape[3] * self.patch**0.5) // 2
+        resized = functional.interpolate(self.first(x).relu(), size=(high, wide))
+        return self.last(resized)
+
+
+def test_numbers_that_count_nothing_are_no_sizes():
+    model = Numbers().eval()
+    small = shrink(model, plan_widths(model, images(1), 0.5))
+    assert small.first.out_channels < 16
+    assert small(images(2)).shape == model(images(2)).shape
+
+
+class ForItsShape(nn.Module):
+    """It takes a channel, of which it reads the shape alone, as encoders of transformers do."""
+
+    def __init__(self, uses):
+        super().__init__()
+        self.uses = uses
+        self.first, self.second, self.last = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        h = self.first(x).relu()
+        one = h[..., -1]
+        rows = torch.zeros(one.shape) + (one if self.uses else 0)
+        return self.last(self.second(h).relu() + rows[..., None])
+
+
+def test_a_channel_that_is_picked_for_its_shape_may_go():
+    for uses in (False, True):
+        model = ForItsShape(uses).eval()
+        plan = plan_widths(model, torch.randn(2, 6), 0.7)
+        assert (shrink(model, plan).first.out_features < 16) == (not uses)
+        assert ("picked one by one" in plan.left_alone.get("first", "")) == uses

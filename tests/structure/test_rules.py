@@ -21,6 +21,7 @@ from pbcompress.structure.label_pass import trace
 from pbcompress.structure.rules import RULES
 
 aten = torch.ops.aten
+pytestmark = pytest.mark.filterwarnings("ignore:index_reduce")  # is in beta
 ANY_GRU = nn.GRU(1, 1)  # a network for whose sake the kernels are plain
 
 
@@ -537,6 +538,10 @@ SAMPLES |= {
         ("1", ""),
     ),
     "im2col": Sample(lambda x: functional.unfold(x, (2, 3)), (IMAGE,), ("01",)),
+    "col2im": Sample(lambda x: functional.fold(x, (3, 4), (2, 2)), ((2, 12, 6),), ("01",)),
+    "col2im without a batch": Sample(
+        lambda x: functional.fold(x, (4, 4), 2, stride=2), ((12, 4),), ("0",)
+    ),
     "pixel shuffle": Sample(lambda x: functional.pixel_shuffle(x, 2), ((2, 12, 3, 3),), ("01",)),
     "pixel unshuffle": Sample(lambda x: functional.pixel_unshuffle(x, 2), ((2, 3, 4, 4),), ("01",)),
     "channel shuffle": Sample(lambda x: torch.channel_shuffle(x, 2), ((2, 6, 3, 3),)),
@@ -597,6 +602,12 @@ SAMPLES |= {
     "slice of the start": Sample(
         lambda a, b: torch.cat([a, b], 1)[:, : a.shape[1]], ((2, 3), (2, 4))
     ),
+    "select for the sake of its shape": Sample(
+        lambda x: x.new_ones(x[:, :, -1].shape)[..., None] * x, SHAPE
+    ),
+    "unbind for the sake of its shape": Sample(
+        lambda x: x.new_ones(x.unbind(1)[0].size())[:, None] * x, SHAPE
+    ),
     "slice of one": Sample(lambda x: x[:, :1], SHAPE, ("012",)),
     "slice with steps": Sample(lambda x: x[:, ::2], SHAPE, ("02",)),
     "narrow": Sample(
@@ -607,7 +618,10 @@ SAMPLES |= {
     "split into equal sizes": Sample(lambda x: x.split([x.shape[1] // 2] * 2, 1), ((2, 6),)),
     "unsafe split": Sample(lambda x: torch.unsafe_split(x, x.shape[1] // 2, 1), ((2, 6),)),
     "chunk": Sample(lambda x: x.chunk(3, 1), ((2, 6),)),
-    "uneven chunks": Sample(lambda x: x.chunk(2, 1), ((2, 5),), ("0",)),
+    "uneven chunks": Sample(lambda x: x.chunk(2, 1), ((2, 5),)),
+    "uneven chunks, one of them short": Sample(lambda x: x.chunk(3, 1), ((2, 10),)),
+    "fewer chunks than asked for": Sample(lambda x: x.chunk(6, 1), ((2, 9),), ("0",)),
+    "uneven parts": Sample(lambda x: x.tensor_split(3, 1), ((2, 11),)),
     "glu": Sample(lambda x: functional.glu(x, 1), ((2, 6, 3),)),
     "glu of the last": Sample(functional.glu, ((2, 6),)),
     "index": Sample(lambda x: x[:, torch.tensor([2, 0])], SHAPE, ("02",)),
@@ -621,15 +635,91 @@ SAMPLES |= {
         lambda x: x[torch.tensor([0, 1]), :, torch.tensor([1, 0])], SHAPE, ("1",)
     ),
     "index by a matrix": Sample(lambda x: x[:, torch.tensor([[2, 0], [1, 1]])], SHAPE, ("02",)),
-    "index by a mask": Sample(lambda x: x[torch.tensor([True, False])], SHAPE, ("",)),
+    "index by a mask": Sample(lambda x: x[torch.tensor([True, False])], SHAPE, ("12",)),
+    "index by a mask of two axes": Sample(
+        lambda x: x[torch.tensor([[True, False, True], [False, True, False]])], SHAPE, ("2",)
+    ),
+    "index by two masks": Sample(
+        lambda x: x[torch.tensor([True, False]), torch.tensor([True, False, False])], SHAPE, ("",)
+    ),
+    "a number where a mask holds": Sample(
+        lambda x, y: (x.__setitem__(y > 0.5, 0.25), x)[1], ((2, 3), (2, 3)), ("01", "01")
+    ),
+    "a number in rows where a mask holds": Sample(
+        lambda x, y: (x.__setitem__(y > 0.5, 0.25), x)[1], ((2, 3, 4), (2, 3)), ("012", "01")
+    ),
+    "values where a mask holds": Sample(
+        lambda x, y: (x.__setitem__(torch.tensor([True, False, True]), y), x)[1],
+        ((3, 4), (2, 4)),
+        ("", ""),
+    ),
     "index select": Sample(lambda x: x.index_select(1, torch.tensor([2, 0])), SHAPE, ("02",)),
+    "index put": Sample(
+        lambda x, y: x.index_put((torch.tensor([2, 0]),), y), ((4, 3), (2, 3)), ("1", "1")
+    ),
+    "index put in place, of one for all": Sample(
+        lambda x, y: x.index_put_((torch.tensor([2, 0, 2]),), y, accumulate=True),
+        ((4, 3, 2), (3, 1)),
+        ("12", "0"),
+    ),
+    "writing by index": Sample(
+        lambda x, y: (x.__setitem__((slice(None), torch.tensor([2, 0])), y), x)[1],
+        ((4, 3), (4, 2)),
+        ("0", "0"),
+    ),
+    "writing a number by index": Sample(
+        lambda x: (x.__setitem__(torch.tensor([2, 0]), 0.5), x)[1], ((4, 3),), ("1",)
+    ),
+    **{
+        f"{name}{end}": Sample(
+            lambda x, y, n=name, e=end, m=more: getattr(x, n + e)(0, torch.tensor([2, 0]), y, *m),
+            ((4, 3), (2, 3)),
+            ("1", "1"),
+        )
+        for name, more in (("index_copy", ()), ("index_reduce", ("mean",)))
+        for end in ("", "_")
+    },
+    **{
+        f"index fill{end}": Sample(
+            lambda x, e=end: getattr(x, f"index_fill{e}")(0, torch.tensor([1]), 0.5), SHAPE, ("12",)
+        )
+        for end in ("", "_")
+    },
     "gather": Sample(lambda x: x.gather(1, torch.zeros(2, 1, 4, dtype=torch.long)), SHAPE, ("",)),
+    "gather of whole rows": Sample(
+        lambda x: x.gather(1, torch.tensor([2, 0])[:, None].expand(2, 2, x.shape[2])),
+        SHAPE,
+        ("2",),
+    ),
+    "gather along an axis": Sample(
+        lambda x: x.take_along_dim(torch.tensor([2, 0])[None, :, None], 1), SHAPE, ("02",)
+    ),
+    **{
+        f"{name}{end}": Sample(
+            lambda x, y, n=name, e=end, m=more: getattr(x, n + e)(
+                0, torch.tensor([2, 0, 2])[:, None].repeat(1, y.shape[1]), y, *m
+            ),
+            ((4, 3), (3, 3)),
+            ("1", "1"),
+        )
+        for name, more in (("scatter", ()), ("scatter_add", ()), ("scatter_reduce", ("amax",)))
+        for end in ("", "_")
+    },
+    "scatter of a number": Sample(
+        lambda x: x.scatter(0, torch.tensor([[1]]).expand(1, x.shape[1]), 0.5), ((4, 3),), ("1",)
+    ),
+    "scatter to a part": Sample(
+        lambda x: x.scatter(0, torch.zeros(1, 2, dtype=torch.long), 0.5), ((4, 3),), ("",)
+    ),
     "flip": Sample(lambda x: x.flip(1), SHAPE, ("02",)),
     "roll": Sample(lambda x: x.roll(1, 1), SHAPE, ("02",)),
     "roll of two": Sample(lambda x: x.roll((1, 2), (0, -1)), SHAPE, ("1",)),
     "roll of all": Sample(lambda x: x.roll(1), SHAPE, ("",)),
     "repeat": Sample(lambda x: x.repeat(1, 2, 1), SHAPE),
     "repeat with an axis more": Sample(lambda x: x.repeat(2, 1, 3), ((3, 4),)),
+    "repeat of one as often as there are channels": Sample(
+        lambda x: x.new_ones(1).repeat(x.shape[1], x.shape[2]) * x, SHAPE
+    ),
     "repeat interleaved": Sample(lambda x: x.repeat_interleave(2, 1), SHAPE),
     "windows": Sample(lambda x: x.unfold(1, 2, 1), SHAPE, ("02",)),
     "pad": Sample(lambda x: functional.pad(x, (1, 2)), SHAPE),

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from pbcompress import TargetUnreachableError, measure, plan_widths, shrink
+from pbcompress.core.modules import copy_model
 from pbcompress.core.scripted import scripts_as_python
 from tests.support.masking import assert_equals_masked
 from tests.support.nets import Net
@@ -90,3 +91,16 @@ def test_scripted_functions_are_themselves_again_at_the_end():
     with pytest.raises(ZeroDivisionError), scripts_as_python():
         raise ZeroDivisionError
     assert torch.jit.ScriptFunction.__call__ is call
+
+
+@pytest.mark.parametrize("hold", [lambda f: f, lambda f: [f], lambda f: {"f": f}, lambda f: (f,)])
+@pytest.mark.parametrize("name", ["halves", "traced"])
+def test_a_module_may_hold_a_scripted_function(name, hold):
+    function, held = scripted(name), hold
+    model = network(lambda s, z: function(z))
+    model.held = held(function)
+    copied = copy_model(model)
+    assert repr(copied.held) == repr(model.held)
+    torch.testing.assert_close(copied(sequence(2)), model(sequence(2)))
+    small = shrink(model, plan_widths(model, sequence(1), 0.5))
+    assert small.inner.out_channels < 32 or name == "traced"

@@ -131,6 +131,15 @@ MISTAKES: dict[str, tuple[nn.Module, Any, Any, Task, tuple[str, ...]]] = {
     "a dict": (
         Net(C, lambda y: {"scores": y}), X, Y, Task(), ("scores: float32", "(batch[0])['scores']"),
     ),
+    "nothing": (Net(C, lambda y: None), X, Y, Task(), ("a NoneType", "a forward with a return")),
+    "a class of losses": (
+        Net(), X, Y, Task(loss=nn.CrossEntropyLoss), ("not the class", "Write CrossEntropyLoss()"),
+    ),
+    "scores for probabilities": (
+        Net(1, lambda y: y + 5), X, HITS[:, None].float(),
+        Task(loss=F.binary_cross_entropy, metric=BCE),
+        ("probabilities", "F.binary_cross_entropy_with_logits"),
+    ),
     "numpy": (Net(), X.numpy(), Y.numpy(), Task(), ("numpy float32 (12, 4)", "torch.as_tensor")),
     "numpy labels": (Net(), X, Y.numpy(), Task(), ("numpy int64 (12,)", "torch.as_tensor")),
     "float64": (Net(), X.double(), Y, Task(), ("float64 (12, 4)", "x.float()")),
@@ -155,7 +164,7 @@ MISTAKES: dict[str, tuple[nn.Module, Any, Any, Task, tuple[str, ...]]] = {
 
 
 def test_the_table_is_whole() -> None:
-    assert len(MISTAKES) == 40
+    assert len(MISTAKES) == 43
 
 
 @pytest.mark.parametrize("samples", [None, 8], ids=["whole", "few"])

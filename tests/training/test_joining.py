@@ -1,15 +1,18 @@
 """Outputs and targets of a split, from those of its batches."""
 
+from collections import UserDict
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from pbcompress.errors import CompressionError
 from pbcompress.training.joining import is_by_sample, sample_count, taken
 from pbcompress.training.loop import evaluate
-from pbcompress.training.task import Task
+from pbcompress.training.task import Task, check_finite
 
 
 class Sizes(NamedTuple):
@@ -104,6 +107,59 @@ def test_what_cannot_be_joined_is_said_with_what_to_do(name: str) -> None:
         evaluate(nn.Linear(4, 2), split, Task(metric=lambda o, t: 0.0))
 
 
+PAIR = [torch.zeros(2, 3), torch.zeros(2, 5)]
+
+
+@pytest.mark.parametrize("targets", [PAIR, tuple(PAIR)], ids=["list", "tuple"])
+def test_two_rows_that_may_be_samples_or_parts_are_refused(targets: Any) -> None:
+    split = [(torch.zeros(2, 4), targets)] * 2
+    with pytest.raises(CompressionError, match=r"2 tensors of as many rows.*name the parts in a"):
+        evaluate(nn.Linear(4, 2), split, Task(metric=lambda o, t: 0.0))
+
+
+@pytest.mark.parametrize("boxes", [torch.zeros(2, 4), [torch.zeros(1, 4), torch.zeros(3, 4)]])
+def test_two_parts_that_differ_in_kind_are_parts_of_two_samples(boxes: Any) -> None:
+    seen: list[Any] = []
+    split = [(torch.zeros(2, 4), (boxes, torch.tensor([i, i]))) for i in range(3)]
+    evaluate(nn.Linear(4, 2), split, Task(metric=lambda o, t: seen.append(t) or 0.0))
+    found, labels = seen[0]
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert len(found) == 6
+
+
+def sequences(start: int, count: int) -> list[Tensor]:
+    return [torch.full(((7 * i) % 4 + 1, 2), float(i)) for i in range(start, start + count)]
+
+
+@pytest.mark.parametrize(
+    ("pack", "unpack"),
+    [
+        (lambda s: pack_sequence(s, enforce_sorted=False), unpack_sequence),
+        (torch.nested.nested_tensor, Tensor.unbind),
+        (lambda s: torch.nested.nested_tensor(s, layout=torch.jagged), Tensor.unbind),
+    ],
+    ids=["packed", "nested", "jagged"],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_tensors_of_several_lengths_grow_with_the_samples(pack: Any, unpack: Any) -> None:
+    seen: list[Any] = []
+    split = [(torch.zeros(n, 4), pack(sequences(s, n))) for s, n in ((0, 3), (3, 2), (5, 3))]
+    task = Task(metric=lambda output, target: seen.append(target) or 0.0)
+    assert evaluate(nn.Linear(4, 2), split, task)[1] == 8
+    for own, wanted in zip(unpack(seen[0]), sequences(0, 8), strict=True):
+        assert torch.equal(own, wanted)
+    assert not is_by_sample(seen[0], 8)  # nothing takes some of them
+
+
+def test_a_nan_in_a_tensor_of_another_layout_is_found() -> None:
+    bad = torch.tensor([[1.0, float("nan")], [0.0, 0.0]])
+    nested = torch.nested.nested_tensor(list(bad), layout=torch.jagged)
+    for tensor in (bad.to_sparse(), nested):
+        with pytest.raises(CompressionError, match="NaN or infinity in here"):
+            check_finite((tensor,), "here")
+    check_finite((torch.eye(2).to_sparse(),), "here")
+
+
 def test_samples_are_taken_from_every_part() -> None:
     value = ({"x": torch.arange(4)}, list("abcd"), (torch.arange(4), "constant"))
     assert is_by_sample(value, 4)
@@ -127,9 +183,25 @@ COUNTS = {
     "targets in a dict": ((torch.zeros(3, 2), {"boxes": [{}, {}, {}]}), 3),
     "images": (([torch.zeros(3, 8, 8)] * 2, [{}, {}]), 2),
     "a number": (1.0, 1),
+    "inputs, targets and weights": ([torch.zeros(4, 3), torch.zeros(4), torch.zeros(4)], 4),
+    "a tuple of three": ((torch.zeros(4, 2), torch.zeros(4, 2), torch.zeros(4, 2)), 4),
+    "three alike": ([torch.zeros(5, 2)] * 3, 5),
+    "three stacks of images": ([torch.zeros(5, 3, 8, 8)] * 3, 5),
+    "inputs alone": ([torch.zeros(5, 3)], 5),
+    "a list of images": ([torch.zeros(3, 8, 8)] * 5, 5),
+    "a list of sequences": ([torch.zeros(n, 8) for n in (2, 3, 4)], 3),
+    "a list of pairs": ([(torch.zeros(3), 1)] * 4, 4),
+    "a list of dicts": ([{"x": torch.zeros(3)}] * 4, 4),
+    "an object": (SimpleNamespace(x=torch.zeros(4, 2), y=torch.zeros(4)), 4),
+    "a mapping of its own": (UserDict(x=torch.zeros(4, 2)), 4),
+    "ragged ones": (
+        (torch.nested.nested_tensor(list(map(torch.zeros, (2, 3))), layout=torch.jagged), 0),
+        2,
+    ),
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("kind", COUNTS)
 def test_the_samples_of_a_batch_are_counted(kind: str) -> None:
     batch, count = COUNTS[kind]

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from pbcompress import DistillationConfig, OptimizerConfig
+from pbcompress import (
+    CompressConfig,
+    DendriteConfig,
+    DistillationConfig,
+    EngineConfig,
+    OptimizerConfig,
+    RecoveryConfig,
+    recover_,
+)
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.training.data_checks import check_data
 from pbcompress.training.distillation import make_objective
@@ -637,3 +645,37 @@ def test_processes_follow_the_mean_over_the_samples_of_all(sizes: Any) -> None:
         means = [part.mean() for part in np.split(numbers, np.cumsum(own)[:-1])]
         steps += sum(share * mean for share, mean in zip(shares, means, strict=True)) / 2
     np.testing.assert_allclose(steps, np.concatenate(values).mean(), rtol=1e-10, atol=1e-12)
+
+
+AXES = {
+    "one input": ({"input": 1}, (torch.zeros(5, 3, 2), torch.zeros(5, 3, 1)), 3),
+    "by its place": ({0: -2}, (torch.zeros(5, 3, 2), torch.zeros(5, 3, 1)), 3),
+    "inputs in a dict": ({"input": 1}, ({"input": torch.zeros(5, 3, 2)}, torch.zeros(3)), 3),
+    "a dict": ({"input": 1}, {"input": torch.zeros(5, 3, 2), "y": torch.zeros(3)}, 3),
+    "no batch": ({}, (torch.zeros(5, 2), torch.zeros(5, 1)), 1),
+    "not said": (None, (torch.zeros(5, 3, 2), torch.zeros(5, 3, 1)), 5),
+}
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_samples_are_counted_along_the_axis_that_is_said(name: str) -> None:
+    axes, batch, count = AXES[name]
+    own = (lambda model, batch: (model(batch["input"]), batch["y"])) if name == "a dict" else None
+    assert Task(batch_axes=axes, forward=own).samples(nn.Linear(2, 1), batch) == count
+
+
+def test_a_recovery_counts_the_samples_of_inputs_with_time_first() -> None:
+    mse = nn.functional.mse_loss
+    split = [(torch.randn(6, n, 2), torch.randn(6, n, 1)) for n in (4, 1)]
+    model = nn.Linear(2, 1, bias=False)
+    weight = model.weight.detach().clone()
+    optimizer = OptimizerConfig(
+        algorithm="sgd", lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant"
+    )
+    choices = RecoveryConfig(epochs=1, optimizer=optimizer, engine=EngineConfig(accumulate=2))
+    task = Task(loss=mse, metric=mse, higher_is_better=False, batch_axes={"input": 1})
+    whole = CompressConfig(dendrites=DendriteConfig(max_sets=0), recovery=choices)
+    recover_(model, Data(split, split), task, config=whole)
+    x, y = (torch.cat([part[i] for part in split], 1) for i in (0, 1))
+    gradient = 2 * ((x @ weight.T - y) * x).mean((0, 1))
+    torch.testing.assert_close(model.weight.detach(), weight - 0.1 * gradient)
