@@ -20,7 +20,7 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from pbcompress.core.bounded_files import is_file, read_bounded
+from pbcompress.core.bounded_files import is_file, is_name, read_bounded
 from pbcompress.core.drafts import draft_folder, told_where
 from pbcompress.core.json_documents import decoded
 from pbcompress.errors import CompressionError, StateMismatchError, first_line
@@ -133,8 +133,7 @@ def _problem(tensor: Any, folder: Path) -> tuple[str | None, int]:
     noted = {entry.key: entry.value for entry in tensor.external_data}
     location = noted.get("location", "")
     file = folder / location
-    is_name = bool(location) and not set(location) & set("/\\\0:") and location not in (".", "..")
-    if not is_name or len(location) > 255 or file.is_symlink():
+    if not is_name(location) or file.is_symlink():
         return f"is said to be in {location!r:.300}, which is not beside the file", 0
     if not is_file(file):
         return f"is in {location!r}, which is not there", 0

@@ -101,7 +101,7 @@ def read_run(directory: str | Path) -> tuple[RunFacts, History]:
 
 
 def _history_in(path: Path, files: Any) -> History:
-    """Return a history if it is the one whose SHA-256 the state tells; an older state tells none."""
+    """Return a history if it is the one that the state tells of; an older state tells of none."""
     lines = read_bounded(path)
     found = History.from_jsonl(lines, str(path))
     noted = files.get(path.name) if isinstance(files, dict) else files

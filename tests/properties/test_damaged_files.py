@@ -239,7 +239,17 @@ def test_no_raw_error_in_five_thousand_changes_of_every_reader(
 
 @pytest.mark.parametrize(
     "name",
-    ["state", "weights", "sample", "spec", "checkpoint", "plan", "ONNX", "history", "learning rate"],
+    [
+        "state",
+        "weights",
+        "sample",
+        "spec",
+        "checkpoint",
+        "plan",
+        "ONNX",
+        "history",
+        "learning rate",
+    ],
 )
 def test_a_bit_that_flips_is_noticed_or_changes_nothing(
     name: str, run_dir: Path, tmp_path: Path
