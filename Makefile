@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 # Two at a time; the tests of a file stay together, because they share what is slow to make.
 PARALLEL := -n 2 --dist loadfile --durations=25
 
-.PHONY: demo test test-all check format setup
+.PHONY: demo test test-all test-lowest check format setup
 
 demo: $(VENV)/.demo
 	@echo "== Running the main job on embedded real data (about a minute on 2 cores)"
@@ -20,6 +20,20 @@ test: $(VENV)/.dev check
 
 test-all: $(VENV)/.dev check
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not gpu"
+
+# In an environment of its own, with the lowest versions that pyproject.toml allows. That torch has
+# no CPU wheel on PyPI: it brings CUDA packages of some gigabytes.
+LOWEST := .venv-lowest
+
+test-lowest: $(LOWEST)/.dev
+	@OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(PARALLEL)
+
+$(LOWEST)/.dev: constraints-lowest.txt
+	@$(PYTHON) -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	@PYTHONWARNINGS=ignore $(LOWEST)/bin/python -m pip install --quiet \
+		--constraint constraints-lowest.txt --editable ".[dev]"
+	@touch $@
 
 check: $(VENV)/.dev
 	@echo "== Checking style, types, format and imports"

@@ -5,9 +5,29 @@ from pathlib import Path
 
 from pbcompress.errors import StateMismatchError
 
-__all__ = ["MOST_BYTES", "is_file", "read_bounded"]
+__all__ = ["MOST_BYTES", "is_file", "is_name", "read_bounded"]
 
 MOST_BYTES = 2**26  # of a text: a plan of a network of a billion parameters has a tenth of it
+
+
+_DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
+    f"{port}{number}" for port in ("COM", "LPT") for number in "0123456789\u00b9\u00b2\u00b3"
+}
+
+
+def is_name(text: str) -> bool:
+    r"""Tell whether a text names a file of a folder on any system, and nothing outside of it.
+
+    Windows has drives and streams, takes dots and blanks from the end, and opens devices by name.
+
+    Example:
+        >>> [is_name(text) for text in ("a.data", "../a", r"..\a", "C:a", "nul.data", "a.")]
+        [True, False, False, False, False, False]
+    """
+    first = text.partition(".")[0].rstrip(" ").upper()
+    is_short = 0 < len(text.encode("utf-8", "surrogatepass")) <= 255
+    has_parts = any(c in "/\\:" or ord(c) < 32 for c in text)
+    return is_short and not has_parts and text[-1] not in ". " and first not in _DEVICES
 
 
 def is_file(path: str | Path) -> bool:

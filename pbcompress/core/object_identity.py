@@ -3,6 +3,7 @@
 Two objects with the same digests do the same, as far as can be seen. What cannot be seen is listed.
 """
 
+import argparse
 import dataclasses
 import datetime
 import decimal
@@ -16,24 +17,35 @@ import re
 import sys
 import sysconfig
 import uuid
+from collections import deque
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path, PurePath
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+)
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-__all__ = ["Identity", "changed_places", "identify"]
+__all__ = ["OF_LOADERS", "Identity", "changed_places", "identify", "identify_all"]
 
 GLOBAL = "LOAD_GLOBAL"  # the operation by which code asks for a global
+OF_LOADERS = ("sampler", "batch_sampler", "collate_fn")  # beside the data set
 MOST_OBJECTS = 100_000
 MOST_BYTES = 2**30
 _WORDS = (bool, int, float, complex, str, bytes, type(None), type(...), range, slice)
 _NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, np.dtype)
 _VALUES = (decimal.Decimal, datetime.date, datetime.timedelta, datetime.time, uuid.UUID, PurePath)
+_HOLDERS = (SimpleNamespace, argparse.Namespace)  # of what a user put there
+_FOLLOWED = (nn.Module, Dataset, DataLoader, Sampler)
 _SILENT = (logging.Logger, torch.Generator)  # they decide nothing, or are seeded
 _INSTALLED = tuple(
     f"{Path(path).resolve()}{os.sep}"
@@ -67,7 +79,8 @@ def identify(value: object, name: str = "", *, is_open: bool = False) -> Identit
 
     Followed are containers, modules, functions with their closures and defaults, and of code that
     is not installed as a package also the globals that it names. Objects of installed packages are
-    followed where they can be called or are data sets; others are known by their class, and unseen.
+    followed where they can be called or are data sets or loaders; others are known by their class,
+    and unseen.
 
     Args:
         value: Anything.
@@ -79,8 +92,14 @@ def identify(value: object, name: str = "", *, is_open: bool = False) -> Identit
         >>> one == same, one == other
         (True, False)
     """
+    return identify_all({name: value}, is_open=is_open)
+
+
+def identify_all(values: Mapping[str, object], *, is_open: bool = False) -> Identity:
+    """Return what several values are, by their places; what they share is followed once."""
     walk = _Walk(is_open)
-    walk.note(name, value, root=True)
+    for name, value in values.items():
+        walk.note(name, value, root=True)
     return Identity(dict(walk.places), dict(walk.unseen))
 
 
@@ -124,7 +143,7 @@ class _Walk:
         self._seen[id(value)] = place, value
         if isinstance(value, Tensor | np.ndarray | np.generic):
             return self._array(place, value)
-        if isinstance(value, Mapping | list):
+        if isinstance(value, Mapping | list | deque):
             return self._container(place, value)
         if isinstance(value, CodeType):
             return self._code(place, value)
@@ -229,8 +248,9 @@ class _Walk:
                 "partial", self._token(place, value.func), self._token(f"{place}.given", parts)
             )
         kind = type(value)
-        is_ours = not _is_installed(kind.__module__) or dataclasses.is_dataclass(value)
-        is_followed = isinstance(value, nn.Module | Dataset) or callable(value)
+        is_ours = not _is_installed(kind.__module__) or dataclasses.is_dataclass(kind)
+        is_ours = is_ours or isinstance(value, _HOLDERS)
+        is_followed = isinstance(value, _FOLLOWED) or callable(value)
         if isinstance(value, _SILENT) or not (root or self._open or is_ours or is_followed):
             return self._unseen(place, value)
         about = _digest("instance", kind.__module__, kind.__qualname__)
@@ -273,10 +293,10 @@ def _simple(value: Any) -> str | None:
         return _digest("pattern", value.pattern, value.flags)
     if isinstance(value, ModuleType):
         return _digest("module", value.__name__)
-    owner = getattr(value, "__self__", None)
-    is_free = owner is None or isinstance(owner, ModuleType | type)
-    if isinstance(value, BuiltinFunctionType | np.ufunc) and is_free:
-        return _digest("builtin", getattr(value, "__module__", ""), value.__name__)
+    if isinstance(value, BuiltinFunctionType | np.ufunc):
+        owner = getattr(value, "__self__", None)
+        if owner is None or isinstance(owner, ModuleType | type):
+            return _digest("builtin", getattr(value, "__module__", ""), value.__name__)
     is_script = type(value).__module__.startswith("torch.jit")
     return _digest("script", value.code) if is_script and hasattr(value, "code") else None
 
@@ -288,6 +308,8 @@ def _shown(key: object) -> str:
 def _held_by(value: Any) -> dict[str, Any] | None:
     """Return the attributes of an object, or what it would be pickled as; None: it does not say."""
     kind = type(value)
+    if isinstance(value, DataLoader):  # it also holds what it is in the midst of
+        return {name: getattr(value, name) for name in ("dataset", *OF_LOADERS)}
     own_state = getattr(kind, "__getstate__", None)
     is_usual = own_state is getattr(object, "__getstate__", None) or isinstance(value, nn.Module)
     if own_state is not None and not is_usual:

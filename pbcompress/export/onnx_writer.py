@@ -14,7 +14,7 @@ from pbcompress.export.free_axes import FreeAxis, Inputs, other_sizes
 from pbcompress.export.parity import Parity, prove
 from pbcompress.export.translation import fixed_line, output_of, translate
 from pbcompress.onnx_files.contents import FileFacts, facts_of, write_metadata
-from pbcompress.onnx_files.store import AXES
+from pbcompress.onnx_files.store import AXES, MAKER
 
 __all__ = ["FileWriter"]
 
@@ -44,7 +44,7 @@ class FileWriter:
     ) -> tuple[list[FreeAxis], FileFacts, Parity]:
         """Write a file, and return its free axes, its outside and its proof."""
         found = self._translated(network, file, free, is_auto=is_auto)
-        notes = {"pbcompress": version_of("pbcompress"), **_sizes_note(found), **self.metadata}
+        notes = {MAKER: version_of("pbcompress"), **_sizes_note(found), **self.metadata}
         write_metadata(file, notes)
         facts = facts_of(file)  # raises where it is no valid file
         parity = prove(network, file, [self.inputs, *self.others], found, self.providers)

@@ -20,7 +20,7 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from pbcompress.core.bounded_files import is_file, read_bounded
+from pbcompress.core.bounded_files import is_file, is_name, read_bounded
 from pbcompress.core.drafts import draft_folder, told_where
 from pbcompress.core.json_documents import decoded
 from pbcompress.errors import CompressionError, StateMismatchError, first_line
@@ -28,6 +28,7 @@ from pbcompress.onnx_files.bounds import check_extent, check_values, tensors_wit
 
 __all__ = [
     "DIGEST",
+    "MAKER",
     "ONE_FILE",
     "data_file",
     "drafting",
@@ -43,6 +44,7 @@ __all__ = [
 # Protocol buffers end at 2 GiB; 16 MiB are left for the graph.
 ONE_FILE = 2**31 - 2**24
 DIGEST = "sha256"  # the text of a file of ours that has it
+MAKER = "pbcompress"  # the text of a file of ours that has the version; it has a SHA-256 too
 AXES = "axes"  # the text of a file that has, as JSON, what `example_sizes` returns
 
 
@@ -110,10 +112,11 @@ def _digest(proto: Any, folder: Path) -> str:
 
 def _check_digest(proto: Any, path: Path) -> None:
     noted = [entry.value for entry in proto.metadata_props if entry.key == DIGEST]
-    if noted and noted != [_digest(proto, path.parent)]:
+    is_ours = any(entry.key == MAKER for entry in proto.metadata_props)
+    if (noted or is_ours) and noted != [_digest(proto, path.parent)]:
         raise StateMismatchError(
-            f"{path} was changed since it was written: its SHA-256 is another than it says. "
-            "Get it again, or export it anew."
+            f"{path} was changed since it was written: its SHA-256 is "
+            f"{'another than it says' if noted else 'gone'}. Get it again, or export it anew."
         )
 
 
@@ -130,8 +133,7 @@ def _problem(tensor: Any, folder: Path) -> tuple[str | None, int]:
     noted = {entry.key: entry.value for entry in tensor.external_data}
     location = noted.get("location", "")
     file = folder / location
-    is_name = bool(location) and not set(location) & set("/\\\0:") and location not in (".", "..")
-    if not is_name or len(location) > 255 or file.is_symlink():
+    if not is_name(location) or file.is_symlink():
         return f"is said to be in {location!r:.300}, which is not beside the file", 0
     if not is_file(file):
         return f"is in {location!r}, which is not there", 0

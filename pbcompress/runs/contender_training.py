@@ -1,6 +1,5 @@
 """Makes the networks of a job: planned, cut from the original, trained, and scored."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,8 @@ from pbcompress.compensation.report import CompensationReport
 from pbcompress.config.dendrites import ScoredRule
 from pbcompress.config.whole import CompressConfig
 from pbcompress.core.bounded_files import is_file, read_bounded
+from pbcompress.core.field_types import Positive
+from pbcompress.core.json_documents import parse_record, render_record
 from pbcompress.core.modules import copy_model, parameter_count
 from pbcompress.core.tensor_files import write_bytes
 from pbcompress.costs.measured import measure
@@ -33,7 +34,15 @@ from pbcompress.training.history import History, Stage
 from pbcompress.training.loop import evaluate
 from pbcompress.training.task import Data
 
-__all__ = ["ContenderSpec", "ContenderTraining", "plan_with_dendrites", "plan_without_dendrites"]
+__all__ = [
+    "ContenderSpec",
+    "ContenderTraining",
+    "plan_with_dendrites",
+    "plan_without_dendrites",
+    "read_rate",
+]
+
+RATE = "pbcompress learning rate", 1
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,25 @@ def _plan_in(path: Path) -> WidthPlan:
         return WidthPlan.from_json(read_bounded(path))
     except StateMismatchError as err:
         raise StateMismatchError(f"{err} It is {path}; without it the plan is made anew.") from err
+
+
+@dataclass(frozen=True)
+class _Rate:
+    """The learning rate that a range test found."""
+
+    lr: Positive
+
+
+def read_rate(path: Path) -> float:
+    """Return the learning rate that a range test of this run found.
+
+    Raises:
+        StateMismatchError: The file is damaged.
+    """
+    try:
+        return parse_record(_Rate, read_bounded(path), *RATE, str(path)).lr
+    except StateMismatchError as err:
+        raise StateMismatchError(f"{err} Or delete it: the rate is then found anew.") from err
 
 
 def _check_room(network: nn.Module, spec: ContenderSpec, bound: int) -> None:
@@ -191,8 +219,8 @@ class ContenderTraining:
         if spec.config.recovery.optimizer.lr != "auto":
             return spec
         path = self.job.checkpoint_path(f"{spec.name}-{self.job.fingerprint[:16]}.lr.json")
-        if path is not None and path.is_file():
-            return replace(spec, config=with_lr(spec.config, json.loads(path.read_text())["lr"]))
+        if path is not None and is_file(path):
+            return replace(spec, config=with_lr(spec.config, read_rate(path)))
         of, config = self.experiment, self.job.config
         steps = range_test_steps(of.data.train, config)
         lr = find_lr(
@@ -205,7 +233,7 @@ class ContenderTraining:
             teacher=self.job.original,
         )
         if path is not None:
-            write_bytes(path, json.dumps({"lr": lr}).encode())
+            write_bytes(path, render_record(_Rate(lr), *RATE).encode())
         return replace(spec, config=with_lr(spec.config, lr))
 
     def _recovered(

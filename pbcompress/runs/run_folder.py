@@ -11,7 +11,8 @@ report.{html,md,json} by `report.writing`
 checkpoints/          plans and states of the trainings, by `contender_training`
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ def save_run(
     sample: Sample,
 ) -> None:
     """Write what `load`, `read_run` and `package` need; see `saved_network.save`."""
-    save(directory, model, steps, facts)
-    write_bytes(Path(directory) / HISTORY_FILE, history.to_jsonl().encode())
+    lines = history.to_jsonl().encode()
+    write_bytes(Path(directory) / HISTORY_FILE, lines)
+    save(directory, model, steps, facts, {HISTORY_FILE: hashlib.sha256(lines).hexdigest()})
     write_sample(Path(directory) / SAMPLE_FILE, sample)
 
 
@@ -54,8 +56,11 @@ def read_facts(directory: str | Path) -> RunFacts:
         StateMismatchError: The file is missing, truncated, damaged, of another kind or version, or
             holds a network alone.
     """
-    state, file = read_state(directory), Path(directory) / STATE_FILE
-    facts = state.get("facts")
+    return _facts_in(read_state(directory), directory)
+
+
+def _facts_in(state: Mapping[str, Any], directory: str | Path) -> RunFacts:
+    file, facts = Path(directory) / STATE_FILE, state.get("facts")
     if facts is None:
         raise StateMismatchError(f"{directory} holds a network without the facts of its run.")
     if not isinstance(facts, dict):
@@ -83,12 +88,26 @@ def read_run(directory: str | Path) -> tuple[RunFacts, History]:
     """Return facts and history of a saved run.
 
     Raises:
-        StateMismatchError: As from `read_facts`, or the history is truncated.
+        StateMismatchError: As from `read_facts`, or the history is truncated or changed.
     """
-    facts, path = read_facts(directory), Path(directory) / HISTORY_FILE
+    state, path = read_state(directory), Path(directory) / HISTORY_FILE
+    facts = _facts_in(state, directory)
     if not is_file(path):
         return facts, History()
     try:
-        return facts, History.from_jsonl(read_bounded(path), str(path))
+        return facts, _history_in(path, state.get("files"))
     except StateMismatchError as err:
         raise StateMismatchError(f"{err} Or delete it, for a report without the training.") from err
+
+
+def _history_in(path: Path, files: Any) -> History:
+    """Return a history if it is the one that the state tells of; an older state tells of none."""
+    lines = read_bounded(path)
+    found = History.from_jsonl(lines, str(path))
+    noted = files.get(path.name) if isinstance(files, dict) else files
+    if noted not in (None, hashlib.sha256(lines).hexdigest()):
+        raise StateMismatchError(
+            f"{path} was changed since it was written: its SHA-256 is another than {STATE_FILE} "
+            "says. Restore it from a copy."
+        )
+    return found

@@ -20,7 +20,13 @@ from torch.utils._pytree import tree_leaves
 from pbcompress.core.inputs import Call, tensors_of
 from pbcompress.core.json_documents import parse_record, render_record
 from pbcompress.core.modules import copy_model
-from pbcompress.core.object_identity import Identity, changed_places, identify
+from pbcompress.core.object_identity import (
+    OF_LOADERS,
+    Identity,
+    changed_places,
+    identify,
+    identify_all,
+)
 from pbcompress.core.randomness import seeded
 from pbcompress.core.tensor_files import write_bytes
 from pbcompress.errors import StateMismatchError, a_few
@@ -130,14 +136,14 @@ def _of_model(model: nn.Module, inputs: Call | None) -> Identity:
 
 
 def _of_split(split: Any, name: str) -> Identity:
-    """Return what a split is: its data set or itself, its first batches, and their number."""
+    """Return what a split is: its data set or itself, its order, first batches and their number."""
     if split is None:
         return Identity({name: "none"}, {})
-    source = getattr(split, "dataset", split)
-    before = identify(source, name)
+    source = _source(split, name)
+    before = identify_all(source)
     first, unseen, is_whole = _first_batches(split, name, FIRST_BATCHES)
     again, _, _ = _first_batches(split, name, DRAWN_AGAIN)
-    after = identify(source, name)
+    after = identify_all(source)
     found = after.without(_moved(before, after))
     number, places, notes = batch_count(split), dict(found.places), {**found.unseen, **unseen}
     places[f"{name}: number of batches"] = _digest(number)
@@ -149,6 +155,17 @@ def _of_split(split: Any, name: str) -> Identity:
     else:
         notes[f"{name}: batches"] = "they differ under one seed"
     return Identity(places, notes)
+
+
+def _source(split: Any, name: str) -> dict[str, Any]:
+    """Return what batches come from, by place: of a loader its data set, its order and its joining.
+
+    The data set comes first, so that it has its own place where the order knows it too.
+    """
+    if not hasattr(split, "dataset"):
+        return {name: split}
+    beside = {part: getattr(split, part, None) for part in OF_LOADERS}
+    return {name: split.dataset, **{f"{name}.{k}": v for k, v in beside.items() if v is not None}}
 
 
 def _first_batches(split: Any, name: str, most: int) -> tuple[list[str], dict[str, str], bool]:

@@ -30,7 +30,7 @@ OLDEST_STATE = 2  # its facts tell a count where now a budget is told; see `run_
 STATE_FILE, WEIGHTS_FILE = "state.json", "weights.safetensors"
 MOST_SETS = 256
 OTHER_NETWORK = "Give the constructor of the network that was compressed, or save the run anew"
-_OTHERS = ("kind", "version", "facts")
+_OTHERS = ("kind", "version", "facts", "files")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def save(
     model: nn.Module,
     steps: Sequence[LayerCut] = (),
     facts: "RunFacts | None" = None,
+    files: Mapping[str, str] | None = None,
 ) -> None:
     """Write what `load` needs: the cuts, the dendrites and the weights. Nothing is pickled.
 
@@ -69,6 +70,7 @@ def save(
         model: The compressed network.
         steps: The cuts that made it from the user's constructor.
         facts: Of the run, for the report.
+        files: SHA-256 by name of files beside it that have none of their own.
 
     Raises:
         CompressionError: The folder cannot be written to, or the disk is full.
@@ -99,6 +101,7 @@ def save(
         },
         "aliases": aliases,
         "facts": to_data(facts) if facts else None,
+        "files": dict(files or {}),
     }
     write_tensors(folder / WEIGHTS_FILE, tensors, {"kind": KIND, "version": WEIGHTS_VERSION})
     write_bytes(folder / STATE_FILE, render(state, KIND, STATE_VERSION).encode())

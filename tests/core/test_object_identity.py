@@ -4,8 +4,11 @@ import functools
 import re
 import subprocess
 import sys
+from argparse import Namespace
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from pbcompress.core import object_identity
 from pbcompress.core.object_identity import changed_places, identify
@@ -84,6 +87,13 @@ PAIRS = {
     "a set": ({1, 2}, {1, 3}),
     "the order of a list": ([1, 2], [2, 1]),
     "a bool and a number": (True, 1),
+    "a namespace": (SimpleNamespace(a=1), SimpleNamespace(a=2)),
+    "a namespace in a closure": tuple(closing_over(SimpleNamespace(a=n)) for n in (1, 2)),
+    "options of a command in a closure": tuple(closing_over(Namespace(a=n)) for n in (1, 2)),
+    "a deque in a closure": (closing_over(deque([1])), closing_over(deque([2]))),
+    "data of a loader": tuple(
+        closing_over(DataLoader(TensorDataset(torch.full((3,), n)))) for n in (1, 2)
+    ),
     "a nested list": ([[1], [2, 3]], [[1, 2], [3]]),
 }
 
@@ -105,6 +115,24 @@ def test_code_of_a_class_is_part_of_its_objects(monkeypatch) -> None:
     before = identify(Loss(), "loss")
     monkeypatch.setattr(Loss, "__call__", lambda self, output, target: output.sum())
     assert changed_places(before, identify(Loss(), "loss")) == ["loss<Loss>.__call__"]
+
+
+class Strict:
+    """Has an error of its own for attributes that are not there."""
+
+    def __init__(self, margin: float) -> None:
+        self.choices = {"margin": margin}
+
+    def __getattr__(self, name: str) -> float:
+        return self.__dict__["choices"][name]  # type: ignore[no-any-return]
+
+    def __call__(self, x: float) -> float:
+        return x * self.margin
+
+
+def test_attributes_that_raise_are_let_alone() -> None:
+    assert identify(Strict(1.0)) == identify(Strict(1.0))
+    assert changed_places(identify(Strict(1.0)), identify(Strict(2.0)))
 
 
 def test_tied_and_untied_weights_are_not_the_same() -> None:

@@ -16,7 +16,7 @@ from pbcompress.onnx_files.contents import (
     peak_activation_bytes,
 )
 from pbcompress.onnx_files.session import Session
-from pbcompress.onnx_files.store import load, save
+from pbcompress.onnx_files.store import MAKER, load, save
 from tests.support.hostile_files import graph, model
 from tests.support.hostile_files import save as write
 
@@ -218,3 +218,15 @@ def test_a_file_of_others_needs_no_digest_and_one_of_ours_may_be_moved(tmp_path)
     save(proto, path)
     path.rename(tmp_path / "b.onnx")
     load(tmp_path / "b.onnx")
+
+
+def test_a_file_of_ours_may_not_lack_its_digest(tmp_path):
+    """One bit makes another name of the note that has it."""
+    path = small(tmp_path)
+    proto = load(path)
+    onnx.helper.set_model_props(proto, {MAKER: "0.1.0"})
+    save(proto, path)
+    load(path)
+    path.write_bytes(path.read_bytes().replace(b"sha256", b"sha254"))
+    with pytest.raises(StateMismatchError, match="its SHA-256 is gone"):
+        load(path)

@@ -5,6 +5,7 @@ other error comes out, whatever bytes or values are there. A value is changed be
 fits, as who wants to harm would change it.
 """
 
+import hashlib
 import json
 import random
 import shutil
@@ -28,9 +29,10 @@ from pbcompress.onnx_files.contents import facts_of, measure_onnx, metadata_of
 from pbcompress.recipes.recipe import Recipe
 from pbcompress.recipes.zoo import Entry
 from pbcompress.recovery.checkpoint import Checkpoint
+from pbcompress.runs.contender_training import read_rate
 from pbcompress.runs.run_folder import read_run
 from pbcompress.runs.sample import read_sample
-from tests.support.changed_json import places
+from tests.support.changed_json import places, rewrite
 
 HOSTILE: list[Any] = [
     None, True, -1, 0, 2**31, 2**63, 10**400, 1e308, float("nan"), float("-inf"), "", "x" * 5000,
@@ -78,6 +80,8 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result.save_spec(folder / "spec.safetensors")
     (folder / "plan.json").write_text(result.plan.to_json())
     (folder / "recipe.toml").write_text(RECIPE)
+    (rate,) = (folder / "checkpoints").glob("*.lr.json")
+    rate.rename(folder / "rate.json")
     return folder
 
 
@@ -114,6 +118,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "spec": ("spec.safetensors", pb.load_spec),
     "checkpoint": ("checkpoints/width.safetensors", checkpoint_of),
     "plan": ("plan.json", lambda f: pb.WidthPlan.from_json(f.read_bytes())),
+    "learning rate": ("rate.json", read_rate),
     "recipe": ("recipe.toml", Recipe.read),
     "recipe by a command": ("recipe.toml", lambda f: command("compress", f)),
     "result of a recipe": ("result.json", lambda f: Entry(f.parent).result()),
@@ -171,6 +176,8 @@ def mutate(file: Path, chance: random.Random) -> None:
     elif file.suffix == ".jsonl":
         lines = [json.loads(line) for line in content.splitlines()]
         file.write_text("".join(json.dumps(r) + "\n" for r in with_value(lines, chance)))
+        noted = {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
+        rewrite(file.with_name("state.json"), lambda state: state.update(files=noted))
     elif file.suffix == ".safetensors" and chance.random() < 0.8:
         tensors, state = read_tensors(file)
         write_tensors(file, tensors, with_value(state, chance))
@@ -187,16 +194,18 @@ def outcomes(
 ) -> Iterator[tuple[str, str]]:
     """Damage a file for each seed, and yield which reader it was for and what came of it."""
     zoo = Path(__file__).parents[2] / "model_zoo" / "recipes" / "digits"
+    for name in ("whole", "without a model"):  # reports would time it
+        shutil.copytree(run_dir, folder / name)
+        shutil.copy(zoo / "result.json", folder / name)
+    (folder / "without a model" / "model.onnx").unlink()
     for seed in range(first, first + count):
         chance = random.Random(seed)
         name = names[seed % len(names)]
         path, read = READERS[name]
-        target = folder / "copy"
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(run_dir, target)
-        shutil.copy(zoo / "result.json", target)
-        if "ONNX" not in name:
-            (target / "model.onnx").unlink()  # reports would time it
+        target = folder / ("whole" if "ONNX" in name else "without a model")
+        for file in (path, "state.json"):  # what a change before may have touched
+            source = zoo if file == "result.json" else run_dir
+            (target / file).write_bytes((source / file).read_bytes())
         mutate(target / path, chance)
         try:
             read(target / path)
@@ -211,7 +220,7 @@ QUICK = [name for name in READERS if "command" not in name]
 
 
 def test_every_reader_reads_a_damaged_file_or_says_why_not(run_dir: Path, tmp_path: Path) -> None:
-    assert len(READERS) == 16
+    assert len(READERS) == 17
     found = Counter(what for _, what in outcomes(run_dir, tmp_path, 60, 0, QUICK))
     assert found["refused"] > 20
     assert found["refused"] + found["read"] == 60
@@ -229,7 +238,18 @@ def test_no_raw_error_in_five_thousand_changes_of_every_reader(
 
 
 @pytest.mark.parametrize(
-    "name", ["state", "weights", "sample", "spec", "checkpoint", "plan", "ONNX"]
+    "name",
+    [
+        "state",
+        "weights",
+        "sample",
+        "spec",
+        "checkpoint",
+        "plan",
+        "ONNX",
+        "history",
+        "learning rate",
+    ],
 )
 def test_a_bit_that_flips_is_noticed_or_changes_nothing(
     name: str, run_dir: Path, tmp_path: Path
@@ -259,5 +279,7 @@ def _seen(path: str, folder: Path) -> object:
     if path.endswith(".onnx"):
         cost = measure_onnx(file)
         return cost.params, cost.flops, dict(facts_of(file).operations)
+    if path.endswith(".jsonl"):
+        return read_run(folder)[1]
     data = json.loads(file.read_bytes())
     return {k: v for k, v in data.items() if k != "sha256_of_content"}

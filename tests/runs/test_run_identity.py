@@ -54,6 +54,24 @@ def run(folder: Path, **changes: Any) -> pb.CompressionResult:
     return pb.compress(**call, run_dir=folder)
 
 
+def sampled(last: int) -> DataLoader[Any]:
+    """A loader whose last index is beyond the batches that are read."""
+    order = [*(i % 40 for i in range(99)), last]
+    return DataLoader(TensorDataset(samples(), LABELS), batch_size=2, sampler=order)
+
+
+def joined(factor: float) -> DataLoader[Any]:
+    """A loader whose way to join samples differs beyond the batches that are read."""
+
+    def join(items: list[Any]) -> tuple[Tensor, Tensor]:
+        x, y = (torch.stack(part) for part in zip(*items, strict=True))
+        return (x * factor if torch.equal(x[-1], samples()[39]) else x), y
+
+    return DataLoader(
+        TensorDataset(samples(), LABELS), sampler=[0] * 70 + [39], collate_fn=join, batch_size=1
+    )
+
+
 def smoothed(output: Tensor, target: Tensor, smoothing: float = 0.1) -> Tensor:
     return nn.functional.cross_entropy(output, target, label_smoothing=smoothing)
 
@@ -132,6 +150,23 @@ def test_a_late_label_of_a_data_set_is_noticed_and_a_shuffled_loader_is_itself(
     run(tmp_path, data=data(LABELS))
     with pytest.raises(pb.StateMismatchError, match=r"Data\.train"):
         run(tmp_path, data=data(changed(39)))
+
+
+LOADERS = {
+    "sampler": (sampled(0), sampled(0), sampled(5)),
+    "collate_fn": (joined(1.0), joined(1.0), joined(2.0)),
+}
+
+
+@pytest.mark.parametrize("part", LOADERS)
+def test_a_loader_that_differs_beyond_the_batches_that_are_read_is_noticed(
+    part: str, tmp_path: Path
+) -> None:
+    one, same, other = (pb.Data(train=loader, val=batches()) for loader in LOADERS[part])
+    run(tmp_path, data=one)
+    run(tmp_path, data=same)
+    with pytest.raises(pb.StateMismatchError, match=rf"Data\.train\.{part}"):
+        run(tmp_path, data=other)
 
 
 def test_a_list_that_the_loss_fills_identifies_nothing_and_is_told(
