@@ -17,8 +17,10 @@ __all__ = [
     "copy_sharing",
     "device_of",
     "dtype_like",
+    "has_no_data",
     "kept_modes",
     "matches",
+    "names_of",
     "parameter_count",
     "plain_attention",
     "plain_kernels",
@@ -30,8 +32,9 @@ __all__ = [
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's first parameter, the CPU where it has none."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+    """Return the device of a model's first parameter that has data, else the CPU."""
+    devices = (p.device for p in model.parameters() if not p.is_meta)
+    return next(devices, torch.device("cpu"))
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -75,6 +78,15 @@ def shared_parameter_names(model: nn.Module) -> dict[str, str]:
     return aliases
 
 
+def names_of(model: nn.Module) -> dict[str, list[str]]:
+    """Return every name that a parameter has, by the first of them."""
+    first: dict[int, str] = {}
+    names: dict[str, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(first.setdefault(id(parameter), name), []).append(name)
+    return names
+
+
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
     """Tell whether ``name`` is one of ``patterns`` (``fnmatch``) or lies below one of them."""
     return any(fnmatchcase(name, p) or name.startswith(f"{p}.") for p in patterns)
@@ -94,6 +106,12 @@ def channel_axis(layer: nn.Module) -> int:
     if isinstance(layer, nn.modules.conv._ConvNd):
         return -1 - len(layer.kernel_size)
     return -1
+
+
+def has_no_data(model: nn.Module) -> bool:
+    """Tell whether every parameter of a model is on the meta device."""
+    parameters = list(model.parameters())
+    return bool(parameters) and all(parameter.is_meta for parameter in parameters)
 
 
 def dtype_like(tensor: Tensor, real: torch.dtype) -> torch.dtype:

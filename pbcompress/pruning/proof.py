@@ -1,6 +1,5 @@
 """The proof that a list of cuts is right: the sliced network computes what the original does."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -10,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from pbcompress.core.inputs import Call, map_tensors, tensors_of
+from pbcompress.core.blanks import Blanks
+from pbcompress.core.inputs import Call, map_tensors, outputs_of, tensors_of
 from pbcompress.core.modules import (
     channel_axis,
-    copy_sharing,
     dtype_like,
     parameter_count,
     plain_kernels,
@@ -21,7 +20,8 @@ from pbcompress.core.modules import (
 from pbcompress.core.randomness import seeded
 from pbcompress.core.scripted import scripts_as_python
 from pbcompress.errors import first_line
-from pbcompress.pruning.cuts import LayerCut, cut_all_, kept_of
+from pbcompress.pruning.cuts import LayerCut, kept_of
+from pbcompress.pruning.proof_weights import ProofNetwork, Rows, cut_copy, disturbed_copy, masked
 from pbcompress.pruning.weight_norms import computed_weights, is_computed, normed_weights
 from pbcompress.structure.tracer import Event, Trace
 
@@ -33,18 +33,17 @@ WEIGHTS = 1e-4  # of a weight's largest number, in the precision that it has
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-7}
 LARGE = 128  # pixels a side from which an image is large
 SMALL = (32, 64)  # pixels a side of the crops that are tried first
-NOISE = 65_537  # numbers of the disturbance; prime, so that no two rows of a weight get the same
 
 
 def proof_failure(
-    network: nn.Module,
+    model: nn.Module,
     traced: Trace,
     gone: Tensor,
     steps: Sequence[LayerCut],
     call: Call,
     params: int,
 ) -> str | None:
-    """Return how ``network`` without the channels of ``steps`` is wrong, or None if it is right.
+    """Return how ``model`` without the channels of ``steps`` is wrong, or None if it is right.
 
     A sliced copy is held against the original in which everything that belongs to a removed
     channel is zero, and in which an operation whose result depends on the number of channels (a
@@ -57,33 +56,38 @@ def proof_failure(
     Where the network takes small images and runs the very operations of the trace on them, small
     ones do.
 
+    Large weights are made for the operation that reads them and freed after it, so that the proof
+    takes little memory beside the model, in whatever precision that has.
+
     Args:
-        network: A copy of the network before the cuts, in eval mode. It is used up.
+        model: The network before the cuts, in eval mode; left as it is.
         traced: The structure that the cuts were read from.
         gone: For every label of ``traced``, whether it is removed.
         steps: The cuts.
         call: One sample. It is run with a second one of random values for float inputs.
         params: How many parameters the cut network has as predicted.
     """
-    _disturb_(network)
+    blanks = Blanks()
+    original, rows = disturbed_copy(model, blanks)
+    network = original.network
+    kept = kept_of(network, steps)
     computes = any(map(is_computed, network.modules()))
-    weights = computed_weights(network, kept_of(network, steps)) if computes else {}
-    sliced = copy_sharing(network)
+    weights = computed_weights(network, kept) if computes else {}
     try:
-        cut_all_(sliced, steps)
+        cut = cut_copy(original, rows, kept, steps, blanks)
     except Exception as err:
         return f"its layers cannot be sliced ({first_line(err)})"
-    found = parameter_count(sliced)
+    found = parameter_count(cut.network)
     if found != params:
         return f"{params:,} parameters were predicted and {found:,} are left"
-    if (changed := _changed(weights, computed_weights(sliced))) is not None:
+    if (changed := _changed(weights, computed_weights(cut.network))) is not None:
         return f"what is left of the weight {changed!r} would change, as it is computed from all"
     normed = [(weight, weight.norms()) for weight in normed_weights(network)]
-    _mask_(network, sliced, traced, gone)
+    _mask_(original, rows, cut.network, traced, gone)
     for weight, norms in normed:
         weight.keep_weight_(norms)
-    reference = _Witness(network, steps, _Remaining(traced, gone))
-    candidate = _Witness(sliced, steps, None)
+    reference = _Witness(original, steps, _Remaining(traced, gone))
+    candidate = _Witness(cut, steps, None)
     failure: str | None = None
     for dtype, tolerance in TOLERANCE.items():
         try:
@@ -268,19 +272,32 @@ def _gone(traced: Trace, labels: Tensor, gone: Tensor) -> Tensor:
     return torch.stack([gone[part] for part in traced.coupling.parts(labels)]).any(0)
 
 
-def _mask_(network: nn.Module, sliced: nn.Module, traced: Trace, gone: Tensor) -> None:
+def _mask_(
+    original: ProofNetwork,
+    rows: Mapping[nn.Parameter, Rows],
+    cut: nn.Module,
+    traced: Trace,
+    gone: Tensor,
+) -> None:
     """Set to zero whatever belongs to a removed channel."""
+    network = original.network
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    in_use = {p.data_ptr() for p in sliced.parameters()}
+    in_use = {p.data_ptr() for p in cut.parameters()}
     dimensions = [
         (name, axis) for name, axes in traced.tensors.items() for axis in range(len(axes))
     ]
+    lost: dict[Tensor, dict[int, Tensor]] = {own: {} for own in rows}
     for place, index in _places(traced, [traced.tensors[n][axis] for n, axis in dimensions], gone):
         name, axis = dimensions[place]
+        if tensors[name] in lost:
+            lost[tensors[name]][axis] = index
+            continue
         tensor = tensors[name].data
         if tensor.data_ptr() in in_use:  # the cuts have missed it
             tensor = tensors[name].data = tensor.clone()
         tensor.index_fill_(axis, index.to(tensor.device), 0)
+    for stands_in, source in rows.items():
+        original.make[id(stands_in)] = partial(masked, source, stands_in, lost[stands_in])
 
 
 def _places(
@@ -302,9 +319,9 @@ class _Witness:
     """Runs a copy and collects its outputs, and the channel means of readers of removed ones."""
 
     def __init__(
-        self, network: nn.Module, steps: Sequence[LayerCut], remaining: _Remaining | None
+        self, proof: ProofNetwork, steps: Sequence[LayerCut], remaining: _Remaining | None
     ) -> None:
-        self.network, self.remaining = network, remaining
+        self.proof, self.network, self.remaining = proof, proof.network, remaining
         self.training = False
         self.shapes_in_eval: list[torch.Size] = []
         self.seen: list[Tensor] = []
@@ -313,7 +330,7 @@ class _Witness:
         gone = {s.layer: s.removed for s in steps if s.dim == "out" and not is_cut}
         for name in {s.layer: None for s in steps if s.dim == "in"}:
             hook = partial(self._record, gone.get(name, ()))
-            network.get_submodule(name).register_forward_hook(hook)
+            self.network.get_submodule(name).register_forward_hook(hook)
 
     def _record(self, gone: Sequence[int], layer: nn.Module, _: object, output: Tensor) -> None:
         if self.training:  # whose outputs are not compared
@@ -356,18 +373,19 @@ class _Witness:
             self.network.train(training)
             self.training = training
         if not self._has(dtype):
-            self.network._apply(lambda t: t.to(dtype_like(t, dtype)))
+            self.proof.to_(partial(dtype_like, real=dtype))
         mode: Any = nullcontext()
         if self.remaining is not None and not training:
             mode = self.remaining
             mode.start()
         with torch.no_grad(), seeded("proof", copies), plain_kernels(self.network):
             args, kwargs = map_tensors(call, change)
-            with mode, nullcontext() if self.remaining is None else scripts_as_python():
+            scripts = nullcontext() if self.remaining is None else scripts_as_python()
+            with self.proof.running(), mode, scripts:
                 output = self.network(*args, **kwargs)
         if isinstance(mode, _Remaining):
             mode.finish()
-        tensors = tensors_of(output)
+        tensors = outputs_of(output)
         if not training:
             self.shapes_in_eval = [t.shape for t in tensors]
         return tensors + self.seen
@@ -375,24 +393,6 @@ class _Witness:
     def shapes(self, call: Call, dtype: torch.dtype, *, training: bool) -> list[torch.Size]:
         """Return the shapes of the network's outputs on two samples."""
         return [t.shape for t in self.outputs(call, dtype, training, 2)]
-
-
-def _disturb_(network: nn.Module) -> None:
-    """Add noise to every parameter, of about the size that it has."""
-    with seeded("disturb"), torch.no_grad():
-        noise = torch.randn(NOISE)
-        for parameter in network.parameters():
-            if parameter.is_floating_point() or parameter.is_complex():
-                if not parameter.is_contiguous():
-                    parameter.data = parameter.data.contiguous()
-                numbers = parameter.data
-                numbers = torch.view_as_real(numbers) if numbers.is_complex() else numbers
-                own = noise.to(numbers)
-                for part in numbers.view(-1).split(NOISE):
-                    size = part.abs().mean().item()
-                    if not math.isfinite(size):
-                        size = part.nan_to_num_(0, 0, 0).abs().mean().item()
-                    part.add_(own[: len(part)], alpha=max(size, 0.01))
 
 
 def _difference(
