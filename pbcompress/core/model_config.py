@@ -79,7 +79,7 @@ def _no_data() -> Iterator[None]:
             parameter = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = empty  # type: ignore[method-assign]
+    nn.Module.register_parameter = empty  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
 """Find, replace and keep: the few operations on a model that everything else is made of."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
@@ -37,12 +37,17 @@ def device_of(model: nn.Module) -> torch.device:
     return next(devices, torch.device("cpu"))
 
 
-def copy_model(model: nn.Module) -> nn.Module:
-    """Return a deep copy that shares no tensor with ``model``."""
+def copy_model(model: nn.Module, sharing: Collection[nn.Parameter] = ()) -> nn.Module:
+    """Return a deep copy that shares no tensor with ``model``.
+
+    Args:
+        model: Any network.
+        sharing: Parameters of which the copy has new objects on the same storage.
+    """
     if not isinstance(model, nn.Module):
         raise CompressionError(f"model must be a torch.nn.Module; found {type(model).__name__}.")
     try:
-        return deep_copy(model, {})
+        return deep_copy(model, {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in sharing})
     except Exception as err:
         raise CompressionError(
             "pbcompress works on a deep copy, so that your model stays as it is, and this model "

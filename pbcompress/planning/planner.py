@@ -24,8 +24,9 @@ from pbcompress.planning.given_widths import with_pins
 from pbcompress.planning.importance import unit_scores
 from pbcompress.planning.measured_budget import MeasuredBudget, OpenBench, confirmed, fastest
 from pbcompress.planning.proving import Prover
+from pbcompress.planning.role_numbers import Configs
 from pbcompress.planning.same_width import Roles, statable
-from pbcompress.planning.stated_sizes import Change, stated_sizes
+from pbcompress.planning.stated_sizes import stated_sizes
 from pbcompress.planning.unchanged_layers import Outcome, why_unchanged
 from pbcompress.planning.width_search import Removed, Request, WidthSearch, cuts_of, without_kept
 from pbcompress.pruning.cuts import LayerCut
@@ -41,7 +42,6 @@ _TOO_SLOW = (
     "layers with WidthConfig.keep, or raise WidthConfig.max_seconds."
 )
 FEW = 4  # groups that are judged one by one
-NO_CONFIG = "a network made from a config with its width computes something else"
 UNPROVEN = "the model's forward pass differs from run to run, so that no cut can be proven"
 
 
@@ -192,6 +192,7 @@ class _Planner:
         self.stated = stated_sizes(model, self.grouping, config.width.same_width)
         if self.stated is not None:
             self.grouping = statable(self.grouping, self.stated)
+        self._configs = Configs(self.stated, self.prover, self.deadline)
         groups, importance = self.grouping.groups, config.width.importance
         self.scores = (
             unit_scores(model, groups, importance, sample)
@@ -267,10 +268,10 @@ class _Planner:
             cost = self.cost(widths)
             is_proven = not (proven and removed)
             if is_proven or self._proof_failure(removed, steps, cost.params) is None:
-                numbers = self._numbers(search, trial, steps)
+                numbers = self._configs.numbers(search, trial, steps)
                 if numbers is not None:
                     break
-                self.grouping = self.grouping.without(self._unstated(search, trial))
+                self.grouping = self.grouping.without(self._configs.unstated(search, trial))
             else:
                 self._drop_guilty(removed)
         if found is None and not smallest:
@@ -292,46 +293,6 @@ class _Planner:
             names={first: tuple(own) for first, own in names_of(self.model).items() if own[1:]},
         )
         return plan, widths
-
-    def _numbers(
-        self, search: WidthSearch, trial: Widths, steps: Sequence[LayerCut]
-    ) -> Mapping[str, int] | None:
-        """Return what the config has to state; None if no config states these widths."""
-        if self.stated is None or not steps:
-            return {}
-        self.deadline.check("Planning, in the search for a config,")
-        changes = [
-            Change(
-                search.roles.paths[group.name],
-                frozenset(own.width for own in search.roles.groups[group.name]),
-                group.width,
-                width,
-            )
-            for group, width in zip(search.grouping.groups, trial, strict=True)
-            if width < group.width
-        ]
-        wanted = self.stated.sizes_at(search.grouping, trial)
-        for numbers in self.stated.solve(changes, wanted):
-            if self.prover.states(steps, self.stated.network_of(numbers)):
-                return numbers
-        return None
-
-    def _unstated(self, search: WidthSearch, trial: Widths) -> dict[str, str]:
-        """Return the groups of the roles that no config states at their width, with the reason."""
-        groups, full = search.grouping.groups, [group.width for group in search.grouping.groups]
-        narrowed = [i for i, width in enumerate(trial) if width < full[i]]
-        guilty = []
-        for index in narrowed:
-            alone = [*full[:index], trial[index], *full[index + 1 :]]
-            removed = search.removed(search.roles.spread(alone))
-            steps = cuts_of(self.model, self.grouping, removed)
-            if self._numbers(search, alone, steps) is None:
-                guilty.append(index)
-        return {
-            own.name: NO_CONFIG
-            for index in guilty or narrowed
-            for own in search.roles.groups[groups[index].name]
-        }
 
     def _why_unchanged(
         self, search: WidthSearch, widths: Widths, request: Request

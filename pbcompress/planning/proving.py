@@ -5,24 +5,26 @@ that are alike are two, with random weights; and only as far as the replica has 
 whole has.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pbcompress.core.blanks import Blanks
 from pbcompress.core.deadline import Deadline
 from pbcompress.core.inputs import Call
 from pbcompress.core.model_config import built, config_of
-from pbcompress.core.modules import copy_sharing, has_no_data
+from pbcompress.core.modules import copy_model, copy_sharing, has_no_data
 from pbcompress.core.shapes_only import ShapesOnly
 from pbcompress.costs.closed_form import model_cost
 from pbcompress.planning.width_search import Removed
 from pbcompress.pruning.cuts import LayerCut
 from pbcompress.pruning.proof import proof_failure
+from pbcompress.pruning.proof_weights import streamed_parameters
 from pbcompress.pruning.rebuilt_proof import computes_the_same
 from pbcompress.pruning.replica import Replica, replica_of
 from pbcompress.structure.channel_groups import ChannelGroup, Grouping, Member, find_groups
@@ -55,7 +57,10 @@ class Prover:
     ) -> None:
         self.call, self.deadline, self.attention = call, deadline, attention
         self.has_data = not has_no_data(model)
-        self.network = (copy_sharing(model) if self.has_data else _with_buffers(model)).eval()
+        large = streamed_parameters(model) if self.has_data else set()
+        self.network = copy_model(model, large) if self.has_data else _with_buffers(model)
+        self.network.eval()
+        self._shared = set(map(_storage, large))
         self.replica = Replica(self.network, {}) if self.has_data else replica_of(self.network)
 
     @property
@@ -112,7 +117,7 @@ class Prover:
         return [step for step in steps if self.replica.has(step.layer)]
 
     def _groups_of(self, network: nn.Module) -> Grouping:
-        mode: Any = nullcontext()
+        mode: Any = _Writes(self._shared) if self._shared else nullcontext()
         if not self.has_data:
             network, blanks = copy_sharing(network), Blanks()
             _give_blanks_(network, blanks)
@@ -131,6 +136,35 @@ class Prover:
             return not there  # of layers that others stand for
         own = {(m.layer, m.dim): m for m in part.members}
         return own.keys() == there.keys() and all(_is_equal(own[k], there[k]) for k in own)
+
+
+class _Writes(TorchDispatchMode):
+    """Lets a forward pass that writes to weights write to a copy of them.
+
+    Args:
+        shared: Where the weights of the model lie.
+    """
+
+    def __init__(self, shared: Collection[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.shared = shared
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes longer than a plan
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        for argument, given in zip(func._schema.arguments, args, strict=False):
+            writes = argument.alias_info is not None and argument.alias_info.is_write
+            if writes and isinstance(given, Tensor) and _storage(given) in self.shared:
+                given.data = given.clone()
+        return func(*args, **(kwargs or {}))
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _is_equal(a: Member, b: Member) -> bool:

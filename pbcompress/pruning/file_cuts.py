@@ -104,15 +104,17 @@ def energies_of(
     asked: dict[str, list[tuple[tuple[str, str], int, int]]] = defaultdict(list)
     for place in {(m.layer, m.dim): m for c in choices for m in c.members}.values():
         for tensor, axis in _cut_axes(folder, place.layer, place.dim, place.size, names):
-            is_first = tensor.name.rpartition(".")[2] in (place.dim.partition(":")[0], "weight")
-            if is_first and tensor.numbers is not None:
+            own = tensor.name.rpartition(".")[2]
+            is_weight = own == "weight" or own == place.dim.partition(":")[0]
+            if is_weight and own not in BY_CHANNEL[2:] and tensor.numbers is not None:
                 key, parts = (place.layer, place.dim), place.size // tensor.shape[axis]
                 asked[tensor.name].append((key, axis, parts))
     found: dict[tuple[str, str], Tensor] = {}
     for shard in folder.shards:
         with shard.reading() as file:
             for tensor in (t for t in shard.tensors if t.name in asked):
-                numbers = file.bytes_of(tensor).view(-1).view(tensor.numbers).view(tensor.shape)
+                content = file.bytes_of(tensor).view(-1)
+                numbers = content.view(tensor.numbers or torch.uint8).view(tensor.shape)
                 for key, axis, parts in asked[tensor.name]:
                     if key not in found:  # a shared tensor counts once
                         found[key] = _energy(numbers, axis, parts)
@@ -127,8 +129,8 @@ def _energy(weight: Tensor, axis: int, parts: int) -> Tensor:
         sums = []
         for block in part.split(rows):
             real = block.abs() if block.is_complex() else block
-            squares = real.float().square().transpose(0, axis).flatten(1).sum(1)
-            sums.append(squares.double())
+            squares = real.float().square().movedim(axis, 0)
+            sums.append(squares.reshape(len(squares), -1).sum(1).double())
         of_parts.append(torch.cat(sums) if axis == 0 else torch.stack(sums).sum(0))
     return torch.cat(of_parts)
 

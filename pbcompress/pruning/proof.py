@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pbcompress.core.blanks import Blanks
 from pbcompress.core.inputs import Call, map_tensors, outputs_of, tensors_of
@@ -22,13 +22,13 @@ from pbcompress.core.scripted import scripts_as_python
 from pbcompress.errors import first_line
 from pbcompress.pruning.cuts import LayerCut, kept_of
 from pbcompress.pruning.proof_weights import ProofNetwork, Rows, cut_copy, disturbed_copy, masked
+from pbcompress.pruning.remaining import OtherPathError, Remaining, gone_along
 from pbcompress.pruning.weight_norms import computed_weights, is_computed, normed_weights
-from pbcompress.structure.tracer import Event, Trace
+from pbcompress.structure.tracer import Trace
 
 __all__ = ["proof_failure"]
 
 BATCHES = (2, 1)  # the first that the original takes
-OTHER_PATH = "the forward pass takes another path when it is run again"
 WEIGHTS = 1e-4  # of a weight's largest number, in the precision that it has
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-7}
 LARGE = 128  # pixels a side from which an image is large
@@ -86,7 +86,7 @@ def proof_failure(
     _mask_(original, rows, cut.network, traced, gone)
     for weight, norms in normed:
         weight.keep_weight_(norms)
-    reference = _Witness(original, steps, _Remaining(traced, gone))
+    reference = _Witness(original, steps, Remaining(traced, gone))
     candidate = _Witness(cut, steps, None)
     failure: str | None = None
     for dtype, tolerance in TOLERANCE.items():
@@ -126,7 +126,7 @@ def _expected(reference: "_Witness", call: Call, dtype: torch.dtype) -> tuple[Ca
     """Return the cheapest sample and batch that the original takes, with what it computes.
 
     Raises:
-        _OtherPathError: It takes another path than when it was traced.
+        OtherPathError: It takes another path than when it was traced.
         LookupError: It takes none.
     """
     for small in _small_samples(call):
@@ -136,11 +136,11 @@ def _expected(reference: "_Witness", call: Call, dtype: torch.dtype) -> tuple[Ca
             continue  # it needs the size that was given
         if reference.took_the_traced_path:
             return small, 2, expected
-    other_path: _OtherPathError | None = None
+    other_path: OtherPathError | None = None
     for copies in BATCHES:
         try:
             return call, copies, reference.outputs(call, dtype, False, copies)
-        except _OtherPathError as err:
+        except OtherPathError as err:
             other_path = err  # of another batch size, perhaps
         except Exception:
             continue
@@ -157,7 +157,7 @@ def _compared(
     """
     try:
         sample, copies, expected = _expected(reference, call, dtype)
-    except _OtherPathError as err:
+    except OtherPathError as err:
         return str(err)
     try:
         found = candidate.outputs(sample, dtype, False, copies)
@@ -190,86 +190,6 @@ def _training_failure(
             what = "has outputs whose shape depends on its channels"
         return f"the forward pass in training mode {what}" if what else None
     return None
-
-
-class _OtherPathError(Exception):
-    """The forward pass ran other operations than when it was traced."""
-
-
-class _Remaining(TorchDispatchMode):
-    """Lets operations that depend on the number of channels see only those that remain."""
-
-    def __init__(self, traced: Trace, gone: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.names = {event.name for event in traced.events}
-        self.events = [self._with_places(event, traced, gone) for event in traced.events]
-        self.traced_path = traced.operations
-        self.start()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler, which takes longer than a plan
-
-    def start(self) -> None:
-        """Forget what ran."""
-        self.step = 0
-        self.operations: list[str] = []
-
-    @staticmethod
-    def _with_places(event: Event, traced: Trace, gone: Tensor) -> tuple[str, Any, Any]:
-        def places(axes: Sequence[tuple[int, int, Tensor]]) -> list[tuple[int, int, Tensor]]:
-            kept = [(i, d, ~_gone(traced, v, gone)) for i, d, v in axes]
-            return [(i, d, k) for i, d, k in kept if not k.all()]
-
-        return event.name, places(event.selects), places(event.scatters)
-
-    def finish(self) -> None:
-        """Check that every operation of the trace has run."""
-        if self.step < len(self.events):
-            raise _OtherPathError(OTHER_PATH)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = func._schema.name.removeprefix("aten::")
-        self.operations.append(name)
-        if name not in self.names:
-            return func(*args, **kwargs)
-        if self.step >= len(self.events) or self.events[self.step][0] != name:
-            raise _OtherPathError(OTHER_PATH)
-        _, selects, scatters = self.events[self.step]
-        self.step += 1
-        if not selects:
-            return func(*args, **kwargs)
-        given = list(args)
-        for place, dim, kept in selects:
-            index = kept.nonzero().squeeze(1).to(given[place].device)
-            given[place] = given[place].index_select(dim, index)
-        given = _fit(name, given)
-        result = func(*given, **kwargs)
-        results = [result] if isinstance(result, Tensor) else list(result)
-        for place, dim, kept in scatters:
-            index = kept.nonzero().squeeze(1).to(results[place].device)
-            shape = list(results[place].shape)
-            shape[dim] = len(kept)
-            full = results[place].new_zeros(shape)
-            results[place] = full.index_copy(dim, index, results[place])
-        return results[0] if isinstance(result, Tensor) else tuple(results)
-
-
-def _fit(name: str, args: list[Any]) -> list[Any]:
-    """Set the sizes among the arguments of a norm to those of its selected input."""
-    if name in ("native_layer_norm", "_fused_rms_norm"):
-        args[1] = list(args[0].shape[-len(args[1]) :])
-    elif name == "native_group_norm":
-        args[0] = args[0].contiguous()
-        args[4] = args[0].shape[1]
-    return args
-
-
-def _gone(traced: Trace, labels: Tensor, gone: Tensor) -> Tensor:
-    return torch.stack([gone[part] for part in traced.coupling.parts(labels)]).any(0)
 
 
 def _mask_(
@@ -306,7 +226,7 @@ def _places(
     """Yield every dimension that loses something, by its number, with the indices that it loses."""
     if not dimensions:
         return
-    lost = _gone(traced, torch.cat(list(dimensions)), gone).nonzero().squeeze(1)
+    lost = gone_along(traced, torch.cat(list(dimensions)), gone).nonzero().squeeze(1)
     sizes = torch.tensor([labels.numel() for labels in dimensions])
     ends = sizes.cumsum(0)
     of_each = torch.searchsorted(ends, lost, right=True)
@@ -319,7 +239,7 @@ class _Witness:
     """Runs a copy and collects its outputs, and the channel means of readers of removed ones."""
 
     def __init__(
-        self, proof: ProofNetwork, steps: Sequence[LayerCut], remaining: _Remaining | None
+        self, proof: ProofNetwork, steps: Sequence[LayerCut], remaining: Remaining | None
     ) -> None:
         self.proof, self.network, self.remaining = proof, proof.network, remaining
         self.training = False
@@ -383,7 +303,7 @@ class _Witness:
             scripts = nullcontext() if self.remaining is None else scripts_as_python()
             with self.proof.running(), mode, scripts:
                 output = self.network(*args, **kwargs)
-        if isinstance(mode, _Remaining):
+        if isinstance(mode, Remaining):
             mode.finish()
         tensors = outputs_of(output)
         if not training:

@@ -22,7 +22,15 @@ from pbcompress.pruning.cuts import LayerCut, cut_all_
 from pbcompress.pruning.weight_norms import is_computed
 from pbcompress.structure.dimensions import Kept, keep
 
-__all__ = ["ProofNetwork", "Rows", "cut_copy", "disturbed_copy", "masked", "sliced"]
+__all__ = [
+    "ProofNetwork",
+    "Rows",
+    "cut_copy",
+    "disturbed_copy",
+    "masked",
+    "sliced",
+    "streamed_parameters",
+]
 
 NOISE = 65_537  # numbers of the disturbance; prime, so that no two rows of a weight get the same
 BLOCK = 2**20  # elements that are worked on at once
@@ -107,7 +115,7 @@ def _add_noise_(numbers: Tensor, noise: Tensor, offset: int, size: float) -> Non
         part.add_(own[: len(part)], alpha=size)
 
 
-def _streamed_parameters(model: nn.Module) -> set[nn.Parameter]:
+def streamed_parameters(model: nn.Module) -> set[nn.Parameter]:
     """Return the parameters of which a proof keeps no copy: all but the smallest.
 
     Those that a weight is computed from are none of them.
@@ -138,7 +146,7 @@ def disturbed_copy(
     """
     with seeded("disturb"):
         noise = torch.randn(NOISE).repeat(2)
-    streamed = _streamed_parameters(model)
+    streamed = streamed_parameters(model)
     stand_ins: dict[int, nn.Parameter] = {}
     rows: dict[nn.Parameter, Rows] = {}
     for number, parameter in enumerate(model.parameters()):
