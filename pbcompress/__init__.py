@@ -44,6 +44,7 @@ from pbcompress.errors import UnsupportedLayerError as UnsupportedLayerError
 from pbcompress.export.fusion import fuse as fuse
 from pbcompress.export.spec_network import load_spec as load_spec
 from pbcompress.planning.explanation import PlanDiff as PlanDiff
+from pbcompress.planning.file_shrinking import shrink_files as shrink_files
 from pbcompress.planning.width_plan import WidthPlan as WidthPlan
 from pbcompress.planning.width_plan import plan_widths as plan_widths
 from pbcompress.pruning.cuts import LayerCut as LayerCut

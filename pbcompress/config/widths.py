@@ -53,6 +53,15 @@ class WidthConfig(Choices):
             counts. A mapping is taken too.
         attention: What attention with several heads loses: whole "heads", or the same "dimensions"
             of every head where the code does not scale by their number.
+        same_width: One width for each role in all blocks: the stream, inner layers, heads with
+            their groups of key heads, in multiples of 64 channels (of less where layers are small)
+            as far as the target allows. A number in place of True: all widths, and the numbers of
+            heads, are multiples of it, as tensor parallelism wants. Roles are the numbers of the
+            config that the model carries (``model.config`` of Hugging Face). It states the new
+            widths in the shrunk network, so that ``save_pretrained`` and ``from_pretrained`` give
+            it back; what no config can state keeps its width, with the reason. Without a config,
+            groups of the same structure have one width. "auto": True for models that carry a
+            config. False: every group has its own width.
         max_seconds: Bound on the time of planning; None: no bound.
     """
 
@@ -68,4 +77,5 @@ class WidthConfig(Choices):
     keep: tuple[str, ...] = ()
     pin: Pins = ()
     attention: Literal["heads", "dimensions"] = "heads"
+    same_width: Literal["auto"] | bool | Count = "auto"
     max_seconds: Positive | None = 600.0

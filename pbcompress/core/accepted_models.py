@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from pbcompress.core.modules import has_no_data
 from pbcompress.errors import CompressionError, UnsupportedLayerError
 
 __all__ = ["check_model", "check_whole"]
@@ -20,8 +21,12 @@ _SHARDED = "sharded", "Pass the model as it is before fully_shard"
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
-def check_model(model: object) -> None:
+def check_model(model: object, *, may_lack_data: bool = False) -> None:
     """Raise unless a model can be copied, run and cut.
+
+    Args:
+        model: Anything.
+        may_lack_data: Whether it may be on the meta device as a whole.
 
     Raises:
         CompressionError: It is no module.
@@ -30,10 +35,11 @@ def check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise CompressionError(f"model must be a torch.nn.Module; found {type(model).__name__}.")
     modules = list(model.named_modules())
+    may_lack_data = may_lack_data and has_no_data(model)
     plain = set(filter(_is_plain, {type(module) for _, module in modules}))
     for name, module in modules:
         found = None if type(module) in plain else _fault_of_kind(name, module)
-        found = found or _fault_of_tensors(_own(module))
+        found = found or _fault_of_tensors(_own(module), may_lack_data)
         if found is not None:
             raise _refused(name, *found)
     quantised = [n for n, m in modules if type(m).__module__.startswith(_QUANTISED)]
@@ -107,12 +113,12 @@ def _fault_of_kind(name: str, module: nn.Module) -> tuple[str, str] | None:
     return None
 
 
-def _fault_of_tensors(own: Sequence[Tensor]) -> tuple[str, str] | None:
+def _fault_of_tensors(own: Sequence[Tensor], may_lack_data: bool) -> tuple[str, str] | None:
     if any(hasattr(tensor, "placements") for tensor in own):
         return f"it is {_SHARDED[0]}", _SHARDED[1]
     if any(nn.parameter.is_lazy(tensor) for tensor in own):
         return "it is lazy and has no shape yet", "Run one forward pass on the model first"
-    if any(tensor.is_meta for tensor in own):
+    if not may_lack_data and any(tensor.is_meta for tensor in own):
         return "it is on the meta device and has no data", "Load its weights first"
     return None
 

@@ -22,11 +22,14 @@ __all__ = [
     "batch_places",
     "few_samples",
     "map_tensors",
+    "outputs_of",
     "single_sample",
     "tensors_of",
     "to_device",
+    "with_values",
 ]
 
+_BESIDE_LOGITS = ("hidden_state", "hidden_states", "attentions", "model_output")
 _CACHES = ("transformers.cache_utils",)
 
 
@@ -138,6 +141,18 @@ def tensors_of(values: object) -> list[Tensor]:
     return list(_tensors_within(values, set()))
 
 
+def outputs_of(result: object) -> list[Tensor]:
+    """Return the tensors that a network gives out, without states beside its logits.
+
+    Where a mapping has logits, other values by the name of hidden states or of the output of a
+    part are how they came about: their width is not the network's.
+    """
+    names = list(result) if isinstance(result, Mapping) else []
+    if isinstance(result, Mapping) and any(str(name).startswith("logits") for name in names):
+        result = {n: v for n, v in result.items() if not str(n).endswith(_BESIDE_LOGITS)}
+    return tensors_of(result)
+
+
 def _tensors_within(values: object, seen: set[int]) -> Iterator[Tensor]:
     for leaf in tree_leaves(values):
         if isinstance(leaf, Tensor):
@@ -222,6 +237,19 @@ def few_samples(batch: Any, count: int) -> Any:
 def _length(leaf: Any) -> int:
     is_plain = isinstance(leaf, Tensor) and leaf.layout is torch.strided and leaf.dim() > 0
     return len(leaf) if is_plain else 0
+
+
+def with_values(call: Call) -> Call:
+    """Return ``call`` with numbers on the CPU in place of every tensor on the meta device."""
+
+    def real(tensor: Tensor) -> Tensor:
+        if not tensor.is_meta:
+            return tensor
+        if not tensor.is_floating_point():
+            return torch.zeros(tensor.shape, dtype=tensor.dtype)
+        return torch.linspace(-1, 1, tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
+
+    return map_tensors(call, real)
 
 
 def to_device(call: Call, device: torch.device | str) -> Call:

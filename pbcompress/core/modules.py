@@ -1,6 +1,6 @@
 """Find, replace and keep: the few operations on a model that everything else is made of."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,8 +18,10 @@ __all__ = [
     "copy_sharing",
     "device_of",
     "dtype_like",
+    "has_no_data",
     "kept_modes",
     "matches",
+    "names_of",
     "parameter_count",
     "plain_attention",
     "plain_kernels",
@@ -31,16 +33,22 @@ __all__ = [
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's first parameter, the CPU where it has none."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+    """Return the device of a model's first parameter that has data, else the CPU."""
+    devices = (p.device for p in model.parameters() if not p.is_meta)
+    return next(devices, torch.device("cpu"))
 
 
-def copy_model(model: nn.Module) -> nn.Module:
-    """Return a deep copy that shares no tensor with ``model``."""
+def copy_model(model: nn.Module, sharing: Collection[nn.Parameter] = ()) -> nn.Module:
+    """Return a deep copy that shares no tensor with ``model``.
+
+    Args:
+        model: Any network.
+        sharing: Parameters of which the copy has new objects on the same storage.
+    """
     if not isinstance(model, nn.Module):
         raise CompressionError(f"model must be a torch.nn.Module; found {type(model).__name__}.")
     try:
-        return deep_copy(model, {})
+        return deep_copy(model, {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in sharing})
     except Exception as err:
         raise CompressionError(
             "pbcompress works on a deep copy, so that your model stays as it is, and this model "
@@ -76,6 +84,15 @@ def shared_parameter_names(model: nn.Module) -> dict[str, str]:
     return aliases
 
 
+def names_of(model: nn.Module) -> dict[str, list[str]]:
+    """Return every name that a parameter has, by the first of them."""
+    first: dict[int, str] = {}
+    names: dict[str, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(first.setdefault(id(parameter), name), []).append(name)
+    return names
+
+
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
     """Tell whether ``name`` is one of ``patterns`` (``fnmatch``) or lies below one of them."""
     return any(fnmatchcase(name, p) or name.startswith(f"{p}.") for p in patterns)
@@ -95,6 +112,12 @@ def channel_axis(layer: nn.Module) -> int:
     if isinstance(layer, nn.modules.conv._ConvNd):
         return -1 - len(layer.kernel_size)
     return -1
+
+
+def has_no_data(model: nn.Module) -> bool:
+    """Tell whether every parameter of a model is on the meta device."""
+    parameters = list(model.parameters())
+    return bool(parameters) and all(parameter.is_meta for parameter in parameters)
 
 
 def dtype_like(tensor: Tensor, real: torch.dtype) -> torch.dtype:

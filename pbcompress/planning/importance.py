@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pbcompress.config.widths import Importance, WidthConfig
 from pbcompress.core.modules import copy_model
 from pbcompress.errors import CompressionError
+from pbcompress.pruning.unit_choice import combined
 from pbcompress.structure.channel_groups import ChannelGroup, Member
 from pbcompress.structure.layer_geometry import is_depthwise
 from pbcompress.training.batch_statistics import Sample, gradients, input_variances
@@ -83,19 +84,9 @@ def unit_scores(
         for index, of_members in zip(silent, others, strict=True):
             energies[index] = of_members
     return {
-        group.name: _combined(of_members, group.width)
+        group.name: combined(of_members, group.width)
         for group, of_members in zip(groups, energies, strict=True)
     }
-
-
-def _combined(energies: Sequence[Tensor], width: int) -> Tensor:
-    total = torch.zeros(width, dtype=torch.float64)
-    for energy in energies:
-        mean = energy.mean()
-        if mean > 0:
-            total += energy / mean
-    mean = total.mean()
-    return total / mean if mean > 0 else torch.ones_like(total)
 
 
 # --- criteria ------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pbcompress.costs.latency_model import Shipped
 from pbcompress.costs.measured import ModelCost
 from pbcompress.planning.planner import Solution
 from pbcompress.pruning.cuts import LayerCut
+from pbcompress.pruning.unit_choice import Places, UnitChoice
 
 __all__ = ["KIND", "VERSION", "Parts", "plan_data", "plan_parts"]
 
@@ -46,6 +47,20 @@ class _Cost:
 
 
 @dataclass(frozen=True)
+class _Choice:
+    """As `UnitChoice.to_dict` writes it."""
+
+    name: str
+    width: int
+    kept: int
+    members: tuple[tuple[str, str, int, int, tuple[int, ...]], ...]
+
+    def choice(self) -> UnitChoice:
+        members = tuple(Places(*member) for member in self.members)
+        return UnitChoice(self.name, self.width, self.kept, members)
+
+
+@dataclass(frozen=True)
 class _Bounds:
     params: int
     flops: int | None
@@ -66,6 +81,10 @@ class _Plan:
     shipped: Shipped | None
     config: Mapping[str, Any]
     expected_speedup: float | None = None
+    stated: Mapping[str, int] = field(default_factory=dict)
+    proven: str = ""
+    choices: tuple[_Choice, ...] = ()
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def plan_data(solution: Solution, config: CompressConfig, budget: Budget) -> dict[str, Any]:
@@ -83,6 +102,10 @@ def plan_data(solution: Solution, config: CompressConfig, budget: Budget) -> dic
         "left_alone": dict(solution.left_alone),
         "shipped": asdict(solution.shipped) if solution.shipped else None,
         "expected_speedup": solution.expected_speedup,
+        "stated": dict(solution.stated),
+        "proven": solution.proven,
+        "choices": [choice.to_dict() for choice in solution.choices],
+        "names": {first: list(names) for first, names in solution.names.items()},
         "config": config.to_dict(),
     }
 
@@ -109,5 +132,9 @@ def plan_parts(text: str | bytes) -> Parts:
             left_alone=kept.left_alone,
             shipped=kept.shipped,
             expected_speedup=kept.expected_speedup,
+            stated=kept.stated,
+            proven=kept.proven,
+            choices=tuple(choice.choice() for choice in kept.choices),
+            names=kept.names,
         )
         return solution, CompressConfig.from_dict(kept.config), Budget.from_dict(kept.budget)

@@ -1,7 +1,7 @@
 """Plan narrower widths for a target, and prove the plan."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
@@ -12,22 +12,26 @@ from pbcompress.config.budget import Budget
 from pbcompress.config.whole import CompressConfig
 from pbcompress.core.deadline import Deadline
 from pbcompress.core.inputs import Call, map_tensors
-from pbcompress.core.modules import copy_model
+from pbcompress.core.modules import has_no_data, names_of
 from pbcompress.costs.closed_form import Widths, model_cost
 from pbcompress.costs.latency_model import Shipped
 from pbcompress.costs.measured import ModelCost, input_shapes, measure
 from pbcompress.costs.operator_table import expected_speedup
 from pbcompress.dendrites.growth import attach_dendrites_
-from pbcompress.errors import TargetUnreachableError
+from pbcompress.errors import CompressionError, TargetUnreachableError
 from pbcompress.planning.explanation import reasons_text
+from pbcompress.planning.given_widths import with_pins
 from pbcompress.planning.importance import unit_scores
 from pbcompress.planning.measured_budget import MeasuredBudget, OpenBench, confirmed, fastest
+from pbcompress.planning.proving import Prover
+from pbcompress.planning.role_numbers import Configs
+from pbcompress.planning.same_width import Roles, statable
+from pbcompress.planning.stated_sizes import stated_sizes
 from pbcompress.planning.unchanged_layers import Outcome, why_unchanged
 from pbcompress.planning.width_search import Removed, Request, WidthSearch, cuts_of, without_kept
 from pbcompress.pruning.cuts import LayerCut
-from pbcompress.pruning.proof import proof_failure
 from pbcompress.pruning.shrinking import shrink
-from pbcompress.structure.channel_groups import find_groups
+from pbcompress.pruning.unit_choice import UnitChoice, choices_of
 from pbcompress.training.batch_statistics import Sample
 
 __all__ = ["Solution", "find_widths", "resolve_target"]
@@ -58,6 +62,11 @@ class Solution:
         expected_speedup: How many times as fast as the original the shrunk network should be in
             ONNX Runtime on a CPU of this machine's kind (one thread, batch 1, without dendrites),
             by a table of operators; None in plans of before there was one.
+        stated: What the config of the shrunk network states, by the path of each number.
+        proven: What the proof of the cuts was of; "" where nothing is cut.
+        choices: In a plan that was made without weights, the groups of which `shrink_files`
+            chooses the units; ``steps`` take the last of each until then.
+        names: Every name of a parameter that has several, by the first.
     """
 
     steps: tuple[LayerCut, ...]
@@ -70,6 +79,10 @@ class Solution:
     left_alone: Mapping[str, str]
     shipped: Shipped | None = None
     expected_speedup: float | None = None
+    stated: Mapping[str, int] = field(default_factory=dict)
+    proven: str = ""
+    choices: tuple[UnitChoice, ...] = ()
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def resolve_target(budget: Budget, cost: ModelCost) -> tuple[int, int | None]:
@@ -127,12 +140,18 @@ def find_widths(
         sample: Batches for an importance that needs some.
         open_bench: Measures networks as they ship; used where the target or the rounding asks.
     """
-    network = copy_model(model).eval()
-    planner = _Planner(model, network, map_tensors(call, torch.clone), config, sample)
+    on_file = (budget.latency_ms, budget.file_bytes) != (None, None)
+    measures = on_file or config.width.round_to == "measured"
+    if has_no_data(model) and (measures or config.width.importance != "magnitude"):
+        raise CompressionError(
+            "A plan was asked for of a model on the meta device, which has no weights to export, "
+            "time or rank. Ask for parameters or FLOPs, with importance='magnitude' and without "
+            "round_to='measured', or load the weights first."
+        )
+    planner = _Planner(model, map_tensors(call, torch.clone), config, sample)
     params, flops = resolve_target(budget, planner.cost_before)
     request = Request(params, flops)
-    on_file = (budget.latency_ms, budget.file_bytes) != (None, None)
-    if on_file or config.width.round_to == "measured":
+    if measures:
         return _measured(planner, request, budget, open_bench)
     return planner.propose(request)[0]
 
@@ -161,19 +180,25 @@ class _Planner:
     def __init__(
         self,
         model: nn.Module,
-        network: nn.Module,
         call: Call,
         config: CompressConfig,
         sample: Sample | None,
     ) -> None:
         self.model, self.call, self.config = model, call, config
-        self.network: nn.Module | None = network  # a copy, which a proof uses up
         self.deadline = Deadline(config.width.max_seconds, _TOO_SLOW)
-        grouping = find_groups(
-            network, call, attention=config.width.attention, deadline=self.deadline
-        )
+        self.prover = Prover(model, call, config.width.attention, self.deadline)
+        grouping = self.prover.groups()
         self.grouping = without_kept(model, grouping, config.width.keep)
-        self.scores = unit_scores(model, self.grouping.groups, config.width.importance, sample)
+        self.stated = stated_sizes(model, self.grouping, config.width.same_width)
+        if self.stated is not None:
+            self.grouping = statable(self.grouping, self.stated)
+        self._configs = Configs(self.stated, self.prover, self.deadline)
+        groups, importance = self.grouping.groups, config.width.importance
+        self.scores = (
+            unit_scores(model, groups, importance, sample)
+            if self.prover.has_data
+            else {group.name: torch.ones(group.width) for group in groups}
+        )
         self.cost_before = self.cost([g.width for g in self.grouping.groups])
 
     def cost(self, widths: Widths) -> ModelCost:
@@ -210,8 +235,7 @@ class _Planner:
 
     def holds(self, plan: Solution, widths: Widths) -> bool:
         """Prove a plan; leave alone from now on what its proof finds guilty."""
-        search = WidthSearch(self.model, self.grouping, self.config, self.scores)
-        removed = search.removed(widths)
+        removed = self._search().removed(widths)
         if self._proof_failure(removed, plan.steps, plan.cost_after.params) is None:
             return True
         self._drop_guilty(removed)
@@ -224,22 +248,35 @@ class _Planner:
             attach_dendrites_(grown, self.config.dendrites, layers=plan.grow)
         return grown
 
+    def _search(self) -> WidthSearch:
+        width = self.config.width
+        grouping = with_pins(self.model, self.grouping, width.pin)
+        has_roles = self.stated is not None or width.same_width not in (False, "auto")
+        roles = Roles.of(grouping, self.stated) if has_roles else Roles.alone(grouping)
+        return WidthSearch(self.model, roles, self.config, self.scores)
+
     def _plan(self, request: Request, smallest: bool, proven: bool) -> tuple[Solution, Widths]:
         while True:
-            search = WidthSearch(self.model, self.grouping, self.config, self.scores)
+            search = self._search()
             if smallest:
                 search.grow = {}
-            widths = None if smallest else search.solve(request)
-            trial = search.narrowest(request) if widths is None else widths
-            removed = search.removed(trial)
+            found = None if smallest else search.solve(request)
+            trial = search.narrowest(request) if found is None else found
+            widths = search.roles.spread(trial)
+            removed = search.removed(widths)
             steps = cuts_of(self.model, self.grouping, removed)
-            cost = self.cost(trial)
+            cost = self.cost(widths)
             is_proven = not (proven and removed)
             if is_proven or self._proof_failure(removed, steps, cost.params) is None:
-                break
-            self._drop_guilty(removed)
-        if widths is None and not smallest:
+                numbers = self._configs.numbers(search, trial, steps)
+                if numbers is not None:
+                    break
+                self.grouping = self.grouping.without(self._configs.unstated(search, trial))
+            else:
+                self._drop_guilty(removed)
+        if found is None and not smallest:
             raise self._unreachable(search, request)
+        sizes = {(step.layer, step.dim): step.width for step in steps}
         plan = Solution(
             steps=steps,
             cost_before=self.cost_before,
@@ -249,9 +286,13 @@ class _Planner:
             reserved_params=search.params.reserved(trial) if search.grow else 0,
             grow=search.grow,
             left_alone=self._why_unchanged(search, trial, request),
-            expected_speedup=expected_speedup(self.model, self.grouping, trial),
+            expected_speedup=expected_speedup(self.model, self.grouping, widths),
+            stated=numbers,
+            proven=self.prover.proven if proven and removed else "",
+            choices=() if self.prover.has_data else choices_of(self.grouping, removed, sizes),
+            names={first: tuple(own) for first, own in names_of(self.model).items() if own[1:]},
         )
-        return plan, trial
+        return plan, widths
 
     def _why_unchanged(
         self, search: WidthSearch, widths: Widths, request: Request
@@ -271,14 +312,7 @@ class _Planner:
     def _proof_failure(
         self, removed: Removed, steps: Sequence[LayerCut], params: int
     ) -> str | None:
-        self.deadline.check("Planning, in the proof of its cuts,")
-        network = self.network if self.network is not None else copy_model(self.model).eval()
-        self.network = None
-        traced = self.grouping.trace
-        gone = torch.zeros(traced.coupling.size, dtype=torch.bool)
-        for name, units in removed.items():
-            gone[self.grouping.units[name][units]] = True
-        return proof_failure(network, traced, gone, steps, self.call, params)
+        return self.prover.failure(self.grouping, removed, steps, params)
 
     def _drop_guilty(self, removed: Removed) -> None:
         """Leave alone the groups whose narrowing fails the proof.
@@ -327,7 +361,7 @@ class _Planner:
     def _unreachable(self, search: WidthSearch, request: Request) -> TargetUnreachableError:
         widths, params, flops = search.narrowest(request), request.params, request.flops
         smallest = search.params.total(widths)
-        cost = self.cost(widths)
+        cost = self.cost(search.roles.spread(widths))
         asked = (
             f"{params:,} parameters"
             if flops is None

@@ -14,9 +14,9 @@ from pbcompress.config.dendrites import DendriteConfig
 from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.config.widths import WidthConfig
 from pbcompress.core.accepted_models import check_model
-from pbcompress.core.inputs import Call, as_call, to_device
+from pbcompress.core.inputs import Call, as_call, to_device, with_values
 from pbcompress.core.json_documents import render
-from pbcompress.core.modules import device_of
+from pbcompress.core.modules import device_of, has_no_data
 from pbcompress.core.time_first import one_sample
 from pbcompress.core.turns import in_turn
 from pbcompress.costs.latency_model import Shipped
@@ -28,6 +28,7 @@ from pbcompress.planning.plan_document import KIND, VERSION, plan_data, plan_par
 from pbcompress.planning.planner import Solution, find_widths
 from pbcompress.planning.width_picture import width_picture
 from pbcompress.pruning.cuts import LayerCut, check_cuts
+from pbcompress.pruning.unit_choice import UnitChoice
 from pbcompress.training.experiment import Experiment
 from pbcompress.training.task import Data, Task
 
@@ -103,6 +104,29 @@ class WidthPlan:
         None in a plan of before there was such a table.
         """
         return self.solution.expected_speedup
+
+    @property
+    def stated(self) -> Mapping[str, int]:
+        """What the config of the shrunk network states, by the path of each number.
+
+        Empty for a model that carries no config, or whose groups have widths of their own.
+        """
+        return self.solution.stated
+
+    @property
+    def proven(self) -> str:
+        """What the proof of the cuts was of; "" where nothing is cut."""
+        return self.solution.proven
+
+    @property
+    def choices(self) -> tuple[UnitChoice, ...]:
+        """Groups of which `shrink_files` chooses the units, in a plan made without weights."""
+        return self.solution.choices
+
+    @property
+    def names(self) -> Mapping[str, tuple[str, ...]]:
+        """Every name of a parameter that has several, by the first."""
+        return self.solution.names
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole plan as JSON data."""
@@ -219,7 +243,9 @@ def plan_widths(
     not read. A group of channels for which that fails keeps its width, with the reason.
 
     Args:
-        model: Network to shrink; left as it is.
+        model: Network to shrink; left as it is. It may be on the meta device: then widths are
+            planned without weights, cuts are proven on two layers of every kind with random ones
+            (``plan.proven``), and `shrink_files` chooses the units.
         example_inputs: A tensor, tuple or dict of one forward pass, the first axis the batch;
             or an `Example`, which says what is.
         target_params: At most this many parameters: a count, a share in (0, 1) or a `Budget`. A
@@ -266,10 +292,11 @@ def make_plan(
     experiment: Experiment | None,
 ) -> WidthPlan:
     """Return the plan of `plan_widths`, whose data, task and seed are one value here."""
-    check_model(model)
+    check_model(model, may_lack_data=True)
     sample = sample_for(config.width, experiment)
     with torch.inference_mode(False):  # tensors made in it cannot be followed
-        call = to_device(one_sample(model, as_call(example_inputs)), device_of(model))
+        given = with_values(as_call(example_inputs)) if has_no_data(model) else example_inputs
+        call = to_device(one_sample(model, as_call(given)), device_of(model))
         solution = find_widths(model, call, budget, config, sample, _open_bench)
     return WidthPlan(solution=solution, config=config, budget=budget)
 

@@ -17,18 +17,25 @@ from pbcompress.costs.closed_form import CostModel, Widths, parameter_costs, wor
 from pbcompress.dendrites.forms import growable_layers, set_params
 from pbcompress.errors import CompressionError, a_few
 from pbcompress.planning.allocation import FILL_GOAL, all_choices, allocate, narrowest
-from pbcompress.planning.given_widths import with_pins
 from pbcompress.planning.proportions import SPEED, Preference, count_weights, preference_of
 from pbcompress.planning.rounding import allocate_rounded, finer
+from pbcompress.planning.same_width import Roles, role_scores
 from pbcompress.planning.scarcity import Scarcity
 from pbcompress.pruning.cuts import LayerCut
-from pbcompress.structure.channel_groups import Axis, Grouping, layer_axes, output_axes
+from pbcompress.structure.channel_groups import (
+    Axis,
+    ChannelGroup,
+    Grouping,
+    layer_axes,
+    output_axes,
+)
 from pbcompress.structure.dimensions import dimension_size
 from pbcompress.structure.layer_geometry import LayerGeometry
 
 __all__ = ["Removed", "Request", "WidthSearch", "cuts_of", "without_kept"]
 
 TRIES = 5  # to come near to several costs at once
+ROLE_MULTIPLE = 64  # channels that the width of a role is a multiple of, where it can be
 USED = 0.97  # of each of them
 PRICE_SLACK = 1.005  # of a price: a target of many decimals should not miss a unit by it
 Removed = Mapping[str, Sequence[int]]  # units, by the name of their group
@@ -63,13 +70,15 @@ class WidthSearch:
     def __init__(
         self,
         model: nn.Module,
-        grouping: Grouping,
+        roles: Roles,
         config: CompressConfig,
         scores: Mapping[str, Tensor],
     ) -> None:
         self.model, self.config = model, config
-        self.grouping = grouping = with_pins(model, grouping, config.width.pin)
-        self.scores = [scores[group.name] for group in grouping.groups]
+        self.roles = roles
+        self.grouping = grouping = roles.merged
+        self._unit_scores = scores
+        self.scores = [role_scores(roles, scores, group) for group in grouping.groups]
         self._weights = count_weights(grouping.groups, grouping.shapes)
         dendrites = config.dendrites
         reserve = dendrites.max_sets > 0 and dendrites.share not in ("auto", 0)
@@ -220,6 +229,8 @@ class WidthSearch:
         width, groups = self.config.width, self.grouping.groups
         if isinstance(width.round_to, int) and width.round_to > 1:
             return [width.round_to] * len(groups), False
+        if type(width.same_width) is int:
+            return [width.same_width * self.roles.unit_of(group) for group in groups], False
         if request.round_to is not None:
             return [request.round_to] * len(groups), True
         if width.round_to == 1:
@@ -229,16 +240,25 @@ class WidthSearch:
     @cached_property
     def _liked(self) -> list[int]:
         """What the hardware likes the channels of every group to be a multiple of."""
+        if self.roles.is_shared:
+            return list(map(_role_multiple, self.grouping.groups))
         return multiples_for(self.model, self.grouping.groups, self.config.width.hardware)
 
     def removed(self, widths: Widths) -> Removed:
-        """Return the units that go: the least important of every group."""
+        """Return the units that go at given widths of all groups: the least important of each."""
         removed = {}
-        for group, scores, width in zip(self.grouping.groups, self.scores, widths, strict=True):
+        for group, width in zip(self.roles.whole.groups, widths, strict=True):
             if width < group.width:
+                scores = self._unit_scores[group.name]
                 order = torch.argsort(scores, descending=True, stable=True).tolist()
                 removed[group.name] = order[width:]
         return removed
+
+
+def _role_multiple(group: ChannelGroup) -> int:
+    """Return `ROLE_MULTIPLE`, or the largest power of two of which a small role has eight."""
+    eighth = group.width * group.channels_per_unit // 8
+    return min(ROLE_MULTIPLE, 2 ** max(eighth.bit_length() - 1, 0))
 
 
 def cuts_of(model: nn.Module, grouping: Grouping, removed: Removed) -> tuple[LayerCut, ...]:

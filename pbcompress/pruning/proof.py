@@ -1,6 +1,5 @@
 """The proof that a list of cuts is right: the sliced network computes what the original does."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -8,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
-from pbcompress.core.inputs import Call, map_tensors, tensors_of
+from pbcompress.core.blanks import Blanks
+from pbcompress.core.inputs import Call, map_tensors, outputs_of, tensors_of
 from pbcompress.core.modules import (
     channel_axis,
-    copy_sharing,
     dtype_like,
     parameter_count,
     plain_kernels,
@@ -21,30 +20,30 @@ from pbcompress.core.modules import (
 from pbcompress.core.randomness import seeded
 from pbcompress.core.scripted import scripts_as_python
 from pbcompress.errors import first_line
-from pbcompress.pruning.cuts import LayerCut, cut_all_, kept_of
+from pbcompress.pruning.cuts import LayerCut, kept_of
+from pbcompress.pruning.proof_weights import ProofNetwork, Rows, cut_copy, disturbed_copy, masked
+from pbcompress.pruning.remaining import OtherPathError, Remaining, gone_along
 from pbcompress.pruning.weight_norms import computed_weights, is_computed, normed_weights
-from pbcompress.structure.tracer import Event, Trace
+from pbcompress.structure.tracer import Trace
 
 __all__ = ["proof_failure"]
 
 BATCHES = (2, 1)  # the first that the original takes
-OTHER_PATH = "the forward pass takes another path when it is run again"
 WEIGHTS = 1e-4  # of a weight's largest number, in the precision that it has
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-7}
 LARGE = 128  # pixels a side from which an image is large
 SMALL = (32, 64)  # pixels a side of the crops that are tried first
-NOISE = 65_537  # numbers of the disturbance; prime, so that no two rows of a weight get the same
 
 
 def proof_failure(
-    network: nn.Module,
+    model: nn.Module,
     traced: Trace,
     gone: Tensor,
     steps: Sequence[LayerCut],
     call: Call,
     params: int,
 ) -> str | None:
-    """Return how ``network`` without the channels of ``steps`` is wrong, or None if it is right.
+    """Return how ``model`` without the channels of ``steps`` is wrong, or None if it is right.
 
     A sliced copy is held against the original in which everything that belongs to a removed
     channel is zero, and in which an operation whose result depends on the number of channels (a
@@ -57,33 +56,38 @@ def proof_failure(
     Where the network takes small images and runs the very operations of the trace on them, small
     ones do.
 
+    Large weights are made for the operation that reads them and freed after it, so that the proof
+    takes little memory beside the model, in whatever precision that has.
+
     Args:
-        network: A copy of the network before the cuts, in eval mode. It is used up.
+        model: The network before the cuts, in eval mode; left as it is.
         traced: The structure that the cuts were read from.
         gone: For every label of ``traced``, whether it is removed.
         steps: The cuts.
         call: One sample. It is run with a second one of random values for float inputs.
         params: How many parameters the cut network has as predicted.
     """
-    _disturb_(network)
+    blanks = Blanks()
+    original, rows = disturbed_copy(model, blanks)
+    network = original.network
+    kept = kept_of(network, steps)
     computes = any(map(is_computed, network.modules()))
-    weights = computed_weights(network, kept_of(network, steps)) if computes else {}
-    sliced = copy_sharing(network)
+    weights = computed_weights(network, kept) if computes else {}
     try:
-        cut_all_(sliced, steps)
+        cut = cut_copy(original, rows, kept, steps, blanks)
     except Exception as err:
         return f"its layers cannot be sliced ({first_line(err)})"
-    found = parameter_count(sliced)
+    found = parameter_count(cut.network)
     if found != params:
         return f"{params:,} parameters were predicted and {found:,} are left"
-    if (changed := _changed(weights, computed_weights(sliced))) is not None:
+    if (changed := _changed(weights, computed_weights(cut.network))) is not None:
         return f"what is left of the weight {changed!r} would change, as it is computed from all"
     normed = [(weight, weight.norms()) for weight in normed_weights(network)]
-    _mask_(network, sliced, traced, gone)
+    _mask_(original, rows, cut.network, traced, gone)
     for weight, norms in normed:
         weight.keep_weight_(norms)
-    reference = _Witness(network, steps, _Remaining(traced, gone))
-    candidate = _Witness(sliced, steps, None)
+    reference = _Witness(original, steps, Remaining(traced, gone))
+    candidate = _Witness(cut, steps, None)
     failure: str | None = None
     for dtype, tolerance in TOLERANCE.items():
         try:
@@ -122,7 +126,7 @@ def _expected(reference: "_Witness", call: Call, dtype: torch.dtype) -> tuple[Ca
     """Return the cheapest sample and batch that the original takes, with what it computes.
 
     Raises:
-        _OtherPathError: It takes another path than when it was traced.
+        OtherPathError: It takes another path than when it was traced.
         LookupError: It takes none.
     """
     for small in _small_samples(call):
@@ -132,11 +136,11 @@ def _expected(reference: "_Witness", call: Call, dtype: torch.dtype) -> tuple[Ca
             continue  # it needs the size that was given
         if reference.took_the_traced_path:
             return small, 2, expected
-    other_path: _OtherPathError | None = None
+    other_path: OtherPathError | None = None
     for copies in BATCHES:
         try:
             return call, copies, reference.outputs(call, dtype, False, copies)
-        except _OtherPathError as err:
+        except OtherPathError as err:
             other_path = err  # of another batch size, perhaps
         except Exception:
             continue
@@ -153,7 +157,7 @@ def _compared(
     """
     try:
         sample, copies, expected = _expected(reference, call, dtype)
-    except _OtherPathError as err:
+    except OtherPathError as err:
         return str(err)
     try:
         found = candidate.outputs(sample, dtype, False, copies)
@@ -188,99 +192,32 @@ def _training_failure(
     return None
 
 
-class _OtherPathError(Exception):
-    """The forward pass ran other operations than when it was traced."""
-
-
-class _Remaining(TorchDispatchMode):
-    """Lets operations that depend on the number of channels see only those that remain."""
-
-    def __init__(self, traced: Trace, gone: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.names = {event.name for event in traced.events}
-        self.events = [self._with_places(event, traced, gone) for event in traced.events]
-        self.traced_path = traced.operations
-        self.start()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler, which takes longer than a plan
-
-    def start(self) -> None:
-        """Forget what ran."""
-        self.step = 0
-        self.operations: list[str] = []
-
-    @staticmethod
-    def _with_places(event: Event, traced: Trace, gone: Tensor) -> tuple[str, Any, Any]:
-        def places(axes: Sequence[tuple[int, int, Tensor]]) -> list[tuple[int, int, Tensor]]:
-            kept = [(i, d, ~_gone(traced, v, gone)) for i, d, v in axes]
-            return [(i, d, k) for i, d, k in kept if not k.all()]
-
-        return event.name, places(event.selects), places(event.scatters)
-
-    def finish(self) -> None:
-        """Check that every operation of the trace has run."""
-        if self.step < len(self.events):
-            raise _OtherPathError(OTHER_PATH)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = func._schema.name.removeprefix("aten::")
-        self.operations.append(name)
-        if name not in self.names:
-            return func(*args, **kwargs)
-        if self.step >= len(self.events) or self.events[self.step][0] != name:
-            raise _OtherPathError(OTHER_PATH)
-        _, selects, scatters = self.events[self.step]
-        self.step += 1
-        if not selects:
-            return func(*args, **kwargs)
-        given = list(args)
-        for place, dim, kept in selects:
-            index = kept.nonzero().squeeze(1).to(given[place].device)
-            given[place] = given[place].index_select(dim, index)
-        given = _fit(name, given)
-        result = func(*given, **kwargs)
-        results = [result] if isinstance(result, Tensor) else list(result)
-        for place, dim, kept in scatters:
-            index = kept.nonzero().squeeze(1).to(results[place].device)
-            shape = list(results[place].shape)
-            shape[dim] = len(kept)
-            full = results[place].new_zeros(shape)
-            results[place] = full.index_copy(dim, index, results[place])
-        return results[0] if isinstance(result, Tensor) else tuple(results)
-
-
-def _fit(name: str, args: list[Any]) -> list[Any]:
-    """Set the sizes among the arguments of a norm to those of its selected input."""
-    if name in ("native_layer_norm", "_fused_rms_norm"):
-        args[1] = list(args[0].shape[-len(args[1]) :])
-    elif name == "native_group_norm":
-        args[0] = args[0].contiguous()
-        args[4] = args[0].shape[1]
-    return args
-
-
-def _gone(traced: Trace, labels: Tensor, gone: Tensor) -> Tensor:
-    return torch.stack([gone[part] for part in traced.coupling.parts(labels)]).any(0)
-
-
-def _mask_(network: nn.Module, sliced: nn.Module, traced: Trace, gone: Tensor) -> None:
+def _mask_(
+    original: ProofNetwork,
+    rows: Mapping[nn.Parameter, Rows],
+    cut: nn.Module,
+    traced: Trace,
+    gone: Tensor,
+) -> None:
     """Set to zero whatever belongs to a removed channel."""
+    network = original.network
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    in_use = {p.data_ptr() for p in sliced.parameters()}
+    in_use = {p.data_ptr() for p in cut.parameters()}
     dimensions = [
         (name, axis) for name, axes in traced.tensors.items() for axis in range(len(axes))
     ]
+    lost: dict[Tensor, dict[int, Tensor]] = {own: {} for own in rows}
     for place, index in _places(traced, [traced.tensors[n][axis] for n, axis in dimensions], gone):
         name, axis = dimensions[place]
+        if tensors[name] in lost:
+            lost[tensors[name]][axis] = index
+            continue
         tensor = tensors[name].data
         if tensor.data_ptr() in in_use:  # the cuts have missed it
             tensor = tensors[name].data = tensor.clone()
         tensor.index_fill_(axis, index.to(tensor.device), 0)
+    for stands_in, source in rows.items():
+        original.make[id(stands_in)] = partial(masked, source, stands_in, lost[stands_in])
 
 
 def _places(
@@ -289,7 +226,7 @@ def _places(
     """Yield every dimension that loses something, by its number, with the indices that it loses."""
     if not dimensions:
         return
-    lost = _gone(traced, torch.cat(list(dimensions)), gone).nonzero().squeeze(1)
+    lost = gone_along(traced, torch.cat(list(dimensions)), gone).nonzero().squeeze(1)
     sizes = torch.tensor([labels.numel() for labels in dimensions])
     ends = sizes.cumsum(0)
     of_each = torch.searchsorted(ends, lost, right=True)
@@ -302,9 +239,9 @@ class _Witness:
     """Runs a copy and collects its outputs, and the channel means of readers of removed ones."""
 
     def __init__(
-        self, network: nn.Module, steps: Sequence[LayerCut], remaining: _Remaining | None
+        self, proof: ProofNetwork, steps: Sequence[LayerCut], remaining: Remaining | None
     ) -> None:
-        self.network, self.remaining = network, remaining
+        self.proof, self.network, self.remaining = proof, proof.network, remaining
         self.training = False
         self.shapes_in_eval: list[torch.Size] = []
         self.seen: list[Tensor] = []
@@ -313,7 +250,7 @@ class _Witness:
         gone = {s.layer: s.removed for s in steps if s.dim == "out" and not is_cut}
         for name in {s.layer: None for s in steps if s.dim == "in"}:
             hook = partial(self._record, gone.get(name, ()))
-            network.get_submodule(name).register_forward_hook(hook)
+            self.network.get_submodule(name).register_forward_hook(hook)
 
     def _record(self, gone: Sequence[int], layer: nn.Module, _: object, output: Tensor) -> None:
         if self.training:  # whose outputs are not compared
@@ -356,18 +293,19 @@ class _Witness:
             self.network.train(training)
             self.training = training
         if not self._has(dtype):
-            self.network._apply(lambda t: t.to(dtype_like(t, dtype)))
+            self.proof.to_(partial(dtype_like, real=dtype))
         mode: Any = nullcontext()
         if self.remaining is not None and not training:
             mode = self.remaining
             mode.start()
         with torch.no_grad(), seeded("proof", copies), plain_kernels(self.network):
             args, kwargs = map_tensors(call, change)
-            with mode, nullcontext() if self.remaining is None else scripts_as_python():
+            scripts = nullcontext() if self.remaining is None else scripts_as_python()
+            with self.proof.running(), mode, scripts:
                 output = self.network(*args, **kwargs)
-        if isinstance(mode, _Remaining):
+        if isinstance(mode, Remaining):
             mode.finish()
-        tensors = tensors_of(output)
+        tensors = outputs_of(output)
         if not training:
             self.shapes_in_eval = [t.shape for t in tensors]
         return tensors + self.seen
@@ -375,24 +313,6 @@ class _Witness:
     def shapes(self, call: Call, dtype: torch.dtype, *, training: bool) -> list[torch.Size]:
         """Return the shapes of the network's outputs on two samples."""
         return [t.shape for t in self.outputs(call, dtype, training, 2)]
-
-
-def _disturb_(network: nn.Module) -> None:
-    """Add noise to every parameter, of about the size that it has."""
-    with seeded("disturb"), torch.no_grad():
-        noise = torch.randn(NOISE)
-        for parameter in network.parameters():
-            if parameter.is_floating_point() or parameter.is_complex():
-                if not parameter.is_contiguous():
-                    parameter.data = parameter.data.contiguous()
-                numbers = parameter.data
-                numbers = torch.view_as_real(numbers) if numbers.is_complex() else numbers
-                own = noise.to(numbers)
-                for part in numbers.view(-1).split(NOISE):
-                    size = part.abs().mean().item()
-                    if not math.isfinite(size):
-                        size = part.nan_to_num_(0, 0, 0).abs().mean().item()
-                    part.add_(own[: len(part)], alpha=max(size, 0.01))
 
 
 def _difference(

@@ -1,11 +1,12 @@
 """Carry out a plan: on the network, on a copy, and on the optimizers that train it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import nn
 from torch.optim import Optimizer
 
+from pbcompress.core.model_config import write_numbers_
 from pbcompress.core.modules import copy_model
 from pbcompress.core.turns import in_turn
 from pbcompress.pruning.cuts import LayerCut, check_cuts, cut_all_, kept_of
@@ -21,6 +22,10 @@ class Steps(Protocol):
     def steps(self) -> tuple[LayerCut, ...]:
         """The cuts, one for each dimension of each layer that changes."""
 
+    @property
+    def stated(self) -> Mapping[str, int]:
+        """What the config of the shrunk network states."""
+
 
 @in_turn
 def shrink_(
@@ -30,6 +35,8 @@ def shrink_(
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
 ) -> None:
     """Apply a plan in place. Parameters are new objects: name the optimizers that hold them.
+
+    The config that the model carries states the new widths, where the plan says which.
 
     Args:
         model: A network of the architecture that was planned for.
@@ -63,6 +70,8 @@ def shrink_(
     cut_all_(model, steps)
     new = {parameter: model.get_parameter(name) for name, parameter in names.items()}
     move_optimizers_(optimizers, kept, new)
+    if not isinstance(plan, Sequence):
+        write_numbers_(model, plan.stated)
 
 
 @in_turn

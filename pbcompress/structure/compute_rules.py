@@ -87,6 +87,19 @@ def batched_product(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> A
     return labels
 
 
+@rule("_grouped_mm")
+def products_of_groups(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    """A product with one of several matrices for each block of rows: experts, which all stay."""
+    left, right = args[:2]
+    if left.dim() != 2 or right.dim() != 3:
+        return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
+    a, b = t.labels(left), t.labels(right)
+    t.coupling.pin(b[0], f"its experts stay in {t.where!r}")
+    inner = t.couple(a[1], b[1])
+    t.work(1, (left.shape[0], a[0]), (left.shape[1], inner), (right.shape[2], b[2]))
+    return [a[0], b[2]]
+
+
 @rule("mv", "dot", "addmv", "_trilinear")
 def vector_product(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Axes:
     """A product whose channels stay."""

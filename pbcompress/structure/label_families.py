@@ -126,7 +126,7 @@ def _failures(check: Check, traced: Trace, families: Families) -> Iterator[Tenso
     """Yield the families without which the size and the dimension of a check would differ."""
     described = check.labels
     parts = {id(labels): families.parts[id(labels)] for labels in _axes_of(check, traced)}
-    if not parts:  # of nothing that may change
+    if not parts:  # a number of the code's own, and nothing that may change
         return
     reached = torch.cat([families.of[part] for own in parts.values() for part in own]).unique()
     for family in reached[reached >= 0].tolist():

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from pbcompress.core.deadline import Deadline
-from pbcompress.core.inputs import Call, tensors_of
+from pbcompress.core.inputs import Call, outputs_of, tensors_of
 from pbcompress.core.modules import plain_kernels
 from pbcompress.core.randomness import seeded
 from pbcompress.core.scripted import scripts_as_python
@@ -85,7 +85,7 @@ def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> T
                 f"The model was run on one sample of example_inputs, shapes {shapes}, and its "
                 f"forward failed: {err}. Give inputs whose first axis is the batch."
             ) from err
-    outputs = tensors_of(output)
+    outputs = outputs_of(output)
     if not outputs and not tracer.left_torch:
         raise CompressionError(
             f"The model returned a {type(output).__name__}, in which no tensor was found. "
@@ -221,11 +221,19 @@ class _Operations(TorchDispatchMode):
         if name.endswith("_"):
             tracer.labels(args[0])  # before its shape may change
         result = func(*args, **kwargs)
+        with _disable_current_modes():  # one around the trace has nothing to do with labels
+            self._follow(name, func, args, kwargs, result)
+        return result
+
+    def _follow(
+        self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        tracer = self.tracer
         follow = RULES.get(name, elementwise if torch.Tag.pointwise in func.tags else unknown)
         if follow is unknown:
             given = [tracer.labels(t) for t in tensors_of((args, kwargs))]
             if not any(labels is not None for own in given for labels in own):
-                return result  # whatever it does, it does it to fixed sizes
+                return  # whatever it does, it does it to fixed sizes
         labels = follow(tracer, name, args, kwargs, result)  # type: ignore[no-untyped-call]
         if isinstance(result, Tensor):
             tracer.set_labels(result, labels)
@@ -233,7 +241,6 @@ class _Operations(TorchDispatchMode):
             for tensor, own in zip(result, labels, strict=True):
                 if isinstance(tensor, Tensor):
                     tracer.set_labels(tensor, own)
-        return result
 
 
 @contextmanager

@@ -8,12 +8,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pbcompress.core.blanks import Blanks
 from pbcompress.core.inputs import as_call, map_tensors, single_sample
 from pbcompress.core.modules import copy_model, parameter_count
 from pbcompress.planning.width_search import cuts_of
+from pbcompress.pruning import proof_weights
 from pbcompress.pruning.cuts import cut_all_
 from pbcompress.pruning.proof import proof_failure
 from pbcompress.structure.channel_groups import find_groups
+from pbcompress.structure.dimensions import keep
 from tests.support.nets import CASES
 
 
@@ -114,3 +117,40 @@ def test_heads_are_cut_whole_and_their_number_is_lowered():
     assert len(cut["", "@num_heads"].removed) == 2
     assert len(cut["qkv", "out"].removed) == 24
     assert len(cut["proj", "in"].removed) == 8
+
+
+STREAMED = ["chain", "residual", "attention"]
+
+
+@pytest.fixture
+def all_streamed(monkeypatch):
+    monkeypatch.setattr(proof_weights, "HELD", 0)
+    monkeypatch.setattr(proof_weights, "SHARE", 0)
+
+
+@pytest.mark.usefixtures("all_streamed")
+@pytest.mark.parametrize("name", STREAMED)
+def test_weights_that_are_made_for_each_operation_hide_no_fault(name):
+    steps, failure = setting(name)
+    assert failure(steps) is None
+    for i, step in enumerate(steps):
+        assert failure(steps[:i] + steps[i + 1 :]) is not None, step
+
+
+@pytest.mark.usefixtures("all_streamed")
+@pytest.mark.parametrize("block", [7, 64, 10_000])
+def test_a_weight_is_the_same_masked_and_sliced(block, monkeypatch):
+    monkeypatch.setattr(proof_weights, "BLOCK", block)
+    model = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 6))
+    network, rows = proof_weights.disturbed_copy(model, Blanks())
+    weight = network.network[0].weight
+    stays = {0: torch.tensor([0, 3, 19]), 1: torch.arange(0, 30, 2)}
+    lost = {0: torch.tensor([1]), 1: torch.tensor([5, 29])}
+    whole = proof_weights.masked(rows[weight], weight, {})
+    assert not torch.equal(whole, model[0].weight)
+    assert torch.allclose(whole, model[0].weight, atol=1)
+    assert torch.equal(proof_weights.sliced(rows[weight], weight, stays), keep(whole, stays))
+    masked = proof_weights.masked(rows[weight], weight, lost)
+    assert not masked[1].any()
+    assert not masked[:, [5, 29]].any()
+    assert torch.equal(masked[2, :5], whole[2, :5])

@@ -1,0 +1,138 @@
+"""One width for each role: equal in all blocks, stated by the config, read back bit by bit."""
+
+import pytest
+import torch
+from torch import nn
+
+import pbcompress as pb
+from pbcompress.core.model_config import config_of
+from tests.support.hf_models import FAMILIES
+
+FAST = ("DistilBERT", "Llama")
+EVERY = [
+    pytest.param(name, marks=() if name in FAST else pytest.mark.slow, id=name) for name in FAMILIES
+]
+
+
+class Block(nn.Module):
+    """An inner layer beside the stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 64), nn.Linear(64, 16)
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(x)))
+
+
+def blocks():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 16), *(Block() for _ in range(4)), nn.Linear(16, 3))
+
+
+@pytest.mark.parametrize("allocation", ["balanced", "uniform", "global", "isomorphic"])
+def test_blocks_of_one_structure_have_one_width(allocation):
+    config = pb.WidthConfig(same_width=True, allocation=allocation)
+    plan = pb.plan_widths(blocks(), torch.zeros(1, 4), 0.5, config=config)
+    widths = {plan.cost_after.by_layer[f"{i}.up"].width for i in range(1, 5)}
+    assert len(widths) == 1
+    assert widths != {64}
+    assert 0.9 <= plan.cost_after.params / plan.target_params <= 1
+    removed = [step.removed for step in plan.steps if step.layer.endswith("up")]
+    assert len(set(removed)) > 1  # each chooses its own units
+
+
+def test_a_number_is_what_every_width_is_a_multiple_of():
+    config = pb.WidthConfig(same_width=16)
+    plan = pb.plan_widths(blocks(), torch.zeros(1, 4), 0.6, config=config)
+    assert {plan.cost_after.by_layer[f"{i}.up"].width for i in range(1, 5)} <= {16, 32, 48}
+    assert plan.cost_after.by_layer["0"].width == 16
+
+
+def test_blocks_have_widths_of_their_own_without_a_config():
+    plan = pb.plan_widths(
+        blocks(), torch.zeros(1, 4), 0.5, config=pb.WidthConfig(allocation="global", round_to=1)
+    )
+    assert len({plan.cost_after.by_layer[f"{i}.up"].width for i in range(1, 5)}) > 1
+    assert plan.stated == {}
+
+
+def logits(output):
+    return next(v for k, v in output.items() if k.startswith("logits"))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_config_states_the_widths_and_the_round_trip_is_bit_equal(name, tmp_path):
+    pytest.importorskip("transformers")
+    family = FAMILIES[name]
+    model, inputs = family.build(), family.inputs()
+    config = config_of(model).to_dict()
+    plan = pb.plan_widths(model, inputs, 0.6)
+    assert plan.stated
+    assert set(plan.stated) <= family.stated
+    assert plan.cost_after.params <= plan.target_params
+    small = pb.shrink(model, plan)
+    assert config_of(model).to_dict() == config  # the original's stays
+    small.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert sum(p.numel() for p in again.parameters()) == plan.cost_after.params
+    with torch.no_grad():
+        assert torch.equal(logits(small(**inputs)), logits(again(**inputs)))
+    if model.can_generate():
+        given = {key: value for key, value in inputs.items() if key != "decoder_input_ids"}
+        kinds = [
+            net.generate(**given, max_new_tokens=4, do_sample=False, pad_token_id=0, use_cache=kept)
+            for net, kept in ((small, True), (again, True), (again, False))
+        ]
+        assert torch.equal(kinds[0], kinds[1])
+        assert torch.equal(kinds[1], kinds[2])
+    number, keys = (getattr(small.config, n, None) for n in sorted(STATED_HEADS))
+    if keys is not None and number is not None:
+        assert number / keys == model.config.num_attention_heads / model.config.num_key_value_heads
+
+
+STATED_HEADS = ("num_attention_heads", "num_key_value_heads")
+
+
+@pytest.mark.parametrize("name", [pytest.param("BERT", marks=pytest.mark.slow), "Llama"])
+def test_heads_are_multiples_of_the_size_of_tensor_parallelism(name):
+    pytest.importorskip("transformers")
+    family = FAMILIES[name]
+    config = pb.WidthConfig(same_width=2)
+    plan = pb.plan_widths(family.build(), family.inputs(), 0.6, config=config)
+    assert plan.stated
+    assert all(value % 2 == 0 for value in plan.stated.values())
+
+
+def test_widths_of_their_own_state_nothing():
+    pytest.importorskip("transformers")
+    family = FAMILIES["Llama"]
+    model = family.build()
+    config = pb.WidthConfig(same_width=False)
+    plan = pb.plan_widths(model, family.inputs(), 0.6, config=config)
+    assert plan.stated == {}
+    assert pb.shrink(model, plan).config.hidden_size == 64
+
+
+def test_a_config_that_its_class_does_not_follow_is_said():
+    pytest.importorskip("transformers")
+    family = FAMILIES["Llama"]
+    model = family.build()
+    model.lm_head = nn.Linear(64, 7)
+    with pytest.raises(pb.CompressionError, match="cannot be made again from model"):
+        pb.plan_widths(model, family.inputs(), 0.6, config=pb.WidthConfig(same_width=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Llama", "BERT", "GPT-2", "T5", "Mixtral"])
+def test_a_plan_on_the_meta_device_has_the_widths_of_one_with_weights(name, tmp_path):
+    pytest.importorskip("transformers")
+    family = FAMILIES[name]
+    model, inputs = family.build(), family.inputs()
+    plan = pb.plan_widths(family.build().to("meta"), inputs, 0.6)
+    assert plan.stated == pb.plan_widths(model, inputs, 0.6).stated
+    model.save_pretrained(tmp_path / "whole")
+    done = pb.shrink_files(plan, tmp_path / "whole", tmp_path / "small")
+    again = type(model).from_pretrained(tmp_path / "small").eval()
+    with torch.no_grad():
+        assert torch.equal(logits(again(**inputs)), logits(pb.shrink(model, done)(**inputs)))
