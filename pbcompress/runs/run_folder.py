@@ -91,4 +91,4 @@ def read_run(directory: str | Path) -> tuple[RunFacts, History]:
     try:
         return facts, History.from_jsonl(read_bounded(path), str(path))
     except StateMismatchError as err:
-        raise StateMismatchError(f"{err} Or delete it, for a report without the training.") from err
+        raise StateMismatchError(f"{err} Or move it away: the report then lacks it.") from err

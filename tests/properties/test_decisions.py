@@ -28,7 +28,7 @@ PAGES = [
     if path.relative_to(ROOT).parts[0][0] != "." and "node_modules" not in path.parts
 ]
 SHOWN = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)  # code, in which brackets are no links
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"(?:\]\(|^\[[^\]]+\]: )([^)\s]+)", re.MULTILINE)
 
 
 def test_decisions_are_numbered_without_gaps():
