@@ -39,5 +39,20 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         kind = "tree" if (ROOT / target).is_dir() else "blob"
         return f"]({config['repo_url']}/{kind}/main/{target}{anchor})"
 
+    if folder == "benchmarks":
+        markdown = with_summary(markdown, page.file.src_uri)
     parts = CODE.split(markdown)  # every second one is code
     return "".join(part if at % 2 else LINK.sub(there, part) for at, part in enumerate(parts))
+
+
+def with_summary(markdown: str, uri: str) -> str:
+    """Put what the page of results says of a page under its title."""
+    results = (ROOT / "docs" / "results.md").read_text()
+    blocks = re.split(r"\n\n|\n(?=- )", results)
+    own = [block for block in blocks if f"]({uri})" in block]
+    if not own:
+        raise ValueError(f"docs/results.md has no summary of {uri}")
+    text = re.sub(r" \(?\[[^\]]+\]\(benchmarks/[^)]+\)\)?", "", " ".join(own[0].split()))
+    text = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", text.removeprefix("- "))
+    title, _, rest = markdown.partition("\n")
+    return f'{title}\n\n!!! abstract "In short"\n    {text}\n{rest}'

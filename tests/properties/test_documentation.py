@@ -110,3 +110,21 @@ def test_a_page_has_one_title_and_no_wide_prose(name: str) -> None:
         return  # older pages
     prose = [line for line in text.splitlines() if not line.startswith("|")]
     assert max(map(len, prose)) <= 105
+
+
+def test_every_page_of_measurements_has_a_summary_and_a_place_on_the_site() -> None:
+    results, site = (ROOT / "docs" / "results.md").read_text(), (ROOT / "mkdocs.yml").read_text()
+    pages = sorted((ROOT / "docs" / "benchmarks").glob("*.md"))
+    assert len(pages) >= 20
+    for page in pages:
+        assert f"](benchmarks/{page.name})" in results
+        assert f"- benchmarks/{page.name}\n" in site
+
+
+def test_every_public_name_that_users_call_is_in_the_reference() -> None:
+    text = (ROOT / "docs" / "reference" / "api.md").read_text()
+    listed = re.findall(r"^::: pbcompress\.(\w+)$", text, re.MULTILINE)
+    assert len(listed) == len(set(listed)) > 40
+    assert set(listed) <= set(pb.__all__)
+    functions = {name for name in pb.__all__ if name[0].islower()}
+    assert functions <= set(listed)
