@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -35,8 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("pbcompress: stopped; the same command goes on with its run_dir", file=sys.stderr)
         return 1
-    print(json.dumps(answer.facts(), indent=1) if arguments.json else answer.text)
+    _show(json.dumps(answer.facts(), indent=1) if arguments.json else answer.text)
     return 0
+
+
+def _show(text: str) -> None:
+    """Print a text; whoever reads it may stop early, as head does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -11,20 +11,22 @@ __all__ = ["write_recipe"]
 TEMPLATE = """\
 # {model}, {params:,} parameters.
 # Run it: pbcompress compress {name} --trust {package}
-# See first what it would do: add --dry-run. Every key: docs/reference/recipe.md
+# See first what it would do: add --dry-run. The documentation has a page of all keys.
 
 [model]
-build = {build}          # a function that returns the network
-# arguments = {{ width = 16 }}       # what it is called with
+# a function that returns the network
+build = {build}
+# arguments = {{ width = 16 }}    # what it is called with
 {weights}
 
 [data]
-build = {data}           # returns an object with train, val and perhaps test batches
+# a function whose result has train, val and perhaps test batches
+build = {data}
 # arguments = {{ batch_size = 64 }}
 
 {train}[compress]
-target_params = {target}             # a share of the original, or a count
-run_dir = {run_dir}       # the same command goes on there if it was stopped
+target_params = {target}            # a share of the original, or a count
+run_dir = {run_dir}   # the same command goes on there if it was stopped
 # seed = 0
 # control = true                # also train plain width to the end, to compare
 
@@ -64,7 +66,7 @@ def write_recipe(
         raise CompressionError(
             f"{path} is there already and was not changed. Give another file with --out."
         )
-    no_weights = '# weights = "trained.safetensors"   # or a .pt file that holds a state dict'
+    no_weights = '# weights = "trained.safetensors" # or a .pt file that holds a state dict'
     text = TEMPLATE.format(
         model=" ".join(model.split()),
         name=path,

@@ -85,6 +85,17 @@ def test_help_and_version_do_not_wait_for_torch(option: str) -> None:
     assert ("usage: pbcompress" if option == "--help" else pbcompress.__version__) in found.stdout
 
 
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    code = (
+        "import os, sys\nfrom pbcompress.cli.main import main\n"
+        "read, write = os.pipe()\nos.close(read)\nos.dup2(write, 1)\n"
+        "sys.exit(main(['completion', 'bash']))"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_every_command_takes_json() -> None:
     tree = words(make_parser())
     leaves = {path: own for path, own in tree.items() if path and path != ("zoo",)}
