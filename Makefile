@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 # Two at a time; the tests of a file stay together, because they share what is slow to make.
 PARALLEL := -n 2 --dist loadfile --durations=25
 
-.PHONY: demo test test-all test-lowest check format setup
+.PHONY: demo test test-all test-lowest check format setup docs dist
 
 demo: $(VENV)/.demo
 	@echo "== Running the main job on embedded real data (about a minute on 2 cores)"
@@ -48,6 +48,15 @@ format: $(VENV)/.dev
 
 setup: $(VENV)/.dev
 
+docs: $(VENV)/.docs
+	@echo "== Building the pages in build/site; a broken link is an error"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+dist: $(VENV)/.build
+	@echo "== Building wheel and sdist in build/dist, and checking them"
+	@rm -rf build/dist && $(BIN)/python -m build --outdir build/dist . > build.log 2>&1 || (cat build.log; exit 1)
+	@rm -f build.log && $(BIN)/twine check --strict build/dist/*
+
 $(VENV)/.torch:
 	@echo "== Making an environment in $(VENV) and installing torch (a few minutes at first)"
 	@$(PYTHON) -m venv $(VENV)
@@ -64,3 +73,10 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@echo "== Installing pbcompress with what the tests need"
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[dev]"
 	@touch $@ $(VENV)/.demo
+
+# these two need no torch
+$(VENV)/.docs $(VENV)/.build: $(VENV)/.%: pyproject.toml
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --group $*
+	@touch $@

@@ -2,26 +2,31 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from pbcompress.errors import CompressionError, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = [
     "DATA_HELP",
     "MODEL_HELP",
     "ZOO_FETCH",
+    "Answer",
+    "add_command",
     "add_inputs",
     "add_trust",
     "code_of_this_folder",
     "data_named",
     "inputs_of",
     "network_named",
+    "number",
+    "untrained",
 ]
 
 MODEL_HELP = "package.module:function that builds the network, importable from this folder"
@@ -29,6 +34,29 @@ DATA_HELP = "package.module:function that makes data with test or val batches, f
 CODE = ("model", "before", "after", "control", "data", "task", "by")  # options that name it
 ZOO_FETCH = "model_zoo.datasets.fetch:fetch"
 INPUT_HELP = "shape of one input with the batch first, e.g. 1,3,32,32; repeat it for several inputs"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found.
+
+    Attributes:
+        text: For people.
+        facts: Makes the same as plain data, for ``--json``.
+    """
+
+    text: str
+    facts: Callable[[], Any]
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], Answer], **texts: str
+) -> argparse.ArgumentParser:
+    """Add a command, with the options that all of them have."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, **texts)
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    parser.set_defaults(run=run)
+    return parser
 
 
 def add_inputs(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -51,20 +79,48 @@ def _shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def inputs_of(arguments: argparse.Namespace) -> tuple[torch.Tensor, ...]:
+def number(text: str) -> int | float:
+    """Return a count or a share."""
+    return int(text) if text.isdigit() else float(text)
+
+
+def inputs_of(arguments: argparse.Namespace) -> "tuple[Tensor, ...]":
     """Return random values of the shapes of ``--input``, always the same."""
+    import torch
+
     generator = torch.Generator().manual_seed(0)
     return tuple(torch.randn(shape, generator=generator) for shape in arguments.input)
 
 
-def network_named(name: str) -> nn.Module | Path:
+def network_named(name: str) -> "nn.Module | Path":
     """Return the path of an ONNX file, or a network in eval mode."""
+    from torch import nn
+
     if name.endswith(".onnx"):
         return Path(name)
     module = _made(name)
     if not isinstance(module, nn.Module):
         raise CompressionError(f"{name} was to build a network; it made a {type(module).__name__}.")
     return module.eval()
+
+
+def untrained(name: str, network: "nn.Module | Path") -> str | None:
+    """Say that the weights of a network are random: another call gives others."""
+    import torch
+
+    if isinstance(network, Path):
+        return None
+    again = network_named(name)
+    assert not isinstance(again, Path)
+    others = again.state_dict()
+    for key, value in network.state_dict().items():
+        other = others.get(key)
+        if other is None or not torch.equal(value, other):
+            return (
+                f"{name} gives other weights at each call, so they are random and not trained: "
+                "its outputs and its accuracy say nothing. Let it load its weights."
+            )
+    return None
 
 
 def data_named(name: str | None) -> Any:

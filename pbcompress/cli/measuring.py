@@ -1,7 +1,6 @@
 """The commands that measure: measure, compare, report."""
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,13 @@ from typing import Any
 from pbcompress.cli.arguments import (
     DATA_HELP,
     MODEL_HELP,
+    Answer,
+    add_command,
     add_inputs,
     data_named,
     inputs_of,
     network_named,
+    untrained,
 )
 from pbcompress.errors import CompressionError
 
@@ -21,18 +23,20 @@ __all__ = ["add_measures"]
 
 def add_measures(commands: Any) -> None:
     """Add the commands."""
-    measure = commands.add_parser(
+    measure = add_command(
+        commands,
         "measure",
+        _measure,
         help="parameters and FLOPs of a network or an ONNX file",
         description="Count parameters and multiply-adds (1 multiply-add = 1 FLOP, batch 1).",
     )
     measure.add_argument("model", help=f"an ONNX file, or {MODEL_HELP}")
     add_inputs(measure, required=False)
-    measure.add_argument("--json", action="store_true", help="print JSON, layers included")
-    measure.set_defaults(run=_measure)
 
-    compare = commands.add_parser(
+    compare = add_command(
+        commands,
         "compare",
+        _compare,
         help="two networks or ONNX files side by side",
         description="Compare size, work, speed (interleaved, one thread), memory and outputs of "
         "two networks on random inputs, and with --data their accuracy.",
@@ -42,15 +46,14 @@ def add_measures(commands: Any) -> None:
     add_inputs(compare, required=True)
     compare.add_argument("--data", metavar="FUNCTION", help=DATA_HELP)
     compare.add_argument("--control", help="a third network, of the size of the second")
-    form = compare.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON, layers included")
-    form.add_argument("--markdown", action="store_true", help="print Markdown")
+    compare.add_argument("--markdown", action="store_true", help="print Markdown")
     compare.add_argument("--plot", help="picture of all layers to write: .svg or .png")
     compare.add_argument("--plot-metric", help="picture of metric against size; needs --data")
-    compare.set_defaults(run=_compare)
 
-    report = commands.add_parser(
+    report = add_command(
+        commands,
         "report",
+        _report,
         help="write the report of a saved run",
         description="Write a report from the history of a run and its shipped files: what is said "
         "of a file is read from it anew.",
@@ -60,51 +63,49 @@ def add_measures(commands: Any) -> None:
         "--out", help="report.html, .md or .json (default: RUN_DIR/report.html)", default=None
     )
     report.add_argument("--data", metavar="FUNCTION", help=DATA_HELP)
-    report.set_defaults(run=_report)
 
 
-def _measure(arguments: argparse.Namespace) -> None:
+def _measure(arguments: argparse.Namespace) -> Answer:
     from pbcompress.costs.measured import measure
     from pbcompress.onnx_files.contents import measure_onnx
 
     model = network_named(arguments.model)
     if isinstance(model, Path):
         file = measure_onnx(model)
-        facts, text = asdict(file), str(file)
-    elif arguments.input is None:
+        return Answer(str(file), lambda: asdict(file))
+    if arguments.input is None:
         raise CompressionError(
             f"{arguments.model} was to be measured, and its FLOPs depend on the input. "
             "Add --input with its shape, e.g. --input 1,3,32,32."
         )
-    else:
-        cost = measure(model, inputs_of(arguments))
-        facts, text = cost.to_dict(), str(cost)
-    print(json.dumps(facts, indent=1) if arguments.json else text)
+    cost = measure(model, inputs_of(arguments))
+    return Answer(str(cost), cost.to_dict)
 
 
-def _compare(arguments: argparse.Namespace) -> None:
+def _compare(arguments: argparse.Namespace) -> Answer:
     from pbcompress.comparison.side_by_side import compare
 
-    before, after = network_named(arguments.before), network_named(arguments.after)
+    names = [arguments.before, arguments.after, *filter(None, [arguments.control])]
+    networks = [network_named(name) for name in names]
+    notes = [note for pair in zip(names, networks, strict=True) if (note := untrained(*pair))]
     found = compare(
-        before,
-        after,
+        networks[0],
+        networks[1],
         inputs_of(arguments),
         data=data_named(arguments.data),
-        control=network_named(arguments.control) if arguments.control else None,
+        control=networks[2] if arguments.control else None,
     )
-    if arguments.json:
-        print(json.dumps(found.to_dict(), indent=1))
-    else:
-        print(found.to_markdown() if arguments.markdown else found)
     if arguments.plot:
         found.plot(arguments.plot)
     if arguments.plot_metric:
         found.plot(arguments.plot_metric, show="accuracy")
+    text = found.to_markdown() if arguments.markdown else str(found)
+    return Answer("\n\n".join([*notes, text]), lambda: {**found.to_dict(), "notes": notes})
 
 
-def _report(arguments: argparse.Namespace) -> None:
+def _report(arguments: argparse.Namespace) -> Answer:
     from pbcompress.core.json_documents import damage_named
+    from pbcompress.core.records import to_data
     from pbcompress.report.headline import headline
     from pbcompress.report.writing import write_report
     from pbcompress.runs.file_evidence import with_evidence
@@ -116,4 +117,7 @@ def _report(arguments: argparse.Namespace) -> None:
     with damage_named(f"What {arguments.run_dir} tells of its run", passing=(CompressionError,)):
         lines = headline(facts)
         write_report(output, facts, history)
-    print("\n".join([*lines, *facts.problems, f"Wrote {output}."]))
+    return Answer(
+        "\n".join([*lines, *facts.problems, f"Wrote {output}."]),
+        lambda: {"report": str(output), "problems": list(facts.problems), **to_data(facts)},
+    )

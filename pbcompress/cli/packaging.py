@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pbcompress.cli.arguments import Answer, add_command
 from pbcompress.errors import CompressionError
 
 __all__ = ["add_package"]
@@ -11,8 +12,10 @@ __all__ = ["add_package"]
 
 def add_package(commands: Any) -> None:
     """Add ``pbcompress package``."""
-    package = commands.add_parser(
+    package = add_command(
+        commands,
         "package",
+        _package,
         help="a folder to give away: ONNX files, runners, model card, checksums and a check",
         description="Write a folder from which anyone can run the network of a finished run, in "
         "Python or JavaScript, with a model card for the Hugging Face Hub. The folder takes its "
@@ -29,10 +32,9 @@ def add_package(commands: Any) -> None:
     package.add_argument("--preprocessing", help="what is done to an input, in words")
     package.add_argument("--intended-use", help="what it is for, in words")
     package.add_argument("--overwrite", action="store_true", help="replace a package")
-    package.set_defaults(run=_package)
 
 
-def _package(arguments: argparse.Namespace) -> None:
+def _package(arguments: argparse.Namespace) -> Answer:
     from pbcompress.packaging.folder import package
     from pbcompress.packaging.model_card import CardConfig
 
@@ -52,7 +54,14 @@ def _package(arguments: argparse.Namespace) -> None:
         name=arguments.name,
         overwrite=arguments.overwrite,
     )
-    print(f"{packed}\n\nRead {Path(packed.path) / 'README.md'}, then give the folder away.")
+    return Answer(
+        f"{packed}\n\nRead {Path(packed.path) / 'README.md'}, then give the folder away.",
+        lambda: {
+            "path": packed.path,
+            "files": dict(packed.files),
+            "models": {name: dict(facts) for name, facts in packed.models.items()},
+        },
+    )
 
 
 def _lines(path: Path | None) -> tuple[str, ...]:

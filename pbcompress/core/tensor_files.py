@@ -88,7 +88,7 @@ def read_tensors(
     except Exception as err:  # the library has errors of many kinds for files of others
         raise StateMismatchError(
             f"{path} is not a whole safetensors file: {first_line(err)}. It is truncated or of "
-            "another kind; restore it from a copy, or delete it and run again."
+            "another kind; restore it from a copy, or move it away and run again."
         ) from err
     if isinstance(state, dict):
         version = state.get("version", state.get("format", FIRST_VERSION))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pbcompress.config.dendrites import DendriteConfig
@@ -13,13 +14,15 @@ from pbcompress.config.recovery import RecoveryConfig
 from pbcompress.config.whole import CompressConfig
 from pbcompress.core.bounded_files import read_bounded
 from pbcompress.core.randomness import seeded
-from pbcompress.core.tensor_files import read_tensors
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.export.onnx_export import ExportReport
 from pbcompress.pipeline import compress
+from pbcompress.planning.width_plan import WidthPlan, plan_widths
 from pbcompress.quantization.guards import way_named
 from pbcompress.quantization.precisions import Fp16, Int8
 from pbcompress.recipes.builders import as_data, resolve_trusted
+from pbcompress.recipes.changes import changed, check_keys
+from pbcompress.recipes.weights import load_weights_
 from pbcompress.recovery.checkpoint import Checkpoint
 from pbcompress.recovery.recover import recover_
 from pbcompress.result import CompressionResult
@@ -28,9 +31,9 @@ from pbcompress.runs.run_identity import check_identity, identity_of, task_ident
 from pbcompress.training.callbacks import Callback
 from pbcompress.training.history import Stage
 from pbcompress.training.progress import ProgressBar
-from pbcompress.training.task import Data, Task
+from pbcompress.training.task import Data, Task, inputs_of
 
-__all__ = ["Recipe", "export_result", "run_recipe"]
+__all__ = ["Preview", "Recipe", "export_result", "plan_recipe", "run_recipe"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Recipe:
     Sections::
 
         [model]     build = "package.module:function", arguments = {...}, and optionally
-                    weights = "file.safetensors"
+                    weights = "file.safetensors" or a .pt file that holds a state dict
         [data]      build = "package.module:function", arguments = {...}: an object with train, val
                     and test batches
         [train]     choices of RecoveryConfig, to train the base network; needed without weights
@@ -75,17 +78,28 @@ class Recipe:
     trust: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, path: str | Path, *, trust: Sequence[str] = ()) -> "Recipe":
+    def read(
+        cls,
+        path: str | Path,
+        *,
+        trust: Sequence[str] = (),
+        changes: Mapping[str, Any] | None = None,
+    ) -> "Recipe":
         """Read a recipe file.
 
         Args:
             path: The file.
             trust: Packages whose functions it may call, beside those of pbcompress and torch.
+            changes: Values instead of those of the file, by dotted key (``"train.epochs"``).
 
         Raises:
             CompressionError: The file is missing, no TOML, or has something unknown.
         """
         file = Path(path)
+        if not file.exists():
+            raise CompressionError(
+                f"The recipe {file} is not there. Check the path, or write one: pbcompress init."
+            )
         try:
             content = read_bounded(file)
             tables = tomllib.loads(content.decode())
@@ -94,30 +108,27 @@ class Recipe:
         except (ValueError, RecursionError) as err:
             raise CompressionError(f"The recipe {file} is no TOML: {err}.") from err
         try:
-            return cls._from_tables(tables, tuple(trust))
+            return cls._from_tables(changed(tables, changes or {}), tuple(trust))
         except (ValueError, TypeError, KeyError, AttributeError) as err:
-            reason = f"{err} is missing" if isinstance(err, KeyError) else err
-            raise CompressionError(f"The recipe {file} cannot be used: {reason}.") from err
+            reason = f"{err} is missing" if isinstance(err, KeyError) else str(err).rstrip(".")
+            end = "" if reason.endswith("?") else "."
+            raise CompressionError(f"The recipe {file} cannot be used: {reason}{end}") from err
 
     @classmethod
     def _from_tables(cls, tables: dict[str, Any], trust: tuple[str, ...]) -> "Recipe":
-        unknown = set(tables) - {"model", "data", "train", "compress", "export"}
-        if unknown:
-            raise ValueError(f"it has unknown sections {', '.join(sorted(unknown))}")
+        check_keys(tables)
         choices = dict(tables["compress"])
         of_config = [name for name in ("width", "dendrites", "recovery") if name in choices]
         config = CompressConfig.from_dict({name: choices.pop(name) for name in of_config})
         train = RecoveryConfig.from_dict(tables["train"]) if "train" in tables else None
         for name in ("model", "data"):
-            extra = set(tables[name]) - {"build", "arguments", "weights"}
-            if extra or "build" not in tables[name]:
-                raise ValueError(f"[{name}] takes build, arguments, weights; not {tables[name]}")
+            if "build" not in tables[name]:
+                raise ValueError(f"[{name}] has no build, the function to call")
         if train is None and "weights" not in tables["model"]:
             raise ValueError("[model] has no weights and there is no [train] to make them")
         model, data, export = tables["model"], tables["data"], dict(tables.get("export", {}))
-        extra = set(export) - {"quantize", "max_drop", "recover_epochs"}
-        if extra or ("export" in tables and "quantize" not in export):
-            raise ValueError(f"[export] takes quantize, max_drop, recover_epochs; not {export}")
+        if "export" in tables and "quantize" not in export:
+            raise ValueError("[export] has no quantize, which is int8 or fp16")
         way = way_named(export.pop("quantize"), export) if export else None
         return cls(model, data, config=config, train=train, export=way, trust=trust, **choices)
 
@@ -135,6 +146,55 @@ class Recipe:
         return as_data(build, name, self.data.get("arguments", {}))
 
 
+@dataclass(frozen=True)
+class Preview:
+    """What a recipe would do.
+
+    Attributes:
+        recipe: The recipe.
+        plan: The widths of plain width alone.
+    """
+
+    recipe: Recipe
+    plan: WidthPlan
+
+    def __str__(self) -> str:
+        recipe, base = self.recipe, self.recipe.train
+        first = f"It would train {recipe.model['build']} for {base.epochs} epochs" if base else ""
+        first = first or f"It would load {recipe.model['weights']} into {recipe.model['build']}"
+        return (
+            f"{first}, narrow it as below, train it for {recipe.config.recovery.epochs} epochs, "
+            f"and write to {recipe.run_dir}. Nothing was trained or written.\n\n{self.plan}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        recipe = self.recipe
+        return {
+            "model": dict(recipe.model),
+            "data": dict(recipe.data),
+            "target_params": recipe.target_params,
+            "run_dir": recipe.run_dir,
+            "seed": recipe.seed,
+            "train": recipe.train.to_dict() if recipe.train else None,
+            "compress": recipe.config.to_dict(),
+            "plan": self.plan.to_dict(),
+        }
+
+
+def plan_recipe(recipe: Recipe) -> Preview:
+    """Build network and data, and plan; train and write nothing."""
+    resolve_trusted(recipe.model["build"], recipe.trust)
+    data, model = recipe.make_data(), recipe.make_model().eval()
+    if "weights" in recipe.model:
+        load_weights_(model, Path(recipe.model["weights"]))
+    inputs = inputs_of(data, Task(), model, torch.device("cpu")).example_inputs
+    plan = plan_widths(
+        model, inputs, recipe.target_params, config=recipe.config, data=data, seed=recipe.seed
+    )
+    return Preview(recipe, plan)
+
+
 def run_recipe(recipe: Recipe, *, progress: bool = True) -> CompressionResult:
     """Train the base network if it has no weights, and compress it; a stopped run resumes."""
     resolve_trusted(recipe.model["build"], recipe.trust)  # before the data take their time
@@ -142,11 +202,7 @@ def run_recipe(recipe: Recipe, *, progress: bool = True) -> CompressionResult:
     run_dir = Path(recipe.run_dir)
     callbacks = (ProgressBar(),) if progress else ()
     if "weights" in recipe.model:
-        path = Path(recipe.model["weights"])
-        try:
-            model.load_state_dict(read_tensors(path, any_kind=True)[0])
-        except RuntimeError as err:
-            raise StateMismatchError(f"{path} holds the weights of another model: {err}") from err
+        load_weights_(model, Path(recipe.model["weights"]))
     else:
         _train_base(recipe, model, data, run_dir / "checkpoints", callbacks)
     return compress(

@@ -10,18 +10,21 @@ from typing import Any
 from pbcompress.core.bounded_files import is_file, read_bounded
 from pbcompress.core.json_documents import parse_record, render_record
 from pbcompress.core.markdown import as_text
+from pbcompress.core.records import to_data
 from pbcompress.core.tensor_files import write_bytes
 from pbcompress.core.text_tables import figure
 from pbcompress.errors import CompressionError
 from pbcompress.onnx_files.contents import metadata_of
 from pbcompress.packaging.model_card import result_sections
+from pbcompress.recipes.builders import CHECKOUT
 from pbcompress.recipes.recipe import Recipe
 from pbcompress.report.headline import headline, speed
 from pbcompress.result import CompressionResult
 from pbcompress.runs.facts import RunFacts
 
-__all__ = ["Entry", "RecipeResult", "entries", "find_entry"]
+__all__ = ["FOLDER", "Entry", "RecipeResult", "entries", "find_entry"]
 
+FOLDER = CHECKOUT / "model_zoo" / "recipes"  # beside pbcompress, in a clone and in a wheel
 KIND, VERSION = "pbcompress recipe result", 2
 
 RECIPE_FILE, MODEL_FILE, RESULT_FILE, CARD_FILE = (
@@ -68,9 +71,11 @@ class Entry:
         """The small model."""
         return self.folder / MODEL_FILE
 
-    def recipe(self, *, trust: Sequence[str] = ()) -> Recipe:
+    def recipe(
+        self, *, trust: Sequence[str] = (), changes: Mapping[str, Any] | None = None
+    ) -> Recipe:
         """Read the recipe; see `Recipe.read`."""
-        return Recipe.read(self.folder / RECIPE_FILE, trust=trust)
+        return Recipe.read(self.folder / RECIPE_FILE, trust=trust, changes=changes)
 
     def about(self) -> str:
         """Return the first line of the recipe, a comment that says what it is."""
@@ -105,6 +110,12 @@ class Entry:
             f"{self.name}: {self.about()} {sizes}, {pace}, {result.facts.metric.name} on "
             f"{after.score.split} {figure(before.score.shown)} -> {figure(after.score.shown)}."
         )
+
+    def facts(self) -> dict[str, Any]:
+        """Return the entry as plain data."""
+        result = self.result()
+        found = None if result is None else to_data(result)
+        return {"name": self.name, "about": self.about(), "result": found}
 
     def card(self) -> str:
         """Return the model card.
@@ -180,8 +191,8 @@ def entries(folder: Path) -> list[Entry]:
     found = [Entry(path.parent) for path in sorted(folder.glob(f"*/{RECIPE_FILE}"))]
     if not found:
         raise CompressionError(
-            f"{folder} holds no recipes (folders with {RECIPE_FILE}). Pass --folder, or call from "
-            "the root of the project, where it is model_zoo/recipes."
+            f"{folder} holds no recipes (folders with {RECIPE_FILE}). Pass another --folder, or "
+            "none for the recipes of pbcompress."
         )
     return found
 

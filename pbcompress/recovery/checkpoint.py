@@ -51,6 +51,6 @@ class Checkpoint:
         if state.get("fingerprint") != self.fingerprint:
             raise StateMismatchError(
                 f"{path} belongs to another model, data, task, target, configuration or seed "
-                "than this call. Choose another run_dir, or delete this one to start anew."
+                "than this call. Choose another run_dir, or move this one away to start anew."
             )
         return tensors, state

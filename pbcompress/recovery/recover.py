@@ -37,7 +37,7 @@ from pbcompress.training.task import CheckedData, Data, Task
 
 __all__ = ["recover_"]
 
-OTHER_MODEL = "Choose another run_dir, or delete the checkpoint to start anew"
+OTHER_MODEL = "Choose another run_dir, or move the checkpoint away to start anew"
 
 logger = logging.getLogger(__name__)
 

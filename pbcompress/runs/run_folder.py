@@ -97,7 +97,7 @@ def read_run(directory: str | Path) -> tuple[RunFacts, History]:
     try:
         return facts, _history_in(path, state.get("files"))
     except StateMismatchError as err:
-        raise StateMismatchError(f"{err} Or delete it, for a report without the training.") from err
+        raise StateMismatchError(f"{err} Or move it away: the report then lacks it.") from err
 
 
 def _history_in(path: Path, files: Any) -> History:

@@ -212,7 +212,7 @@ def check_identity(folder: Path, identity: RunIdentity, known: str | None) -> No
         logger.log(level, "%s", _told(folder, identity.unseen))
 
 
-ADVICE = "Choose another run_dir, or delete this one to start anew."
+ADVICE = "Choose another run_dir, or move this one away to start anew."
 
 
 def _read(path: Path) -> RunIdentity | None:

@@ -70,7 +70,7 @@ def test_no_command_runs_code_of_the_current_folder(name: str, tmp_path: Path) -
         text=True,
         check=False,
     )
-    assert done.returncode in (1, 2)
+    assert done.returncode in ((0,) if name == "list" else (1, 2))  # the recipes of pbcompress
     assert "Traceback" not in done.stderr
     assert not mark.exists()
 
@@ -83,7 +83,7 @@ def test_the_path_is_the_same_in_a_command_and_after_it(
     monkeypatch.chdir(tmp_path)
     before = list(sys.path)
     with suppress(SystemExit):
-        assert main(COMMANDS[name]) == 1
+        assert main(COMMANDS[name]) == (0 if name == "list" else 1)
     assert sys.path == before
     assert not mark.exists()
 

@@ -19,6 +19,8 @@ from pbcompress.runs.run_folder import read_facts
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "demo",
+    "init",
+    "completion",
     "compress",
     "plan",
     "measure",
@@ -99,7 +101,6 @@ def test_every_command_has_help(command, capsys):
         ["nonsense"],
         ["measure"],
         ["measure", "x.onnx", "--input", "a"],
-        ["plan", "a:b", "--input", "1,3"],
         ["plan", "a:b", "--input", "1,3", "--target", "half"],
         ["plan", "a:b", "--input", "1,3", "--target", "0.5", "--pin", "0=2.5"],
         ["plan", "a:b", "--input", "1,3", "--target", "0.5", "--pin", "0"],
@@ -114,7 +115,9 @@ def test_wrong_usage_exits_with_2(arguments):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["compress", "missing.toml"], "cannot be read"),
+        (["compress", "missing.toml"], "is not there"),
+        (["plan", "a:b", "--input", "1,3"], "has no bound"),
+        (["init", "x.onnx"], "is an ONNX file"),
         (["measure", "missing.onnx"], "is not there"),
         (["measure", "tests.cli.test_main:make_network"], "Add --input"),
         (["measure", "nowhere:net", "--input", "1,3"], "could not be"),
@@ -133,11 +136,11 @@ def test_a_failed_job_exits_with_1_and_says_why_in_one_line(arguments, sentence,
 def test_a_plan_is_printed_and_written(tmp_path, capsys):
     text = tmp_path / "plan.json"
     command = ["plan", "tests.cli.test_main:make_network", "--input", "1,64", "--target", "0.5"]
-    assert main([*command, "--json", str(text)]) == 0
+    assert main([*command, "--out", str(text)]) == 0
     plan = WidthPlan.from_json(text.read_text())
     assert capsys.readouterr().out == f"{plan}\n"
     layer = next(step.layer for step in plan.steps)
-    assert main([*command, "--pin", f"{layer}=3", "--json", str(text)]) == 0
+    assert main([*command, "--pin", f"{layer}=3", "--out", str(text)]) == 0
     edited = WidthPlan.from_json(text.read_text())
     assert edited.cost_after.by_layer[layer].width == 3
 
@@ -269,13 +272,16 @@ def test_a_recipe_takes_weights_instead_of_training(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (("[train]", "[trian]"), "trian"),
-        (("epochs = 2\n\n[compress]", "epoch = 2\n\n[compress]"), "epoch"),
+        (("[train]", "[trian]"), "no table [trian]. Did you mean 'train'"),
+        (
+            ("epochs = 2\n\n[compress]", "epoch = 2\n\n[compress]"),
+            "[train] has no key 'epoch'. Did you mean 'epochs'",
+        ),
         (("target_params = 0.5\n", ""), "target_params"),
         (("[train]\nepochs = 2\n", ""), "no weights"),
         (("[model]", "[model"), "no TOML"),
-        (("[train]", "[export]\nbits = 8\n\n[train]"), "[export] takes quantize"),
-        (("[train]", "[export]\nmax_drop = 0.1\n\n[train]"), "[export] takes quantize"),
+        (("[train]", "[export]\nbits = 8\n\n[train]"), "no key 'bits'"),
+        (("[train]", "[export]\nmax_drop = 0.1\n\n[train]"), "[export] has no quantize"),
     ],
 )
 def test_a_wrong_recipe_says_what_is_wrong(change, sentence, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What pages, log and README say is what the lines of the benchmarks say."""
+"""What pages, log, results and README say is what the lines of the benchmarks say."""
 
 import re
 import statistics
@@ -9,6 +9,7 @@ import pytest
 from scripts.accuracy.cells import from_csv, to_csv
 from scripts.accuracy.tables import PAGES
 from scripts.dendrites import tables as dendrites
+from scripts.front import glance, reference
 from scripts.importance import tables as importance
 from scripts.int8 import tables as int8
 from scripts.lines import DOCS, read_lines
@@ -17,7 +18,7 @@ from scripts.recovery import tables as recovery
 from scripts.speed import tables as speed
 
 ROOT = Path(__file__).parents[2]
-# rows of the README's table: the pages that they are of, and the arms
+# rows of the table of results: the pages that they are of, and the arms
 DENDRITES = ("accuracy", "equal_flops")
 ROWS = {
     "the published method": (DENDRITES, ("correlation",)),
@@ -78,8 +79,8 @@ def _is(mean, true_mean, half, true_half):
     )
 
 
-def test_the_table_of_the_readme_is_that_of_the_cells(cells):
-    rows = (ROOT / "README.md").read_text().splitlines()
+def test_the_table_of_results_is_that_of_the_cells(cells):
+    rows = (ROOT / "docs" / "results.md").read_text().splitlines()
     for start, (names, arms) in ROWS.items():
         (row,) = [row for row in rows if row.startswith(f"| {start}")]
         own = [cell.against for name in names for cell in cells[name] if cell.arm in arms]
@@ -110,3 +111,68 @@ def test_every_line_tells_its_commit():
     assert len(files) == 19
     for path in files:
         assert all(re.fullmatch("[0-9a-f]{7,}", line["commit"]) for line in read_lines(path)), path
+
+
+# --- README and results ---------------------------------------------------------------------------
+
+
+def _tradeoff():
+    """Points that the default is above the original at a quarter of the size, by task."""
+    page = (DOCS / "tradeoff.md").read_text()
+    for part in page.split("\n## ")[1:]:
+        original = re.search(r"Original network: .* parameters, ([\d.]+) % on test", part)
+        row = re.search(r"^\| balanced, own rate \|(.*)\|$", part, re.MULTILINE)
+        yield float(row[1].split("|")[3]) - float(original[1])
+
+
+def test_figures_of_the_readme_are_those_of_the_pages():
+    readme = (ROOT / "README.md").read_text()
+    results = (ROOT / "docs" / "results.md").read_text()
+    lines = read_lines(Path(speed.__file__).with_name("lines.jsonl.gz"))
+    timed = [line for line in lines if "network" in line]
+    for target in (0.5, 0.25):
+        rows = speed.rows_of(timed, target).values()
+        mean = {
+            arm: statistics.geometric_mean(speed.speed_up(own[arm]) for own in rows)
+            for arm in ("default", "fast", "torch-pruning")
+        }
+        pairs = [speed.fair_pair(own) for own in rows]
+        fair = statistics.geometric_mean(speed.speed_up(a) / speed.speed_up(b) for a, b in pairs)
+        assert len(pairs) == 6
+        for text in (readme, results):
+            assert f"{mean['default']:.2f} times" in text
+            assert f"{fair:.2f}" in text
+        assert f"{mean['fast'] / mean['torch-pruning']:.2f}" in results
+    points = list(_tradeoff())
+    assert len(points) == 11
+    assert f"{-statistics.median(points):.1f} points less (median of 11" in readme
+    assert f"the worst lost {-min(points):.1f})" in readme
+
+
+def test_counts_of_networks_in_the_readme_are_those_of_the_planner():
+    readme = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (?:torchvision|timm|huggingface) \|(.*)\|$", _page("planner"), re.M)
+    tried, landed, _, exported, equal, differ = (
+        sum(int(float(row.split("|")[place])) for row in rows) for place in range(6)
+    )
+    assert len(rows) == 3
+    assert tried == landed
+    assert differ == 0
+    assert f"all of {tried} networks" in readme
+    assert f"{equal} of {exported} exported files equal" in readme
+    assert f"{exported - equal} cannot be exported" in readme
+
+
+def test_the_picture_of_the_readme_is_made_from_the_lines():
+    assert (ROOT / "docs" / "assets" / "glance.svg").read_text() == glance.made()
+
+
+def _page(name):
+    return (DOCS / f"{name}.md").read_text()
+
+
+def test_pages_of_reference_are_made_from_the_code(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    folder = ROOT / "docs" / "reference"
+    assert reference.command_line() == (folder / "cli.md").read_text()
+    assert reference.recipe() == (folder / "recipe.md").read_text()

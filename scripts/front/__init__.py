@@ -1,0 +1,1 @@
+"""The picture of the README, from the lines of other benchmarks."""
