@@ -31,7 +31,7 @@ def compensate_(
     data: Data | Batches,
     task: Task | None = None,
     *,
-    batches: int = 8,
+    batches: int = 32,
     max_bytes: int = 2**30,
     seed: int = 0,
 ) -> CompensationReport:

@@ -188,7 +188,7 @@ def plan_recipe(recipe: Recipe) -> Preview:
     data, model = recipe.make_data(), recipe.make_model().eval()
     if "weights" in recipe.model:
         load_weights_(model, Path(recipe.model["weights"]))
-    inputs = inputs_of(data, Task(), model, torch.device("cpu")).example_inputs
+    inputs = inputs_of(data.train, Task(), model, torch.device("cpu")).example_inputs
     plan = plan_widths(
         model, inputs, recipe.target_params, config=recipe.config, data=data, seed=recipe.seed
     )

@@ -32,7 +32,7 @@ def page(lines: Sequence[Line], widths: Sequence[Line]) -> str:
     text = [
         "# Compensation in closed form",
         "",
-        "Every layer that reads narrowed channels is refitted by ridge regression on eight train "
+        "Every layer that reads narrowed channels is refitted by ridge regression on 32 train "
         "batches, without labels or a gradient (`compensate_`). Widths are the planner's, the "
         "networks and their training those of [accuracy.md](accuracy.md). Test accuracy in per "
         "cent, mean over seeds; differences in points, paired by seed, with 95 % intervals where "

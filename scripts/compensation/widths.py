@@ -8,8 +8,8 @@ measured anew; scored at once and after a short recovery. Lines as in `run.py`.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Cuts:
     """Cuts alone, in place of a plan."""
 
     steps: tuple[pb.LayerCut, ...]
+    stated: Mapping[str, int] = field(default_factory=dict)
 
 
 def lines_of(bench: Bench, target: float) -> Iterator[dict[str, Any]]:
