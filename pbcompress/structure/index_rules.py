@@ -36,12 +36,11 @@ def index(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
         return [None if d is None else x[d] for d in picked]
     values = args[2]
     places = picked[len(picked) - values.dim() :]
-    for own, labels, dim in zip(values.shape, t.labels(values), places, strict=True):
-        is_copied = own == 1 and dim is not None and image.shape[dim] != 1
-        if dim is None:
+    for size, labels, axis in zip(values.shape, t.labels(values), places, strict=True):
+        if axis is None:
             t.coupling.pin(labels, f"its channels are picked by an index in {t.where!r}")
-        elif not is_copied:
-            x[dim] = t.couple(x[dim], labels)
+        elif size != 1 or image.shape[axis] == 1:  # else it is copied along the axis
+            x[axis] = t.couple(x[axis], labels)
     return [None if d in used else v for d, v in enumerate(x)]
 
 

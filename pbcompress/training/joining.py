@@ -80,13 +80,17 @@ def _kind(value: Any) -> Any:
 
 def samples_of(output: Any, target: Any, batch: Any) -> int | None:
     """Return how many samples a batch has, as far as a tensor outside of lists says it."""
-    for value in (target, output, batch):
-        found = next((leaf.size(0) for leaf in _flat(value)[0] if _has_axis(leaf)), None)
-        if found is not None:
-            return found
-    if isinstance(batch, tuple | list) and batch:  # inputs, and targets that are lists
-        return next((leaf.size(0) for leaf in _flat(batch[0])[0] if _has_axis(leaf)), None)
-    return None
+    is_pair = isinstance(batch, tuple | list) and bool(batch)
+    inputs = batch[0] if is_pair else None  # where targets are lists
+    found = map(_length, (target, output, batch, inputs))
+    return next((length for length in found if length is not None), None)
+
+
+def _length(value: Any) -> int | None:
+    """Return the length of the first tensor outside of lists."""
+    tensors = (leaf for leaf in _flat(value)[0] if _has_axis(leaf))
+    first = next(tensors, None)
+    return None if first is None else int(first.size(0))
 
 
 def joined(batches: Sequence[Batch]) -> tuple[Any, Any, int]:
