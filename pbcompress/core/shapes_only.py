@@ -5,6 +5,7 @@ read them. Everything else has the shape, dtype and device that it should have, 
 never touched.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from pbcompress.errors import CompressionError
 
 __all__ = ["ShapesOnly"]
 
+_ONLY_BFLOAT16 = ("_grouped_mm",)  # on the meta device
 _READ = ("_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim")
 
 
@@ -54,8 +56,11 @@ class ShapesOnly(TorchDispatchMode):
                 f"the forward pass reads a value that depends on weights ({name}), and these have "
                 "no data. Load the weights first"
             )
-        own = tree_map(_on_meta, given)
+        dtype = torch.bfloat16 if name in _ONLY_BFLOAT16 else None
+        own = tree_map(partial(_on_meta, dtype), given)
         result = func(*own[0], **own[1])
+        if dtype is not None:
+            result = result.to(first.dtype)
         written = self._written(func, given)
         if written:
             return written[0] if isinstance(result, Tensor) else tuple(written)
@@ -79,7 +84,8 @@ class ShapesOnly(TorchDispatchMode):
         return blank
 
 
-def _on_meta(leaf: Any) -> Any:
+def _on_meta(dtype: torch.dtype | None, leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
-        return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
+        own = dtype if dtype is not None and leaf.is_floating_point() else leaf.dtype
+        return torch.empty_strided(leaf.shape, leaf.stride(), dtype=own, device="meta")
     return torch.device("meta") if isinstance(leaf, torch.device) else leaf

@@ -113,7 +113,8 @@ def _by_numbers(
     """Return groups that follow the same numbers of a config, with these."""
     parts: list[tuple[tuple[ChannelGroup, ...], frozenset[str]]] = []
     for group in grouping.groups:
-        own, paths = (group,), stated.numbers_for(grouping, [group.name])
+        own: tuple[ChannelGroup, ...] = (group,)
+        paths = stated.numbers_for(grouping, [group.name])
         apart = []
         for others, found in parts:
             if any(map(is_scaled, paths & found)) or (not paths and not found):

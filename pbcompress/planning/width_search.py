@@ -258,7 +258,7 @@ class WidthSearch:
 def _role_multiple(group: ChannelGroup) -> int:
     """Return `ROLE_MULTIPLE`, or the largest power of two of which a small role has eight."""
     eighth = group.width * group.channels_per_unit // 8
-    return min(ROLE_MULTIPLE, 2 ** max(eighth.bit_length() - 1, 0))
+    return min(ROLE_MULTIPLE, 1 << max(eighth.bit_length() - 1, 0))
 
 
 def cuts_of(model: nn.Module, grouping: Grouping, removed: Removed) -> tuple[LayerCut, ...]:

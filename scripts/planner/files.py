@@ -7,6 +7,7 @@ result with transformers alone. Memory is the resident peak of each, imports inc
 """
 
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 
 GIB = 2**20  # of the kilobytes that the system tells
 SIZES = {  # hidden, intermediate, layers, heads, key heads, vocabulary
-    "1.6 B": (2048, 8192, 24, 32, 8, 32000),
+    "1.1 B": (2048, 5632, 22, 32, 8, 32000),
 }
 SHARDS = 4
 TOKENS = 16
@@ -52,15 +53,16 @@ def make(config: Any, folder: Path) -> dict[str, Any]:
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
     shapes = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
-    places = {}
+    places, noise = {}, (torch.randn(2**20) * 0.02).bfloat16()
     for number in range(SHARDS):
         file = f"model-{number + 1:05}-of-{SHARDS:05}.safetensors"
         own = shapes[number * len(shapes) // SHARDS : (number + 1) * len(shapes) // SHARDS]
         held = [(name, "BF16", shape) for name, shape in own]
         with shard_writer(folder / file, held, {"format": "pt"}) as content:
             for _, shape in own:
-                weight = torch.randn(shape) * 0.02 if len(shape) > 1 else torch.ones(shape)
-                content.write(weight.bfloat16().view(torch.int16).numpy().data)
+                size = math.prod(shape)
+                weight = noise.repeat(size // len(noise) + 1)[:size] if len(shape) > 1 else noise
+                content.write(weight[:size].view(torch.int16).numpy().data)
         places.update({name: file for name, _ in own})
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
     return {"params": sum(p.numel() for p in model.parameters())}

@@ -4,8 +4,9 @@
 at two batch sizes, takes the gradients of a step, and rebuilds it from its plan on a fresh network.
 ``export`` exports the shrunk networks and holds the files against them. ``speed`` holds planning
 against one graph build and step of torch-pruning, in turn; ``depth`` times it as networks get
-deeper. ``reasons`` counts why layers keep their width. One JSON line per network and act; the page
-is made from these lines alone, failures included.
+deeper, ``memory`` what a plan takes beside the model, and ``files`` plans without weights that are
+carried out on a checkpoint on disk. ``reasons`` counts why layers keep their width. One JSON line
+per network and act; the page is made from these lines alone, failures included.
 
     python -m scripts.planner.run run timm lines.jsonl
     python -m scripts.planner.run export timm lines.jsonl
@@ -27,6 +28,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,8 @@ from pbcompress.core.modules import copy_model
 from pbcompress.structure.channel_groups import find_groups, reasons
 from scripts.lines import append_line, read_lines
 from scripts.planner.depth import measured
+from scripts.planner.files import files_lines
+from scripts.planner.memory import memory_lines
 from scripts.planner.networks import Entry, hugging_face, timm_families, torchvision_classifiers
 
 LISTS = {
@@ -210,14 +214,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         runner = commands.add_parser(name)
         runner.add_argument("list", choices=LISTS)
         runner.add_argument("lines", type=Path, help="file of lines, made or added to")
-    for name in ("speed", "depth"):
+    measures = {"depth": partial(measured, SHARE), "memory": memory_lines, "files": files_lines}
+    for name in ("speed", *measures):
         commands.add_parser(name).add_argument("lines", type=Path)
     arguments = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     if arguments.command == "speed":
         speed(arguments.lines)
-    elif arguments.command == "depth":
-        for line in measured(SHARE):
+    elif arguments.command in measures:
+        for line in measures[arguments.command]():
             write(arguments.lines, line)
     else:
         run(arguments.list, arguments.lines, ACTS[arguments.command])

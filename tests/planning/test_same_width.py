@@ -8,7 +8,7 @@ import pbcompress as pb
 from pbcompress.core.model_config import config_of
 from tests.support.hf_models import FAMILIES
 
-FAST = ("DistilBERT", "Llama")
+FAST = ("DistilBERT",)
 EVERY = [
     pytest.param(name, marks=() if name in FAST else pytest.mark.slow, id=name) for name in FAMILIES
 ]
@@ -94,7 +94,8 @@ def test_the_config_states_the_widths_and_the_round_trip_is_bit_equal(name, tmp_
 STATED_HEADS = ("num_attention_heads", "num_key_value_heads")
 
 
-@pytest.mark.parametrize("name", [pytest.param("BERT", marks=pytest.mark.slow), "Llama"])
+@pytest.mark.parametrize("name", ["BERT", "Llama"])
+@pytest.mark.slow
 def test_heads_are_multiples_of_the_size_of_tensor_parallelism(name):
     pytest.importorskip("transformers")
     family = FAMILIES[name]
@@ -124,12 +125,14 @@ def test_a_config_that_its_class_does_not_follow_is_said():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["Llama", "BERT", "GPT-2", "T5", "Mixtral"])
+@pytest.mark.parametrize("name", ["Llama", "BERT", "GPT-2", "T5"])
 def test_a_plan_on_the_meta_device_has_the_widths_of_one_with_weights(name, tmp_path):
     pytest.importorskip("transformers")
     family = FAMILIES[name]
     model, inputs = family.build(), family.inputs()
-    plan = pb.plan_widths(family.build().to("meta"), inputs, 0.6)
+    with torch.device("meta"):
+        empty = family.build()
+    plan = pb.plan_widths(empty, inputs, 0.6)
     assert plan.stated == pb.plan_widths(model, inputs, 0.6).stated
     model.save_pretrained(tmp_path / "whole")
     done = pb.shrink_files(plan, tmp_path / "whole", tmp_path / "small")
