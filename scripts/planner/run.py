@@ -5,8 +5,8 @@ at two batch sizes, takes the gradients of a step, and rebuilds it from its plan
 ``export`` exports the shrunk networks and holds the files against them. ``speed`` holds planning
 against one graph build and step of torch-pruning, in turn; ``depth`` times it as networks get
 deeper, ``memory`` what a plan takes beside the model, and ``files`` plans without weights that are
-carried out on a checkpoint on disk. One JSON line per network and act; the page is made from these lines alone, failures
-included.
+carried out on a checkpoint on disk. One JSON line per network and act; the page is made from these
+lines alone, failures included.
 
     python -m scripts.planner.run run timm lines.jsonl
     python -m scripts.planner.run export timm lines.jsonl
