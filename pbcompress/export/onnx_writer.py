@@ -9,7 +9,7 @@ from torch import nn
 
 from pbcompress.core.source_lines import line_of
 from pbcompress.core.versions import version_of
-from pbcompress.errors import CompressionError, first_line
+from pbcompress.errors import CompressionError, ExportMismatchError, first_line
 from pbcompress.export.free_axes import FreeAxis, Inputs, other_sizes
 from pbcompress.export.parity import Parity, prove
 from pbcompress.export.translation import fixed_line, output_of, translate
@@ -44,11 +44,23 @@ class FileWriter:
     ) -> tuple[list[FreeAxis], FileFacts, Parity]:
         """Write a file, and return its free axes, its outside and its proof."""
         found = self._translated(network, file, free, is_auto=is_auto)
+        if is_auto:
+            kept = [axis for axis in found if axis.is_batch or self._is_free(network, file, axis)]
+            if len(kept) < len(found):
+                found = self._translated(network, file, kept, is_auto=True)
         notes = {MAKER: version_of("pbcompress"), **_sizes_note(found), **self.metadata}
         write_metadata(file, notes)
         facts = facts_of(file)  # raises where it is no valid file
         parity = prove(network, file, [self.inputs, *self.others], found, self.providers)
         return found, facts, parity
+
+    def _is_free(self, network: nn.Module, file: Path, axis: FreeAxis) -> bool:
+        """Tell whether a file follows an axis: the translation of a layer may not, and says so."""
+        try:
+            prove(network, file, [self.inputs], [axis], self.providers)
+        except (CompressionError, ExportMismatchError):
+            return False
+        return True
 
     def _translated(
         self, network: nn.Module, file: Path, free: Sequence[FreeAxis], *, is_auto: bool

@@ -14,7 +14,7 @@ from torch.export import Dim
 from torch.utils._pytree import tree_map
 
 from pbcompress.config.recovery import OptimizerConfig, RecoveryConfig
-from pbcompress.core.inputs import Call, tensors_of
+from pbcompress.core.inputs import Call, batch_places, map_tensors, tensors_of
 from pbcompress.core.modules import copy_model, device_of
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError, first_line
@@ -96,19 +96,19 @@ def fake_quantized(network: nn.Module, call: Call, bits: int) -> fx.GraphModule:
 
     Args:
         network: In the form that is exported; its graph holds copies of its weights.
-        call: Inputs of one forward pass, of at least two samples.
+        call: Inputs of one forward pass.
         bits: Of a weight: 8, or 7 for kernels whose sums would overflow.
 
     Raises:
         CompressionError: torch.export does not take the network.
     """
     network = copy_model(network)
+    call = _of_two_samples(network, call)
     args, kwargs = call
     bound = inspect.signature(network.forward).bind(*args, **kwargs)
-    shapes = tree_map(
-        lambda leaf: {0: Dim.AUTO} if isinstance(leaf, Tensor) and leaf.dim() else None,
-        dict(bound.arguments),
-    )
+    places = batch_places(network, call)
+    axes = {id(t): {places[i]: Dim.AUTO} for i, t in enumerate(tensors_of(call)) if i in places}
+    shapes = tree_map(lambda leaf: axes.get(id(leaf)), dict(bound.arguments))
     try:
         with seeded("export"):
             traced = torch.export.export(network, args, kwargs, dynamic_shapes=shapes).module()
@@ -120,6 +120,19 @@ def fake_quantized(network: nn.Module, call: Call, bits: int) -> fx.GraphModule:
     assert isinstance(traced, fx.GraphModule)
     _insert_(traced, bits)
     return fx.GraphModule(traced, traced.graph)  # a plain one has train() and eval()
+
+
+def _of_two_samples(network: nn.Module, call: Call) -> Call:
+    """Return inputs whose batch is no single sample: torch.export would fix the size at one."""
+    places = batch_places(network, call)
+    numbers = {id(t): i for i, t in enumerate(tensors_of(call))}
+
+    def doubled(tensor: Tensor) -> Tensor:
+        axis = places.get(numbers[id(tensor)])
+        is_single = axis is not None and tensor.shape[axis] == 1
+        return torch.cat([tensor, tensor], axis) if is_single else tensor
+
+    return map_tensors(call, doubled)
 
 
 def _insert_(traced: fx.GraphModule, bits: int) -> None:

@@ -35,6 +35,7 @@ from tests.support.configs import FORMS, RULES
 OTHERS = [
     Budget(params=0.25, flops=10_000),
     WidthConfig(
+        same_width=8,
         allocation="global",
         importance="fisher",
         importance_batches=3,
@@ -191,6 +192,7 @@ BAD = [
     (WidthConfig, "max_ratio", [0, 1, -0.1, 1.5, float("nan"), True, "0.5"]),
     (WidthConfig, "keep", ["head", b"head", (1,), None, {"a"}]),
     (WidthConfig, "attention", ["tokens", None]),
+    (WidthConfig, "same_width", [0, -1, 1.5, "yes", None]),
     (WidthConfig, "max_seconds", [0, -1]),
     (WidthConfig, "pin", ["a", 3, {"a": 0}, {"a": 1.5}, (("a",),)]),
     (DendriteConfig, "rule", ["hebb", None, {"kind": "hybrid"}, Full()]),

@@ -80,6 +80,16 @@ class Baked(nn.Module):
         return x + torch.arange(length).float()
 
 
+class Grid(nn.Sequential):
+    """Its pooling follows any size in torch, and is translated for the one of the example."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 2))
+
+    def forward(self, image):
+        return super().forward(image)
+
+
 IMAGE = torch.randn(1, 3, 6, 6)
 TEXT = (torch.randint(20, (2, 7)), torch.zeros(2, 7, dtype=torch.bool))
 SPATIAL = {"image": {2: "height", 3: "width"}}
@@ -101,6 +111,7 @@ FREE = {
         {"height": (12, 18), "width": (12, 18)},
     ),
     "one axis, from behind": (Pooled, IMAGE, {"image": {-1: "w"}}, [(2, 3, 6, 11)], {"w": (7, 3)}),
+    "pooled to a grid, found": (Grid, IMAGE, "auto", [(4, 3, 6, 6)], {}),
     "none, found": (Flat, IMAGE, "auto", [(4, 3, 6, 6)], {}),
     "recurrent": (
         Recurrent,
@@ -118,11 +129,11 @@ FREE = {
     ),
     "text, found": (Attention, TEXT, "auto", [(3, 12), (3, 12)], {"ids_1": (8, 3)}),
 }
-FAST = ("spatial, found", "even sizes", "recurrent")
+FAST = ("spatial, found", "even sizes", "recurrent", "pooled to a grid, found")
 
 
 def test_the_list_is_whole():
-    assert len(FREE) == 8
+    assert len(FREE) == 9
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,18 @@ def test_a_forward_that_cannot_be_traced_is_refused() -> None:
         fake_quantized(Branching(2, 2), as_call(torch.ones(2, 2)), 8)
 
 
+@pytest.mark.parametrize("axes", [None, {"x": 1}])
+def test_one_sample_is_enough_for_a_graph_of_any_batch(axes) -> None:
+    class Rows(nn.Linear):
+        def forward(self, x):
+            return super().forward(x)
+
+    call = pb.Example(torch.ones(1, 1, 3), axes) if axes else torch.ones(1, 3)
+    graph = fake_quantized(Rows(3, 2), as_call(call), 8).train()
+    batch = torch.ones(1, 7, 3) if axes else torch.ones(7, 3)
+    assert graph(batch).shape == (*batch.shape[:-1], 2)
+
+
 class Tied(nn.Module):
     """A weight of two layers, a layer that nobody calls, a BatchNorm that does not fold."""
 
