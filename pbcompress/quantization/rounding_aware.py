@@ -129,8 +129,9 @@ def _of_two_samples(network: nn.Module, call: Call) -> Call:
 
     def doubled(tensor: Tensor) -> Tensor:
         axis = places.get(numbers[id(tensor)])
-        is_single = axis is not None and tensor.shape[axis] == 1
-        return torch.cat([tensor, tensor], axis) if is_single else tensor
+        if axis is None or tensor.shape[axis] != 1:
+            return tensor
+        return torch.cat([tensor, tensor], axis)
 
     return map_tensors(call, doubled)
 

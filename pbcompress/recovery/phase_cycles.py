@@ -16,7 +16,7 @@ from pbcompress.core.accepted_models import check_whole
 from pbcompress.core.randomness import whole_seed
 from pbcompress.dendrites.absorption import absorb_dendrites_, anneal_
 from pbcompress.dendrites.forms import GrowableLayers
-from pbcompress.dendrites.growth import attach_dendrites_, detach_dendrites_
+from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import (
     candidate_pools,
     dendrite_layers,
@@ -26,6 +26,7 @@ from pbcompress.dendrites.layer import (
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.recovery.best_weights import BestWeights
 from pbcompress.recovery.freezing import let_train_, put_buffers_, resting_buffers
+from pbcompress.recovery.growing_layers import check_annealing, detach_untrained_, what_grows
 from pbcompress.recovery.node_scores import NodeScores
 from pbcompress.recovery.node_selection import accept_
 from pbcompress.recovery.phase import Phase
@@ -69,9 +70,9 @@ class Cycles(Iterator[Phase]):
         self.lengths = lengths
         self._trainable = {n for n, p in neuron_parameters(model).items() if p.requires_grad}
         self._check()
-        self.dendrites, self.layers = _what_grows(model, config.dendrites, layers)
-        _check_annealing(self.dendrites, config.recovery)
-        self._untrained = _detach_untrained_(model)
+        self.dendrites, self.layers = what_grows(model, config.dendrites, layers)
+        check_annealing(self.dendrites, config.recovery)
+        self._untrained = detach_untrained_(model)
         if lengths is not None:
             self.dendrites = replace(self.dendrites, max_sets=0)
         self.recovery = config.recovery
@@ -319,37 +320,6 @@ class Cycles(Iterator[Phase]):
         for name, pool in candidate_pools(self.model).items():
             pool.restart(parts.get("candidate", {}).get(name))
         self.scores.restore(parts.get("scores", {}), state["correlation"])
-
-
-def _check_annealing(dendrites: DendriteConfig, recovery: RecoveryConfig) -> None:
-    is_first = dendrites.anneals and dendrites.at_start and dendrites.max_sets
-    if is_first and recovery.max_minutes is not None:
-        raise CompressionError(
-            f"DendriteConfig(annealing={dendrites.annealing}, at_start=True) was given with "
-            f"max_minutes={recovery.max_minutes:g}. Time may end while no network is linear yet, "
-            'and there would be no result. Bound max_epochs, or use activation="linear".'
-        )
-
-
-def _what_grows(
-    model: nn.Module, dendrites: DendriteConfig, layers: GrowableLayers | None
-) -> tuple[DendriteConfig, GrowableLayers | None]:
-    """Return what grows and where: more of what the model has already, or what was asked for."""
-    grown = dendrite_layers(model)
-    if not grown:
-        return dendrites, layers
-    own = next(iter(grown.values())).config
-    where = {name: layer.normalized for name, layer in grown.items()}
-    return replace(own, max_sets=dendrites.max_sets), where
-
-
-def _detach_untrained_(model: nn.Module) -> int:
-    """Remove the sets that were attached and never trained; return how many of them."""
-    trained = [layer.trained_sets for layer in dendrite_layers(model).values()]
-    untrained = set_count(model) - max(trained, default=0)
-    if untrained:
-        detach_dendrites_(model, untrained)
-    return untrained
 
 
 def _warn_of_unreached(names: Sequence[str]) -> None:
