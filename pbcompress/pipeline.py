@@ -29,6 +29,7 @@ from pbcompress.runs.deployment import MODEL_FILE, Deployment, deploy, file_note
 from pbcompress.runs.held_folder import held
 from pbcompress.runs.job import Job, check_job
 from pbcompress.runs.race import Outcome, race
+from pbcompress.runs.training_start import CALIBRATION_BATCHES
 from pbcompress.training.callbacks import Callback
 from pbcompress.training.history import Stage
 from pbcompress.training.progress import ProgressBar
@@ -37,8 +38,6 @@ from pbcompress.training.task import Batches, Data, Task
 __all__ = ["compress"]
 
 logger = logging.getLogger(__name__)
-
-CALIBRATION_BATCHES = 32
 
 
 @in_turn
@@ -132,7 +131,8 @@ def _shrunk(job: Job) -> Outcome:
         note = "No data was given: the network was only shrunk, and its accuracy was not recovered."
         logger.warning(note)
         return Outcome(contender, None, note)
-    batches = job.config.recovery.compensation_batches or CALIBRATION_BATCHES
+    asked = job.config.recovery.compensation_batches
+    batches = asked if isinstance(asked, int) and asked else CALIBRATION_BATCHES
     report = compensate_(
         network, job.original, plan, job.calibration, job.task, batches=batches, seed=job.seed
     )
@@ -146,7 +146,13 @@ def _trained(training: ContenderTraining, *, control: bool) -> Outcome:
     grown = plan_with_dendrites(job)
     if grown is None:
         contender = training.train(plan_without_dendrites(job))
-        return Outcome(contender, None, _why_width_alone(job.config))
+        note = _why_width_alone(job.config)
+        if contender.compensation and job.config.recovery.compensation_batches == "auto":
+            note += (
+                " It ships as it was fitted to the original: training made nothing better of it on "
+                f"validation. {contender.compensation.summary}"
+            )
+        return Outcome(contender, None, note)
     if job.config.dendrites.share == "auto" and not job.config.dendrites.is_absorbed:
         return race(training, grown, plan_without_dendrites(job), control=control)
     chosen = training.train(grown)

@@ -23,7 +23,7 @@ from pbcompress.runs.facts import RunFacts
 from pbcompress.runs.run_folder import read_facts
 from tests.support.configs import dendrites_of
 
-FAST = pb.RecoveryConfig(epochs=3, dendrite_epochs=2, max_failures=1)
+FAST = pb.RecoveryConfig(epochs=3, dendrite_epochs=2, max_failures=1, compensation_batches=0)
 
 
 def make_network() -> nn.Module:

@@ -131,7 +131,9 @@ class RecoveryConfig(Choices):
         max_minutes: Bound on the time of training; with it a run is no longer repeatable.
         compensation_batches: Train batches, without their labels, on which `compress` fits the
             layers that read narrowed channels in closed form, right after the cut (see
-            `compensate_`). 0: none.
+            `compensate_`). 0: none. "auto": the training starts from the cut network, and a copy
+            that was fitted on up to 32 batches and not trained is the result if it is better on
+            validation.
         replay: Memory in GiB for a dendrite phase: while neurons rest, what candidates read and the
             errors of their neurons are drawn once, at random samples and positions, and all steps
             are taken on them. 0, or where this much holds too few for a layer: each step passes
@@ -156,7 +158,7 @@ class RecoveryConfig(Choices):
     max_failures: Count = 2
     max_epochs: Count | None = None
     max_minutes: Positive | None = None
-    compensation_batches: WholeNumber = 0
+    compensation_batches: WholeNumber | Literal["auto"] = "auto"
     replay: NonNegative = 1.0
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from torch import nn
 
-from pbcompress.compensation.compensate import compensate_
-from pbcompress.compensation.report import CompensationReport
 from pbcompress.config.dendrites import ScoredRule
 from pbcompress.config.whole import CompressConfig
 from pbcompress.core.bounded_files import is_file, read_bounded
@@ -26,7 +24,7 @@ from pbcompress.recovery.learning_rate import LEAST, find_lr, range_test_steps, 
 from pbcompress.recovery.recover import recover_
 from pbcompress.runs.contenders import Contender, Score
 from pbcompress.runs.job import Job
-from pbcompress.training.batch_statistics import reestimate_batchnorm_
+from pbcompress.runs.training_start import Rival, TrainingStart, training_start_
 from pbcompress.training.callbacks import Callback
 from pbcompress.training.data_checks import scored
 from pbcompress.training.experiment import Experiment
@@ -158,15 +156,15 @@ class ContenderTraining:
         """
         of = self.experiment
         network = shrink(self.job.original, spec.plan)
-        compensation = self._compensated(network, spec)
         _check_room(network, spec, self.job.bound)
-        reestimate_batchnorm_(network, of.data, of.task, seed=of.seed)
+        start = self._started_(network, spec)
         spec = self._rated(network, spec, is_trial=is_trial)
         file = f"{spec.name}-trial" if is_trial else spec.name
         history = self._recovered(network, spec, file, of.seed, lengths)
         data = replace(of.data, test=None) if is_trial else of.data
         contender = self._contender(network, spec, self._score(network, data), history)
-        return replace(contender, compensation=compensation)
+        contender = replace(contender, compensation=start.compensation)
+        return self._better(contender, start.rival, data)
 
     def train_on(self, spec: ContenderSpec, trial: Contender) -> Contender:
         """Train a copy of a network on after its trial, and score it."""
@@ -181,6 +179,26 @@ class ContenderTraining:
         score = self._score(network, self.experiment.data)
         contender = self._contender(network, spec, score, history)
         return replace(contender, trial=trial.score.val, compensation=trial.compensation)
+
+    def _better(self, trained: Contender, rival: Rival | None, data: Data) -> Contender:
+        """Return a network as it was trained, or with the weights of a better one that was not."""
+        assert trained.score is not None
+        reached = self.experiment.task.score(trained.score.val)
+        if rival is None or trained.sets or reached >= rival.score:
+            return trained
+        rival.put_weights_(trained.network)
+        score = self._score(trained.network, data)
+        return replace(trained, score=score, compensation=rival.compensation, absorbed=0)
+
+    def _started_(self, network: nn.Module, spec: ContenderSpec) -> TrainingStart:
+        of = self.experiment
+        return training_start_(
+            network,
+            self.job.original,
+            spec.plan,
+            of,
+            spec.config.recovery.compensation_batches,
+        )
 
     def score(self, network: nn.Module) -> Score:
         """Return the metric of the original on validation, and on test where there is one.
@@ -200,16 +218,6 @@ class ContenderTraining:
         if data.test is None:
             return Score(value, samples)
         return Score(value, samples, *evaluate(network, data.test, task))
-
-    def _compensated(self, network: nn.Module, spec: ContenderSpec) -> CompensationReport | None:
-        """Fit what reads narrowed channels, unless that was not wanted."""
-        of, batches = self.experiment, spec.config.recovery.compensation_batches
-        if not batches:
-            return None
-        original = self.job.original
-        return compensate_(
-            network, original, spec.plan, of.data, of.task, batches=batches, seed=of.seed
-        )
 
     def _rated(self, network: nn.Module, spec: ContenderSpec, *, is_trial: bool) -> ContenderSpec:
         """Return a network's training with its learning rate, which a resumed run began with.
