@@ -26,10 +26,10 @@ from pbcompress.runs.contender_training import (
 )
 from pbcompress.runs.contenders import Contender, Score
 from pbcompress.runs.deployment import MODEL_FILE, Deployment, deploy, file_notes
+from pbcompress.runs.fitted_network import CALIBRATION_BATCHES
 from pbcompress.runs.held_folder import held
 from pbcompress.runs.job import Job, check_job
 from pbcompress.runs.race import Outcome, race
-from pbcompress.runs.training_start import CALIBRATION_BATCHES
 from pbcompress.training.callbacks import Callback
 from pbcompress.training.history import Stage
 from pbcompress.training.progress import ProgressBar
@@ -119,7 +119,7 @@ def compress(
         watching = (*callbacks, ProgressBar()) if progress else tuple(callbacks)
         training = ContenderTraining(job, job.experiment, watching)
         before = training.score(job.original)
-        return _finished(job, _trained(training, control=control), before)
+        return _finished(job, _with_fit(_trained(training, control=control)), before)
 
 
 def _shrunk(job: Job) -> Outcome:
@@ -146,16 +146,12 @@ def _trained(training: ContenderTraining, *, control: bool) -> Outcome:
     grown = plan_with_dendrites(job)
     if grown is None:
         contender = training.train(plan_without_dendrites(job))
-        note = _why_width_alone(job.config)
-        if contender.compensation and job.config.recovery.compensation_batches == "auto":
-            note += (
-                " It ships as it was fitted to the original: training made nothing better of it on "
-                f"validation. {contender.compensation.summary}"
-            )
-        return Outcome(contender, None, note)
+        return Outcome(contender, None, _why_width_alone(job.config))
     if job.config.dendrites.share == "auto" and not job.config.dendrites.is_absorbed:
         return race(training, grown, plan_without_dendrites(job), control=control)
     chosen = training.train(grown)
+    if chosen.is_only_fitted and not control:
+        return Outcome(chosen, None, "One network was trained.")
     if chosen.has_grown and not control:
         return Outcome(chosen, None, f"One network was trained: {_dendrites_of(chosen)}.")
     other = training.train(plan_without_dendrites(job), lengths=chosen.phase_lengths)
@@ -164,6 +160,18 @@ def _trained(training: ContenderTraining, *, control: bool) -> Outcome:
         return Outcome(chosen, other, note)
     note = "No dendrite set helped on validation: the result is width alone."
     return Outcome(other, chosen, note)
+
+
+def _with_fit(outcome: Outcome) -> Outcome:
+    """Say so where the result is a network that was fitted and not trained."""
+    chosen = outcome.chosen
+    if not chosen.is_only_fitted or chosen.compensation is None:
+        return outcome
+    note = (
+        f"{outcome.note} It ships as it was fitted to the original: training made nothing better "
+        f"of it on validation. {chosen.compensation.summary}"
+    )
+    return replace(outcome, note=note)
 
 
 def _dendrites_of(chosen: Contender) -> str:

@@ -41,7 +41,7 @@ def compensate_(
     from what the layer reads in the narrowed network, all earlier layers refitted, to what the
     original puts out there. Labels are not looked at and nothing is trained. The strength of the
     ridge is chosen on every fourth sample, which no regression sees; a layer that none makes better
-    keeps its weights. Measure BatchNorm statistics anew afterwards, with `reestimate_batchnorm_`.
+    keeps its weights. Leave BatchNorm statistics as they are: measured anew they cost a little.
 
     Linear layers and convolutions of every kind are fitted, the projections of attention (those of
     `torch.nn.MultiheadAttention` too), and what the first recurrent layer reads. A convolution with

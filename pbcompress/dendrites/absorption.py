@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pbcompress.core.modules import replace_module
 from pbcompress.core.turns import in_turn
 from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
+from pbcompress.dendrites.linear_maps import is_plain_map
 from pbcompress.errors import CompressionError
 
 __all__ = ["absorb_dendrites_", "anneal_"]
@@ -39,7 +40,7 @@ def absorb_dendrites_(model: nn.Module, layers: Collection[str] | None = None) -
     A dendrite without a nonlinearity is a sum of linear maps of what its neuron reads, and so a
     change of the neuron's own weights. The network computes the same in eval mode, to rounding,
     with the layers, parameters and FLOPs that it had before it grew. Parameters keep their
-    identity, so an optimizer that holds them still does.
+    identity, so an optimizer that holds them still does; frozen ones change as well.
 
     Args:
         model: Network whose dendrites are linear: ``DendriteConfig(activation="linear")``, or an
@@ -95,6 +96,11 @@ def _check(name: str, layer: DendriteLayer) -> None:
         raise CompressionError(
             f"absorb_dendrites_ was called in a dendrite phase, in which {name!r} has a candidate. "
             "Call it after the last phase, or detach_dendrites_ first."
+        )
+    if layer._forward_hooks or layer._forward_pre_hooks or not is_plain_map(layer.base_layer):
+        raise CompressionError(
+            f"absorb_dendrites_ was called, and {name!r} has hooks or a weight that is computed. "
+            "Dendrites cannot fold into it. Remove the hooks or the parametrization first."
         )
     if not layer.is_linear:
         raise CompressionError(

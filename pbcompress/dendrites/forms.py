@@ -34,6 +34,7 @@ __all__ = [
     "scale_and_offset",
     "set_params",
     "spatial_dims",
+    "why_unfoldable",
 ]
 
 GrowableLayers = Mapping[str, bool]  # by name: whether each dendrite has its own BatchNorm
@@ -79,7 +80,8 @@ class UncentredNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Scale (N, channels, ...), or (..., channels) where there are no spatial axes."""
-        square: Any = self._mean_square(input) if self.training else self.running_var
+        is_measured = self.training and input.numel() > 0
+        square: Any = self._mean_square(input) if is_measured else self.running_var
         scale: torch.Tensor = self.weight * (square + self.eps).rsqrt()
         return input * scale.to(input.dtype).reshape(-1, *[1] * self.dims)
 
@@ -123,7 +125,7 @@ def growable_layers(model: nn.Module, config: DendriteConfig) -> dict[str, bool]
     for i, (name, layer) in enumerate(leaves):
         if config.layers is not None and not matches(name, config.layers):
             continue
-        reason = _refusal(model, name, layer) or _why_unfoldable(model, layer, config)
+        reason = _refusal(model, name, layer) or why_unfoldable(model, layer, config)
         if reason is None:
             width = LayerGeometry.of(layer).out_width
             following = leaves[i + 1][1] if i + 1 < len(leaves) else None
@@ -163,13 +165,15 @@ def _refusal(model: nn.Module, name: str, layer: nn.Module) -> str | None:
     return None
 
 
-def _why_unfoldable(model: nn.Module, layer: Any, config: DendriteConfig) -> str | None:
+def why_unfoldable(model: nn.Module, layer: Any, config: DendriteConfig) -> str | None:
     """Return why linear dendrites could not be absorbed by a layer that can grow."""
     if not config.is_absorbed:
         return None
     weight = layer._parameters.get("weight")
     if weight is None:
         return "its weight is computed by a hook, and dendrites cannot fold into it"
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return "it has hooks, which may change what passes, and dendrites cannot fold past them"
     if sum(held is weight for m in model.modules() for held in m._parameters.values()) > 1:
         return "another layer has its weight too, and its dendrites cannot fold into both"
     form = config.form
@@ -209,6 +213,8 @@ def scale_and_offset(norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
     scale = (norm.running_var + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight
+    if isinstance(norm, UncentredNorm):
+        return scale, torch.zeros_like(scale)
     offset = -norm.running_mean * scale
     return scale, offset if norm.bias is None else offset + norm.bias
 

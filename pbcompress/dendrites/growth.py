@@ -10,9 +10,9 @@ from pbcompress.core.accepted_models import check_whole
 from pbcompress.core.modules import replace_module
 from pbcompress.core.randomness import whole_seed
 from pbcompress.core.turns import in_turn
-from pbcompress.dendrites.forms import GrowableLayers, growable_layers
+from pbcompress.dendrites.forms import GrowableLayers, growable_layers, why_unfoldable
 from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
-from pbcompress.errors import CompressionError
+from pbcompress.errors import CompressionError, UnsupportedLayerError
 
 __all__ = ["attach_dendrites_", "detach_dendrites_"]
 
@@ -68,6 +68,14 @@ def attach_dendrites_(
                 "attach_dendrites_ found no Linear and no convolution below the model's root. "
                 "Put a bare layer into nn.Sequential first."
             )
+        for name in chosen:
+            reason = why_unfoldable(model, model.get_submodule(name), config)
+            if reason is not None:
+                raise UnsupportedLayerError(
+                    f"attach_dendrites_ was asked to grow {name!r}: {reason}. Leave it out.",
+                    name,
+                    reason,
+                )
         for name, normalized in chosen.items():
             base = model.get_submodule(name)
             grown = DendriteLayer(base, config, normalized=normalized).train(base.training)

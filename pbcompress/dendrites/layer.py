@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from pbcompress.config.dendrites import DendriteConfig, Shared, Tied
 from pbcompress.dendrites.candidate_pool import Candidate, CandidatePool
 from pbcompress.dendrites.correlation import score_leaf
 from pbcompress.dendrites.forms import make_branch, node_count, spatial_dims
-from pbcompress.dendrites.linear_maps import merged_map
-from pbcompress.dendrites.nodes import Slots, narrowed, own_weight_of
+from pbcompress.dendrites.linear_maps import is_plain_map, merged_map, with_map
+from pbcompress.dendrites.nodes import BatchNorm, Slots, narrowed, own_weight_of
 from pbcompress.dendrites.positions import position_axes
 from pbcompress.dendrites.signals import Annealing, activate, add_links, add_set
 from pbcompress.errors import CompressionError
@@ -25,6 +24,8 @@ __all__ = [
     "neuron_parameters",
     "set_count",
 ]
+
+MERGED_ROWS = 64  # fewer samples and positions cost less than the sum of the weights
 
 Seed = tuple[int | str, ...]
 Watcher = Callable[[Tensor, Tensor, list[Tensor | None]], Tensor]
@@ -42,8 +43,9 @@ class DendriteLayer(nn.Module):
     A layer that is called several times in one forward pass has the mean of its scores over the
     calls; weights that it shares with other layers stay shared, and its dendrites are its own.
 
-    Where f is linear and every dendrite's norm is at rest, all of it is one map of the input, which
-    then runs as such: the step costs what the plain layer's does, and the sum of the weights.
+    Where f is linear and every dendrite's norm is at rest, all of it is one map of the input. In
+    training on many rows it runs as such: a step costs what the plain layer's does, and the sum of
+    the weights.
 
     A new set has U = 0, so it never changes the function. With form "shared" the nodes are fewer
     than the channels, and U[d] is a dense map from nodes to channels. While a dendrite phase lasts,
@@ -251,11 +253,8 @@ class DendriteLayer(nn.Module):
                 f"A {type(self.base_layer).__name__} with dendrites was called with more than its "
                 "input. Give output_padding to the layer instead of output_size to its call."
             )
-        if self._runs_merged:
-            weight, bias = self.merged()
-            tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-            whole: Tensor = functional_call(self.base_layer, tensors, (input,))
-            return whole
+        if self._runs_merged(input):
+            return with_map(self.base_layer, input, *self.merged())
         y, input = self._based(input)
         own, read = y, input if self.config.backprop_through else input.detach()
         if isinstance(self.config.form, Tied):
@@ -276,16 +275,18 @@ class DendriteLayer(nn.Module):
         axes = position_axes(self.base_layer, y, self.dims)
         return self.pool.probe(y, read.detach(), earlier, self.candidates, axes)
 
-    @property
-    def _runs_merged(self) -> bool:
-        """Whether the layer and its sets run as one map of the input."""
-        is_cut = torch.is_grad_enabled() and not self.config.backprop_through
+    def _runs_merged(self, input: Tensor) -> bool:
+        """Whether the layer and its sets run as one map: in training, where rows repay the sum."""
+        base: Any = self.base_layer
+        rows = input.numel() // max(base.weight.shape[1], 1)
+        if self.config.activation != "linear" or rows < MERGED_ROWS or not torch.is_grad_enabled():
+            return False
         is_watched = self.pool is not None or self.watcher is not None
-        base = self.base_layer
-        return (
-            self.config.activation == "linear"
-            and not (is_cut or is_watched or base._forward_pre_hooks or base._forward_hooks)
-            and not (self.normalized and any(branch.training for branch in self.dendrites))
+        if not self.config.backprop_through or is_watched or not is_plain_map(base):
+            return False
+        return not any(
+            m._forward_hooks or m._forward_pre_hooks or (isinstance(m, BatchNorm) and m.training)
+            for m in self.dendrites.modules()
         )
 
     def _based(self, input: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,22 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pbcompress.dendrites.forms import ChannelAffine, UncentredNorm, scale_and_offset
 from pbcompress.dendrites.nodes import BatchNorm, Picked, Slots, groups_of, node_weight_of
 
-__all__ = ["LinearMap", "merged_map"]
+__all__ = ["LinearMap", "is_plain_map", "merged_map", "with_map"]
+
+_TRANSPOSED = {
+    1: functional.conv_transpose1d,
+    2: functional.conv_transpose2d,
+    3: functional.conv_transpose3d,
+}
+_CONVS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 
 DendriteSet = tuple[nn.Module, Slots, Tensor, Tensor]  # input map, nodes, U and V
 
@@ -67,7 +78,8 @@ def merged_map(base: nn.Module, sets: Iterable[DendriteSet]) -> LinearMap:
         sets: In the order in which they grew.
     """
     groups, own = int(getattr(base, "groups", 1)), _layer_map(base)
-    total, earlier = own, list[LinearMap | None]()
+    total = own
+    earlier: list[LinearMap | None] = []
     for branch, slots, gain, links in sets:
         if slots.count == 0:
             earlier.append(None)
@@ -79,6 +91,26 @@ def merged_map(base: nn.Module, sets: Iterable[DendriteSet]) -> LinearMap:
         total = total.plus(a.mixed(gain.T) if gain.dim() == 2 else a.scaled(gain).spread(slots))
         earlier.append(a.spread(slots))
     return total
+
+
+def is_plain_map(layer: nn.Module) -> bool:
+    """Tell whether a layer computes its class's map with a weight of its own, and nothing else."""
+    is_own = layer._parameters.get("weight") is not None and type(layer) in (nn.Linear, *_CONVS)
+    return is_own and not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
+def with_map(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Run a Linear or a convolution with another weight and bias, and leave the layer alone."""
+    out: Tensor
+    if isinstance(layer, nn.Linear):
+        out = functional.linear(x, weight, bias)
+    elif isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        run: Any = _TRANSPOSED[len(layer.kernel_size)]
+        sizes = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
+        out = run(x, weight, bias, *sizes)
+    else:
+        out = layer._conv_forward(x, weight, bias)
+    return out
 
 
 def _layer_map(layer: Any) -> LinearMap:

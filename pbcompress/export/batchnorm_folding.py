@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.config.dendrites import Tied
-from pbcompress.dendrites.forms import ChannelAffine, scale_and_offset
+from pbcompress.dendrites.forms import ChannelAffine, UncentredNorm, scale_and_offset
 from pbcompress.dendrites.layer import DendriteLayer
 from pbcompress.dendrites.nodes import Picked, node_weight, set_node_weight_
 
@@ -33,7 +33,8 @@ def folded(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _as_affine(norm: Any) -> nn.Module:
-    dims = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}.get(type(norm), 0)
+    kinds = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
+    dims = norm.dims if isinstance(norm, UncentredNorm) else kinds.get(type(norm), 0)
     affine = ChannelAffine(norm.num_features, dims)
     affine.weight, affine.bias = map(nn.Parameter, scale_and_offset(norm))
     return affine

@@ -8,6 +8,7 @@ from pbcompress.core.modules import copy_model, replace_module
 from pbcompress.core.turns import in_turn
 from pbcompress.dendrites.absorption import absorb_dendrites_
 from pbcompress.dendrites.layer import DendriteLayer, dendrite_layers
+from pbcompress.dendrites.linear_maps import is_plain_map
 from pbcompress.export.batchnorm_folding import BatchNorm, fold, fold_into_dendrites_
 from pbcompress.export.fused_layer import FusedDendriteLayer
 
@@ -83,7 +84,8 @@ def _norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
 
 
 def _absorbs(layer: DendriteLayer) -> bool:
-    return layer.config.is_absorbed and layer.is_linear and not _is_hooked(layer)
+    is_whole = layer.pool is None and is_plain_map(layer.base_layer) and not _is_hooked(layer)
+    return layer.config.is_absorbed and is_whole and layer.is_linear
 
 
 def _is_hooked(module: nn.Module) -> bool:

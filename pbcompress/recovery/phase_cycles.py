@@ -161,7 +161,8 @@ class Cycles(Iterator[Phase]):
 
     def _start(self, kind: PhaseKind) -> None:
         sets = set_count(self.model)
-        first = counts_from(kind, sets, self.log, self.recovery, self.dendrites)
+        is_grown = sets > 0 and self._attempts > 0 and self.lengths is None
+        first = counts_from(kind, self.log, self.recovery, self.dendrites, has_new_set=is_grown)
         self.log.append(PhaseLog(kind, sets, counts_from=first))
         if kind is PhaseKind.DENDRITE:
             self._begin_candidacy()

@@ -210,7 +210,8 @@ class _PhaseStepper(Stepper):
             self._average.update()
 
     def begin_batch(self, share: float) -> None:
-        self._phase.set_loss_scale(self.engine.loss_scale * share)
+        if self._phase.kind is PhaseKind.DENDRITE:
+            self._phase.set_loss_scale(self.engine.loss_scale * share)
 
 
 def _check_optimizer(optimizer: Any, parameters: Sequence[nn.Parameter]) -> None:

@@ -120,24 +120,24 @@ def planned_epochs(recovery: RecoveryConfig, dendrites: DendriteConfig) -> int:
 
 def counts_from(
     kind: PhaseKind,
-    sets: int,
     log: Sequence[PhaseLog],
     recovery: RecoveryConfig,
     dendrites: DendriteConfig,
+    *,
+    has_new_set: bool,
 ) -> int:
     """Return the first epoch of a new phase whose weights may be the best.
 
-    Sets that lose their nonlinearity do so in the first neuron phase that they train in.
+    Sets that lose their nonlinearity do so in the neuron phase right after they grew.
 
     Args:
         kind: Of the new phase.
-        sets: In the network.
         log: The phases before it.
         recovery: Lengths and bounds.
         dendrites: ``annealing``.
+        has_new_set: Whether a set has grown for this phase.
     """
-    are_old = any(phase.kind is PhaseKind.NEURON and phase.sets == sets for phase in log)
-    if not dendrites.anneals or kind is not PhaseKind.NEURON or not sets or are_old:
+    if not dendrites.anneals or kind is not PhaseKind.NEURON or not has_new_set:
         return 0
     assert dendrites.annealing is not None
     epochs = recovery.epochs

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
+from pbcompress.compensation.compensate import compensate_
+from pbcompress.compensation.report import CompensationReport
 from pbcompress.config.dendrites import ScoredRule
 from pbcompress.config.whole import CompressConfig
 from pbcompress.core.bounded_files import is_file, read_bounded
@@ -23,8 +25,9 @@ from pbcompress.recovery.checkpoint import Checkpoint
 from pbcompress.recovery.learning_rate import LEAST, find_lr, range_test_steps, with_lr
 from pbcompress.recovery.recover import recover_
 from pbcompress.runs.contenders import Contender, Score
+from pbcompress.runs.fitted_network import fitted_network
 from pbcompress.runs.job import Job
-from pbcompress.runs.training_start import Rival, TrainingStart, training_start_
+from pbcompress.training.batch_statistics import reestimate_batchnorm_
 from pbcompress.training.callbacks import Callback
 from pbcompress.training.data_checks import scored
 from pbcompress.training.experiment import Experiment
@@ -157,14 +160,15 @@ class ContenderTraining:
         of = self.experiment
         network = shrink(self.job.original, spec.plan)
         _check_room(network, spec, self.job.bound)
-        start = self._started_(network, spec)
+        compensation = self._compensated_(network, spec)
+        reestimate_batchnorm_(network, of.data, of.task, seed=of.seed)
         spec = self._rated(network, spec, is_trial=is_trial)
         file = f"{spec.name}-trial" if is_trial else spec.name
         history = self._recovered(network, spec, file, of.seed, lengths)
         data = replace(of.data, test=None) if is_trial else of.data
         contender = self._contender(network, spec, self._score(network, data), history)
-        contender = replace(contender, compensation=start.compensation)
-        return self._better(contender, start.rival, data)
+        contender = replace(contender, compensation=compensation)
+        return contender if is_trial else self._better(contender, spec)
 
     def train_on(self, spec: ContenderSpec, trial: Contender) -> Contender:
         """Train a copy of a network on after its trial, and score it."""
@@ -178,26 +182,36 @@ class ContenderTraining:
         history = History.joined([trial.history, rest])
         score = self._score(network, self.experiment.data)
         contender = self._contender(network, spec, score, history)
-        return replace(contender, trial=trial.score.val, compensation=trial.compensation)
+        contender = replace(contender, trial=trial.score.val, compensation=trial.compensation)
+        return self._better(contender, spec)
 
-    def _better(self, trained: Contender, rival: Rival | None, data: Data) -> Contender:
-        """Return a network as it was trained, or with the weights of a better one that was not."""
+    def _better(self, trained: Contender, spec: ContenderSpec) -> Contender:
+        """Return a trained network, or one that was only fitted, if it is better on validation."""
+        if spec.config.recovery.compensation_batches != "auto" or trained.sets:
+            return trained
+        fitted = fitted_network(self.job.original, spec.plan, self.experiment)
         assert trained.score is not None
         reached = self.experiment.task.score(trained.score.val)
-        if rival is None or trained.sets or reached >= rival.score:
+        if fitted is None or not fitted.score > reached:
             return trained
-        rival.put_weights_(trained.network)
-        score = self._score(trained.network, data)
-        return replace(trained, score=score, compensation=rival.compensation, absorbed=0)
+        score = self._score(fitted.network, self.experiment.data)
+        return replace(
+            trained,
+            network=fitted.network,
+            score=score,
+            compensation=fitted.compensation,
+            absorbed=0,
+            is_only_fitted=True,
+        )
 
-    def _started_(self, network: nn.Module, spec: ContenderSpec) -> TrainingStart:
-        of = self.experiment
-        return training_start_(
-            network,
-            self.job.original,
-            spec.plan,
-            of,
-            spec.config.recovery.compensation_batches,
+    def _compensated_(self, network: nn.Module, spec: ContenderSpec) -> CompensationReport | None:
+        """Fit what reads narrowed channels before the training, if that was asked for."""
+        of, batches = self.experiment, spec.config.recovery.compensation_batches
+        if not batches or batches == "auto":
+            return None
+        original = self.job.original
+        return compensate_(
+            network, original, spec.plan, of.data, of.task, batches=batches, seed=of.seed
         )
 
     def score(self, network: nn.Module) -> Score:

@@ -58,6 +58,7 @@ class Contender:
         history: Its training; None if it was not trained.
         sets: Dendrite sets that it has.
         absorbed: Dendrite sets that it had, and that are folded into its neurons.
+        is_only_fitted: Whether training made nothing better of it than the fit to the original.
         trial: Its metric on validation after the trial; None where there was none.
         compensation: What was fitted right after the cut; None if nothing was.
         lr: Peak learning rate of its neuron phases; None: not trained.
@@ -74,6 +75,7 @@ class Contender:
     compensation: CompensationReport | None = None
     lr: float | None = None
     absorbed: int = 0
+    is_only_fitted: bool = False
 
     @property
     def has_grown(self) -> bool:

@@ -62,7 +62,7 @@ class WeightAverage:
         """Take in the present weights."""
         self.steps += 1
         every = max(int(self.horizon / UPDATES), 1)
-        if self.steps % every:
+        if self.steps % every or not self._own:
             return
         count = self.steps // every
         decay = min(max(1 - every / self.horizon, 0.0), count / (count + WARMUP))

@@ -1,6 +1,7 @@
 """Linear dendrites fold into their neurons: every kind of layer, and what is refused."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -107,17 +108,17 @@ def test_a_new_set_changes_no_bit(kind: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_trains_as_the_sum_of_its_parts(kind: str) -> None:
+def test_it_trains_as_the_sum_of_its_parts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One merged operation has the gradients of base and branches that run apart."""
+    monkeypatch.setattr("pbcompress.dendrites.layer.MERGED_ROWS", 1)
     network = grown(kind, "full", normalized=False, annealed=False)
     apart = copy_model(network)
     for layer in (network[0], apart[0]):
         object.__setattr__(layer, "config", linear("full", annealed=False, rule="gradient"))
-    apart[0].register_module("base_layer", apart[0].base_layer)
     apart[0].base_layer.register_forward_hook(lambda *_: None)  # runs base and sets apart
     x = inputs_of(kind)
-    assert network[0]._runs_merged
-    assert not apart[0]._runs_merged
+    assert network[0]._runs_merged(x)
+    assert not apart[0]._runs_merged(x)
     for one in (network, apart):
         one(x).square().sum().backward()
     for (name, p), q in zip(network.named_parameters(), apart.parameters(), strict=True):
@@ -211,3 +212,102 @@ def test_the_uncentred_norm_is_a_linear_map_at_rest() -> None:
     np.testing.assert_allclose(norm.running_var, square, rtol=1e-12)
     norm.eval()
     np.testing.assert_allclose(norm(2 * x).detach(), 2 * norm(x).detach(), rtol=1e-12)
+
+
+# --- what else meets a layer that runs merged -----------------------------------------------------
+
+
+def trained(**choices: object) -> nn.Sequential:
+    """A Linear whose linear dendrites add something."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(16, 16))
+    choices = {"activation": "linear", "rule": "gradient", "normalize": False} | choices
+    attach_dendrites_(network, DendriteConfig(**choices))
+    nn.init.normal_(network[0].gains[0])
+    return network
+
+
+def test_threads_that_share_a_network_get_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pbcompress.dendrites.layer.MERGED_ROWS", 1)
+    network, x = trained(), torch.randn(32, 16)
+    wanted, weight = network(x).detach(), network[0].base_layer.weight
+
+    def run(_: int) -> bool:
+        return all(torch.equal(network(x).detach(), wanted) for _ in range(50))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(4)))
+    assert network[0].base_layer.weight is weight
+
+
+def test_it_runs_merged_only_where_that_pays() -> None:
+    network = trained()
+    assert network[0]._runs_merged(torch.randn(64, 16))
+    assert not network[0]._runs_merged(torch.randn(8, 16))
+    with torch.no_grad():
+        assert not network[0]._runs_merged(torch.randn(64, 16))
+    network[0].dendrites[0].register_forward_hook(lambda *_: None)
+    assert not network[0]._runs_merged(torch.randn(64, 16))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_trace_takes_it() -> None:
+    network = trained().eval()
+    x = torch.randn(64, 16)
+    traced = torch.jit.trace(network, x)
+    np.testing.assert_allclose(traced(x).detach(), network(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_norms_of_linear_dendrites_are_measured_anew() -> None:
+    network = trained(normalize=True).eval()
+    norm = network[0].dendrites[0][1]
+    norm.running_var.fill_(7)
+    pb.reestimate_batchnorm_(network, [(torch.randn(128, 16), None)])
+    assert float(norm.running_var.max()) < 5
+
+
+def test_an_empty_batch_leaves_statistics() -> None:
+    network = trained(normalize=True).train()
+    before = network[0].dendrites[0][1].running_var.clone()
+    assert network(torch.zeros(0, 16)).shape == (0, 16)
+    assert torch.equal(network[0].dendrites[0][1].running_var, before)
+
+
+def test_hooks_that_change_what_passes_are_refused() -> None:
+    hooked = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    hooked[0].register_forward_hook(lambda _, __, out: 2 * out)
+    assert list(growable_layers(hooked, DendriteConfig(activation="linear"))) == ["1"]
+    network = trained()
+    network[0].base_layer.register_forward_hook(lambda _, __, out: 2 * out)
+    x = torch.randn(3, 16)
+    before = network(x)
+    with pytest.raises(CompressionError, match="hooks or a weight that is computed"):
+        absorb_dendrites_(network)
+    assert torch.equal(network(x), before)
+    assert type(pb.fuse(network)[0]).__name__ != "Linear"
+
+
+def test_a_weight_that_is_computed_is_refused() -> None:
+    network = trained()
+    nn.utils.parametrizations.weight_norm(network[0].base_layer)
+    with pytest.raises(CompressionError, match="hooks or a weight that is computed"):
+        absorb_dendrites_(network)
+
+
+def test_layers_that_are_named_are_checked_too() -> None:
+    network = nn.Sequential(nn.Linear(4, 4, bias=False))
+    config = DendriteConfig(activation="linear", form="tied", normalize=False)
+    with pytest.raises(UnsupportedLayerError, match="'0': it has no bias"):
+        attach_dendrites_(network, config, layers={"0": False})
+    assert type(network[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("kind", ["conv1d", "conv2d oblong", "conv3d"])
+def test_the_inference_form_of_tied_dendrites_on_their_way(kind: str) -> None:
+    network = nn.Sequential(KINDS[kind].make()).double()
+    attach_dendrites_(network, linear("tied", annealed=True, normalize=True))
+    shake(network[0])
+    network[0].annealing[0].linearity.fill_(0.5)
+    network.eval()
+    x = inputs_of(kind)
+    np.testing.assert_allclose(pb.fuse(network)(x), network(x).detach(), rtol=1e-9, atol=1e-9)

@@ -60,7 +60,7 @@ def config_of(rule: str, dendrites: dict[str, Any], **recovery: Any) -> Compress
 def test_epochs_of_what_is_not_linear_do_not_count() -> None:
     config = config_of("gradient", ANNEALED)
     first = PhaseLog(NEURON, 0, (0.1, 0.2))
-    assert counts_from(NEURON, 1, [first], config.recovery, config.dendrites) == 2
+    assert counts_from(NEURON, [first], config.recovery, config.dendrites, has_new_set=True) == 2
     annealed = PhaseLog(NEURON, 1, (0.9, 0.8, 0.3, 0.4), counts_from=2)
     assert annealed.best == (0.4, 3)
     assert best_epoch([first, annealed], config.recovery) == (1, 3)
@@ -86,7 +86,7 @@ def test_when_a_phase_begins_to_count(
 ) -> None:
     log = [PhaseLog(NEURON, 0, (0.1, 0.2))]
     config = config_of("gradient", {"annealing": annealing}, max_epochs=bound)
-    found = counts_from(kind, sets, log, config.recovery, config.dendrites)
+    found = counts_from(kind, log, config.recovery, config.dendrites, has_new_set=sets > 0)
     assert found == expected
 
 
@@ -94,9 +94,6 @@ def test_the_linearity_rises_to_one_where_epochs_begin_to_count() -> None:
     logs = [PhaseLog(NEURON, 1, (0.5,) * n, counts_from=3) for n in range(5)]
     assert [linearity(log) for log in logs] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert linearity(PhaseLog(DENDRITE, 1)) == 0
-    old = PhaseLog(NEURON, 1, (0.1,))
-    config = config_of("gradient", ANNEALED)
-    assert counts_from(NEURON, 1, [old], config.recovery, config.dendrites) == 0
 
 
 # --- cycles ---------------------------------------------------------------------------------------
@@ -209,6 +206,28 @@ def test_time_cannot_end_before_anything_is_linear() -> None:
     config = config_of("gradient", {**ANNEALED, "at_start": True}, max_minutes=1.0)
     with pytest.raises(CompressionError, match=r"annealing=0\.6, at_start=True.*max_epochs"):
         recover_(network(), DATA, config=config)
+
+
+def test_every_attempt_anneals() -> None:
+    """A set that failed is no reason for the next one to be linear from the start."""
+    config = config_of("gradient", ANNEALED, improvement=(1.0,), max_failures=2)
+    growth = Cycles(network(), config)
+    begins = []
+    for phase in growth:
+        begins.append(growth.log[-1].counts_from)
+        while not phase.done:
+            phase.report(1.0)
+    assert begins == [0, 2, 2]
+
+
+def test_a_network_that_came_with_sets_is_linear_at_once() -> None:
+    net = network()
+    attach_dendrites_(net, config_of("gradient", ANNEALED).dendrites)
+    for layer in dendrite_layers(net).values():
+        nn.init.ones_(layer.gains[0])
+    history = recover_(net, DATA, config=config_of("gradient", ANNEALED), lengths=[2])
+    assert len(history) == 2
+    assert not dendrite_layers(net)
 
 
 # --- what else meets them -------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pbcompress as pb
-from pbcompress.runs import training_start
+from pbcompress.runs import fitted_network
 from pbcompress.training.snapshots import weights_of
 from tests.support.configs import recovery_of
 
@@ -49,7 +49,7 @@ def compressed(net: nn.Module, target: float, **choices: object) -> pb.Compressi
 def test_what_can_be_made_good_without_training_is_the_result() -> None:
     net = network()
     fitted, plain = compressed(net, 0.6), compressed(net, 0.6, compensation_batches=0)
-    assert fitted.chosen.compensation is not None
+    assert fitted.chosen.is_only_fitted
     assert fitted.score_after.val > plain.score_after.val + 0.05
     assert fitted.cost_after.params == plain.cost_after.params
     assert "ships as it was fitted" in fitted.note
@@ -81,7 +81,7 @@ def test_a_network_that_cannot_be_fitted_is_trained_all_the_same(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("no way")
 
-    monkeypatch.setattr(training_start, "compensate_", fails)
+    monkeypatch.setattr(fitted_network, "compensate_", fails)
     with caplog.at_level(logging.WARNING):
         result = compressed(network(), 0.6)
     assert result.chosen.compensation is None
@@ -100,14 +100,14 @@ def test_a_resumed_call_starts_from_the_same(tmp_path: object) -> None:
 
 def test_batches_are_bounded_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    real = training_start.compensate_
+    real = fitted_network.compensate_
 
     def noted(*args: object, **options: object) -> object:
         seen.append(options["batches"])
         return real(*args, **options)
 
-    monkeypatch.setattr(training_start, "compensate_", noted)
-    monkeypatch.setattr(training_start, "HELD_BYTES", 3 * (64 * 8 * 4 + 64 * 8))
+    monkeypatch.setattr(fitted_network, "compensate_", noted)
+    monkeypatch.setattr(fitted_network, "HELD_BYTES", 3 * (64 * 8 * 4 + 64 * 8))
     compressed(network(), 0.6)
     assert seen == [3]
 
@@ -117,3 +117,27 @@ def test_the_choice_is_part_of_the_configuration() -> None:
     assert pb.CompressConfig.from_dict(config.to_dict()) == config
     assert replace(config, deploy=True) != config
     assert pb.RecoveryConfig().compensation_batches == "auto"
+
+
+@pytest.mark.parametrize("share", ["auto", 1.0])
+def test_dendrites_that_made_nothing_better_are_not_the_result(share: object) -> None:
+    """With a trial, too, what ships is at least as good as the network that was only fitted."""
+    net = network()
+    base = config_of(lr=3.0, epochs=2, dendrite_epochs=1, thaw_epochs=0)
+    dendrites = pb.DendriteConfig(share=share)
+    result = pb.compress(
+        net, 0.7, data=data_of(net), config=replace(base, dendrites=dendrites), progress=False
+    )
+    assert result.chosen.is_only_fitted
+    assert "ships as it was fitted" in result.note
+    assert result.chosen.sets == 0
+
+
+def test_a_score_that_is_not_a_number_does_not_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = fitted_network.fitted_network
+
+    def unknown(*args: object) -> object:
+        return replace(real(*args), score=float("nan"))
+
+    monkeypatch.setattr("pbcompress.runs.contender_training.fitted_network", unknown)
+    assert not compressed(network(), 0.6).chosen.is_only_fitted
