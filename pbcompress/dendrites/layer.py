@@ -278,8 +278,9 @@ class DendriteLayer(nn.Module):
     def _runs_merged(self, input: Tensor) -> bool:
         """Whether the layer and its sets run as one map: in training, where rows repay the sum."""
         base: Any = self.base_layer
-        rows = input.numel() // max(base.weight.shape[1], 1)
-        if self.config.activation != "linear" or rows < MERGED_ROWS or not torch.is_grad_enabled():
+        if self.config.activation != "linear" or not torch.is_grad_enabled():
+            return False
+        if torch.jit.is_tracing() or input.numel() < MERGED_ROWS * base.weight.shape[1]:
             return False
         is_watched = self.pool is not None or self.watcher is not None
         if not self.config.backprop_through or is_watched or not is_plain_map(base):
