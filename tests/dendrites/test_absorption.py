@@ -250,7 +250,7 @@ def test_it_runs_merged_only_where_that_pays() -> None:
     assert not network[0]._runs_merged(torch.randn(64, 16))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_a_trace_takes_it() -> None:
     network = trained().eval()
     x = torch.randn(64, 16)
