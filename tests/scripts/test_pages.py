@@ -121,7 +121,7 @@ def _tradeoff():
     page = (DOCS / "tradeoff.md").read_text()
     for part in page.split("\n## ")[1:]:
         original = re.search(r"Original network: .* parameters, ([\d.]+) % on test", part)
-        row = re.search(r"^\| balanced, own rate \|(.*)\|$", part, re.MULTILINE)
+        row = re.search(r"^\| default \|(.*)\|$", part, re.MULTILINE)
         yield float(row[1].split("|")[3]) - float(original[1])
 
 
