@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +50,27 @@ class Answer:
 
 
 def add_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], Answer], **texts: str
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], Answer],
+    *,
+    forms: Mapping[str, str] | None = None,
+    **texts: str,
 ) -> argparse.ArgumentParser:
-    """Add a command, with the options that all of them have."""
+    """Add a command, with the options that all of them have.
+
+    Args:
+        commands: Of the parser.
+        name: Of the command.
+        run: Carries it out.
+        forms: What else the answer can be printed as, instead of JSON: help by option.
+        texts: ``help`` and ``description``.
+    """
     parser: argparse.ArgumentParser = commands.add_parser(name, **texts)
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    for option, text in (forms or {}).items():
+        form.add_argument(option, action="store_true", help=text)
     parser.set_defaults(run=run)
     return parser
 

@@ -37,6 +37,7 @@ def add_measures(commands: Any) -> None:
         commands,
         "compare",
         _compare,
+        forms={"--markdown": "print Markdown"},
         help="two networks or ONNX files side by side",
         description="Compare size, work, speed (interleaved, one thread), memory and outputs of "
         "two networks on random inputs, and with --data their accuracy.",
@@ -46,7 +47,6 @@ def add_measures(commands: Any) -> None:
     add_inputs(compare, required=True)
     compare.add_argument("--data", metavar="FUNCTION", help=DATA_HELP)
     compare.add_argument("--control", help="a third network, of the size of the second")
-    compare.add_argument("--markdown", action="store_true", help="print Markdown")
     compare.add_argument("--plot", help="picture of all layers to write: .svg or .png")
     compare.add_argument("--plot-metric", help="picture of metric against size; needs --data")
 

@@ -68,7 +68,7 @@ class Prover:
         """What a proof is of."""
         if self.has_data:
             return EVERY_LAYER
-        return f"with random weights {self.replica or 'on every layer'}"
+        return f"with random weights {str(self.replica) or 'on every layer'}"
 
     def groups(self) -> Grouping:
         """Return the channel groups of the model."""

@@ -111,9 +111,10 @@ def cut_all_(model: nn.Module, steps: Sequence[LayerCut]) -> None:
         if is_computed(module):
             refresh_(module)
             keep_in_step(module)
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder):
-            _keep_tensors_plain_(module)
+    if any(step.dim == "@num_heads" for step in steps):
+        for module in model.modules():
+            if isinstance(module, nn.TransformerEncoder):
+                _keep_tensors_plain_(module)
 
 
 def _keep_tensors_plain_(encoder: nn.TransformerEncoder) -> None:

@@ -112,7 +112,7 @@ def read_rate(path: Path) -> float:
     try:
         return parse_record(_Rate, read_bounded(path), *RATE, str(path)).lr
     except StateMismatchError as err:
-        raise StateMismatchError(f"{err} Or delete it: the rate is then found anew.") from err
+        raise StateMismatchError(f"{err} Or move it away: the rate is then found anew.") from err
 
 
 def _check_room(network: nn.Module, spec: ContenderSpec, bound: int) -> None:

@@ -498,7 +498,9 @@ def test_the_command_prints_all_forms_and_writes_pictures(files, tmp_path, capsy
     more += ["--control", "tests.comparison.test_side_by_side:make_network"]
     more += ["--plot", str(tmp_path / "a.svg"), "--plot-metric", str(tmp_path / "b.png")]
     assert main([*command, *more]) == 0
-    found = Comparison.from_dict(json.loads(capsys.readouterr().out))
+    printed = json.loads(capsys.readouterr().out)
+    assert printed.pop("notes") == []  # of the command alone: whose weights are random
+    found = Comparison.from_dict(printed)
     assert (found.before.params, found.after.params, found.control.params) == (643, 43, 53)
     assert {p.name for p in tmp_path.iterdir()} == {"a.svg", "b.png"}
     assert main([*command, "--markdown"]) == 0
@@ -523,5 +525,6 @@ def test_a_failing_command_says_why_in_one_line(files, tmp_path, capsys):
         assert words in lines[0]
     assert main(["compare", big, big, "--input", "1,7"]) == 1
     assert "does not take them" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         main(["compare", big, big, "--input", "1,6", "--json", "--markdown"])
+    assert stopped.value.code == 2

@@ -94,7 +94,7 @@ class SyntheticRuntime:
 def planner_of(model, inputs, **width):
     config = CompressConfig(width=WidthConfig(**width))
     call = single_sample(as_call(inputs))
-    return _Planner(model, copy_model(model).eval(), call, config, None)
+    return _Planner(copy_model(model).eval(), call, config, None)
 
 
 IMAGE = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -84,12 +84,13 @@ SCALAR = {
     "sigmoid": lambda z: 1 / (1 + math.exp(-z)),
     "gelu": lambda z: z * (1 + math.erf(z / math.sqrt(2))) / 2,
     "silu": lambda z: z / (1 + math.exp(-z)),
+    "linear": lambda z: z,
 }
 
 
 def test_every_activation_has_a_reference() -> None:
     assert set(SCALAR) == set(ACTIVATIONS)
-    assert len(SCALAR) == 5
+    assert len(SCALAR) == 6
 
 
 @pytest.mark.parametrize("name", SCALAR)

@@ -11,7 +11,14 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
-from pbcompress import CompressionError, UnsupportedLayerError, plan_widths, shrink
+from pbcompress import (
+    Budget,
+    CompressionError,
+    UnsupportedLayerError,
+    WidthConfig,
+    plan_widths,
+    shrink,
+)
 from pbcompress.core.inputs import tensors_of
 
 quiet = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -237,8 +244,12 @@ REFUSED = {
     ),
     "lazy": (lambda: mlp(d=lambda _: nn.LazyLinear(24)), batch, "'d': it is lazy.*forward"),
     "lazy norm": (lambda: mlp(s=lambda _: nn.LazyBatchNorm1d()), batch, "'s': it is lazy"),
-    "meta": (lambda: mlp().to("meta"), batch, "layer 'a': it is on the meta device"),
     "one meta layer": (lambda: mlp(d=lambda d: d.to("meta")), batch, "layer 'd'.*meta"),
+    "all but one meta": (
+        lambda: mlp(**dict.fromkeys("abce", lambda layer: layer.to("meta"))),
+        batch,
+        "layer 'a': it is on the meta device",
+    ),
     "all quantised": (
         lambda: ignored(torch.ao.quantization.quantize_dynamic, mlp(), {nn.Linear}),
         batch,
@@ -250,6 +261,11 @@ FAILS = {  # what is wrong lies in the forward pass, and has no layer
     "only buffers": (lambda: nn.BatchNorm1d(8, affine=False), batch, "has 0"),
     "inputs that do not fit": (mlp, lambda: torch.zeros(2, 9), "forward failed"),
     "inputs of another kind": (mlp, lambda: 3, "example_inputs must be"),
+    "meta, and a number of its weights is read": (
+        lambda: Net(lambda s, x: s.b(s.a(x)) * s.b.weight.sum().item()).to("meta"),
+        batch,
+        "reads a value that depends on weights.*Load the weights first",
+    ),
 }
 
 
@@ -307,7 +323,7 @@ def call(model, inputs):
 
 
 def test_every_case_is_in_a_list():
-    assert (len(WORKS), len(REFUSED), len(FAILS)) == (26, 11, 4)
+    assert (len(WORKS), len(REFUSED), len(FAILS)) == (26, 11, 5)
 
 
 @quiet
@@ -330,6 +346,34 @@ def test_an_unusual_model_is_planned_and_stays_as_it_is(name):
         wanted, found = tensors_of(call(model, example)), tensors_of(call(small, example))
     assert [t.shape for t in found] == [t.shape for t in wanted]
     assert found
+
+
+def test_a_model_without_weights_is_planned_and_stays_as_it_is():
+    model, whole = mlp().to("meta"), plan_widths(mlp(), batch(), 0.8)
+    before = State(model)
+    plan = plan_widths(model, batch(), 0.8)
+    before.assert_same()
+    assert plan.steps
+    assert plan.proven == "with random weights on every layer"
+    assert plan.target_params == whole.target_params
+    assert plan.cost_after.params <= plan.target_params
+
+
+@pytest.mark.parametrize(
+    ("target", "choices"),
+    [
+        (0.8, {"importance": "bn_scale"}),
+        (0.8, {"round_to": "measured"}),
+        (Budget(latency_ms=0.5), {}),
+        (Budget(file_bytes=0.5), {}),
+    ],
+)
+def test_what_needs_weights_is_refused_without_them(target, choices):
+    model = mlp().to("meta")
+    before = State(model)
+    with pytest.raises(CompressionError, match=r"meta device.*no weights.*load the weights first"):
+        plan_widths(model, batch(), target, config=WidthConfig(**choices))
+    before.assert_same()
 
 
 @quiet

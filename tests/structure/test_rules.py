@@ -40,6 +40,7 @@ class Sample:
     how: str = "apart"
     dtype: torch.dtype = torch.float64
     least: int = 1  # positions that are left of every dimension
+    block: int = 1  # positions that go together
 
     def operands(self):
         generator = torch.Generator().manual_seed(3)
@@ -152,10 +153,12 @@ class Labels:
         return set(torch.cat(parts).tolist()) - {0} if parts else set()
 
 
-def removals(units):
-    """The first and last units alone, and a half and the other half of all."""
-    alone = [[u] for u in (units[:3] + units[-2:])]
-    return [*alone, units[::2], units[1::2]] if len(units) > 1 else alone
+def removals(units, block):
+    """The first and last blocks of units alone, and a half and the other half of all."""
+    blocks = [units[i : i + block] for i in range(0, len(units), block)]
+    alone = blocks[:3] + blocks[-2:]
+    halves = [[u for own in half for u in own] for half in (blocks[::2], blocks[1::2])]
+    return [*alone, *halves] if len(blocks) > 1 else alone
 
 
 def assert_same(found, expected):
@@ -171,7 +174,7 @@ def check(sample):
     assert free == sample.expected_free()
     operands, counted = sample.operands(), labels.counted()
     whole = run(sample, operands)
-    for gone in removals(labels.units()):
+    for gone in removals(labels.units(), sample.block):
         gone_labels = torch.tensor(gone)
         keep = labels.kept(labels.operands, gone_labels)
         left = labels.kept(labels.results, gone_labels)
@@ -193,6 +196,13 @@ def check(sample):
                 if sample.how == "apart":
                     assert_same(take(t, k), take(w, k))
     return labels
+
+
+def products_of_experts(x, weights):
+    """Six rows, two for the first matrix: of float32 that sums exactly, in rows of 16 bytes."""
+    rows = torch.arange(1.0, 7).unsqueeze(1) * (10 * x).round().float()
+    ends = torch.tensor([2, 6], dtype=torch.int32)
+    return torch._grouped_mm(rows, (10 * weights).round().float(), offs=ends)
 
 
 # --- element by element --------------------------------------------------------------------------
@@ -327,6 +337,7 @@ SAMPLES |= {
     "addmm of a column": Sample(torch.addmm, ((3, 1), (3, 4), (4, 5)), how="sums"),
     "linear": Sample(functional.linear, ((2, 3, 4), (5, 4), (5,)), how="sums"),
     "bmm": Sample(torch.bmm, ((2, 3, 4), (2, 4, 5)), how="sums"),
+    "grouped mm": Sample(products_of_experts, ((8,), (2, 8, 12)), ("0", "12"), "sums", block=4),
     "baddbmm": Sample(torch.baddbmm, ((3, 5), (2, 3, 4), (2, 4, 5)), how="sums"),
     "matmul of four axes": Sample(torch.matmul, ((2, 3, 4, 5), (3, 5, 2)), how="sums"),
     "einsum": Sample(

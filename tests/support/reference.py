@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress import DendriteConfig
-from pbcompress.dendrites.forms import ChannelAffine, GroupedLinear
+from pbcompress.dendrites.forms import ChannelAffine, GroupedLinear, UncentredNorm
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import DendriteLayer
 from pbcompress.structure.layer_geometry import LayerGeometry
@@ -198,6 +198,12 @@ def apply(module: nn.Module, x: Array, axis: int) -> Array:
         for part in module:
             x = apply(part, x, axis)
         return x
+    if isinstance(module, UncentredNorm):
+        moved = np.moveaxis(x, axis, -1)
+        others = tuple(range(moved.ndim - 1))
+        square = np.square(moved).mean(others) if module.training else numbers(module.running_var)
+        unit = moved / np.sqrt(square + module.eps)
+        return np.moveaxis(unit * numbers(module.weight), -1, axis)
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         moved = np.moveaxis(x, axis, -1)
         others = tuple(range(moved.ndim - 1))
