@@ -280,7 +280,8 @@ class DendriteLayer(nn.Module):
         base: Any = self.base_layer
         if self.config.activation != "linear" or not torch.is_grad_enabled():
             return False
-        if torch.jit.is_tracing() or input.numel() < MERGED_ROWS * base.weight.shape[1]:
+        is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if is_traced or input.numel() < MERGED_ROWS * base.weight.shape[1]:
             return False
         is_watched = self.pool is not None or self.watcher is not None
         if not self.config.backprop_through or is_watched or not is_plain_map(base):
