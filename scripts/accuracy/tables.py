@@ -45,7 +45,8 @@ class Page:
     def text(self, cells: Sequence[Cell]) -> str:
         """Return the page: what was run, how each arm fared over all cells, and every cell."""
         out = [f"# {self.title}", "", self.intro.read_text().rstrip(), ""]
-        out += [*_summary(cells, self.control), ""]
+        if any(cell.arm != self.control for cell in cells):
+            out += [*_summary(cells, self.control), ""]
         timed = read_lines(self.speeds) if self.speeds else []
         speeds = {(line["task"], line["target"], line["arm"]): line["speed"] for line in timed}
         for task in dict.fromkeys(cell.task for cell in cells):
@@ -81,6 +82,7 @@ PAGES = {
         control="balanced, own rate",
         speeds=HERE / "lines" / "tradeoff_speed.jsonl.gz",
     ),
+    "default": _page("default", "A quarter of the size", control="default"),
     "absorbed": _page(
         "absorbed", "Dendrites that fold away, and averaged weights", control="default"
     ),
