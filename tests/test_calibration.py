@@ -64,3 +64,11 @@ def test_inputs_that_cannot_be_used_are_said_first(data: Any, message: str) -> N
     net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
     with pytest.raises(CompressionError, match=message):
         compress(net, 0.5, data=data)
+
+
+def test_a_later_batch_that_does_not_fit_is_named() -> None:
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    batches = [*calibration_of("tensors"), torch.zeros(4, 9)]
+    with pytest.raises(RuntimeError) as caught:
+        compress(net, 0.5, data=batches, config=CompressConfig(deploy=False))
+    assert "batch 6 of those that are fitted on" in caught.value.__notes__[0]

@@ -18,6 +18,7 @@ from pbcompress.errors import CompressionError, UnsupportedLayerError
 from pbcompress.pruning.cuts import check_cuts, kept_of
 from pbcompress.pruning.shrinking import Steps
 from pbcompress.training.batch_statistics import Sample
+from pbcompress.training.first_mistakes import in_batch
 from pbcompress.training.task import Batches, Data, Task
 
 __all__ = ["compensate_"]
@@ -93,15 +94,16 @@ def compensate_(
     held: list[Any] = []
     sample = Sample(data.train if isinstance(data, Data) else data, task or Task(), batches, seed)
     sample.each(pair.left, held.append)
-    runs = [partial(_run_batch, sample.task, batch) for batch in held]
+    runs = [partial(_run_batch, sample.task, batch, number) for number, batch in enumerate(held)]
     with seeded("compensate", seed):
         report = refit_(pair.whole, pair.left, *pair.readers, runs, max_bytes)
     pair.hand_back_(small)
     return report
 
 
-def _run_batch(task: Task, batch: Any, network: nn.Module) -> object:
-    return task.outputs(network, batch)
+def _run_batch(task: Task, batch: Any, number: int, network: nn.Module) -> object:
+    with in_batch(f"batch {number} of those that are fitted on"):
+        return task.outputs(network, batch)
 
 
 class _Pair:
