@@ -23,6 +23,7 @@ from pbcompress.errors import CompressionError, UnsupportedLayerError
 from pbcompress.structure.layer_geometry import LayerGeometry
 
 __all__ = [
+    "GROWABLE",
     "ChannelAffine",
     "FeatureNorm",
     "GroupedLinear",
@@ -41,7 +42,7 @@ GrowableLayers = Mapping[str, bool]  # by name: whether each dendrite has its ow
 
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_GROWABLE = (nn.Linear, *_CONVS.values(), *_TRANSPOSED.values())
+GROWABLE = (nn.Linear, *_CONVS.values(), *_TRANSPOSED.values())
 
 
 class FeatureNorm(nn.BatchNorm1d):
@@ -160,7 +161,7 @@ def _refusal(model: nn.Module, name: str, layer: nn.Module) -> str | None:
             f"its parent {type(parent).__name__} reads its weight directly, until "
             "open_attention_(model)"
         )
-    if type(layer) not in _GROWABLE:
+    if type(layer) not in GROWABLE:
         return f"a {type(layer).__name__} cannot grow dendrites"
     return None
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pbcompress.dendrites.forms import ChannelAffine, UncentredNorm, scale_and_offset
+from pbcompress.dendrites.forms import GROWABLE, ChannelAffine, UncentredNorm, scale_and_offset
 from pbcompress.dendrites.nodes import BatchNorm, Picked, Slots, groups_of, node_weight_of
 
 __all__ = ["LinearMap", "is_plain_map", "merged_map", "with_map"]
@@ -21,10 +21,6 @@ _TRANSPOSED = {
     2: functional.conv_transpose2d,
     3: functional.conv_transpose3d,
 }
-_CONVS = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
 
 DendriteSet = tuple[nn.Module, Slots, Tensor, Tensor]  # input map, nodes, U and V
 
@@ -95,7 +91,7 @@ def merged_map(base: nn.Module, sets: Iterable[DendriteSet]) -> LinearMap:
 
 def is_plain_map(layer: nn.Module) -> bool:
     """Tell whether a layer computes its class's map with a weight of its own, and nothing else."""
-    is_own = layer._parameters.get("weight") is not None and type(layer) in (nn.Linear, *_CONVS)
+    is_own = layer._parameters.get("weight") is not None and type(layer) in GROWABLE
     return is_own and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 

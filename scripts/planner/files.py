@@ -9,13 +9,14 @@ result with transformers alone. Memory is the resident peak of each, imports inc
 import json
 import math
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from scripts.planner.child import child_line
 
 GIB = 2**20  # of the kilobytes that the system tells
 SIZES = {  # hidden, intermediate, layers, heads, key heads, vocabulary
@@ -32,14 +33,7 @@ def files_lines(python: str = sys.executable) -> Iterator[dict[str, Any]]:
     for name in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             for act in ACTS:
-                ran = subprocess.run(
-                    [python, "-m", "scripts.planner.files", act, name, folder],
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                )
-                last = ran.stdout.strip().splitlines()[-1:]
-                line = json.loads(last[0]) if last else {"error": ran.stderr.strip()[-500:]}
+                line = child_line(python, "scripts.planner.files", act, name, folder)
                 yield {"list": "files", "name": name, "act": act, **line}
 
 

@@ -9,12 +9,13 @@ the median forward pass on the same inputs.
 
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from scripts.planner.child import child_line
 
 GIB = 2**30
 TOKENS = 16
@@ -31,14 +32,7 @@ def memory_lines(python: str = sys.executable) -> Iterator[dict[str, Any]]:
     """Yield a line for each model and dtype."""
     for name in CASES:
         for dtype in ("float32",) if "without" in name else ("bfloat16", "float32"):
-            ran = subprocess.run(
-                [python, "-m", "scripts.planner.memory", name, dtype],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            last = ran.stdout.strip().splitlines()[-1:]
-            line = json.loads(last[0]) if last else {"error": ran.stderr.strip()[-500:]}
+            line = child_line(python, "scripts.planner.memory", name, dtype)
             yield {"list": "memory", "name": name, "dtype": dtype, **line}
 
 
