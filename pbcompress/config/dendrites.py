@@ -176,7 +176,9 @@ class DendriteConfig(Choices):
             acceptance, so that it is absorbed too; 0: at once. Epochs before are no candidates for
             the best weights. None: it stays as it is.
         cascade: Whether a dendrite reads the earlier ones of its neuron (V).
-        normalize: Give a dendrite its own BatchNorm where the layer is followed by one.
+        normalize: Give a dendrite its own BatchNorm where the layer is followed by one, and
+            everywhere if it folds away. None: not if it is linear, because it then runs as one map
+            with its layer and is as good.
         layers: Names or ``fnmatch`` patterns of the layers that may grow; None is every Linear and
             convolution that can.
         max_price: Of these, grow only layers where a dendrite costs no more than this many
@@ -211,7 +213,7 @@ class DendriteConfig(Choices):
     activation: Activation = "relu"
     annealing: ShareBelowOne | None = None
     cascade: bool = True
-    normalize: bool = True
+    normalize: bool | None = None
     layers: tuple[str, ...] | None = None
     max_price: Positive | None = None
     max_sets: WholeNumber = 1
@@ -247,6 +249,8 @@ class DendriteConfig(Choices):
             object.__setattr__(self, "backprop_through", not is_correlation)
         if self.freeze_after is None:
             object.__setattr__(self, "freeze_after", is_correlation)
+        if self.normalize is None:
+            object.__setattr__(self, "normalize", self.activation != "linear")
 
     @property
     def is_absorbed(self) -> bool:

@@ -86,6 +86,9 @@ class DistillationConfig(Choices):
         share: Share of the loss that compares outputs with those of the original network, in
             [0, 1]: the divergence of class probabilities, or of those of labels of which several
             may hold, or the mean squared error of values.
+        loss: How classes are compared: "kl", the divergence of their probabilities, or "dist",
+            the correlation of these over classes and over samples (DIST), which asks less of a
+            small network. Labels and values have one loss each.
         temperature: Softens the scores of classes and labels that are compared.
         features: Weight of the squared relative difference of features, added to the loss, for
             modules whose outputs have one shape in both networks.
@@ -95,6 +98,7 @@ class DistillationConfig(Choices):
     """
 
     share: Share = 0.0
+    loss: Literal["kl", "dist"] = "kl"
     temperature: Positive = 4.0
     features: NonNegative = 0.0
     outputs: Literal["auto", "classes", "labels", "values"] = "auto"

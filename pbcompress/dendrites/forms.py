@@ -132,7 +132,7 @@ def growable_layers(model: nn.Module, config: DendriteConfig) -> dict[str, bool]
             following = leaves[i + 1][1] if i + 1 < len(leaves) else None
             is_normed = isinstance(following, nn.modules.batchnorm._BatchNorm)
             is_normed = is_normed and getattr(following, "num_features", 0) == width
-            found[name] = config.normalize and (is_normed or config.is_absorbed)
+            found[name] = bool(config.normalize) and (is_normed or config.is_absorbed)
         elif config.layers is not None and name in config.layers:
             raise UnsupportedLayerError(
                 f"DendriteConfig.layers names {name!r}: {reason}. Leave it out.", name, reason

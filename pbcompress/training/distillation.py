@@ -23,6 +23,7 @@ __all__ = [
     "feature_loss",
     "label_loss",
     "make_objective",
+    "relation_loss",
 ]
 
 Objective = Callable[[nn.Module, Any], Tensor]  # network and batch to loss
@@ -55,6 +56,42 @@ def distillation_loss(
     wanted = functional.log_softmax(teacher / temperature, axis)
     by_class = functional.kl_div(own, wanted, reduction="none", log_target=True)
     return by_class.sum(axis).mean() * temperature**2
+
+
+def relation_loss(student: Tensor, teacher: Tensor, temperature: float, axis: int = 1) -> Tensor:
+    """Return how far the student's class probabilities are from following the teacher's.
+
+    It is the mean of 1 - r over samples, plus the mean over classes, times ``temperature ** 2``,
+    where r is Pearson's correlation of ``softmax(scores / temperature)``: of a sample over its
+    classes, and of a class over all samples. A small network need not match the teacher's
+    probabilities, only rank classes and samples as it does.
+
+    Args:
+        student: Class scores, shape (N, ..., classes, ...); positions count as samples.
+        teacher: Of the same shape.
+        temperature: Above 0.
+        axis: Of the classes.
+
+    Example:
+        >>> scores = torch.tensor([[1.0, 2.0, 5.0], [4.0, 2.0, 1.0]])
+        >>> round(relation_loss(scores, scores, 1.0).item(), 5)
+        0.0
+
+    Source:
+        Huang et al., Knowledge Distillation from A Stronger Teacher, 2022, section 3.2,
+        https://arxiv.org/abs/2205.10536.
+    """
+    own, wanted = (
+        functional.softmax(scores.movedim(axis, -1).flatten(0, -2) / temperature, -1)
+        for scores in (student, teacher)
+    )
+    of_samples, of_classes = (
+        functional.cosine_similarity(
+            own - own.mean(a, keepdim=True), wanted - wanted.mean(a, keepdim=True), a
+        )
+        for a in (1, 0)
+    )
+    return ((1 - of_samples).mean() + (1 - of_classes).mean()) * temperature**2
 
 
 def label_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -145,7 +182,7 @@ class _Distillation:
         if share:
             if self._compared is None:
                 self._compared = compared_parts(self.task, self.config, theirs, target)
-            loss = loss + share * _distance(self._compared, output, theirs, self.config.temperature)
+            loss = loss + share * _distance(self._compared, output, theirs, self.config)
         if weight:
             loss = loss + weight * feature_loss(
                 [found[name] for name in names], [wanted[name] for name in names]
@@ -172,16 +209,18 @@ class _Distillation:
         return self._features
 
 
-def _distance(compared: Sequence[Compared], output: Any, wanted: Any, temperature: float) -> Tensor:
+def _distance(
+    compared: Sequence[Compared], output: Any, wanted: Any, config: DistillationConfig
+) -> Tensor:
     """Return the sum of the distances of all parts of an output from the teacher's."""
     ours, theirs = _tensors(output), _tensors(wanted)
     return torch.stack(
-        [_part_distance(p, ours.get(p.name), theirs.get(p.name), temperature) for p in compared]
+        [_part_distance(p, ours.get(p.name), theirs.get(p.name), config) for p in compared]
     ).sum()
 
 
 def _part_distance(
-    part: Compared, ours: Tensor | None, theirs: Tensor | None, temperature: float
+    part: Compared, ours: Tensor | None, theirs: Tensor | None, config: DistillationConfig
 ) -> Tensor:
     if ours is None or theirs is None or ours.shape != theirs.shape:
         shapes = ["nothing" if t is None else str(tuple(t.shape)) for t in (ours, theirs)]
@@ -192,11 +231,12 @@ def _part_distance(
     if part.kind == "values":
         return functional.mse_loss(ours, theirs)
     if part.kind == "labels":
-        return label_loss(ours, theirs, temperature)
+        return label_loss(ours, theirs, config.temperature)
     if part.is_share:
         least = torch.finfo(ours.dtype).tiny
         ours, theirs = ours.clamp(min=least).log(), theirs.clamp(min=least).log()
-    return distillation_loss(ours, theirs, temperature, part.axis)
+    of_classes = relation_loss if config.loss == "dist" else distillation_loss
+    return of_classes(ours, theirs, config.temperature, part.axis)
 
 
 def _tensors(output: Any) -> dict[str, Tensor]:

@@ -108,6 +108,7 @@ class Arm:
         parts: Shares of the epochs of the phases: first neurons, dendrites, neurons, thaw. One
             share is neurons alone.
         distillation: Weight of the original network's scores.
+        distance: How they are compared.
         scratch: Whether the weights are drawn anew.
         allocation: How widths are shared out.
         races: Whether `compress` chooses, by a trial of dendrites and of width alone.
@@ -126,6 +127,7 @@ class Arm:
     dendrites: pb.DendriteConfig = OFF
     parts: tuple[float, ...] = (1.0,)
     distillation: float = 0.0
+    distance: str = "kl"
     scratch: bool = False
     allocation: str = "uniform"
     races: bool = False
@@ -191,7 +193,8 @@ ARMS = {
     "latest weights": _shipped(),
     "compensated": _shipped(averaged=True, compensated=True),
     "distilled": _shipped(averaged=True, distillation=0.5),
-    "absorbed linear": _absorbed(pb.Gradient(), (0, 0, 1), activation="linear"),
+    "distilled by relations": _shipped(averaged=True, distillation=0.5, distance="dist"),
+    "absorbed linear": _absorbed(pb.Gradient(), (0, 0, 1), activation="linear", normalize=True),
     "absorbed linear, no norm": _absorbed(
         pb.Gradient(), (0, 0, 1), activation="linear", normalize=False
     ),

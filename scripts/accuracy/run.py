@@ -38,6 +38,7 @@ from scripts.lines import append_line, read_lines
 
 TARGETS = (0.5, 0.25, 0.125, 0.05)
 AS_BEFORE = pb.EngineConfig(channels_last=False)  # so that lines that are there can be added to
+NO_TEACHER = pb.DistillationConfig()
 AVERAGE = pb.OptimizerConfig().average
 LEANER = [1 - 0.02 * step for step in range(40)]  # of a target, for arms of equal FLOPs
 
@@ -109,9 +110,10 @@ class Bench:
             reestimate_batchnorm_(network, self.data, pb.Task(), seed=self.seed)
         lengths = _lengths(arm.parts, self.task.epochs)
         teacher = self.model if arm.distillation else None
+        distillation = pb.DistillationConfig(share=arm.distillation, loss=arm.distance)
         steps = train(
             network, self.data, arm.dendrites, lengths, self.seed,
-            layers=plan.grow, teacher=teacher, distillation=arm.distillation,
+            layers=plan.grow, teacher=teacher, distillation=distillation,
             lr="auto" if arm.own_rate else self.task.lr, average=AVERAGE if arm.averaged else 0.0,
         )  # fmt: skip
         layers = dendrite_layers(network).values()
@@ -160,7 +162,7 @@ class Bench:
         """Return the result of one call of `compress`."""
         recovery = recovery_of(
             self.task.lr,
-            arm.distillation,
+            pb.DistillationConfig(share=arm.distillation, loss=arm.distance),
             epochs=self.task.epochs,
             trial=arm.trial,
             compensation_batches=0,  # as the other arms
@@ -178,13 +180,16 @@ class Bench:
 
 
 def recovery_of(
-    lr: float | Literal["auto"], distillation: float, average: float = 0.0, **phases: Any
+    lr: float | Literal["auto"],
+    distillation: pb.DistillationConfig,
+    average: float = 0.0,
+    **phases: Any,
 ) -> pb.RecoveryConfig:
     """Return how weights are trained."""
     return pb.RecoveryConfig(
         optimizer=pb.OptimizerConfig(lr=lr, average=average),
         engine=AS_BEFORE,
-        distillation=pb.DistillationConfig(share=distillation),
+        distillation=distillation,
         **phases,
     )
 
@@ -223,7 +228,7 @@ def train(
     layers: Any = None,
     teacher: nn.Module | None = None,
     lr: float | Literal["auto"] = 3e-3,
-    distillation: float = 0.0,
+    distillation: pb.DistillationConfig = NO_TEACHER,
     average: float = 0.0,
 ) -> int:
     """Train phases of ``lengths`` epochs, and return the number of steps."""
