@@ -97,7 +97,7 @@ def find_lr(
     count = steps or range_test_steps(batches, choices)
     sweep = _Sweep(engine, network, r, count)
     objective = make_objective(task, r.distillation, teacher, network)
-    chance = engine.mean(_chance(network, batches, task))
+    chance = engine.mean(_chance(network, batches, objective))
     losses = sweep.losses(batches, objective, partial(task.samples, network), seed)
     smooth = _smoothed(losses)
     if not smooth:
@@ -210,7 +210,7 @@ def _smoothed(losses: Sequence[float]) -> list[float]:
 
 
 @torch.no_grad()
-def _chance(network: nn.Module, batches: Batches, task: Task) -> float:
+def _chance(network: nn.Module, batches: Batches, objective: Objective) -> float:
     """Return the mean loss where each sample has the mean of its batch's outputs.
 
     It is not a number where a loss does not take such outputs.
@@ -220,11 +220,11 @@ def _chance(network: nn.Module, batches: Batches, task: Task) -> float:
         preserved_mode(network, training=False),
         seeded("chance"),
         seeded_generators(batches, 0),
+        network.register_forward_hook(lambda _, args, output: tree_map(_same_for_all, output)),
     ):
         for batch in islice(batches, CHANCE_BATCHES):
-            output, target = task.run(network, moved(batch, device_of(network)))
             try:
-                losses.append(float(task.loss(tree_map(_same_for_all, output), target)))
+                losses.append(float(objective(network, moved(batch, device_of(network)))))
             except Exception:  # whatever the loss wants of outputs; the other bound is left
                 return math.nan
     return sum(losses) / len(losses) if losses else math.nan

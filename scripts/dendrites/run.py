@@ -1,6 +1,7 @@
 """What dendrites cost in time and memory, as ratios of one run: medians of interleaved steps.
 
     python -m scripts.dendrites.run train lines.jsonl       # a step against a plain step
+    python -m scripts.dendrites.run absorbed lines.jsonl    # the same, of linear dendrites
     python -m scripts.dendrites.run inference lines.jsonl   # against width of the same FLOPs
     python -m scripts.dendrites.run peer lines.jsonl        # needs perforatedai beside it
 
@@ -24,6 +25,7 @@ from torch.nn.functional import cross_entropy
 
 import pbcompress as pb
 from model_zoo import create_model
+from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.recovery.policy import PhaseKind
 from pbcompress.recovery.replay import Replay
 from pbcompress.training.batch_statistics import Sample
@@ -43,6 +45,8 @@ TRAINED = (
     ("text_transformer", {"width": 128}, 256),
     ("mlp", {"in_features": 3072}, 128),
 )
+# Of linear dendrites; the last is so small that calls cost more than sums.
+ABSORBED = (*TRAINED[:1], TRAINED[4], TRAINED[6], ("mlp", {"in_features": 16}, 128))
 FORMS = ("full", "grouped", "lowrank", "shared", "tied")
 EPOCHS = pb.RecoveryConfig().dendrite_epochs
 INFERRED = (("resnet20", {}), ("resnet20", {"width": 4.0}))
@@ -184,6 +188,45 @@ def train(rounds: int, device: str) -> Iterator[dict[str, Any]]:
                 line["ratio in channels last"] = ratios[True]
                 line["time in channels last"] = round(medians[True] / medians[False], 3)
             yield line
+
+
+def absorbed(rounds: int) -> Iterator[dict[str, Any]]:
+    """Yield the cost of a step with one set of linear dendrites, plain steps being one."""
+    for name, arguments, batch in ABSORBED:
+        torch.manual_seed(0)
+        base = create_model(name, **arguments).train()
+        x, y = inputs_of(name, batch, "cpu")
+        if "in_features" in arguments:
+            x = x.flatten(1)[:, : arguments["in_features"]]
+        networks = {
+            "plain": base,
+            "one map": _linear(base, normalize=False),
+            "branches": _branching(_linear(base, normalize=False)),
+            "branches with norms": _linear(base, normalize=True),
+        }
+        laid = _has_images(base)
+        steps = {k: stepper(m, x, y, fast=False, laid=laid) for k, m in networks.items()}
+        taken = seconds(steps, rounds)
+        about = {"job": "absorbed", "network": name, **arguments, "batch": batch}
+        yield about | {key: ratio(own, taken["plain"]) for key, own in taken.items()}
+
+
+def _linear(base: nn.Module, *, normalize: bool) -> nn.Module:
+    """Return a copy with one set of linear dendrites that trains with all the rest."""
+    grown = copy.deepcopy(base)
+    config = pb.DendriteConfig(rule="gradient", activation="linear", normalize=normalize)
+    pb.attach_dendrites_(grown, config)
+    for parameter in grown.parameters():
+        parameter.requires_grad_(parameter.numel() > 0)
+    return grown.train()
+
+
+def _branching(grown: nn.Module) -> nn.Module:
+    """Make dendrites run beside their layers: what has a hook is not summed up."""
+    for layer in dendrite_layers(grown).values():
+        for branch in layer.dendrites:
+            branch.register_forward_hook(lambda *_: None)
+    return grown
 
 
 def _has_images(network: nn.Module) -> bool:
@@ -361,7 +404,7 @@ def _peer_network(name: str, sets: int, batches: list[tuple[Tensor, Tensor]]) ->
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one job."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("job", choices=["train", "inference", "peer"])
+    parser.add_argument("job", choices=["train", "absorbed", "inference", "peer"])
     parser.add_argument("lines", type=Path)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -369,6 +412,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     found = {
         "train": lambda: train(chosen.rounds, chosen.device),
+        "absorbed": lambda: absorbed(chosen.rounds),
         "inference": lambda: inference(chosen.rounds),
         "peer": lambda: peer(chosen.rounds),
     }[chosen.job]()

@@ -35,6 +35,18 @@ def page(lines: Sequence[Line]) -> str:
             },
             [line for line in trained if _setting(line) == group],
         )
+    out += ["## A training step with linear dendrites, plain steps being one", ""]
+    out += _table(
+        {
+            "network": "name", "one map with their layer (default)": "one map",
+            "branches": "branches", "branches with norms": "branches with norms",
+        },
+        [
+            line | {"name": ", ".join(_setting(line))}
+            for line in lines
+            if line["job"] == "absorbed"
+        ],
+    )  # fmt: skip
     out += ["## Inference: full dendrites against width of the same FLOPs", ""]
     out += _table(
         {

@@ -76,7 +76,9 @@ OTHERS = [
         average=0.0,
     ),
     EngineConfig(precision="bf16", accumulate=2, compile=True, channels_last=False),
-    DistillationConfig(share=0.5, temperature=2.0, features=0.1, outputs="values", axis=-1),
+    DistillationConfig(
+        share=0.5, loss="dist", temperature=2.0, features=0.1, outputs="values", axis=-1
+    ),
     Int8(max_drop=0.01, recover_epochs=2),
     Fp16(max_drop=0.01),
 ]
@@ -259,6 +261,7 @@ BAD = [
     (EngineConfig, "compile", [1, None]),
     (EngineConfig, "channels_last", [1, None]),
     (DistillationConfig, "share", [-0.1, 1.1]),
+    (DistillationConfig, "loss", ["mse", None]),
     (DistillationConfig, "temperature", [0, -1.0]),
     (DistillationConfig, "features", [-1.0, None]),
     (DistillationConfig, "outputs", ["scores", None]),

@@ -20,7 +20,12 @@ from pbcompress import (
     recover_,
 )
 from pbcompress.core.modules import preserved_mode
-from pbcompress.training.distillation import distillation_loss, feature_loss, make_objective
+from pbcompress.training.distillation import (
+    distillation_loss,
+    feature_loss,
+    make_objective,
+    relation_loss,
+)
 from tests.support.configs import recovery_of
 
 
@@ -63,6 +68,35 @@ def test_the_gradient_keeps_its_size_when_scores_are_softened() -> None:
     torch.testing.assert_close(
         6 * student.grad, (student - teacher).detach() / 4, rtol=1e-3, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("temperature", [0.5, 4.0])
+@pytest.mark.parametrize(("shape", "axis"), [((7, 3), 1), ((4, 5, 3), 2), ((4, 5, 2, 3), 1)])
+def test_relations_are_correlations_over_classes_and_over_samples(
+    shape: tuple[int, ...], axis: int, temperature: float
+) -> None:
+    student, teacher = (torch.randn(shape, dtype=torch.float64) * 3 for _ in range(2))
+    rows = [np.moveaxis(t.numpy(), axis, -1).reshape(-1, shape[axis]) for t in (student, teacher)]
+    p, q = (softmax(r / temperature) for r in rows)
+    expected = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)])
+    expected += np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T, strict=True)])
+    found = relation_loss(student, teacher, temperature, axis)
+    np.testing.assert_allclose(found, expected * temperature**2, rtol=1e-9)
+
+
+def test_relations_of_one_sample_and_of_constant_scores_have_finite_gradients() -> None:
+    for scores in (torch.randn(1, 3), torch.zeros(4, 3)):
+        student = scores.clone().requires_grad_()
+        relation_loss(student, scores, 4.0).backward()
+        assert student.grad is not None
+        assert bool(student.grad.isfinite().all())
+
+
+def test_the_objective_compares_as_the_configuration_says() -> None:
+    student, teacher, (x, y) = network().eval(), network(9).eval(), batches(1)[0]
+    config = DistillationConfig(share=1.0, loss="dist", temperature=2.0)
+    found = make_objective(Task(), config, teacher)(student, (x, y))
+    torch.testing.assert_close(found, relation_loss(student(x), teacher(x), 2.0))
 
 
 def test_features_are_compared_by_relative_squares() -> None:
