@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from pbcompress.compensation.compensate import compensate_
 from pbcompress.compensation.report import CompensationReport
+from pbcompress.errors import first_line
 from pbcompress.planning.width_plan import WidthPlan
 from pbcompress.pruning.shrinking import shrink
 from pbcompress.training.experiment import Experiment
@@ -53,7 +54,9 @@ def fitted_network(original: nn.Module, plan: WidthPlan, of: Experiment) -> Fitt
         )
         score = of.task.score(evaluate(network, of.data.val, of.task)[0])
     except Exception as err:  # a training can do without it
-        logger.warning("No layer of the cut network was fitted to the original: %s", err)
+        logger.warning(
+            "No layer of the cut network was fitted to the original: %s", first_line(err)
+        )
         return None
     return FittedNetwork(network, report, score) if report.layers else None
 

@@ -13,17 +13,17 @@ from pbcompress.config.recovery import OptimizerConfig, RecoveryConfig
 from pbcompress.core.modules import device_of, preserved_mode
 from pbcompress.core.randomness import seeded
 from pbcompress.core.turns import in_turn
-from pbcompress.errors import CompressionError, DivergedError
+from pbcompress.errors import CompressionError
 from pbcompress.training.distillation import Objective
 from pbcompress.training.engine import Engine
 from pbcompress.training.first_mistakes import in_batch
 from pbcompress.training.joining import sample_count, samples_of
+from pbcompress.training.loss_checks import LossChecks
 from pbcompress.training.ragged import joined_at_any_length
 from pbcompress.training.task import (
     Batches,
     Task,
     batch_count,
-    check_finite,
     moved,
     moved_and_checked,
     seeded_generators,
@@ -172,7 +172,7 @@ def train_epoch(
     engine, network = stepper.engine, stepper.network
     device = device_of(network)
     expected = math.ceil(batch_count(batches) / stepper.accumulate)
-    total, seen, steps, bad = 0.0, 0, 0, list[CompressionError]()
+    losses, seen, steps = LossChecks(engine, device), 0, 0
     with seeded(*seed), seeded_generators(batches, torch.initial_seed() % 2**63):
         for group in grouped(batches, stepper.accumulate):
             stepper.begin_step(min((steps + 0.5) / expected, 1.0) if expected else 0.5)
@@ -180,56 +180,28 @@ def train_epoch(
             while group:
                 place = _place(seen, engine)
                 batch, share = moved(group.pop(0), device), shares.pop(0)
-                if engine.world == 1:  # else all processes stop together, at the end
-                    check_finite(batch, place)
+                losses.take_data(batch, place)
                 with engine.accumulating(network, bool(group)):
                     stepper.begin_batch(share)
                     with in_batch(place):
                         loss = objective(network, batch)
-                    value = loss.item()
-                    if not math.isfinite(value):
-                        bad.append(_bad_loss(value, batch, place))
-                        if engine.world == 1:
-                            raise bad[0]
+                    losses.take_loss(loss)
                     engine.backward(loss if share == 1 else loss * share)
-                seen, total = seen + 1, total + value
+                seen += 1
             stepper.step()
             steps += 1
+        losses.settle()
     if seen == 0:
         raise CompressionError(
             "Data.train yielded no batch in this epoch. Give batches that can be gone through "
             "again: a DataLoader over a data set, a list, or an object whose __iter__ starts anew."
         )
-    mean = engine.mean(total / seen)
-    if not math.isfinite(mean):  # all processes stop together
-        raise _first_bad(bad, engine)
-    return mean, steps
+    return losses.mean(), steps
 
 
 def _place(number: int, engine: Engine) -> str:
     own = "" if engine.world == 1 else f" that process {engine.rank} takes"
     return f"batch {number} of Data.train{own}"
-
-
-def _bad_loss(value: float, batch: Any, where: str) -> CompressionError:
-    """Return what a loss that is not finite comes from: the data, or the training."""
-    try:
-        check_finite(batch, where)
-    except CompressionError as err:
-        return err
-    return DivergedError(
-        f"The loss became {value} on {where}, whose data are finite. Lower OptimizerConfig.lr, or "
-        "set max_grad_norm."
-    )
-
-
-def _first_bad(own: Sequence[CompressionError], engine: Engine) -> CompressionError:
-    """Return, in every process, why the loss of one of them is not finite; data come first."""
-    parts = engine.gathered({engine.rank: own})
-    found = [err for number in sorted(parts) for err in parts[number]]
-    found.sort(key=lambda err: isinstance(err, DivergedError))
-    lost = DivergedError("The mean loss of an epoch is too large. Lower OptimizerConfig.lr.")
-    return found[0] if found else lost
 
 
 def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:

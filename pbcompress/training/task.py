@@ -33,10 +33,12 @@ __all__ = [
     "batch_count",
     "check_finite",
     "check_split",
+    "finite_parts",
     "first_batch",
     "inputs_of",
     "moved",
     "moved_and_checked",
+    "not_finite",
     "seeded_generators",
     "to_number",
 ]
@@ -252,13 +254,20 @@ def moved_and_checked(batch: Any, device: torch.device, where: str) -> Any:
 
 def check_finite(batch: Any, where: str) -> None:
     """Raise if a tensor at any depth has a NaN or infinity."""
+    if not all(map(bool, finite_parts(batch))):
+        raise not_finite(where)
+
+
+def finite_parts(batch: Any) -> Iterator[Tensor]:
+    """Yield, for each tensor at any depth, whether it is finite; nothing waits for a device."""
     for tensor in tree_leaves(batch):
-        if (
-            isinstance(tensor, Tensor)
-            and tensor.is_floating_point()
-            and not all(bool(part.isfinite().all()) for part in _dense_parts(tensor))
-        ):
-            raise CompressionError(f"There is a NaN or infinity in {where}. Clean the data first.")
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            yield from (part.isfinite().all() for part in _dense_parts(tensor))
+
+
+def not_finite(where: str) -> CompressionError:
+    """Return the error of data that have a NaN or infinity."""
+    return CompressionError(f"There is a NaN or infinity in {where}. Clean the data first.")
 
 
 def _dense_parts(tensor: Tensor) -> Sequence[Tensor]:

@@ -6,7 +6,10 @@ generator of another device, and so is ``numpy()``. All values are those of a CP
 """
 
 from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Self
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -38,6 +41,11 @@ class OnDevice(Tensor):
         made.host = host
         return made
 
+    def __getitem__(self, index: Any) -> Any:
+        parts = index if isinstance(index, tuple) else (index,)
+        own = tuple(torch.tensor(part) if isinstance(part, list) else part for part in parts)
+        return super().__getitem__(own)
+
     def tolist(self) -> Any:
         """Wait for the device, as ``cpu()`` does."""
         return self.cpu().tolist()
@@ -64,6 +72,17 @@ class PretendedDevice(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
+        self._patched = ExitStack()
+
+    def __enter__(self) -> Self:
+        for name in ("tensor", "as_tensor"):
+            own = patch.object(torch, name, _on_host_first(getattr(torch, name)))
+            self._patched.enter_context(own)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._patched.close()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -84,6 +103,17 @@ class PretendedDevice(TorchDispatchMode):
         if func._schema.is_mutable:
             return _same_objects(out, tensors)
         return _on_device(out) if goes_there else out
+
+
+def _on_host_first(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Make tensors of Python's numbers on the CPU first: torch does it where no mode sees it."""
+
+    def made(*args: Any, device: Any = None, **rest: Any) -> Tensor:
+        if device is None:
+            return make(*args, **rest)
+        return make(*args, device=_host_device(device), **rest).to(device)
+
+    return made
 
 
 def on_host(values: Any) -> Any:
