@@ -3,6 +3,7 @@
     pbcompress zoo fetch cifar10 && python -m scripts.gpu.image_parts cifar10 parts
     python -m scripts.gpu.run parts state lines.jsonl --minutes 9        # again, until it says done
 
+The first call tries every path in small (`smoke.py`) and tells which fail; then cells are run.
 Every epoch is saved under `state`, so a piece that ends, by its minutes or by force, is resumed by
 the same call. A cell is one line: the original of its seed, trained once; then an arm by
 `pbcompress.compress`. All arms take the same epochs; weights are chosen on 5,000 validation images,
@@ -30,6 +31,7 @@ from model_zoo.datasets import BatchLoader, make_loaders
 from pbcompress.core.randomness import seeded
 from pbcompress.recovery.checkpoint import Checkpoint
 from scripts.accuracy.run import facts_of
+from scripts.gpu import smoke
 from scripts.gpu.image_parts import read_parts
 from scripts.lines import append_line, read_lines
 
@@ -182,6 +184,20 @@ class Run:
         return about | facts_of(result) | rest
 
 
+def try_paths(told: Path) -> None:
+    """Try every path in small, once, and say what became of it; a fault does not end the run."""
+    if told.is_file():
+        return
+    told.parent.mkdir(parents=True, exist_ok=True)
+    for line in smoke.run(_device()):
+        print(f"{line['path']}: {line['error'] or 'ok'}", flush=True)
+        append_line(told, line)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
@@ -195,7 +211,7 @@ def run(
     minutes: float,
 ) -> bool:
     """Run cells (seed, target, arm) that have no line yet; tell whether all are done."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     clock = Clock(minutes)
     done = {(line["seed"], line["target"], line["arm"]) for line in read_lines(lines)}
     for seed in dict.fromkeys(seed for seed, *_ in cells):
@@ -228,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     cells = [(s, t, a) for s in options.seeds for t in options.targets for a in options.arms]
     setting = Setting({"name": "resnet56"}, options.epochs, options.base_epochs)
+    try_paths(options.state / "smoke.jsonl")
     is_done = run(options.parts, options.state, options.lines, cells, setting, options.minutes)
     print("done" if is_done else "more is left: call again")
     return 0

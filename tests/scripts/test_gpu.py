@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 import pbcompress as pb
 from model_zoo.datasets import ImageDataset, load_dataset
-from scripts.gpu import image_parts
+from scripts.gpu import image_parts, smoke
 from scripts.gpu import run as gpu
+from tests.support.pretended_device import DEVICE, PretendedDevice
 
 TINY = gpu.Setting(
     {"name": "small_cnn", "in_channels": 3, "widths": (8, 12), "pool": True, "num_classes": 4},
@@ -20,6 +22,7 @@ TINY = gpu.Setting(
     num_val=40,
     batch_size=40,
 )
+NOT_PRETENDED = {"bf16", "compiled", "own loop"}  # torch and Fabric do not know the device
 ARMS = ("width", "width, distilled", "auto")
 
 
@@ -142,3 +145,24 @@ def test_the_command_writes_a_share_of_the_classes(tmp_path, capsys):
     dataset = image_parts.read_parts(tmp_path / "parts")
     assert len(dataset.train_labels) == 100
     assert len(dataset.test_labels) == 360
+
+
+@pytest.mark.parametrize("path", ["absorbed linear", "distilled by relations", "inputs alone"])
+def test_paths_are_tried_in_small(path: str) -> None:
+    (found,) = smoke.run(torch.device("cpu"), [path])
+    assert found["path"] == path
+    assert found["error"] is None
+
+
+@pytest.mark.slow
+def test_every_path_is_fit_for_a_device() -> None:
+    with PretendedDevice():
+        found = list(smoke.run(DEVICE, [name for name in smoke.PATHS if name not in NOT_PRETENDED]))
+    assert len(found) == len(smoke.PATHS) - len(NOT_PRETENDED) == 10
+    assert [line for line in found if line["error"]] == []
+
+
+def test_a_path_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setitem(smoke.PATHS, "inputs alone", lambda device: 1 / 0)
+    assert smoke.main(["--device", "cpu", "--paths", "inputs alone"]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().out
