@@ -14,6 +14,7 @@ from pbcompress.training.distillation import make_objective
 from pbcompress.training.engine import Engine
 from pbcompress.training.loop import Stepper, train_epoch
 from pbcompress.training.weight_average import WeightAverage
+from scripts.gpu import smoke
 from tests.support.pretended_device import DEVICE, OnDevice, PretendedDevice, on_host
 
 
@@ -99,6 +100,17 @@ def phase(model: nn.Module, kind: PhaseKind, dendrites: pb.DendriteConfig) -> No
             return
         step.report(0.0)
     raise AssertionError("there is no such phase")
+
+
+NOT_PRETENDED = {"bf16", "compiled", "own loop"}  # torch and Fabric do not know the device
+
+
+@pytest.mark.slow
+def test_every_path_is_fit_for_a_device() -> None:
+    with PretendedDevice():
+        found = list(smoke.run(DEVICE, [name for name in smoke.PATHS if name not in NOT_PRETENDED]))
+    assert len(found) == len(smoke.PATHS) - len(NOT_PRETENDED) == 10
+    assert [line for line in found if line["error"]] == []
 
 
 CASES = {

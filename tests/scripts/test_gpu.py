@@ -13,7 +13,6 @@ import pbcompress as pb
 from model_zoo.datasets import ImageDataset, load_dataset
 from scripts.gpu import image_parts, smoke
 from scripts.gpu import run as gpu
-from tests.support.pretended_device import DEVICE, PretendedDevice
 
 TINY = gpu.Setting(
     {"name": "small_cnn", "in_channels": 3, "widths": (8, 12), "pool": True, "num_classes": 4},
@@ -22,7 +21,6 @@ TINY = gpu.Setting(
     num_val=40,
     batch_size=40,
 )
-NOT_PRETENDED = {"bf16", "compiled", "own loop"}  # torch and Fabric do not know the device
 ARMS = ("width", "width, distilled", "auto")
 
 
@@ -152,14 +150,6 @@ def test_paths_are_tried_in_small(path: str) -> None:
     (found,) = smoke.run(torch.device("cpu"), [path])
     assert found["path"] == path
     assert found["error"] is None
-
-
-@pytest.mark.slow
-def test_every_path_is_fit_for_a_device() -> None:
-    with PretendedDevice():
-        found = list(smoke.run(DEVICE, [name for name in smoke.PATHS if name not in NOT_PRETENDED]))
-    assert len(found) == len(smoke.PATHS) - len(NOT_PRETENDED) == 10
-    assert [line for line in found if line["error"]] == []
 
 
 def test_a_path_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
