@@ -89,7 +89,8 @@ class DistillationConfig(Choices):
         loss: How classes are compared: "kl", the divergence of their probabilities, or "dist",
             the correlation of these over classes and over samples (DIST), which asks less of a
             small network. Labels and values have one loss each.
-        temperature: Softens the scores of classes and labels that are compared.
+        temperature: Softens the scores of classes and labels that are compared. None: 1 for
+            "dist", else 4.
         features: Weight of the squared relative difference of features, added to the loss, for
             modules whose outputs have one shape in both networks.
         outputs: "classes", "labels" or "values"; "auto": what ``Task.loss`` shows that they are. It
@@ -99,10 +100,15 @@ class DistillationConfig(Choices):
 
     share: Share = 0.0
     loss: Literal["kl", "dist"] = "kl"
-    temperature: Positive = 4.0
+    temperature: Positive | None = None
     features: NonNegative = 0.0
     outputs: Literal["auto", "classes", "labels", "values"] = "auto"
     axis: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature is None:
+            object.__setattr__(self, "temperature", 1.0 if self.loss == "dist" else 4.0)
 
     @property
     def is_on(self) -> bool:

@@ -230,6 +230,7 @@ def _part_distance(
         )
     if part.kind == "values":
         return functional.mse_loss(ours, theirs)
+    assert config.temperature is not None
     if part.kind == "labels":
         return label_loss(ours, theirs, config.temperature)
     if part.is_share:
