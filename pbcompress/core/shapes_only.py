@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pbcompress.core.blanks import Blanks
+from pbcompress.core.operation_mode import OperationMode
 from pbcompress.errors import CompressionError
 
 __all__ = ["ShapesOnly"]
@@ -23,7 +23,7 @@ _ONLY_BFLOAT16 = ("_grouped_mm",)  # on the meta device
 _READ = ("_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim")
 
 
-class ShapesOnly(TorchDispatchMode):
+class ShapesOnly(OperationMode):
     """Computes no numbers from parameters.
 
     Args:
@@ -37,10 +37,6 @@ class ShapesOnly(TorchDispatchMode):
         self._known: Any = WeakTensorKeyDictionary()
         for parameter in network.parameters():
             self._known[parameter] = True
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler, which takes longer than a plan
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from pbcompress.core.operation_mode import OperationMode
 
 __all__ = ["StreamedWeights"]
 
 
-class StreamedWeights(TorchDispatchMode):
+class StreamedWeights(OperationMode):
     """Gives operations the weights in whose place a stand-in is.
 
     Args:
@@ -32,10 +33,6 @@ class StreamedWeights(TorchDispatchMode):
     def __init__(self, make: Mapping[int, Callable[[], Tensor]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.make = make
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler, which takes longer than a plan
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pbcompress.core.blanks import Blanks
 from pbcompress.core.deadline import Deadline
 from pbcompress.core.inputs import Call
 from pbcompress.core.model_config import built, config_of
 from pbcompress.core.modules import copy_model, copy_sharing, has_no_data
+from pbcompress.core.operation_mode import OperationMode
 from pbcompress.core.shapes_only import ShapesOnly
 from pbcompress.costs.closed_form import model_cost
 from pbcompress.planning.width_search import Removed
@@ -138,7 +138,7 @@ class Prover:
         return own.keys() == there.keys() and all(_is_equal(own[k], there[k]) for k in own)
 
 
-class _Writes(TorchDispatchMode):
+class _Writes(OperationMode):
     """Lets a forward pass that writes to weights write to a copy of them.
 
     Args:
@@ -148,10 +148,6 @@ class _Writes(TorchDispatchMode):
     def __init__(self, shared: Collection[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.shared = shared
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler, which takes longer than a plan
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

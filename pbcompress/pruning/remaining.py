@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from pbcompress.core.operation_mode import OperationMode
 from pbcompress.structure.tracer import Event, Trace
 
 __all__ = ["OtherPathError", "Remaining", "gone_along"]
@@ -18,7 +18,7 @@ class OtherPathError(Exception):
     """The forward pass ran other operations than when it was traced."""
 
 
-class Remaining(TorchDispatchMode):
+class Remaining(OperationMode):
     """Lets operations that depend on the number of channels see only those that remain."""
 
     def __init__(self, traced: Trace, gone: Tensor) -> None:
@@ -27,10 +27,6 @@ class Remaining(TorchDispatchMode):
         self.events = [self._with_places(event, traced, gone) for event in traced.events]
         self.traced_path = traced.operations
         self.start()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler, which takes longer than a plan
 
     def start(self) -> None:
         """Forget what ran."""

@@ -105,16 +105,9 @@ def recover_(
     check_distillation(task, r.distillation, teacher, checked.first)
     images = _with_images(model, teacher, r, checked.first, task)
     saved = None if checkpoint is None else checkpoint.read(device_of(model))
-    if r.optimizer.lr == "auto" and optimizer is None:
-        if saved is None:
-            epochs = None if lengths is None else sum(lengths)
-            steps = range_test_steps(checked.train, choices, epochs)
-            lr = find_lr(
-                model, checked, task, config=choices, seed=seed, steps=steps, teacher=teacher
-            )
-        else:
-            lr = saved[1]["lr"]
-        choices = with_lr(choices, lr)
+    if optimizer is None:
+        known = None if saved is None else saved[1]["lr"]
+        choices = _with_rate(choices, known, model, checked, task, seed, lengths, teacher)
         r = choices.recovery
     engine = make_engine(model, r.engine)
     growth = Cycles(model, choices, layers=layers, lengths=lengths, seed=seed)
@@ -151,6 +144,26 @@ def _checked(data: Data, task: Task, model: nn.Module) -> CheckedData:
     if isinstance(data, CheckedData):
         return data
     return check_data(data, task, model, device_of(model), samples=8)
+
+
+def _with_rate(
+    config: CompressConfig,
+    known: float | None,
+    model: nn.Module,
+    data: CheckedData,
+    task: Task,
+    seed: int,
+    lengths: Sequence[int] | None,
+    teacher: nn.Module | None,
+) -> CompressConfig:
+    """Return a configuration with the rate of its neuron phases: as given, known, or found."""
+    if config.recovery.optimizer.lr != "auto":
+        return config
+    if known is None:
+        epochs = None if lengths is None else sum(lengths)
+        steps = range_test_steps(data.train, config, epochs)
+        known = find_lr(model, data, task, config=config, seed=seed, steps=steps, teacher=teacher)
+    return with_lr(config, known)
 
 
 def _with_images(

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pbcompress.core.deadline import Deadline
 from pbcompress.core.inputs import Call, outputs_of, tensors_of
 from pbcompress.core.modules import plain_kernels
+from pbcompress.core.operation_mode import OperationMode
 from pbcompress.core.randomness import seeded
 from pbcompress.core.scripted import scripts_as_python
 from pbcompress.errors import CompressionError
@@ -198,16 +199,12 @@ class _Functions(TorchFunctionMode):
         return result
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(OperationMode):
     """Sees every operation that runs, and follows labels through it."""
 
     def __init__(self, tracer: Tracer, deadline: Deadline | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tracer, self.deadline = tracer, deadline
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler, which takes longer than a plan
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
