@@ -200,6 +200,8 @@ def slice_(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     given = _given_slice(t, start, end, own)
     for bound, size in zip((start, end), given, strict=True):
         if bound > 0:
+            if size is not None and size < 0:  # counted from the end
+                size = t.size_of(own, len(own)) + size
             t.expect_part(size, own, own[:bound])
     if step != 1:
         t.coupling.pin(own, f"a slice with steps in {t.where!r} picks its channels")
@@ -210,7 +212,7 @@ def _given_slice(t: Tracer, start: int, end: int, own: Tensor) -> tuple[int | No
     """Return the bounds of a slice as the user's code gave them; None: the end, or adaptive."""
     size = len(own)
     call = t.call
-    if call is not None and call.name == "__getitem__":
+    if call is not None and call.name in ("__getitem__", "__setitem__"):
         items = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
         for item in items:
             if isinstance(item, slice) and item.indices(size)[:2] == (start, end):

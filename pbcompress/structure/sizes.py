@@ -83,6 +83,9 @@ class Size(int):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
+    def __neg__(self) -> Any:
+        return self._derive("__sub__", 0, self)
+
     def __float__(self) -> float:
         return float(self._seen())
 
