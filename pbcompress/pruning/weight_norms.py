@@ -70,9 +70,7 @@ def normed_weights(model: nn.Module) -> list[NormedWeight]:
 
 
 def _own(module: nn.Module) -> list[NormedWeight]:
-    own = [
-        _normed(module, f"{hook.name}_g", f"{hook.name}_v", hook.dim) for hook in _old(module)
-    ]
+    own = [_normed(module, f"{hook.name}_g", f"{hook.name}_v", hook.dim) for hook in _old(module)]
     if isinstance(module, nn.utils.parametrize.ParametrizationList):
         first: Any = module[0]
         if isinstance(first, _WeightNorm):
