@@ -64,7 +64,7 @@ class Size(int):
         return size
 
     def _derive(self, operation: str, left: Any, right: Any) -> Any:
-        if int(right) == 1 and operation in ("__mul__", "__floordiv__") and left is self:
+        if type(right) is int and right == 1 and operation in ("__mul__", "__floordiv__"):
             return self
         value = getattr(int, operation)(int(left), int(right))
         return Size(value, (operation, left, right), self.reader)

@@ -1,4 +1,4 @@
-"""Query heads that share one key head, or some: they go, whichever way the code copies that head."""
+"""Query heads that share one key head, or some: they go, however the code copies that head."""
 
 import pytest
 import torch
