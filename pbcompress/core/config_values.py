@@ -98,10 +98,11 @@ def _gathered(cls: Any, given: dict[str, Any]) -> dict[str, Any]:
             continue
         names = _hints(part)
         own = {key: kept.pop(key) for key in given if key in names and key not in hints}
-        value = kept.get(name, defaults[name])
+        value: Any = kept.get(name, defaults[name])
         if isinstance(value, str | int | float):
             own, value = {next(iter(names)): value, **own}, defaults[name]
-        if own and isinstance(value, part):  # else it is refused with the others
+        is_part = isinstance(value, part)  # else it is refused with the others
+        if own and is_part:
             kept[name] = dataclasses.replace(value, **own)
     return kept
 
