@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pbcompress.core.config_values import Choices
+from pbcompress.core.config_values import Choices, names_of_parts
 from pbcompress.core.field_types import (
     Count,
     NonNegative,
@@ -116,9 +116,13 @@ class DistillationConfig(Choices):
         return bool(self.share or self.features)
 
 
+@names_of_parts
 @dataclass(frozen=True, kw_only=True)
 class RecoveryConfig(Choices):
     """Which phases the weights are trained in after a change of structure, and how.
+
+    What belongs to the optimizer, the engine or distillation may also be given by its own name, and
+    each of these as its first choice: ``RecoveryConfig(lr=0.01, optimizer="sgd")``.
 
     Args:
         epochs: Longest neuron phase, in epochs; the learning rate's schedule spans it.
@@ -155,6 +159,8 @@ class RecoveryConfig(Choices):
     Example:
         >>> RecoveryConfig(epochs=5, optimizer=OptimizerConfig(lr=0.01)).optimizer.lr
         0.01
+        >>> RecoveryConfig(lr=0.01) == RecoveryConfig(optimizer=OptimizerConfig(lr=0.01))
+        True
     """
 
     epochs: Count = 20

@@ -61,7 +61,7 @@ class WidthConfig(Choices):
             widths in the shrunk network, so that ``save_pretrained`` and ``from_pretrained`` give
             it back; what no config can state keeps its width, with the reason. Without a config,
             groups of the same structure have one width. "auto": True for models that carry a
-            config. False: every group has its own width.
+            config, if the target is reached so. False: every group has its own width.
         max_seconds: Bound on the time of planning; None: no bound.
     """
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, wraps
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -10,6 +10,7 @@ from typing import (
     ClassVar,
     Literal,
     Self,
+    TypeVar,
     Union,
     get_args,
     get_origin,
@@ -18,7 +19,7 @@ from typing import (
 
 from pbcompress.core.records import checked
 
-__all__ = ["Choices"]
+__all__ = ["Choices", "names_of_parts"]
 
 
 class Choices:
@@ -68,6 +69,42 @@ class Choices:
             has = f"it has {', '.join(hints)}" if hints else "it has no fields"
             raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; {has}.")
         return cls(**{name: _built(hints[name], value) for name, value in data.items()})
+
+
+C = TypeVar("C", bound=Choices)
+
+
+def names_of_parts(cls: type[C]) -> type[C]:
+    """Let a configuration take the choices of its parts by their names alone.
+
+    A part may also be given as its first choice. What is kept is the same.
+    """
+    own: Any = cls.__init__
+
+    @wraps(own)
+    def init(self: C, **given: Any) -> None:
+        own(self, **_gathered(cls, given))
+
+    cls.__init__ = init  # type: ignore[assignment]
+    return cls
+
+
+def _gathered(cls: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Return choices with those of the parts in their parts."""
+    hints, defaults = _fields(cls)
+    kept = dict(given)
+    for name, part in hints.items():
+        if not isinstance(part, type) or not issubclass(part, Choices):
+            continue
+        names = _hints(part)
+        own = {key: kept.pop(key) for key in given if key in names and key not in hints}
+        value: Any = kept.get(name, defaults[name])
+        if isinstance(value, str | int | float):
+            own, value = {next(iter(names)): value, **own}, defaults[name]
+        is_part = isinstance(value, part)  # else it is refused with the others
+        if own and is_part:
+            kept[name] = dataclasses.replace(value, **own)
+    return kept
 
 
 def _hints(cls: Any) -> dict[str, Any]:

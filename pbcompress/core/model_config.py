@@ -42,6 +42,8 @@ def with_numbers(config: Any, numbers: Mapping[str, int]) -> Any:
 def write_numbers_(model: nn.Module, numbers: Mapping[str, int]) -> None:
     """Let the config of a network, and the copies that its modules hold, state other numbers."""
     root = config_of(model)
+    if root is None or not numbers:
+        return
     done = set()
     for module in model.modules():
         config = config_of(module)

@@ -149,7 +149,8 @@ def measure(model: nn.Module, example_inputs: object) -> ModelCost:
             shapes = [tuple(t.shape) for t in inputs]
             raise CompressionError(
                 f"The model was run on one sample of example_inputs, shapes {shapes}, and its "
-                f"forward failed: {err}. Give inputs whose first axis is the batch."
+                f"forward failed: {err}. Give inputs whose first axis is the batch, "
+                "or say which axes are: pb.Example(inputs, batch_axes={}) for none."
             ) from err
         try:
             analysis = FlopCountAnalysis(wrapped, inputs)

@@ -1,5 +1,6 @@
 """Plan narrower widths for a target, and prove the plan."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -35,6 +36,8 @@ from pbcompress.pruning.unit_choice import UnitChoice, choices_of
 from pbcompress.training.batch_statistics import Sample
 
 __all__ = ["Solution", "find_widths", "resolve_target"]
+
+logger = logging.getLogger(__name__)
 
 FLOPS_TRIALS = 6
 _TOO_SLOW = (
@@ -148,12 +151,25 @@ def find_widths(
             "time or rank. Ask for parameters or FLOPs, with importance='magnitude' and without "
             "round_to='measured', or load the weights first."
         )
+
+    def found(planner: _Planner) -> Solution:
+        request = Request(*resolve_target(budget, planner.cost_before))
+        if measures:
+            return _measured(planner, request, budget, open_bench)
+        return planner.propose(request)[0]
+
     planner = _Planner(model, map_tensors(call, torch.clone), config, sample)
-    params, flops = resolve_target(budget, planner.cost_before)
-    request = Request(params, flops)
-    if measures:
-        return _measured(planner, request, budget, open_bench)
-    return planner.propose(request)[0]
+    try:
+        return found(planner)
+    except TargetUnreachableError as err:
+        if planner.stated is None or config.width.same_width != "auto" or err.smallest is None:
+            raise
+    logger.warning(
+        "No config states widths that reach the target, so every group of channels has its own: "
+        "the shrunk network is loaded from the plan and its weights, not from its config."
+    )
+    own = replace(config, width=replace(config.width, same_width=False))
+    return found(_Planner(model, map_tensors(call, torch.clone), own, sample))
 
 
 def _measured(

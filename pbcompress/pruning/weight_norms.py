@@ -70,14 +70,17 @@ def normed_weights(model: nn.Module) -> list[NormedWeight]:
 
 
 def _own(module: nn.Module) -> list[NormedWeight]:
-    own = [
-        NormedWeight(module, f"{hook.name}_g", f"{hook.name}_v", hook.dim) for hook in _old(module)
-    ]
+    own = [_normed(module, f"{hook.name}_g", f"{hook.name}_v", hook.dim) for hook in _old(module)]
     if isinstance(module, nn.utils.parametrize.ParametrizationList):
         first: Any = module[0]
         if isinstance(first, _WeightNorm):
-            own.append(NormedWeight(module, "original0", "original1", first.dim))
+            own.append(_normed(module, "original0", "original1", first.dim))
     return own
+
+
+def _normed(owner: nn.Module, length: str, direction: str, dim: int) -> NormedWeight:
+    rank = owner.get_parameter(direction).dim()
+    return NormedWeight(owner, length, direction, dim if dim == -1 else dim % rank)
 
 
 def _old(module: nn.Module) -> list[OldWeightNorm]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from pbcompress.core.drafts import draft_folder
 from pbcompress.core.inputs import Call, to_device
@@ -222,31 +223,49 @@ def _recovered(
 def _drop(task: Task, output: Any, target: Any, samples: int) -> float:
     """Return by how much a metric may be worse: of its range, so that its unit does not matter.
 
-    The range is from what it is to what it is by chance: where each output is given to another
-    sample.
+    The range is from what it is to what it is by chance.
     """
     if task.metric is accuracy:
         return DROP
     reason = "outputs and targets are not one for each sample"
-    generator = torch.Generator().manual_seed(0)
-    scores = []
+    score, chance = math.nan, math.nan
     if samples > 1 and is_by_sample((output, target), samples):
         try:
-            for _ in range(DRAWS):
-                index = torch.randperm(samples, generator=generator)
-                chance = task.metric(output, taken(target, samples, index))
-                scores.append(task.score(float(chance)))
+            chance = _by_chance(task, output, target, samples)
             score = task.score(float(task.metric(output, target)))
+            reason = "by chance it is not finite"
         except Exception as err:
             reason = f"on outputs of other samples it raised {type(err).__name__}"
-            scores.clear()
-    if not scores or not all(map(math.isfinite, scores)):
+    if not math.isfinite(score) or not math.isfinite(chance):
         raise CompressionError(
             f"Fewer bits may cost 0.5 % of the range of {task.metric_name}, and the range is not "
-            f"known: {reason if not scores else 'by chance it is not finite'}. Say how much worse "
-            "it may be: Int8(max_drop=...) or Fp16(max_drop=...)."
+            f"known: {reason}. Say how much worse it may be: Int8(max_drop=...) or "
+            "Fp16(max_drop=...)."
         )
-    return DROP * max(score - sum(scores) / DRAWS, 0.0)
+    return DROP * max(score - chance, 0.0)
+
+
+def _by_chance(task: Task, output: Any, target: Any, samples: int) -> float:
+    """Return the score of outputs that know nothing: each given to another sample, or their mean.
+
+    The better of the two: a perplexity of outputs that are sure and wrong has no bound.
+    """
+    generator, scores = torch.Generator().manual_seed(0), []
+    for _ in range(DRAWS):
+        index = torch.randperm(samples, generator=generator)
+        scores.append(task.score(float(task.metric(output, taken(target, samples, index)))))
+    shuffled = sum(scores) / DRAWS
+    try:
+        mean = task.score(float(task.metric(tree_map_only(Tensor, _mean, output), target)))
+    except Exception:  # such as a correlation, which is not defined where nothing varies
+        return shuffled
+    return max(shuffled, mean) if math.isfinite(mean) else shuffled
+
+
+def _mean(output: Tensor) -> Tensor:
+    """Return as many samples, each the mean of all."""
+    is_number = output.is_floating_point() and output.dim()
+    return output.mean(0, keepdim=True).expand_as(output) if is_number else output
 
 
 class _Judge:

@@ -342,8 +342,11 @@ def spatial(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     x = t.labels(image)
     last = {"1": 1, "2": 2, "3": 3}[next(c for c in name if c in "123")]
     grids = [t.labels(a) for a in args[1:] if isinstance(a, Tensor)]
+    reason = f"it is a spatial dimension in {t.where!r}"
+    if t.call is not None and t.call.name == "local_response_norm":
+        reason = f"a local response norm in {t.where!r} takes neighbouring channels together"
     for labels in (*x[-last:], *(v for grid in grids for v in (*grid, x[0]))):
-        t.coupling.pin(labels, f"it is a spatial dimension in {t.where!r}")
+        t.coupling.pin(labels, reason)
     result = out if isinstance(out, Tensor) else out[0]
     kept: Axes = [*x[:-last], *[None] * last]
     if name == "_adaptive_avg_pool2d":

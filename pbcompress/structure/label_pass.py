@@ -24,7 +24,7 @@ from pbcompress.core.modules import plain_kernels
 from pbcompress.core.operation_mode import OperationMode
 from pbcompress.core.randomness import seeded
 from pbcompress.core.scripted import scripts_as_python
-from pbcompress.errors import CompressionError
+from pbcompress.errors import CompressionError, first_line
 from pbcompress.structure.attention_rules import attention_layer
 from pbcompress.structure.cached_functions import sizes_uncached
 from pbcompress.structure.compute_rules import elementwise
@@ -61,7 +61,7 @@ def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> T
     Raises:
         CompressionError: The forward pass fails, or takes too long.
     """
-    tracer = Tracer(network)
+    tracer, failed = Tracer(network), None
     with (
         warnings.catch_warnings(),
         torch.inference_mode(False),
@@ -81,11 +81,9 @@ def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> T
         except CompressionError:
             raise
         except Exception as err:
-            shapes = [tuple(t.shape) for t in tensors_of(call)]
-            raise CompressionError(
-                f"The model was run on one sample of example_inputs, shapes {shapes}, and its "
-                f"forward failed: {err}. Give inputs whose first axis is the batch."
-            ) from err
+            failed = err
+    if failed is not None:
+        raise _failure(network, call, tracer.where, failed) from failed
     outputs = outputs_of(output)
     if not outputs and not tracer.left_torch:
         raise CompressionError(
@@ -97,6 +95,25 @@ def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> T
     _keep_alternatives(network, tracer.result)
     _bind_stated_sizes(network, tracer)
     return tracer.result
+
+
+def _failure(network: nn.Module, call: Call, where: str, err: Exception) -> CompressionError:
+    """Return what is wrong with a pass that failed: the inputs, or what was to be followed."""
+    shapes = [tuple(t.shape) for t in tensors_of(call)]
+    ran = f"The model was run on one sample of example_inputs, shapes {shapes}"
+    try:
+        with torch.no_grad(), seeded("trace"):
+            network(*call.args, **call.kwargs)
+    except Exception as own:
+        return CompressionError(
+            f"{ran}, and its forward failed: {first_line(own)}. Give inputs whose first axis is "
+            "the batch, or say which axes are: pb.Example(inputs, batch_axes={}) for none."
+        )
+    return CompressionError(
+        f"{ran}, and that went well, but its operations cannot be followed in {where!r}: "
+        f"{first_line(err)}. Write what runs there in plain operations of torch for the plan, such "
+        "as scaled_dot_product_attention in place of flex_attention."
+    )
 
 
 def _bind_stated_sizes(network: nn.Module, tracer: Tracer) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from pbcompress.structure.given_sizes import given_sizes, is_product
 from pbcompress.structure.labels import Labels
 from pbcompress.structure.rule_table import Axes, RuleTable, broadcast, unknown
 from pbcompress.structure.tracer import Tracer
@@ -25,7 +26,7 @@ def view(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
         return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
     old, new = list(image.shape), list(out.shape)
     labels = regroup(t, t.labels(image), old, new)
-    sizes = _given_sizes(t, new)
+    sizes = given_sizes(t, new)
     for size, own in zip(sizes, labels, strict=True):
         t.expect(size, own)
     return labels
@@ -68,40 +69,17 @@ def _reblock(t: Tracer, x: Axes, old: Sequence[int], new: Sequence[int]) -> Axes
     return labels_out
 
 
-def _given_sizes(t: Tracer, shape: Sequence[int]) -> list[int | None]:
-    """Return the sizes that the user's code asked for: None where torch works it out."""
-    call = t.call
-    if call is None or call.name == "multi_head_attention_forward":
-        return list(shape)  # from code that cannot be followed: constants
-    if call.name == "unflatten":
-        rest = list(call.args[1:]) + list(call.kwargs.values())
-        dim = int(rest[0]) % (len(shape) - len(rest[1]) + 1)
-        sizes = [None if s == -1 else s for s in rest[1]]
-        return [*[None] * dim, *sizes, *[None] * (len(shape) - dim - len(sizes))]
-    if call.name in ("view", "reshape", "expand", "broadcast_to", "_unsafe_view"):
-        given = tree_leaves((call.args[1:], dict(call.kwargs)))
-        if len(given) == len(shape) and all(isinstance(s, int) for s in given):
-            return [None if s == -1 else s for s in given]
-        return list(shape)
-    if call.name in ("view_as", "reshape_as", "expand_as", "normalize"):
-        tensors = [x for x in tree_leaves((call.args, dict(call.kwargs))) if isinstance(x, Tensor)]
-        other = tensors[0 if call.name == "normalize" else 1]
-        return [t.size_of(v, n) for v, n in zip(t.labels(other), other.shape, strict=True)]
-    if call.name == "take_along_dim":
-        sizes = [
-            t.size_of(v, n) for v, n in zip(t.labels(call.args[0]), call.args[0].shape, strict=True)
-        ]
-        return sizes if len(sizes) == len(shape) else [None] * len(shape)
-    return [None] * len(shape)
-
-
 @rule("expand")
 def expand(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     """Copies along dimensions of size one, which get the channels that the size counts."""
     image: Tensor = args[0]
     labels = broadcast(t, [image], tuple(out.shape))
     added = out.dim() - image.dim()
-    for dim, size in enumerate(_given_sizes(t, out.shape)):
+    if is_product(t):  # whose other operand has the channels that the copies are for
+        copied = [d < added or image.shape[d - added] == 1 for d in range(out.dim())]
+        pairs = zip(copied, labels, out.shape, strict=True)
+        return [t.coupling.fresh(n) if is_new and n > 1 else v for is_new, v, n in pairs]
+    for dim, size in enumerate(given_sizes(t, out.shape)):
         if size is not None and (dim < added or image.shape[dim - added] == 1):
             is_mask = t.trusts and size > 1  # of a layer of torch, for as many heads as there are
             labels[dim] = t.coupling.fresh(size) if is_mask else t.labels_of_size(size)
@@ -200,6 +178,8 @@ def slice_(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     given = _given_slice(t, start, end, own)
     for bound, size in zip((start, end), given, strict=True):
         if bound > 0:
+            if size is not None and size < 0:  # counted from the end
+                size = t.size_of(own, len(own)) + size
             t.expect_part(size, own, own[:bound])
     if step != 1:
         t.coupling.pin(own, f"a slice with steps in {t.where!r} picks its channels")
@@ -210,7 +190,7 @@ def _given_slice(t: Tracer, start: int, end: int, own: Tensor) -> tuple[int | No
     """Return the bounds of a slice as the user's code gave them; None: the end, or adaptive."""
     size = len(own)
     call = t.call
-    if call is not None and call.name == "__getitem__":
+    if call is not None and call.name in ("__getitem__", "__setitem__"):
         items = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
         for item in items:
             if isinstance(item, slice) and item.indices(size)[:2] == (start, end):

@@ -64,6 +64,8 @@ class Size(int):
         return size
 
     def _derive(self, operation: str, left: Any, right: Any) -> Any:
+        if type(right) is int and right == 1 and operation in ("__mul__", "__floordiv__"):
+            return self
         value = getattr(int, operation)(int(left), int(right))
         return Size(value, (operation, left, right), self.reader)
 
@@ -82,6 +84,9 @@ class Size(int):
 
     def __ne__(self, other: object) -> bool:
         return not self == other
+
+    def __neg__(self) -> Any:
+        return self._derive("__sub__", 0, self)
 
     def __float__(self) -> float:
         return float(self._seen())

@@ -1,5 +1,6 @@
 """What a pass over a network collects, and what the rules of operations call to say it."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pbcompress.structure.labels import Coupling, Labels
-from pbcompress.structure.sizes import Attribute, Size, values_of
+from pbcompress.structure.sizes import Attribute, Size, evaluate, values_of
 
 __all__ = ["Check", "Event", "Trace", "Tracer", "UserCall", "Work"]
+
+MOST_SHARES = 16  # equal parts of a dimension that its code may take by their number
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,27 @@ class Tracer:
         for leaf, value in values_of(size) if size is not None else ():
             if isinstance(leaf, Attribute) and value == len(whole) and not self.trusts:
                 self.result.bindings.setdefault(leaf, whole)
+        if isinstance(size, Size) and not self.trusts:
+            self._couple_shares(size, whole)
         self.expect(size, part)
+
+    def _couple_shares(self, size: Size, whole: Tensor) -> None:
+        """Let all shares lose as much, where the code computes a share of a dimension's size."""
+        total = len(whole)
+        count = total // math.gcd(total, int(size))
+        leaves = values_of(size)
+        if not 1 < count <= MOST_SHARES or any(value != total for _, value in leaves):
+            return
+        share = int(size) * count // total
+        for each in (1, 2, 3, total // count):
+            if evaluate(size, lambda leaf, was: count * each) != share * each:  # noqa: B023
+                return
+        first, *others = whole.chunk(count)
+        for other in others:
+            self.couple(first, other)
+        for leaf, _ in leaves:
+            if isinstance(leaf, Tensor):  # whose size it is: as wide as this one
+                self.couple(leaf, whole)
 
     def keep_if_used(self, tensor: Tensor, labels: Labels, reason: str) -> None:
         """Say that ``labels`` stay if the values of a tensor are ever used."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["BATCHES", "IGNORED", "Problem", "class_problem"]
+__all__ = ["BATCHES", "IGNORED", "Problem", "class_problem", "score_problem"]
 
 IGNORED = -100  # the class number that cross_entropy leaves out
 LABELS = (
@@ -13,6 +13,7 @@ LABELS = (
     "metric=lambda o, t: ((o > 0) == (t > 0.5)).float().mean())"
 )
 BATCHES = "DataLoader(data_set, batch_size=64), which makes batches of its samples"
+SUM = 1e-2  # of probabilities, from one; in half precision
 VALUES = "Task(loss=F.mse_loss, metric=F.mse_loss, higher_is_better=False)"
 
 
@@ -48,6 +49,10 @@ def class_problem(
         write = f"for one score each {LABELS}" if target.dim() else BATCHES
         return Problem("scores of shape (N, classes, ...)", write)
     classes, wanted = output.shape[1], (*output.shape[:1], *output.shape[2:])
+    each = output.shape[1:].numel()
+    if target.shape == output.shape[:1] and len(wanted) > 1 and 1 < each == max(output.shape[1:]):
+        write = "Task(forward=lambda model, batch: (model(batch[0]).flatten(1), batch[1]))"
+        return Problem(f"scores of shape {(len(output), each)}", write)
     given = f"class numbers of shape {tuple(wanted)}, int64 from 0 to {classes - 1}"
     if classes == 1:
         both = f"for labels {LABELS}, for values {VALUES}"
@@ -70,6 +75,36 @@ def class_problem(
     if target.shape == (*wanted, classes):
         return Problem(given, "target.argmax(-1)")
     return Problem(given, "one class number for each sample and position")
+
+
+def score_problem(output: Tensor, of_scores: bool) -> Problem | None:
+    """Return what is wrong with class scores that a loss takes in another form; None: nothing.
+
+    Args:
+        output: Shape (N, classes, ...).
+        of_scores: Whether the loss takes scores, as a cross entropy does, and not logarithms of
+            probabilities.
+
+    Example:
+        >>> score_problem(torch.tensor([[0.2, 0.8]]), of_scores=True).expected
+        'scores, before a softmax; these are probabilities, which sum to one'
+    """
+    if not len(output) or not output.is_floating_point():
+        return None
+    values = output.detach().float()
+    if of_scores and bool((values >= 0).all()) and _are_one(values.sum(1)):
+        write = "a network without softmax at its end, or Task(loss=lambda o, t: "
+        return Problem(
+            "scores, before a softmax; these are probabilities, which sum to one",
+            f"{write}F.nll_loss(o.clamp_min(1e-7).log(), t))",
+        )
+    if of_scores or _are_one(values.exp().sum(1)):
+        return None
+    return Problem("logarithms of probabilities", "Task(loss=F.cross_entropy), which takes scores")
+
+
+def _are_one(sums: Tensor) -> bool:
+    return bool(((sums - 1).abs() < SUM).all())
 
 
 def _number_problem(

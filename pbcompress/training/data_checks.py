@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import islice
 from typing import Any
 
@@ -17,12 +17,15 @@ from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.training.engine import Engine
 from pbcompress.training.first_mistakes import (
+    ONE_VALUE,
     called,
     described,
     forward_error,
     refuse_broadcast,
     refuse_classes,
+    single_sample_error,
 )
+from pbcompress.training.joining import sample_count
 from pbcompress.training.loop import predict
 from pbcompress.training.task import (
     Batches,
@@ -86,6 +89,7 @@ def check_data(
         undefined = tried(task, network, batch, where)
         if undefined is not None:
             _try_whole(task, network, split, name, undefined)
+    _try_one_sample(task, network, data.train, first)
     return CheckedData(data.train, data.val, data.test, first)
 
 
@@ -129,7 +133,7 @@ def _passes(tried: Callable[[], CompressionError | None]) -> bool:
 
 def _try_loss(task: Task, network: nn.Module, batch: Any, where: str) -> None:
     with seeded("check"), torch.enable_grad():
-        with forward_error(batch, where):
+        with forward_error(network, batch, where):
             output, target = task.run(network, batch)
         refuse_classes(task.loss, output, target, where)
         loss = called(task.loss, "Task.loss", output, target, where)
@@ -137,10 +141,37 @@ def _try_loss(task: Task, network: nn.Module, batch: Any, where: str) -> None:
     refuse_broadcast(task.loss, "Task.loss", (output, target), where, float)
 
 
+def _try_one_sample(task: Task, network: nn.Module, split: Any, batch: Any) -> None:
+    """Raise where a batch of one sample will come, and a norm of the network cannot train on it."""
+    number = _place_of_one(split)
+    one = few_samples(batch, 1)
+    if number is None or (sample_count(one) > 1):
+        return
+    try:
+        with seeded("check"), torch.no_grad():
+            task.run(copy_model(network).train(), one)
+    except Exception as err:
+        if ONE_VALUE in str(err):
+            raise single_sample_error(f"batch {number} of Data.train") from err
+
+
+def _place_of_one(split: Any) -> int | None:
+    """Return which batch of a split has one sample, as far as it can be known without a pass."""
+    if isinstance(split, list | tuple):
+        counts = enumerate(map(sample_count, split[:COUNTED]))
+        return next((number for number, count in counts if count == 1), None)
+    size = getattr(split, "batch_size", None)
+    if not isinstance(split, DataLoader) or not isinstance(size, int) or split.drop_last:
+        return None
+    if isinstance(split.dataset, IterableDataset) or not isinstance(split.sampler, Sized):
+        return None
+    return len(split.sampler) // size if len(split.sampler) % size == 1 or size == 1 else None
+
+
 def _try_metric(task: Task, network: nn.Module, batch: Any, where: str) -> CompressionError | None:
     """Raise where a metric cannot be taken; return an error where more samples may help."""
     with seeded("check"), torch.no_grad():
-        with forward_error(batch, where):
+        with forward_error(network, batch, where):
             output, target = task.run(network, batch)
         undefined = _metric_error(task, output, target, where)
     if undefined is None:
@@ -280,7 +311,8 @@ def check_loss(loss: Any, where: str) -> None:
     if not loss.requires_grad:
         raise CompressionError(
             f"Task.loss returned a value without gradient on {where}. Use torch operations only, "
-            "and a model with at least one parameter that requires grad."
+            "and a model with at least one parameter that requires grad "
+            "(model.requires_grad_(True))."
         )
     if not loss.isfinite():
         raise CompressionError(

@@ -16,9 +16,16 @@ from torch.utils._pytree import tree_leaves
 
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError, first_line
-from pbcompress.training.class_targets import BATCHES, IGNORED, Problem, class_problem
+from pbcompress.training.class_targets import (
+    BATCHES,
+    IGNORED,
+    Problem,
+    class_problem,
+    score_problem,
+)
 
 __all__ = [
+    "ONE_VALUE",
     "called",
     "described",
     "explained",
@@ -26,6 +33,7 @@ __all__ = [
     "in_batch",
     "refuse_broadcast",
     "refuse_classes",
+    "single_sample_error",
 ]
 
 OF_CLASSES = (
@@ -39,6 +47,7 @@ UNKNOWN = Problem(
     "outputs and targets that fit together",
     "Task(loss=..., metric=...) that take these, or Task(forward=...) that gives others",
 )
+ONE_VALUE = "Expected more than 1 value per channel"
 NUMPY = "torch.as_tensor(...) of every array, or wrap the data set in a DataLoader, which does so"
 
 
@@ -70,10 +79,11 @@ def _is_numpy(value: Any) -> bool:
 
 
 @contextmanager
-def forward_error(batch: Any, where: str) -> Iterator[None]:
+def forward_error(network: nn.Module, batch: Any, where: str) -> Iterator[None]:
     """Say of an error of a forward pass which batch it was, and what to write.
 
     Args:
+        network: What runs.
         batch: What went in.
         where: Names the batch, such as "the first batch of Data.train".
     """
@@ -84,16 +94,23 @@ def forward_error(batch: Any, where: str) -> Iterator[None]:
     except Exception as err:
         raise CompressionError(
             f"The network was to run on {where}, which is {described(batch)}, and failed "
-            f"({type(err).__name__}: {first_line(err)}). {_forward_advice(batch, err)}"
+            f"({type(err).__name__}: {first_line(err)}). {_forward_advice(network, batch, err)}"
         ) from err
 
 
-def _forward_advice(batch: Any, err: Exception) -> str:
+def _forward_advice(network: nn.Module, batch: Any, err: Exception) -> str:
     text = str(err)
     leaves = tree_leaves(batch)
     if any(map(_is_numpy, leaves)):
         return f"It takes tensors: write {NUMPY}."
     if "dtype" in text or "type (" in text or "scalar type" in text:
+        short = {p.dtype for p in network.parameters()} & {torch.float16, torch.bfloat16}
+        if short and torch.float32 in {t.dtype for t in leaves if isinstance(t, Tensor)}:
+            name = str(short.pop()).removeprefix("torch.")
+            return (
+                f"The weights are {name}: write model.float(). "
+                'EngineConfig(precision="bf16") then trains in mixed precision.'
+            )
         doubles = [t for t in leaves if isinstance(t, Tensor) and t.dtype == torch.float64]
         what = "x.float()" if doubles else "x.float() for values, x.long() for indices"
         return f"Inputs must have the type of the weights: write {what}."
@@ -145,8 +162,19 @@ def in_batch(where: str) -> Iterator[None]:
             raise
         raise CompressionError(f"This was {where}. {err}") from err
     except Exception as err:
+        if ONE_VALUE in str(err):
+            raise single_sample_error(where) from err
         err.add_note(f"This was {where}.")
         raise
+
+
+def single_sample_error(where: str) -> CompressionError:
+    """Return the error of a norm that was to take the statistics of a batch of one sample."""
+    return CompressionError(
+        f"There is one sample in {where}, and in training a BatchNorm takes the statistics of its "
+        "batch, which needs two or more. Write DataLoader(..., drop_last=True), or another batch "
+        "size."
+    )
 
 
 def explained(call: Callable[[Any, Any], Tensor], output: Any, target: Any) -> Tensor:
@@ -226,14 +254,21 @@ def _shape_problem(output: Any, target: Any) -> Problem:
 
 
 def refuse_classes(task_loss: Any, output: Any, target: Any, where: str) -> None:
-    """Raise where a cross entropy would not take the targets: on a GPU it would abort."""
-    is_module = isinstance(task_loss, nn.CrossEntropyLoss)
-    if not is_module and task_loss is not functional.cross_entropy:
+    """Raise where a cross entropy would not take the targets: on a GPU it would abort.
+
+    Raise also where it takes outputs for what they are not: probabilities for scores, or scores for
+    logarithms of probabilities.
+    """
+    is_module = isinstance(task_loss, nn.CrossEntropyLoss | nn.NLLLoss)
+    if not is_module and task_loss not in (functional.cross_entropy, functional.nll_loss):
         return
     if not isinstance(output, Tensor) or not isinstance(target, Tensor):
         return
     ignored = task_loss.ignore_index if is_module else IGNORED
     problem = class_problem(output, target, ignored=ignored)
+    if problem is None:
+        of_scores = isinstance(task_loss, nn.CrossEntropyLoss)
+        problem = score_problem(output, of_scores or task_loss is functional.cross_entropy)
     if problem is not None:
         raise _refused("Task.loss", task_loss, (output, target), where, problem, None)
 

@@ -52,10 +52,23 @@ def sample_count(batch: Any) -> int:
         first = getattr(batch, "__dict__", batch)
     if isinstance(first, Mapping) and first:
         first = next(iter(first.values()))
-    if isinstance(first, list | tuple):
+    elif isinstance(first, tuple) and not _is_row(first) and first:
+        first = first if isinstance(first, PackedSequence) else first[0]
+    if isinstance(first, PackedSequence):
+        return int(first.batch_sizes[0])
+    if isinstance(first, list | tuple) and not _are_parts(first, batch):
         return len(first)
     tensor = next((t for t in tree_leaves((first, batch)) if _has_axis(t)), None)
     return tensor.size(0) if tensor is not None else 1
+
+
+def _are_parts(row: Sequence[Any], batch: Any) -> bool:
+    """Tell whether a row holds whole tensors of a batch: all that it has, and all of one length."""
+    lengths = {len(leaf) for leaf in tree_leaves(batch) if _has_axis(leaf)}
+    if not all(map(_has_axis, row)) or len(lengths) > 1:
+        return False
+    inputs = tree_leaves(next(iter(batch))) if _is_row(batch) else []
+    return not any(all(t.dim() == IMAGE for t in own) for own in (row, inputs) if own)
 
 
 def _has_parts(batch: Sequence[Any]) -> bool:
@@ -87,10 +100,13 @@ def samples_of(output: Any, target: Any, batch: Any) -> int | None:
 
 
 def _length(value: Any) -> int | None:
-    """Return the length of the first tensor outside of lists."""
-    tensors = (leaf for leaf in _flat(value)[0] if _has_axis(leaf))
-    first = next(tensors, None)
-    return None if first is None else int(first.size(0))
+    """Return the length of the first tensor outside of lists, or how many sequences are packed."""
+    for leaf in _flat(value)[0]:
+        if isinstance(leaf, PackedSequence):
+            return int(leaf.batch_sizes[0])
+        if _has_axis(leaf):
+            return int(leaf.size(0))
+    return None
 
 
 def joined(batches: Sequence[Batch]) -> tuple[Any, Any, int]:

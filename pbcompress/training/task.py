@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pbcompress.core.inputs import (
     BatchAxes,
@@ -22,6 +22,7 @@ from pbcompress.core.modules import copy_model
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError
 from pbcompress.training.class_targets import IGNORED, class_problem
+from pbcompress.training.first_mistakes import described
 from pbcompress.training.joining import sample_count
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 Batches = Iterable[Any]
+TARGETS = ("labels", "label", "target", "targets", "y")  # what a dict may call them
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,18 @@ class Task:
     name: str = ""
     batch_axes: BatchAxes | None = None
 
+    def __post_init__(self) -> None:
+        example = {"loss": "F.cross_entropy", "metric": "lambda output, target: ..."}
+        for name in ("loss", "metric", "forward"):
+            value = getattr(self, name)
+            if not callable(value) and (value is not None or name in example):
+                takes = "(model, batch)" if name == "forward" else "(output, target)"
+                write = example.get(name, "lambda model, batch: (model(batch[0]), batch[1])")
+                raise CompressionError(
+                    f"Task.{name} must be a function of {takes}; found {value!r}. Write "
+                    f"Task({name}={write}), say."
+                )
+
     @property
     def metric_name(self) -> str:
         """Name of the metric: ``name``, or that of the function."""
@@ -170,7 +184,7 @@ class Task:
             raise CompressionError(
                 "A batch of (inputs, target) was expected; the loader yielded "
                 f"{_describe(batch)}. Pass Task(forward=...) that takes (model, batch) and returns "
-                "(output, target)."
+                f"(output, target){_forward_for(batch)}."
             )
         inputs, target = batch
         return _called(model, inputs), target
@@ -178,7 +192,7 @@ class Task:
     def outputs(self, model: nn.Module, batch: Any) -> Any:
         """Return the output of one batch, which may be inputs alone, without a target."""
         if self.forward is None:
-            if isinstance(batch, Tensor | dict):
+            if isinstance(batch, Tensor | Mapping):
                 return _called(model, batch)
             if isinstance(batch, tuple | list) and len(batch) == 1:
                 return _called(model, batch[0])
@@ -186,7 +200,7 @@ class Task:
 
 
 def _called(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, dict):
+    if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, tuple | list):
         return model(*inputs)
@@ -195,9 +209,21 @@ def _called(model: nn.Module, inputs: Any) -> Any:
 
 def _describe(batch: Any) -> str:
     kind = type(batch).__name__
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return f"a dict with {', '.join(map(str, batch))}"
     return f"a {kind} of {len(batch)}" if isinstance(batch, tuple | list) else f"a {kind}"
+
+
+def _forward_for(batch: Any) -> str:
+    """Return how a forward for batches that are dicts with a target could be written."""
+    names = [name for name in TARGETS if isinstance(batch, Mapping) and name in batch]
+    if len(names) != 1 or len(batch) < 2:
+        return ""
+    others = [name for name in batch if name != names[0]]
+    inputs = f"b[{others[0]!r}]"
+    if len(others) > 1:
+        inputs = f"**{{k: v for k, v in b.items() if k != {names[0]!r}}}"
+    return f", such as lambda m, b: (m({inputs}), b[{names[0]!r}])"
 
 
 def check_split(split: Any, name: str) -> None:
@@ -243,7 +269,12 @@ def inputs_of(batches: Batches, task: Task, model: nn.Module, device: torch.devi
 
 def moved(batch: Any, device: torch.device) -> Any:
     """Return a batch with every tensor on ``device``."""
-    return tree_map_only(Tensor, lambda t: t.to(device), batch)
+
+    def move(leaf: Any) -> Any:
+        is_own = isinstance(leaf, Mapping) and hasattr(leaf, "to")  # a batch of a tokenizer
+        return leaf.to(device) if isinstance(leaf, Tensor) or is_own else leaf
+
+    return tree_map(move, batch)
 
 
 def moved_and_checked(batch: Any, device: torch.device, where: str) -> Any:
@@ -292,7 +323,10 @@ def to_number(value: Any, name: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as err:
-        raise CompressionError(f"{name} must return one number; it returned {value!r}.") from err
+        found = described(value) if isinstance(value, Tensor) else repr(value)
+        raise CompressionError(
+            f"{name} must return one number; it returned {found}. Reduce it, e.g. with .mean()."
+        ) from err
 
 
 @contextmanager

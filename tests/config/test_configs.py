@@ -242,9 +242,9 @@ BAD = [
     (RecoveryConfig, "thaw_epochs", [-1, 1.0]),
     (RecoveryConfig, "compensation_batches", [-1, 0.5, True, "all", None]),
     (RecoveryConfig, "replay", [-0.1, "much", float("inf")]),
-    (RecoveryConfig, "optimizer", ["sgd", "", {"lr": 0.1}, EngineConfig()]),
-    (RecoveryConfig, "engine", ["fast", None]),
-    (RecoveryConfig, "distillation", [0.5]),
+    (RecoveryConfig, "optimizer", [None, {"lr": 0.1}, EngineConfig()]),
+    (RecoveryConfig, "engine", [None, ["bf16"]]),
+    (RecoveryConfig, "distillation", [None, OptimizerConfig()]),
     (OptimizerConfig, "algorithm", ["lion", None]),
     (OptimizerConfig, "lr", [0, -1, float("nan"), float("inf"), "1e-3"]),
     (OptimizerConfig, "dendrite_lr", [0, None]),
@@ -400,3 +400,50 @@ def test_what_is_no_part_is_refused_with_those_that_are(config):
 def test_a_part_of_another_function_is_refused_by_its_name_alone():
     with pytest.raises(ValueError, match="given as a RecoveryConfig; it must be a WidthConfig or"):
         whole_config(RecoveryConfig(), WidthConfig)
+
+
+# --- a part by the names of its choices -----------------------------------------------------------
+
+
+def test_every_choice_of_a_part_may_be_given_by_its_own_name():
+    """With other values for all of them at once, so that none gets another one's."""
+    parts = {
+        "optimizer": OptimizerConfig,
+        "engine": EngineConfig,
+        "distillation": DistillationConfig,
+    }
+    values = {name: next(v for v in OTHERS if type(v) is kind) for name, kind in parts.items()}
+    flat = {f.name: getattr(v, f.name) for v in values.values() for f in dataclasses.fields(v)}
+    assert len(flat) == sum(len(dataclasses.fields(kind)) for kind in parts.values()) == 20
+    assert RecoveryConfig(epochs=3, **flat) == RecoveryConfig(epochs=3, **values)
+    assert not flat.keys() & {f.name for f in dataclasses.fields(RecoveryConfig)}
+
+
+def test_a_part_may_be_given_as_its_first_choice_and_as_a_whole_with_a_change():
+    short = RecoveryConfig(optimizer="sgd", momentum=0.0, distillation=0.5, engine="bf16")
+    assert short == RecoveryConfig(
+        optimizer=OptimizerConfig(algorithm="sgd", momentum=0.0),
+        distillation=DistillationConfig(share=0.5),
+        engine=EngineConfig(precision="bf16"),
+    )
+    whole = RecoveryConfig(optimizer=OptimizerConfig(lr=0.1, warmup=0.0), lr=0.2)
+    assert whole.optimizer == OptimizerConfig(lr=0.2, warmup=0.0)
+    assert dataclasses.replace(whole, momentum=0.5).optimizer.momentum == 0.5
+    assert RecoveryConfig.from_dict(short.to_dict()) == short
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"optimizer": "rmsprop"}, r"OptimizerConfig\.algorithm was given as 'rmsprop'"),
+        ({"lr": -1.0}, r"OptimizerConfig\.lr was given as -1\.0"),
+        ({"optimizer": ""}, r"OptimizerConfig\.algorithm was given as ''"),
+        ({"optimizer": None, "lr": 0.1}, r"RecoveryConfig\.optimizer was given as None"),
+        ({"distillation": 2}, r"DistillationConfig\.share was given as 2"),
+    ],
+)
+def test_a_choice_of_a_part_is_checked_as_its_own(choices, message):
+    with pytest.raises(ValueError, match=message):
+        RecoveryConfig(**choices)
+    with pytest.raises(TypeError, match="learning_rate"):
+        RecoveryConfig(learning_rate=0.1)

@@ -115,6 +115,54 @@ def test_widths_of_their_own_state_nothing():
     assert pb.shrink(model, plan).config.hidden_size == 64
 
 
+class Levels:
+    """A config that states one number for all levels, so that no level can be narrowed alone."""
+
+    model_type = "levels"
+
+    def __init__(self, sizes=(24, 32)):
+        self.sizes = list(sizes)
+
+    def to_dict(self):
+        return {"sizes": self.sizes}
+
+
+class Leveled(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        a, b = config.sizes
+        self.config = config
+        self.layers = nn.Sequential(nn.Linear(4, a), nn.ReLU(), nn.Linear(a, b), nn.ReLU())
+        self.head = nn.Linear(b, 3)
+
+    def forward(self, x):
+        return self.head(self.layers(x))
+
+
+def test_what_no_config_can_state_is_narrowed_where_the_target_asks_for_it(caplog):
+    torch.manual_seed(0)
+    model, x = Leveled(Levels()).eval(), torch.randn(2, 4)
+    plan = pb.plan_widths(model, x, 0.5)
+    assert "every group of channels has its own" in caplog.text
+    assert not plan.stated
+    assert 0.9 <= plan.cost_after.params / plan.target_params <= 1
+    small = pb.shrink(model, plan)
+    assert small(x).shape == (2, 3)
+    assert small.config.sizes == [24, 32]
+    with pytest.raises(pb.TargetUnreachableError, match="no number of the config states its width"):
+        pb.plan_widths(model, x, 0.5, config=pb.WidthConfig(same_width=True))
+
+
+def test_a_network_of_several_with_configs_is_shrunk():
+    """It has no config itself, and those of its parts stay as they are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Leveled(Levels()), nn.ReLU(), nn.Linear(3, 2)).eval()
+    plan = pb.plan_widths(model, torch.randn(2, 4), 0.5)
+    small = pb.shrink(model, plan)
+    assert small[0].config.sizes == [24, 32]
+    assert small[0].head.in_features < 32
+
+
 def test_a_config_that_its_class_does_not_follow_is_said():
     pytest.importorskip("transformers")
     family = FAMILIES["Llama"]

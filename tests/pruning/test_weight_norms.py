@@ -23,7 +23,7 @@ def sample(layer):
     return torch.zeros(2, width, *[4] * (layer.weight.dim() - 2))
 
 
-AXES = (0, 1, -1, None, 2)
+AXES = (0, 1, -1, None, 2, -2)
 REMOVED = {0: (1, 6), 1: (0, 2, 5)}
 
 
@@ -46,7 +46,7 @@ CASES = [
 
 
 def test_the_number_of_cases():
-    assert len(CASES) == 68
+    assert len(CASES) == 82
 
 
 @pytest.mark.parametrize(("kind", "layer", "dim"), CASES)
@@ -106,6 +106,18 @@ class Masked(nn.Module):
 def stays(plan, layer, width):
     gone = next(set(s.removed) for s in plan.steps if s.layer == layer and s.dim == "out")
     return torch.tensor([i not in gone for i in range(width)]).float()
+
+
+@pytest.mark.parametrize("kind", ["old", "new"])
+@pytest.mark.parametrize("dim", [-2, -3])
+def test_an_axis_from_the_end_goes_on_to_be_narrowed(kind, dim):
+    layer = normed(kind, nn.Linear(16, 16) if dim == -2 else nn.Conv1d(16, 16, 1), dim)
+    layers = (nn.Linear(6, 16), layer, nn.Linear(16, 3))
+    if dim == -3:
+        layers = (nn.Conv1d(6, 16, 1), layer, nn.Conv1d(16, 3, 1))
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2]).eval()
+    plan = pb.plan_widths(model, torch.randn(2, 6, *[5] * (dim == -3)), 0.5)
+    assert not any("sliced" in reason for reason in plan.left_alone.values())
 
 
 @pytest.mark.parametrize("kind", ["old", "new"])

@@ -402,7 +402,7 @@ def test_the_guard_is_a_share_of_the_metrics_range_in_any_unit(unit, tmp_path, f
     with torch.no_grad():
         out = model(x).double().numpy()
     y = y.double().numpy()
-    by_chance = np.square(out[:, None] - y[None]).mean()  # over all pairs of samples
+    by_chance = np.square(out.mean() - y).mean()  # half of that over all pairs of samples
     own = np.square(out - y).mean()
     assert q.guard == pytest.approx(0.005 * (by_chance - own), rel=0.1)
     assert q.metric_before == pytest.approx(own, rel=1e-3)
@@ -417,6 +417,33 @@ def test_a_metric_that_fell_to_the_mean_is_no_good_in_small_units() -> None:
     task = pb.Task(metric=mse, higher_is_better=False)
     assert _drop(task, y, y, 64) < 0.05 * mse(y.mean().expand_as(y), y)
     assert _drop(pb.Task(), y, y, 64) == 0.005
+
+
+def confident(samples: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of four classes that are sure of the right one."""
+    target = torch.arange(samples) % 4
+    generator = torch.Generator().manual_seed(0)
+    return 15 * torch.eye(4)[target] + torch.randn(samples, 4, generator=generator), target
+
+
+def test_a_metric_without_a_bound_is_held_to_what_knows_nothing() -> None:
+    """Sure and wrong, a perplexity is thousands; to know nothing is one of four classes."""
+    output, target = confident()
+    cross_entropy = nn.functional.cross_entropy
+    for metric, most in ((lambda o, t: cross_entropy(o, t).exp(), 4 - 1), (cross_entropy, 1.4)):
+        task = pb.Task(metric=metric, higher_is_better=False)
+        assert 0.9 * most < _drop(task, output, target, len(target)) / 0.005 < 1.1 * most
+
+
+def test_a_metric_that_is_not_defined_where_nothing_varies_has_a_range() -> None:
+    x = torch.linspace(-1, 1, 50)[:, None]
+
+    def correlation(output: torch.Tensor, target: torch.Tensor) -> float:
+        value = np.corrcoef(output[:, 0], target[:, 0])[0, 1]  # warns, which is an error here
+        return float(value)
+
+    drop = _drop(pb.Task(metric=correlation), x + 0.01 * x**2, x, 50)
+    assert drop == pytest.approx(0.005, rel=0.2)
 
 
 UNKNOWN = {

@@ -156,9 +156,8 @@ def test_counts_of_networks_in_the_readme_are_those_of_the_planner():
         sum(int(float(row.split("|")[place])) for row in rows) for place in range(6)
     )
     assert len(rows) == 3
-    assert tried == landed
     assert differ == 0
-    assert f"all of {tried} networks" in readme
+    assert f"{landed} of {tried} networks" in readme
     assert f"{equal} of {exported} exported files equal" in readme
     assert f"{exported - equal} cannot be exported" in readme
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pbcompress import TargetUnreachableError, measure, plan_widths, shrink
+from pbcompress import CompressionError, TargetUnreachableError, measure, plan_widths, shrink
 from pbcompress.core.modules import copy_model
 from pbcompress.core.scripted import scripts_as_python
 from tests.support.masking import assert_equals_masked
@@ -104,3 +104,17 @@ def test_a_module_may_hold_a_scripted_function(name, hold):
     torch.testing.assert_close(copied(sequence(2)), model(sequence(2)))
     small = shrink(model, plan_widths(model, sequence(1), 0.5))
     assert small.inner.out_channels < 32 or name == "traced"
+
+
+def test_what_runs_and_cannot_be_followed_is_not_blamed_on_the_inputs():
+    class Gradient(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 1)
+
+        def forward(self, x):
+            y = self.a(x)
+            return y - torch.func.vmap(torch.func.grad(lambda row: self.b(row).sum()))(y)
+
+    with pytest.raises(CompressionError, match=r"that went well.*cannot be followed in 'b'"):
+        plan_widths(Gradient().eval(), torch.zeros(2, 4), 0.5)

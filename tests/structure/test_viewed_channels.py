@@ -229,3 +229,9 @@ def test_a_norm_follows_a_size_and_keeps_a_number(name):
     left = plan_widths(model, torch.randn(2, 3, 8, 8), 0.9).left_alone
     assert ("conv" not in left) == follows
     assert follows or "the plain number 16" in left["conv"]
+
+
+def test_a_norm_over_neighbours_is_named():
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.LocalResponseNorm(3), nn.Conv2d(16, 3, 1)).eval()
+    with pytest.raises(TargetUnreachableError, match=r"norm in '1' takes neighbouring channels"):
+        plan_widths(model, images(2), 0.5)

@@ -1,6 +1,8 @@
 """The first mistakes that a user makes: each is refused before training, with what to write."""
 
 import copy
+import re
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +17,7 @@ from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.training.batch_statistics import Sample, reestimate_batchnorm_
 from pbcompress.training.data_checks import check_data, scored
 from pbcompress.training.first_mistakes import described
-from pbcompress.training.task import accuracy
+from pbcompress.training.task import accuracy, moved
 from tests.support.configs import recovery_of
 
 CPU, N, C = torch.device("cpu"), 12, 3
@@ -86,6 +88,19 @@ MISTAKES: dict[str, tuple[nn.Module, Any, Any, Task, tuple[str, ...]]] = {
         Net(C, lambda y: y[:, :, None, None]), X, F.one_hot(Y, C)[:, None, None], Task(),
         ("(12, 1, 1, 3)", "target.argmax(-1)"),
     ),
+    "scores behind an axis of one": (
+        Net(C, lambda y: y[:, None]), X, Y, Task(), ("scores of shape (12, 3)", ".flatten(1)"),
+    ),
+    "scores of one position": (
+        Net(C, lambda y: y[:, :, None, None]), X, Y, Task(), ("shape (12, 3)", ".flatten(1)"),
+    ),
+    "probabilities": (
+        Net(C, lambda y: y.softmax(1)), X, Y, Task(), ("before a softmax", "o.clamp_min(1e-7)"),
+    ),
+    "scores for logarithms": (
+        Net(), X, Y, Task(loss=F.nll_loss), ("logarithms of", "F.cross_entropy"),
+    ),
+    "half precision": (Net().half(), X, Y, Task(), ("are float16", "model.float()")),
     "classes last": (
         Net(C, tokens), X, Y[:, None].repeat(1, 5), Task(),
         ("classes on axis 1", "(12, 5, 3)", "o.flatten(0, -2)"),
@@ -164,7 +179,7 @@ MISTAKES: dict[str, tuple[nn.Module, Any, Any, Task, tuple[str, ...]]] = {
 
 
 def test_the_table_is_whole() -> None:
-    assert len(MISTAKES) == 43
+    assert len(MISTAKES) == 48
 
 
 @pytest.mark.parametrize("samples", [None, 8], ids=["whole", "few"])
@@ -191,6 +206,10 @@ FINE: dict[str, tuple[nn.Module, Any, Any, Task]] = {
         Net(), X, torch.rand(N, C).softmax(1),
         Task(metric=lambda o, t: (o.argmax(1) == t.argmax(1)).float().mean()),
     ),
+    "logarithms of probabilities": (
+        Net(C, lambda y: y.log_softmax(1)), X, Y, Task(loss=nn.NLLLoss()),
+    ),
+    "logarithms with a cross entropy": (Net(C, lambda y: y.log_softmax(1)), X, Y, Task()),
     "left out": (Net(), X, torch.where(Y == 1, -100, Y), Task()),
     "left out by another number": (
         Net(), X, torch.where(Y == 1, 255, Y),
@@ -239,6 +258,79 @@ def test_compress_and_recover_say_it_before_they_change_anything() -> None:
         with pytest.raises(CompressionError, match=r"batch of Data\.train.*target\.long"):
             call(model, Data(split, split))
         assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        (
+            {"loss": "cross_entropy"},
+            r"Task\.loss must be a function.*'cross_entropy'.*F\.cross_ent",
+        ),
+        ({"metric": "accuracy"}, r"Task\.metric must be a function of \(output, target\)"),
+        ({"metric": None}, r"Task\.metric must be a function"),
+        ({"forward": "logits"}, r"Task\.forward must be a function of \(model, batch\)"),
+    ],
+)
+def test_what_is_no_function_is_refused_when_it_is_given(choices: Any, message: str) -> None:
+    with pytest.raises(CompressionError, match=message):
+        Task(**choices)
+
+
+@pytest.mark.parametrize(
+    ("batch", "write"),
+    [
+        ({"x": X, "y": Y}, "lambda m, b: (m(b['x']), b['y'])"),
+        ({"a": X, "mask": X, "labels": Y}, "k != 'labels'}), b['labels'])"),
+        (UserDict(x=X, target=Y), "(m(b['x']), b['target'])"),
+        ({"x": X}, "a dict with x. Pass Task(forward=...)"),
+    ],
+)
+def test_a_batch_that_is_a_dict_gets_its_forward_told(batch: Any, write: str) -> None:
+    with pytest.raises(CompressionError, match=re.escape(write)):
+        check_data(Data([batch], [batch]), Task(), Net(), CPU)
+
+
+class Tokens(UserDict[str, Any]):
+    """As a tokenizer gives a batch."""
+
+    def to(self, device: Any) -> "Tokens":
+        return Tokens({name: value.to(device) for name, value in self.items()})
+
+
+def test_a_batch_of_a_tokenizer_is_moved_and_gives_named_inputs() -> None:
+    batch = (Tokens(x=X), Y)
+    assert moved(batch, torch.device("meta"))[0]["x"].is_meta
+    assert torch.equal(Task().run(Net(), batch)[0], Net()(X))
+
+
+@pytest.mark.parametrize("is_loader", [False, True])
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm])
+def test_a_batch_of_one_sample_is_named_before_a_batchnorm_meets_it(
+    norm: Any, is_loader: bool
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), norm(8), nn.Linear(8, C))
+    split: Any = list(zip(X.split(11), Y.split(11), strict=True))
+    if is_loader:
+        split = DataLoader(list(zip(X, Y, strict=True)), batch_size=11)
+    data = Data(split, [(X, Y)])
+    if norm is nn.LayerNorm:
+        check_data(data, Task(), model, CPU)
+        return
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(CompressionError, match=r"one sample in batch 1 of Data\.train.*drop_last"):
+        check_data(data, Task(), model, CPU)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_batch_of_one_sample_that_could_not_be_foreseen_is_named() -> None:
+    class Unforeseen:
+        def __iter__(self) -> Iterator[Any]:
+            return iter(zip(X.split(11), Y.split(11), strict=True))
+
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, C))
+    with pytest.raises(CompressionError, match=r"one sample in batch 1 of Data\.train.*drop_last"):
+        recover_(model, Data(Unforeseen(), [(X, Y)]), config=SMALL)
 
 
 def test_labels_that_are_left_out_do_not_count_in_the_accuracy() -> None:

@@ -174,6 +174,11 @@ def test_samples_are_taken_from_every_part() -> None:
     assert not is_by_sample(torch.tensor(1.0), 4)
 
 
+class Pair(NamedTuple):
+    x: Tensor
+    y: Any
+
+
 COUNTS = {
     "a tensor": (torch.zeros(3, 2), 3),
     "inputs and targets": ((torch.zeros(3, 2), torch.zeros(3)), 3),
@@ -183,6 +188,14 @@ COUNTS = {
     "targets in a dict": ((torch.zeros(3, 2), {"boxes": [{}, {}, {}]}), 3),
     "images": (([torch.zeros(3, 8, 8)] * 2, [{}, {}]), 2),
     "a number": (1.0, 1),
+    "images and boxes": (([torch.zeros(3, 8, 8)] * 2, [torch.zeros(3, 4)] * 2), 2),
+    "two inputs and two targets": (
+        ((torch.zeros(5, 3), torch.zeros(5, 2)), (torch.zeros(5), torch.zeros(5))),
+        5,
+    ),
+    "lists of them": ([[torch.zeros(5, 3)] * 2, [torch.zeros(5)] * 2], 5),
+    "named tuples": ((Pair(torch.zeros(5, 3), 1), Pair(torch.zeros(5), 1)), 5),
+    "packed": ((pack_sequence(sequences(0, 3), enforce_sorted=False),) * 2, 3),
     "inputs, targets and weights": ([torch.zeros(4, 3), torch.zeros(4), torch.zeros(4)], 4),
     "a tuple of three": ((torch.zeros(4, 2), torch.zeros(4, 2), torch.zeros(4, 2)), 4),
     "three alike": ([torch.zeros(5, 2)] * 3, 5),

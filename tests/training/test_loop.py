@@ -322,7 +322,7 @@ BAD: dict[str, tuple[Data, Task, tuple[str, ...]]] = {
     "metric of a vector": (
         Data(GOOD, GOOD),
         Task(metric=lambda o, t: o),
-        ("Task.metric must return one number", "it returned tensor"),
+        ("Task.metric must return one number", "it returned float32"),
     ),
     "metric of nothing": (
         Data(GOOD, GOOD),
