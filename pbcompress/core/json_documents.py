@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pbcompress.core.bounded_files import MOST_BYTES
 from pbcompress.core.records import from_data, to_data
-from pbcompress.errors import CompressionError, StateMismatchError, first_line
+from pbcompress.errors import CompressionError, StateMismatchError, brief, first_line
 
 __all__ = [
     "check_kind",
@@ -235,7 +235,7 @@ def damage_named(
     except passing:
         raise
     except CompressionError as err:
-        raise StateMismatchError(f"{where} does not fit: {err}") from err
+        raise StateMismatchError(f"{where} does not fit: {brief(err, 800)}") from err
     except Exception as err:
         raise StateMismatchError(
             f"{where} does not fit, or was changed ({type(err).__name__}: {first_line(err)}). "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pbcompress.core.inputs import as_call, single_sample, tensors_of, to_device
 from pbcompress.core.json_documents import damage_named
 from pbcompress.core.tensor_files import read_tensors, write_tensors
-from pbcompress.errors import StateMismatchError
+from pbcompress.errors import StateMismatchError, a_few
 
 __all__ = ["SAMPLE_FILE", "Sample", "read_sample", "sample_of", "write_sample"]
 
@@ -61,7 +61,7 @@ def read_sample(path: Path) -> Sample:
     with damage_named(str(path)):
         inputs, outputs = _side("input.", tensors), _side("output.", tensors)
         if len(inputs) + len(outputs) != len(tensors) or not inputs or not outputs:
-            raise ValueError(f"it holds {', '.join(tensors) or 'nothing'}")
+            raise ValueError(f"it holds {a_few(list(tensors)) or 'nothing'}")
     return inputs, outputs
 
 

@@ -15,7 +15,7 @@ from pbcompress.core.records import from_data, to_data
 from pbcompress.core.tensor_files import read_tensors, write_bytes, write_tensors
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
-from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.errors import CompressionError, StateMismatchError, a_few, brief
 from pbcompress.pruning.cuts import LayerCut
 from pbcompress.pruning.shrinking import shrink_
 
@@ -82,7 +82,7 @@ def save(
     strange = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
     if strange:
         raise CompressionError(
-            f"The model keeps extra state that is no tensor ({', '.join(strange)}); a run holds "
+            f"The model keeps extra state that is no tensor ({a_few(strange)}); a run holds "
             "tensors and JSON only. Turn it into buffers."
         )
     state = {
@@ -169,7 +169,8 @@ def load(
         model.load_state_dict(full)
     except RuntimeError as err:
         raise StateMismatchError(
-            f"{directory} holds the weights of another architecture than make_model builds: {err}"
+            f"{directory} holds the weights of another architecture than make_model builds: "
+            f"{brief(err, 800)}"
         ) from err
     return model.eval()
 
@@ -181,7 +182,7 @@ def _grow_(model: nn.Module, dendrites: _Dendrites) -> None:
     missing = [name for name in layers if name not in dict(model.named_modules())]
     if missing:
         raise StateMismatchError(
-            f"The run has dendrites on {', '.join(missing)}, which make_model does not build. Give "
+            f"The run has dendrites on {a_few(missing)}, which make_model does not build. Give "
             "the constructor of the network that was compressed."
         )
     counts = {count for entry in layers.values() for count in (entry.sets, len(entry.nodes))}

@@ -156,7 +156,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(config):
     for nonsense in ("nonsense", 7):
         data = {**config.to_dict(), nonsense: 1}
         with pytest.raises(
-            ValueError, match=f"{type(config).__name__} has no {nonsense}.*{known[0]}"
+            ValueError, match=f"{type(config).__name__} has no '{nonsense}'.*{known[0]}"
         ):
             type(config).from_dict(data)
 

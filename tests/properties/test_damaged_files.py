@@ -1,6 +1,6 @@
 """Files that were damaged or changed on purpose, for every reader: a whole file or a sentence.
 
-A sentence is a `CompressionError` in few words; the commands print it in one line and return 1. No
+A sentence is a `CompressionError` of few words in one line; the commands print it and return 1. No
 other error comes out, whatever bytes or values are there. A value is changed beneath a SHA-256 that
 fits, as who wants to harm would change it.
 """
@@ -211,7 +211,9 @@ def outcomes(
             read(target / path)
             yield name, "read"
         except pb.CompressionError as err:
-            yield name, "refused" if len(str(err)) < 2500 else f"in too many words: {seed}"
+            said = str(err)
+            is_plain = len(said) < 2500 and said.isprintable()
+            yield name, "refused" if is_plain else f"in too many words: {seed}"
         except BaseException as err:
             raise AssertionError(f"seed {seed}, {name}: {type(err).__name__}: {err}") from err
 
