@@ -164,7 +164,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(config):
 def test_an_unknown_name_inside_is_refused():
     data = CompressConfig().to_dict()
     data["width"]["widht"] = 3
-    with pytest.raises(ValueError, match="WidthConfig has no widht"):
+    with pytest.raises(ValueError, match="WidthConfig has no 'widht'"):
         CompressConfig.from_dict(data)
 
 
