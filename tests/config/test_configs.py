@@ -368,7 +368,7 @@ def test_a_value_is_told_by_its_kind():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"rule": {"kind": "gradient", "samples": 9}}, "Gradient has no 'samples'; it has no fields"),
+        ({"rule": {"kind": "gradient", "samples": 9}}, "has no 'samples'; it has no fields"),
         ({"form": {"kind": "shared", "rank": 2}}, "Shared has no 'rank'; it has nodes"),
         ({"form": {"kind": "half"}}, "form was given as .*one of 'full', 'grouped'"),
         ({"form": {"rank": 2}}, "form was given as .*or a value of Full, Grouped"),
