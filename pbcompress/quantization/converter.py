@@ -165,15 +165,17 @@ def _has_vnni() -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the library's remarks, which go to the root logger and the standard output."""
-    root = logging.getLogger()
-    was = root.disabled
-    root.disabled = True
+    """Silence the library's remarks, which go to two loggers and the standard output."""
+    root, own, silent = logging.getLogger(), logging.getLogger("onnxruntime"), logging.NullHandler()
+    was = root.disabled, own.propagate
+    root.disabled, own.propagate = True, False
+    own.addHandler(silent)
     try:
         with redirect_stdout(io.StringIO()):
             yield
     finally:
-        root.disabled = was
+        root.disabled, own.propagate = was
+        own.removeHandler(silent)
 
 
 @contextmanager
