@@ -1,6 +1,7 @@
 """The exceptions that pbcompress raises for what a caller can cause.
 
-Every message has three parts: what was asked, what was found, what to do.
+Every message has three parts: what was asked, what was found, what to do. It is one line of bounded
+length that moves no cursor, whatever of a file or of another library's error is in it.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,12 @@ __all__ = [
     "UnsupportedLayerError",
     "UnwritableError",
     "a_few",
+    "brief",
     "first_line",
 ]
+
+MOST_WORDS = 2000  # characters of a message
+MOST_OF_OTHERS = 400  # characters of another library's error in it
 
 
 def a_few(names: Sequence[str], most: int = 4) -> str:
@@ -25,8 +30,24 @@ def a_few(names: Sequence[str], most: int = 4) -> str:
         >>> a_few(["a", "b", "c"], 2)
         "'a', 'b' and 1 more"
     """
-    shown = ", ".join(map(repr, names[:most]))
+    shown = ", ".join(f"{name!r:.80}" for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def brief(text: object, most: int) -> str:
+    r"""Return a text for a message: one line, the middle of a long one left out.
+
+    Args:
+        text: A text, or an error.
+        most: Characters that it may have.
+
+    Example:
+        >>> brief("a\nb\x1b[2J", 20), brief("x" * 5000 + "; must be 1", 21)
+        ('a b\ufffd[2J', 'xxxxxxxx ... ust be 1')
+    """
+    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(text).split()))
+    half = (most - 5) // 2
+    return line if len(line) <= most else f"{line[:half]} ... {line[-half:]}"
 
 
 class CompressionError(Exception):
@@ -36,6 +57,9 @@ class CompressionError(Exception):
         >>> issubclass(TargetUnreachableError, (CompressionError, ValueError))
         True
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(brief(message, MOST_WORDS))
 
 
 class UnwritableError(CompressionError):
@@ -91,8 +115,8 @@ class DivergedError(CompressionError, RuntimeError):
 
 
 def first_line(err: BaseException) -> str:
-    """Return the first line of what an error, or what caused it, says."""
+    """Return the first line of what an error, or what caused it, says, in brief."""
     while err.__cause__ is not None:
         err = err.__cause__
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return (lines[0] if lines else type(err).__name__).rstrip(".")
+    return brief(lines[0] if lines else type(err).__name__, MOST_OF_OTHERS).rstrip(".")

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with code_of_this_folder(arguments):
             answer = arguments.run(arguments)
     except CompressionError as err:
-        print(f"pbcompress: {' '.join(str(err).split())}", file=sys.stderr)
+        print(f"pbcompress: {err}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("pbcompress: stopped; the same command goes on with its run_dir", file=sys.stderr)

@@ -91,14 +91,16 @@ def _export(arguments: argparse.Namespace) -> Answer:
     from pbcompress.runs.run_folder import read_facts
     from pbcompress.runs.saved_network import load
 
-    shapes = read_facts(arguments.run_dir).before.cost.input_shapes
+    facts = read_facts(arguments.run_dir)
+    shapes = facts.before.cost.input_shapes
     model = load(arguments.run_dir, resolve(arguments.model))
     arguments.input = list(shapes.values())
     tensors = inputs_of(arguments)
     named = not all(name.isdigit() for name in shapes)
     inputs: object = dict(zip(shapes, tensors, strict=True)) if named else tensors
-    own = Path(arguments.run_dir) / "model.onnx"
-    notes = metadata_of(own) if own.is_file() else {}
+    own, owner = Path(arguments.run_dir) / "model.onnx", {"fingerprint": facts.fingerprint}
+    notes = metadata_of(own) if own.is_file() else owner
+    notes = notes if owner.items() <= notes.items() else owner
     report = export_onnx(
         fuse(model),
         arguments.output,

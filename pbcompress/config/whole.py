@@ -53,7 +53,8 @@ class CompressConfig(Choices):
         version = data.get("version", CONFIG_VERSION) if isinstance(data, Mapping) else None
         if not isinstance(version, int):
             raise StateMismatchError(
-                f"A configuration was expected, as CompressConfig.to_dict makes it; found {data!r}."
+                "A configuration was expected, as CompressConfig.to_dict makes it; found "
+                f"{data!r:.80}."
             )
         if version != CONFIG_VERSION:
             advice = "Update pbcompress" if version > CONFIG_VERSION else "Write it anew"

@@ -18,6 +18,7 @@ from typing import (
 )
 
 from pbcompress.core.records import checked
+from pbcompress.errors import a_few
 
 __all__ = ["Choices", "names_of_parts"]
 
@@ -44,7 +45,7 @@ class Choices:
                 value = checked(hint, _named(hint, _frozen(given)))
             except ValueError:
                 raise ValueError(
-                    f"{type(self).__name__}.{name} was given as {given!r}; it must be "
+                    f"{type(self).__name__}.{name} was given as {given!r:.200}; it must be "
                     f"{_described(hint)}."
                 ) from None
             object.__setattr__(self, name, value)
@@ -62,12 +63,14 @@ class Choices:
         """Rebuild a configuration; unknown names are refused, missing ones take their default."""
         hints = _hints(cls)
         if not isinstance(data, Mapping):
-            raise ValueError(f"{cls.__name__} is made from a dict of its fields; found {data!r}.")
+            raise ValueError(
+                f"{cls.__name__} is made from a dict of its fields; found {data!r:.80}."
+            )
         data = {name: v for name, v in data.items() if (name, v) != ("kind", cls.kind)}
         unknown = sorted(map(str, set(data) - set(hints)))
         if unknown:
             has = f"it has {', '.join(hints)}" if hints else "it has no fields"
-            raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; {has}.")
+            raise ValueError(f"{cls.__name__} has no {a_few(unknown)}; {has}.")
         return cls(**{name: _built(hints[name], value) for name, value in data.items()})
 
 

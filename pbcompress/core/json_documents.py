@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 from pbcompress.core.bounded_files import MOST_BYTES
 from pbcompress.core.records import from_data, to_data
-from pbcompress.errors import CompressionError, StateMismatchError, first_line
+from pbcompress.errors import CompressionError, StateMismatchError, brief, first_line
 
 __all__ = [
+    "DIGEST",
     "check_kind",
     "damage_named",
     "decoded",
@@ -92,16 +93,14 @@ def _digest(data: Mapping[str, Any], others: Iterable[Any]) -> str:
 
 
 def without_digest(
-    data: Mapping[str, Any], where: str, others: Iterable[Any] = (), *, may_lack: bool
-) -> tuple[dict[str, Any], bool]:
-    """Return what was given to `with_digest`, and whether there was a SHA-256 to check.
+    data: Mapping[str, Any], where: str, others: Iterable[Any] = ()
+) -> dict[str, Any]:
+    """Return what was given to `with_digest`.
 
     Raises:
-        StateMismatchError: The SHA-256 is another, or is missing and may not be.
+        StateMismatchError: The SHA-256 is missing, or another.
     """
     rest = {name: value for name, value in data.items() if name != DIGEST}
-    if DIGEST not in data and may_lack:
-        return rest, False
     if DIGEST not in data:
         raise StateMismatchError(
             f"{where} has no SHA-256 of its content: an older pbcompress wrote it, or it was "
@@ -112,7 +111,7 @@ def without_digest(
             f"{where} was changed since it was written: its SHA-256 is another than it says. "
             "Restore it from a copy, or make it anew."
         )
-    return rest, True
+    return rest
 
 
 def render(data: Mapping[str, Any], kind: str, version: int) -> str:
@@ -126,54 +125,44 @@ def render(data: Mapping[str, Any], kind: str, version: int) -> str:
 
 
 def parse(
-    text: str | bytes,
-    kind: str,
-    version: int,
-    where: str,
-    *,
-    oldest: int = 1,
-    digest_from: int | None = None,
+    text: str | bytes, kind: str, version: int, where: str, *, by_hand: bool = False
 ) -> dict[str, Any]:
-    """Return the object that ``text`` holds, without its SHA-256.
+    """Return the object that `render` wrote, without its SHA-256.
 
     Args:
-        text: JSON with the members "kind" and "version".
+        text: JSON.
         kind: The kind that is wanted.
-        version: The newest version that can be read.
+        version: The one version that can be read.
         where: What the text is, for messages.
-        oldest: The oldest version that can be read.
-        digest_from: The version from which on the SHA-256 may not be missing; None: it is checked
-            where it is there.
+        by_hand: Whether somebody may have written it, without a SHA-256.
 
     Raises:
-        StateMismatchError: It is truncated, no JSON, of another kind, of a newer version or one
-            that is too old, or was changed since it was written.
+        StateMismatchError: It is truncated, no JSON, of another kind or version, or was changed
+            since it was written.
 
     Example:
-        >>> parse('{"kind": "a", "version": 1}', "a", 1, "The text")["version"]
+        >>> parse('{"kind": "a", "version": 1}', "a", 1, "The text", by_hand=True)["version"]
         1
     """
-    data = decoded(text, where)
-    check_kind(data, kind, version, where, oldest=oldest)
-    found = data["version"]
-    may_lack = digest_from is None or found < digest_from
-    return without_digest(data, where, may_lack=may_lack)[0]
+    data: dict[str, Any] = decoded(text, where)
+    check_kind(data, kind, version, where)
+    return data if by_hand and DIGEST not in data else without_digest(data, where)
 
 
-def check_kind(data: Any, kind: str, version: int, where: str, *, oldest: int = 1) -> None:
+def check_kind(data: Any, kind: str, version: int, where: str) -> None:
     """Raise unless JSON data say that they are of a kind and a version; see `parse`."""
     if not isinstance(data, dict) or data.get("kind") != kind:
         raise StateMismatchError(f"{where} is JSON of another kind. Give a {kind}.")
     found = data.get("version")
     if type(found) is not int or found > version:
         raise StateMismatchError(
-            f"{where} has version {found!r:.50}; this pbcompress reads up to {version}. "
-            "Update pbcompress."
+            f"{where} has version {found!r:.50}; this pbcompress reads version {version}. Update "
+            "pbcompress."
         )
-    if found < oldest:
+    if found < version:
         raise StateMismatchError(
-            f"{where} has version {found}, which an older pbcompress wrote; this one reads from "
-            f"version {oldest} on. Make it anew, in another folder if it is a run."
+            f"{where} has version {found}, which an older pbcompress wrote; this one reads version "
+            f"{version}. Make it anew, in another folder if it is a run."
         )
 
 
@@ -206,7 +195,7 @@ def parse_record(cls: type[T], text: str | bytes, kind: str, version: int, where
         Traceback (most recent call last):
         pbcompress.errors.StateMismatchError: The text has version 1, which an older ...
     """
-    data = parse(text, kind, version, where, oldest=version)
+    data = parse(text, kind, version, where)
     return from_data(cls, {k: v for k, v in data.items() if k not in ("kind", "version")}, where)
 
 
@@ -235,7 +224,7 @@ def damage_named(
     except passing:
         raise
     except CompressionError as err:
-        raise StateMismatchError(f"{where} does not fit: {err}") from err
+        raise StateMismatchError(f"{where} does not fit: {brief(err, 800)}") from err
     except Exception as err:
         raise StateMismatchError(
             f"{where} does not fit, or was changed ({type(err).__name__}: {first_line(err)}). "

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pbcompress.errors import StateMismatchError
+from pbcompress.errors import StateMismatchError, brief
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -95,12 +95,12 @@ def from_data(cls: type[T], data: Mapping[str, Any], where: str) -> T:
     try:
         record: T = _adapter(kind).validate_json(json.dumps(data), strict=True, extra="forbid")
     except StateMismatchError as err:  # of a field with a codec of its own
-        raise StateMismatchError(f"{where} does not fit: {err}") from None
+        raise StateMismatchError(f"{where} does not fit: {brief(err, 800)}") from None
     except ValidationError as err:
         first = err.errors()[0]
         place = ".".join(map(str, first["loc"]))[:200] or "it"
         known = {"missing": "missing", "unexpected_keyword_argument": "a field that is not known"}
-        found = known.get(first["type"], f"{first['input']!r:.80} ({first['msg']})")
+        found = known.get(first["type"], f"{first['input']!r:.80} ({brief(first['msg'], 400)})")
         raise StateMismatchError(
             f"{where} does not fit: {place} is {found}. Write it anew with this pbcompress."
         ) from None

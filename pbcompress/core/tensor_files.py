@@ -4,7 +4,6 @@ The header of such a file has a SHA-256 of all that it holds, which every reader
 """
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,15 +17,12 @@ from torch import Tensor
 
 from pbcompress.core.bounded_files import is_file
 from pbcompress.core.drafts import draft_file, told_where
-from pbcompress.core.json_documents import decoded, with_digest, without_digest
+from pbcompress.core.json_documents import DIGEST, decoded, with_digest, without_digest
 from pbcompress.errors import StateMismatchError, first_line
 
 __all__ = ["read_tensors", "tensor_bytes", "write_bytes", "write_tensors"]
 
 STATE = "state"  # the one text of a header: the library writes several in any order
-FIRST_VERSION = 1  # of all kinds, which had no SHA-256
-
-logger = logging.getLogger(__name__)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -90,16 +86,8 @@ def read_tensors(
             f"{path} is not a whole safetensors file: {first_line(err)}. It is truncated or of "
             "another kind; restore it from a copy, or move it away and run again."
         ) from err
-    if isinstance(state, dict):
-        version = state.get("version", state.get("format", FIRST_VERSION))
-        may_lack = any_kind or version == FIRST_VERSION
-        state, is_checked = without_digest(state, str(path), _bytes_of(tensors), may_lack=may_lack)
-        if not is_checked and not any_kind:
-            logger.warning(
-                "%s has no SHA-256, because an older pbcompress wrote it: damage to it would not "
-                "be noticed. Save it again.",
-                path,
-            )
+    if isinstance(state, dict) and (DIGEST in state or not any_kind):
+        state = without_digest(state, str(path), _bytes_of(tensors))
     elif not any_kind:
         raise StateMismatchError(
             f"{path} is a safetensors file that pbcompress did not write: it has no state in its "

@@ -52,7 +52,7 @@ DTYPES = {
 PEAK = """
 import sys
 import numpy, onnxruntime
-path, threads, feeds = sys.argv[1], int(sys.argv[2]), dict(numpy.load(sys.argv[3]))
+path, threads, arrays = sys.argv[1], int(sys.argv[2]), list(numpy.load(sys.argv[3]).values())
 providers = sys.argv[4].split(",")
 def kilobytes(name):
     lines = open("/proc/self/status").read().splitlines()
@@ -62,7 +62,7 @@ start = kilobytes("VmRSS")
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = threads
 session = onnxruntime.InferenceSession(path, options, providers=providers)
-session.run(None, feeds)
+session.run(None, {entry.name: a for entry, a in zip(session.get_inputs(), arrays, strict=True)})
 print((kilobytes("VmHWM") - start) * 1024)
 """
 
@@ -346,7 +346,7 @@ def peak_memory(
     """
     with draft_folder() as folder:
         held = folder / "feeds.npz"
-        np.savez(held, **dict(feeds))  # type: ignore[arg-type]
+        np.savez(held, *feeds.values())  # the names may be too long, or those of its arguments
         given = [str(path), str(threads), str(held), ",".join(providers)]
         command = [sys.executable, "-P", "-c", PEAK, *given]
         try:

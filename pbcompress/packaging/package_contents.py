@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pbcompress.errors import StateMismatchError
 from pbcompress.export.onnx_export import ExportReport
+from pbcompress.onnx_files.contents import metadata_of
 from pbcompress.report.writing import proof_sentence
 from pbcompress.runs.deployment import MODEL_FILE
 from pbcompress.runs.facts import RunFacts
@@ -108,7 +109,14 @@ def _models(run: Path, facts: RunFacts) -> list[Path]:
             f"{path} is not the file that the run wrote: it was changed since. Call compress again "
             "with the same run_dir, which writes it anew, and package that."
         )
-    return [path, *sorted(run.glob(OTHER_MODELS))]
+    others = sorted(run.glob(OTHER_MODELS))
+    for other in others:
+        if metadata_of(other).get("fingerprint") != facts.fingerprint:
+            raise StateMismatchError(
+                f"{other} was to be packaged and does not say that it is of this run. Export it "
+                "anew with result.export_onnx or pbcompress export, or move it away."
+            )
+    return [path, *others]
 
 
 def _sample(run: Path) -> Sample:

@@ -117,7 +117,7 @@ def plan_parts(text: str | bytes) -> Parts:
         StateMismatchError: The text is truncated, changed, of another kind or version, or a value
             is missing, unknown or of another type.
     """
-    data = parse(text, KIND, VERSION, WHERE, oldest=VERSION)
+    data = parse(text, KIND, VERSION, WHERE, by_hand=True)
     rest = {name: value for name, value in data.items() if name not in ("kind", "version")}
     kept = from_data(_Plan, rest, WHERE)
     with damage_named(WHERE, "Save it again"):

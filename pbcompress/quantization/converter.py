@@ -4,7 +4,7 @@ import io
 import logging
 import platform
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +21,14 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from pbcompress.core.drafts import told_where
-from pbcompress.errors import CompressionError, UnwritableError, first_line
+from pbcompress.errors import (
+    CompressionError,
+    StateMismatchError,
+    UnwritableError,
+    first_line,
+)
 from pbcompress.onnx_files.contents import node_names
-from pbcompress.onnx_files.store import save_again
+from pbcompress.onnx_files.store import files_of, save_again
 
 __all__ = ["METHODS", "Method", "Quantizer", "Scope", "weight_bits", "write_fp16"]
 
@@ -36,6 +41,7 @@ METHODS: dict[Method, CalibrationMethod] = {
     "entropy": CalibrationMethod.Entropy,
 }
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+LEFT = Path("sym_shape_infer_temp.onnx")
 FOLDED = ("Relu", "Clip")  # into the range of the product before
 
 
@@ -81,10 +87,7 @@ class Quantizer:
         self.source, self.feeds, self.folder = source, feeds, folder
         self._prepared = folder / "prepared.onnx"
         with _quiet(), _named("prepare"):
-            try:
-                quant_pre_process(str(source), str(self._prepared))
-            except Exception:  # sizes that it cannot follow; it can do without them
-                quant_pre_process(str(source), str(self._prepared), skip_symbolic_shape=True)
+            _prepare(source, self._prepared)
         save_again(self._prepared)
         self.products = node_names(self._prepared, PRODUCTS)
 
@@ -163,17 +166,34 @@ def _has_vnni() -> bool:
     return facts.is_file() and "vnni" in facts.read_text()
 
 
+def _prepare(source: Path, target: Path) -> None:
+    """Write a file as the quantizer wants it, its sizes followed where that is possible.
+
+    Where it is not, the library leaves what it got in the current folder.
+    """
+    if not LEFT.exists():
+        try:
+            return quant_pre_process(str(source), str(target))  # type: ignore[no-any-return]
+        except Exception:  # sizes that it cannot follow; it can do without them
+            with suppress(StateMismatchError):
+                for path in files_of(LEFT):
+                    path.unlink()
+    quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the library's remarks, which go to the root logger and the standard output."""
-    root = logging.getLogger()
-    was = root.disabled
-    root.disabled = True
+    """Silence the library's remarks, which go to two loggers and the standard output."""
+    root, own, silent = logging.getLogger(), logging.getLogger("onnxruntime"), logging.NullHandler()
+    was = root.disabled, own.propagate
+    root.disabled, own.propagate = True, False
+    own.addHandler(silent)
     try:
         with redirect_stdout(io.StringIO()):
             yield
     finally:
-        root.disabled = was
+        root.disabled, own.propagate = was
+        own.removeHandler(silent)
 
 
 @contextmanager

@@ -63,7 +63,9 @@ def changed(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
         if rest:
             inner = found.get(head, {})
             if not isinstance(inner, Mapping):
-                raise ValueError(f"{key} cannot be set, because {head} is {inner!r} and no table")
+                raise ValueError(
+                    f"{key} cannot be set, because {head} is {inner!r:.80} and no table"
+                )
             value = changed(inner, {rest: value})
         found[head] = value
     return found
@@ -102,10 +104,10 @@ def _check_choices(name: str, table: Any, choices: Choices) -> None:
 def _check(name: str, table: Any, known: Iterable[str]) -> None:
     names = list(known)
     if not isinstance(table, Mapping):
-        raise ValueError(f"{name} is {table!r} and no table")
+        raise ValueError(f"{name} is {table!r:.80} and no table")
     for key in table:
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1)
-            what = f"[{name}] has no key {key!r}" if name else f"there is no table [{key}]"
+            what = f"[{name}] has no key {key!r:.80}" if name else f"there is no table [{key:.80}]"
             hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(names)}."
             raise ValueError(f"{what}. {hint}")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pbcompress.core.bounded_files import is_file
 from pbcompress.core.tensor_files import read_tensors
-from pbcompress.errors import CompressionError, StateMismatchError, first_line
+from pbcompress.errors import CompressionError, StateMismatchError, brief, first_line
 
 __all__ = ["load_weights_"]
 
@@ -31,7 +31,9 @@ def load_weights_(model: nn.Module, path: Path) -> None:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as err:
-        raise StateMismatchError(f"{path} holds the weights of another model: {err}") from err
+        raise StateMismatchError(
+            f"{path} holds the weights of another model: {brief(err, 800)}"
+        ) from err
 
 
 def _of_torch(path: Path) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from pbcompress.errors import StateMismatchError
 
 __all__ = ["CHECKPOINT_FORMAT", "Checkpoint"]
 
-CHECKPOINT_FORMAT = 6
+CHECKPOINT_FORMAT = 7
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Checkpoint:
 
     Attributes:
         path: The file, replaced after every epoch.
-        fingerprint: Identifies the call; a file with another one is refused.
+        fingerprint: Identifies the call, the plan included; a file with another is refused.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class Checkpoint:
             )
         if state.get("fingerprint") != self.fingerprint:
             raise StateMismatchError(
-                f"{path} belongs to another model, data, task, target, configuration or seed "
+                f"{path} belongs to another model, data, task, target, plan, configuration or seed "
                 "than this call. Choose another run_dir, or move this one away to start anew."
             )
         return tensors, state

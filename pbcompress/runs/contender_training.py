@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import nn
 
@@ -10,15 +9,12 @@ from pbcompress.compensation.compensate import compensate_
 from pbcompress.compensation.report import CompensationReport
 from pbcompress.config.dendrites import ScoredRule
 from pbcompress.config.whole import CompressConfig
-from pbcompress.core.bounded_files import is_file, read_bounded
-from pbcompress.core.field_types import Positive
-from pbcompress.core.json_documents import parse_record, render_record
+from pbcompress.core.bounded_files import is_file
 from pbcompress.core.modules import copy_model, parameter_count
-from pbcompress.core.tensor_files import write_bytes
 from pbcompress.costs.measured import measure
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
-from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.errors import CompressionError
 from pbcompress.planning.width_plan import WidthPlan, make_plan
 from pbcompress.pruning.shrinking import shrink
 from pbcompress.recovery.checkpoint import Checkpoint
@@ -27,6 +23,14 @@ from pbcompress.recovery.recover import recover_
 from pbcompress.runs.contenders import Contender, Score
 from pbcompress.runs.fitted_network import fitted_network
 from pbcompress.runs.job import Job
+from pbcompress.runs.resumption import (
+    mark_of,
+    owner_of,
+    read_plan,
+    read_rate,
+    write_plan,
+    write_rate,
+)
 from pbcompress.training.batch_statistics import reestimate_batchnorm_
 from pbcompress.training.callbacks import Callback
 from pbcompress.training.data_checks import scored
@@ -40,10 +44,7 @@ __all__ = [
     "ContenderTraining",
     "plan_with_dendrites",
     "plan_without_dendrites",
-    "read_rate",
 ]
-
-RATE = "pbcompress learning rate", 1
 
 
 @dataclass(frozen=True)
@@ -81,38 +82,13 @@ def plan_with_dendrites(job: Job) -> ContenderSpec | None:
 def _planned(job: Job, name: Stage, config: CompressConfig) -> ContenderSpec:
     """Plan a network; a resumed run takes the plan that it began with."""
     path = job.checkpoint_path(f"{name}-{job.fingerprint[:16]}.plan.json")
+    owner = owner_of(name, job.fingerprint)
     if path is not None and is_file(path):
-        return ContenderSpec(name, config, _plan_in(path))
+        return ContenderSpec(name, config, read_plan(path, owner))
     plan = make_plan(job.original, job.inputs, job.budget, config, job.experiment)
     if path is not None:
-        write_bytes(path, plan.to_json().encode())
+        write_plan(path, owner, plan)
     return ContenderSpec(name, config, plan)
-
-
-def _plan_in(path: Path) -> WidthPlan:
-    try:
-        return WidthPlan.from_json(read_bounded(path))
-    except StateMismatchError as err:
-        raise StateMismatchError(f"{err} It is {path}; without it the plan is made anew.") from err
-
-
-@dataclass(frozen=True)
-class _Rate:
-    """The learning rate that a range test found."""
-
-    lr: Positive
-
-
-def read_rate(path: Path) -> float:
-    """Return the learning rate that a range test of this run found.
-
-    Raises:
-        StateMismatchError: The file is damaged.
-    """
-    try:
-        return parse_record(_Rate, read_bounded(path), *RATE, str(path)).lr
-    except StateMismatchError as err:
-        raise StateMismatchError(f"{err} Or move it away: the rate is then found anew.") from err
 
 
 def _check_room(network: nn.Module, spec: ContenderSpec, bound: int) -> None:
@@ -241,8 +217,9 @@ class ContenderTraining:
         if spec.config.recovery.optimizer.lr != "auto":
             return spec
         path = self.job.checkpoint_path(f"{spec.name}-{self.job.fingerprint[:16]}.lr.json")
+        owner = owner_of(spec.name, self.job.fingerprint)
         if path is not None and is_file(path):
-            return replace(spec, config=with_lr(spec.config, read_rate(path)))
+            return replace(spec, config=with_lr(spec.config, read_rate(path, owner)))
         of, config = self.experiment, self.job.config
         steps = range_test_steps(of.data.train, config)
         lr = find_lr(
@@ -255,7 +232,7 @@ class ContenderTraining:
             teacher=self.job.original,
         )
         if path is not None:
-            write_bytes(path, render_record(_Rate(lr), *RATE).encode())
+            write_rate(path, owner, lr)
         return replace(spec, config=with_lr(spec.config, lr))
 
     def _recovered(
@@ -267,6 +244,8 @@ class ContenderTraining:
         lengths: Sequence[int] | None = None,
     ) -> History:
         path = self.job.checkpoint_path(f"{file}.safetensors")
+        owner = owner_of(file, self.job.fingerprint)
+        mark = mark_of(owner, spec.plan, spec.config.recovery.optimizer.lr)
         return recover_(
             network,
             self.experiment.data,
@@ -277,7 +256,7 @@ class ContenderTraining:
             stage=spec.name,
             layers=spec.plan.grow or None,
             lengths=lengths,
-            checkpoint=None if path is None else Checkpoint(path, self.job.fingerprint),
+            checkpoint=None if path is None else Checkpoint(path, mark),
             teacher=self.job.original,
         )
 

@@ -11,7 +11,6 @@ report.{html,md,json} by `report.writing`
 checkpoints/          plans and states of the trainings, by `contender_training`
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,12 @@ from typing import Any
 from torch import nn
 
 from pbcompress.core.bounded_files import is_file, read_bounded
-from pbcompress.core.json_documents import damage_named
 from pbcompress.core.records import from_data
-from pbcompress.core.tensor_files import write_bytes
 from pbcompress.errors import StateMismatchError
 from pbcompress.pruning.cuts import LayerCut
 from pbcompress.runs.facts import RunFacts
-from pbcompress.runs.sample import SAMPLE_FILE, Sample, write_sample
-from pbcompress.runs.saved_network import STATE_FILE, read_state, save
+from pbcompress.runs.sample import SAMPLE_FILE, Sample, sample_bytes
+from pbcompress.runs.saved_network import STATE_FILE, WEIGHTS_FILE, check_file, read_state, save
 from pbcompress.training.history import History
 
 __all__ = ["read_facts", "read_run", "save_run"]
@@ -43,10 +40,8 @@ def save_run(
     sample: Sample,
 ) -> None:
     """Write what `load`, `read_run` and `package` need; see `saved_network.save`."""
-    lines = history.to_jsonl().encode()
-    write_bytes(Path(directory) / HISTORY_FILE, lines)
-    save(directory, model, steps, facts, {HISTORY_FILE: hashlib.sha256(lines).hexdigest()})
-    write_sample(Path(directory) / SAMPLE_FILE, sample)
+    files = {HISTORY_FILE: history.to_jsonl().encode(), SAMPLE_FILE: sample_bytes(sample)}
+    save(directory, model, steps, facts, files)
 
 
 def read_facts(directory: str | Path) -> RunFacts:
@@ -65,49 +60,25 @@ def _facts_in(state: Mapping[str, Any], directory: str | Path) -> RunFacts:
         raise StateMismatchError(f"{directory} holds a network without the facts of its run.")
     if not isinstance(facts, dict):
         raise StateMismatchError(f"{file} does not fit: its facts are {facts!r:.80}.")
-    if state["version"] == 2:
-        facts = _with_budget(facts, str(file))
     return from_data(RunFacts, facts, f"What {file} tells of its run")
-
-
-def _with_budget(facts: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return facts of version 2, which told one count of parameters, as they are told now."""
-    facts = dict(facts)
-    with damage_named(where):
-        target, full = facts.pop("target_params"), facts["before"]["cost"]["params"]
-        is_unknown = target == full - 1  # of a run without such a bound too
-    if is_unknown:
-        raise StateMismatchError(
-            f"{where} has version 2, whose facts do not tell what was asked for. Call compress "
-            "again, in another folder; pbcompress.load still reads the network."
-        )
-    return {**facts, "budget": {"params": target}}
 
 
 def read_run(directory: str | Path) -> tuple[RunFacts, History]:
     """Return facts and history of a saved run.
 
     Raises:
-        StateMismatchError: As from `read_facts`, or the history is truncated or changed.
+        StateMismatchError: As from `read_facts`, or a file of the run is truncated, was changed or
+            is of another run.
     """
     state, path = read_state(directory), Path(directory) / HISTORY_FILE
     facts = _facts_in(state, directory)
+    for name in (WEIGHTS_FILE, SAMPLE_FILE):
+        check_file(directory, name, state)
     if not is_file(path):
         return facts, History()
     try:
-        return facts, _history_in(path, state.get("files"))
+        history = History.from_jsonl(read_bounded(path), str(path))
+        check_file(directory, HISTORY_FILE, state)
     except StateMismatchError as err:
         raise StateMismatchError(f"{err} Or move it away: the report then lacks it.") from err
-
-
-def _history_in(path: Path, files: Any) -> History:
-    """Return a history if it is the one that the state tells of; an older state tells of none."""
-    lines = read_bounded(path)
-    found = History.from_jsonl(lines, str(path))
-    noted = files.get(path.name) if isinstance(files, dict) else files
-    if noted not in (None, hashlib.sha256(lines).hexdigest()):
-        raise StateMismatchError(
-            f"{path} was changed since it was written: its SHA-256 is another than {STATE_FILE} "
-            "says. Restore it from a copy."
-        )
-    return found
+    return facts, history

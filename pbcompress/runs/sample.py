@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.core.inputs import as_call, single_sample, tensors_of, to_device
-from pbcompress.core.json_documents import damage_named
-from pbcompress.core.tensor_files import read_tensors, write_tensors
-from pbcompress.errors import StateMismatchError
+from pbcompress.core.json_documents import check_kind, damage_named
+from pbcompress.core.tensor_files import read_tensors, tensor_bytes
+from pbcompress.errors import a_few
 
-__all__ = ["SAMPLE_FILE", "Sample", "read_sample", "sample_of", "write_sample"]
+__all__ = ["SAMPLE_FILE", "Sample", "read_sample", "sample_bytes", "sample_of"]
 
 KIND, VERSION = "pbcompress sample", 2  # with a SHA-256
 SAMPLE_FILE = "sample.safetensors"
@@ -38,30 +38,26 @@ def sample_of(network: nn.Module, example_inputs: object) -> Sample:
     return tensors_of((args, kwargs)), tensors_of(outputs)
 
 
-def write_sample(path: Path, sample: Sample) -> None:
-    """Write a sample; see `read_sample`."""
+def sample_bytes(sample: Sample) -> bytes:
+    """Return the content of a file that `read_sample` reads."""
     inputs, outputs = sample
     tensors = {f"input.{i}": t for i, t in enumerate(inputs)}
     tensors |= {f"output.{i}": t for i, t in enumerate(outputs)}
-    write_tensors(path, tensors, {"kind": KIND, "version": VERSION})
+    return tensor_bytes(tensors, {"kind": KIND, "version": VERSION})
 
 
 def read_sample(path: Path) -> Sample:
-    """Return what `write_sample` wrote.
+    """Return the sample of a run.
 
     Raises:
-        StateMismatchError: The file is missing, truncated or of another kind.
+        StateMismatchError: The file is missing, truncated or of another kind or version.
     """
     tensors, state = read_tensors(path)
-    if state.get("kind") != KIND:
-        raise StateMismatchError(
-            f"{path} is a safetensors file of another kind. Give a {KIND}; compress and save write "
-            "it beside a run."
-        )
+    check_kind(state, KIND, VERSION, f"The header of {path}")
     with damage_named(str(path)):
         inputs, outputs = _side("input.", tensors), _side("output.", tensors)
         if len(inputs) + len(outputs) != len(tensors) or not inputs or not outputs:
-            raise ValueError(f"it holds {', '.join(tensors) or 'nothing'}")
+            raise ValueError(f"it holds {a_few(list(tensors)) or 'nothing'}")
     return inputs, outputs
 
 

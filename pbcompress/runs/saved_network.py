@@ -1,5 +1,6 @@
 """Save and load a compressed network: JSON for its structure, safetensors for its weights."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +13,20 @@ from pbcompress.core.bounded_files import is_file, read_bounded
 from pbcompress.core.json_documents import damage_named, parse, render
 from pbcompress.core.modules import shared_parameter_names
 from pbcompress.core.records import from_data, to_data
-from pbcompress.core.tensor_files import read_tensors, write_bytes, write_tensors
+from pbcompress.core.tensor_files import read_tensors, tensor_bytes, write_bytes
 from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
-from pbcompress.errors import CompressionError, StateMismatchError
+from pbcompress.errors import CompressionError, StateMismatchError, a_few, brief
 from pbcompress.pruning.cuts import LayerCut
 from pbcompress.pruning.shrinking import shrink_
 
 if TYPE_CHECKING:  # they need ONNX, which loading a network does not
     from pbcompress.runs.facts import RunFacts
 
-__all__ = ["load", "read_state", "save"]
+__all__ = ["check_file", "load", "read_state", "save"]
 
 KIND = "pbcompress run"
-STATE_VERSION, WEIGHTS_VERSION = 4, 2  # with a SHA-256
-OLDEST_STATE = 2  # its facts tell a count where now a budget is told; see `run_folder.read_facts`
+STATE_VERSION, WEIGHTS_VERSION = 5, 2  # from 5 on a state tells which files belong to it
 STATE_FILE, WEIGHTS_FILE = "state.json", "weights.safetensors"
 MOST_SETS = 256
 OTHER_NETWORK = "Give the constructor of the network that was compressed, or save the run anew"
@@ -61,7 +61,7 @@ def save(
     model: nn.Module,
     steps: Sequence[LayerCut] = (),
     facts: "RunFacts | None" = None,
-    files: Mapping[str, str] | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write what `load` needs: the cuts, the dendrites and the weights. Nothing is pickled.
 
@@ -70,7 +70,7 @@ def save(
         model: The compressed network.
         steps: The cuts that made it from the user's constructor.
         facts: Of the run, for the report.
-        files: SHA-256 by name of files beside it that have none of their own.
+        files: Content by name of files that belong to it.
 
     Raises:
         CompressionError: The folder cannot be written to, or the disk is full.
@@ -82,7 +82,7 @@ def save(
     strange = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
     if strange:
         raise CompressionError(
-            f"The model keeps extra state that is no tensor ({', '.join(strange)}); a run holds "
+            f"The model keeps extra state that is no tensor ({a_few(strange)}); a run holds "
             "tensors and JSON only. Turn it into buffers."
         )
     state = {
@@ -101,9 +101,12 @@ def save(
         },
         "aliases": aliases,
         "facts": to_data(facts) if facts else None,
-        "files": dict(files or {}),
     }
-    write_tensors(folder / WEIGHTS_FILE, tensors, {"kind": KIND, "version": WEIGHTS_VERSION})
+    weights = tensor_bytes(tensors, {"kind": KIND, "version": WEIGHTS_VERSION})
+    beside = {**(files or {}), WEIGHTS_FILE: weights}
+    for name, content in beside.items():
+        write_bytes(folder / name, content)
+    state["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in beside.items()}
     write_bytes(folder / STATE_FILE, render(state, KIND, STATE_VERSION).encode())
 
 
@@ -120,14 +123,26 @@ def read_state(directory: str | Path) -> dict[str, Any]:
             f"{path} is not there. Give the folder that result.save or compress(run_dir=...) "
             "wrote; a run that was stopped has only checkpoints until the same call finishes it."
         )
-    return parse(
-        read_bounded(path),
-        KIND,
-        STATE_VERSION,
-        str(path),
-        oldest=OLDEST_STATE,
-        digest_from=STATE_VERSION,
-    )
+    return parse(read_bounded(path), KIND, STATE_VERSION, str(path))
+
+
+def check_file(directory: str | Path, name: str, state: Mapping[str, Any]) -> None:
+    """Raise unless a file is the one that was written with a state; it may be missing.
+
+    Raises:
+        StateMismatchError: It is another: changed since, or of another run.
+    """
+    path, files = Path(directory) / name, state.get("files")
+    if not is_file(path):
+        return
+    with path.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if not isinstance(files, dict) or files.get(name) != digest:
+        raise StateMismatchError(
+            f"{path} does not belong to the {STATE_FILE} beside it: it was changed since, or is "
+            f"of another run, for its SHA-256 is another than {STATE_FILE} says. Restore both from "
+            "one copy."
+        )
 
 
 def load(
@@ -144,8 +159,8 @@ def load(
         The compressed network with its dendrites, in eval mode.
 
     Raises:
-        StateMismatchError: A file is missing, truncated, damaged, of another kind or version, or
-            ``make_model`` builds another architecture.
+        StateMismatchError: A file is missing, truncated, damaged, of another kind, version or
+            run, or ``make_model`` builds another architecture.
 
     Example:
         >>> import tempfile, torch
@@ -160,6 +175,7 @@ def load(
     rest = {name: value for name, value in state.items() if name not in _OTHERS}
     found = from_data(_Structure, rest, str(path))
     tensors, _ = read_tensors(Path(directory) / WEIGHTS_FILE, device)
+    check_file(directory, WEIGHTS_FILE, state)
     model = make_model().to(device)
     with damage_named(str(path), OTHER_NETWORK):
         shrink_(model, [LayerCut.from_list(data) for data in found.plan])
@@ -169,7 +185,8 @@ def load(
         model.load_state_dict(full)
     except RuntimeError as err:
         raise StateMismatchError(
-            f"{directory} holds the weights of another architecture than make_model builds: {err}"
+            f"{directory} holds the weights of another architecture than make_model builds: "
+            f"{brief(err, 800)}"
         ) from err
     return model.eval()
 
@@ -181,7 +198,7 @@ def _grow_(model: nn.Module, dendrites: _Dendrites) -> None:
     missing = [name for name in layers if name not in dict(model.named_modules())]
     if missing:
         raise StateMismatchError(
-            f"The run has dendrites on {', '.join(missing)}, which make_model does not build. Give "
+            f"The run has dendrites on {a_few(missing)}, which make_model does not build. Give "
             "the constructor of the network that was compressed."
         )
     counts = {count for entry in layers.values() for count in (entry.sets, len(entry.nodes))}

@@ -196,7 +196,7 @@ def test_export_in_fewer_bits_says_which_guard_failed(bits, finished_run, tmp_pa
     assert "max_drop was given as -1.0; it must be zero or positive" in capsys.readouterr().err
     if bits == "fp16":
         assert main([*command, "--recover-epochs", "2"]) == 1
-        assert "Fp16 has no recover_epochs; it has max_drop" in capsys.readouterr().err
+        assert "Fp16 has no 'recover_epochs'; it has max_drop" in capsys.readouterr().err
     assert main([*command, "--max-drop", "0.9"]) == 0
     text = capsys.readouterr().out
     assert f"{bits} taken: accuracy" in text or f"{bits} not taken (speed)" in text

@@ -158,7 +158,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(config):
     for nonsense in ("nonsense", 7):
         data = {**config.to_dict(), nonsense: 1}
         with pytest.raises(
-            ValueError, match=f"{type(config).__name__} has no {nonsense}.*{known[0]}"
+            ValueError, match=f"{type(config).__name__} has no '{nonsense}'.*{known[0]}"
         ):
             type(config).from_dict(data)
 
@@ -166,7 +166,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(config):
 def test_an_unknown_name_inside_is_refused():
     data = CompressConfig().to_dict()
     data["width"]["widht"] = 3
-    with pytest.raises(ValueError, match="WidthConfig has no widht"):
+    with pytest.raises(ValueError, match="WidthConfig has no 'widht'"):
         CompressConfig.from_dict(data)
 
 
@@ -371,8 +371,8 @@ def test_a_value_is_told_by_its_kind():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"rule": {"kind": "gradient", "samples": 9}}, "Gradient has no samples; it has no fields"),
-        ({"form": {"kind": "shared", "rank": 2}}, "Shared has no rank; it has nodes"),
+        ({"rule": {"kind": "gradient", "samples": 9}}, "has no 'samples'; it has no fields"),
+        ({"form": {"kind": "shared", "rank": 2}}, "Shared has no 'rank'; it has nodes"),
         ({"form": {"kind": "half"}}, "form was given as .*one of 'full', 'grouped'"),
         ({"form": {"rank": 2}}, "form was given as .*or a value of Full, Grouped"),
     ],

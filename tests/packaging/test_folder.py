@@ -34,6 +34,7 @@ from pbcompress import (
     package,
 )
 from pbcompress.cli.main import main
+from pbcompress.onnx_files.contents import metadata_of
 from pbcompress.onnx_files.store import save_again
 from pbcompress.packaging import folder as packaging
 from pbcompress.report.headline import headline
@@ -468,6 +469,11 @@ def another_int8(run):
     export_onnx(nn.Linear(8, 4), run / "model.int8.onnx", torch.zeros(1, 8))
 
 
+def other_inputs(run):
+    notes = {"fingerprint": metadata_of(run / "model.onnx")["fingerprint"]}
+    export_onnx(nn.Linear(8, 4), run / "model.int8.onnx", torch.zeros(1, 8), metadata=notes)
+
+
 def broken_model(run):
     forget(run)
     (run / "model.onnx").write_bytes(b"x")
@@ -477,14 +483,18 @@ DAMAGES = {
     "no run": (lambda run: shutil.rmtree(run), "is not there"),
     "no model": (lambda run: (run / "model.onnx").unlink(), "Make it: pbcompress export"),
     "no sample": (lambda run: (run / "sample.safetensors").unlink(), "has no sample"),
-    "a broken sample": (lambda run: (run / "sample.safetensors").write_bytes(b"x"), "not a whole"),
+    "a broken sample": (
+        lambda run: (run / "sample.safetensors").write_bytes(b"x"),
+        "does not belong",
+    ),
     "another sample": (
         lambda run: shutil.copy(run / "weights.safetensors", run / "sample.safetensors"),
-        "of another kind",
+        "does not belong to the state",
     ),
     "a broken model": (broken_model, "no whole ONNX file"),
     "a model that was changed": (another_model, "was changed since"),
-    "another int8 model": (another_int8, "other inputs or outputs"),
+    "an int8 model of its own": (another_int8, "does not say that it is of this run"),
+    "another int8 model": (other_inputs, "other inputs or outputs"),
 }
 
 

@@ -295,12 +295,12 @@ BAD_TEXTS = {
     "newer": (lambda: damaged(lambda d: d.update(version=99)), "version 99.*Update pbcompress"),
     "older": (
         lambda: damaged(lambda d: d.update(version=1)),
-        "The plan has version 1.*from version 2",
+        "The plan has version 1.*reads version 2",
     ),
     "no version": (lambda: damaged(lambda d: d.pop("version")), "version None"),
     "no steps": (lambda: damaged(lambda d: d.pop("steps")), "steps is missing"),
     "short step": (lambda: damaged(lambda d: d["steps"][0].pop()), r"steps\.0\.3 is missing"),
-    "unknown choice": (lambda: damaged(lambda d: d["config"].update(x=1)), "does not fit.*no x"),
+    "unknown choice": (lambda: damaged(lambda d: d["config"].update(x=1)), "does not fit.*no 'x'"),
     "layers": (lambda: damaged(lambda d: d["before"].update(layers=[])), "before.layers is"),
     "a number changed": (
         lambda: planned("chain").to_json().replace('"flops": ', '"flops": 1', 1),

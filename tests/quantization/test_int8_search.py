@@ -232,3 +232,22 @@ def test_bad_input_leaves_a_former_file(case: str, tmp_path) -> None:
         pb.export_onnx(model, path, torch.randn(2, 3, 8, 8), **choices)
     assert path.read_bytes() == b"former"
     assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_sizes_that_cannot_be_followed_leave_no_word_and_no_file(
+    tmp_path, monkeypatch, caplog
+) -> None:
+    """The library logs a traceback, and writes what it got so far into the current folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    ends = [onnx.helper.make_tensor_value_info(name, 1, ["n", 4]) for name in ("x", "y")]
+    sizes = numpy_helper.from_array(np.array([2**31, 2**31]), "s")
+    large = numpy_helper.from_array(np.ones((4, 999), np.float32), "w")  # goes into a file beside
+    nodes = [onnx.helper.make_node("Expand", ["x", "s"], ["y"])]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], [sizes, large])
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "a")
+    Quantizer(tmp_path / "a", [{"x": np.ones((2, 4), np.float32)}], tmp_path)
+    assert caplog.text == ""
+    assert list((tmp_path / "here").iterdir()) == []
+    assert logging.getLogger("onnxruntime").propagate

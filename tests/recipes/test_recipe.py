@@ -49,7 +49,7 @@ def test_the_parts_of_the_choices_are_tables(tmp_path):
     ("change", "sentence"),
     [
         (("accumulate = 2", "accumulat = 2"), "has no key 'accumulat'. Did you mean 'accumulate'"),
-        (("groups = 2", "nodes = 2"), "Grouped has no nodes; it has groups"),
+        (("groups = 2", "nodes = 2"), "Grouped has no 'nodes'; it has groups"),
         (('"hybrid"', '"hebb"'), "DendriteConfig.rule was given as 'hebb'; it must be one of"),
         (("lr = 0.1", "lr = -1"), "OptimizerConfig.lr was given as -1; it must be above 0"),
     ],

@@ -425,7 +425,7 @@ def of_another_model(path: Path) -> None:
 
 READS = f"this pbcompress reads {CHECKPOINT_FORMAT}"
 MISFITS: dict[Callable[[Path], None], str] = {
-    of_another_call: "belongs to another model, data, task, target, configuration or seed",
+    of_another_call: "belongs to another model, data, task, target, plan, configuration or seed",
     of_a_newer_version: f"of version {CHECKPOINT_FORMAT + 1}; {READS}",
     of_an_older_version: f"of version {CHECKPOINT_FORMAT - 1}; {READS}",
     truncated: "truncated or of another kind",

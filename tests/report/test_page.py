@@ -162,7 +162,7 @@ def test_every_number_of_the_tables_is_on_the_page(whole: Run) -> None:
 
 
 def test_facts_read_back_from_json_give_the_same_page(whole: Run) -> None:
-    data = parse(to_json(*whole), KIND, VERSION, "The report")
+    data = parse(to_json(*whole), KIND, VERSION, "The report", by_hand=True)
     facts, history = from_data(RunFacts, data["facts"], "The report"), History(data["history"])
     assert (facts, history) == whole
     assert to_html(facts, history) == to_html(*whole)

@@ -1,6 +1,5 @@
 """What a run tells of itself comes back from its folder, or is refused in a sentence."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pbcompress import Budget, CompressionError, StateMismatchError, compress, load
+from pbcompress import CompressionError, StateMismatchError, compress
 from pbcompress.runs.run_folder import read_facts, read_run, save_run
 from pbcompress.runs.saved_network import save
 from tests.support.changed_json import changes, rewrite
@@ -59,7 +58,7 @@ def another_type(state: dict[str, Any]) -> None:
 
 
 def older(state: dict[str, Any]) -> None:
-    state["version"] = 1
+    state["version"] = 4
 
 
 def newer(state: dict[str, Any]) -> None:
@@ -74,8 +73,8 @@ DAMAGES = {
     unknown_field: "before.colour is a field that is not known",
     missing_field: "after.cost.params is missing",
     another_type: "seed is 'seven'",
-    older: "has version 1, which an older pbcompress wrote; this one reads from version 2 on",
-    newer: "has version 99; this pbcompress reads up to 4. Update pbcompress",
+    older: "has version 4, which an older pbcompress wrote; this one reads version 5",
+    newer: "has version 99; this pbcompress reads version 5. Update pbcompress",
     another_kind: "is JSON of another kind. Give a pbcompress run",
 }
 
@@ -88,38 +87,6 @@ def test_what_cannot_be_read_is_refused_in_a_sentence_of_its_own(
     rewrite(tmp_path / "state.json", damage)
     with pytest.raises(StateMismatchError, match=DAMAGES[damage]):
         read_facts(tmp_path)
-
-
-def as_version_2(folder: Path, target: int) -> None:
-    """Write the state of a run as it was before facts told a budget."""
-    path = folder / "state.json"
-    state = json.loads(path.read_text())
-    state["version"] = 2
-    del state["sha256_of_content"]
-    for name in ("budget", "planned", "expected_speedup"):
-        del state["facts"][name]
-    state["facts"]["target_params"] = target
-    path.write_text(json.dumps(state))
-
-
-def test_facts_of_version_2_are_read_with_their_count_as_the_budget(tmp_path: Path) -> None:
-    save_run(tmp_path, nn.Linear(3, 2), (), make_facts(), make_history(), SAMPLE)
-    as_version_2(tmp_path, 1500)
-    assert read_facts(tmp_path) == make_facts(budget=Budget(params=1500))
-    assert read_run(tmp_path)[1].records == make_history().records
-
-
-def test_facts_of_version_2_that_tell_no_bound_are_refused_and_the_network_is_not(
-    tmp_path: Path,
-) -> None:
-    """One less than the original was written where nothing was asked of the parameters."""
-    network = nn.Linear(3, 2)
-    save_run(tmp_path, network, (), make_facts(), make_history(), SAMPLE)
-    as_version_2(tmp_path, make_facts().before.cost.params - 1)
-    with pytest.raises(StateMismatchError, match="version 2, whose facts do not tell what was ask"):
-        read_facts(tmp_path)
-    again = load(tmp_path, lambda: nn.Linear(3, 2))
-    assert torch.equal(again.weight, network.weight)
 
 
 @pytest.mark.parametrize("other", ["gone", "object"])
@@ -148,7 +115,7 @@ def test_a_truncated_file_is_called_so(tmp_path: Path) -> None:
 def test_a_run_that_goes_on_does_not_take_over_what_another_version_wrote(tmp_path: Path) -> None:
     save_run(tmp_path, nn.Linear(3, 2), (), make_facts(), make_history(), SAMPLE)
     path = tmp_path / "state.json"
-    path.write_text(path.read_text().replace('"version": 4', '"version": 1'))
+    path.write_text(path.read_text().replace('"version": 5', '"version": 4'))
     network = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
-    with pytest.raises(CompressionError, match="version 1"):
+    with pytest.raises(CompressionError, match="version 4"):
         compress(network, 0.5, example_inputs=torch.zeros(1, 8), run_dir=tmp_path)

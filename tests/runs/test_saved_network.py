@@ -140,8 +140,8 @@ DAMAGES = {
     ),
     "a newer version": (lambda folder: of_version(folder / STATE_FILE, 99), "Update pbcompress"),
     "an older version": (
-        lambda folder: of_version(folder / STATE_FILE, 1),
-        "has version 1, which an older pbcompress wrote",
+        lambda folder: of_version(folder / STATE_FILE, 4),
+        "has version 4, which an older pbcompress wrote",
     ),
 }
 
