@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from scripts.lines import Line, named_lines
 from scripts.paired import paired
-from scripts.speed.arms import ARMS, DEFAULT, EQUAL, OURS, PEER
+from scripts.speed.arms import ARMS, DEFAULT, EQUAL, PRICES, PEER
 from scripts.speed.timing import FORMS
 
 GOAL = 0.85  # of the FLOP reduction
@@ -194,7 +194,7 @@ def _trained(lines: Sequence[Line]) -> list[str]:
         cell = runs.setdefault((line["task"], line["target"]), {})
         cell.setdefault(line["arm"], {})[line["seed"]] = line
     for (task, _), cell in runs.items():
-        for arm in OURS:
+        for arm in PRICES:
             seeds = sorted(cell.get(arm, {}).keys() & cell.get(PEER, {}).keys())
             ours, other = ([cell[own][seed] for seed in seeds] for own in (arm, PEER))
             if seeds:
