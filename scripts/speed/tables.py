@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from scripts.lines import Line, named_lines
 from scripts.paired import paired
-from scripts.speed.arms import ARMS, DEFAULT, EQUAL, PRICES, PEER
+from scripts.speed.arms import ARMS, DEFAULT, EQUAL, PEER, PRICES
 from scripts.speed.timing import FORMS
 
 GOAL = 0.85  # of the FLOP reduction
