@@ -21,7 +21,7 @@ WIDTHS: dict[str, dict[str, Any]] = {
 }
 ARMS = (*WIDTHS, PEER, EQUAL)
 # on trained networks: how far multiply-adds go from the most accurate widths to equal shares
-PRICES = {"accurate": 0.0, "half way": 0.5, "equal shares": 1.0, "beyond": 1.25}
+PRICES = {"half way": 0.5, "equal shares": 1.0, "beyond": 1.25}
 NEAR = 0.01  # of the default's parameters: what passes for the same size
 
 
