@@ -40,16 +40,16 @@ SECONDS = 1.5
 SIDE = 32  # of images that are timed: on those of 8 x 8 nearly all of the time is calls
 
 
-def lines_of(bench: Bench, peer: Peer, target: float) -> list[dict[str, Any]]:
-    """Return the lines of all arms."""
+def lines_of(bench: Bench, peer: Peer, target: float, arms: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the lines of arms."""
     example = bench.example
     base = pb.measure(bench.model, example)
     pruned = peer.network(int(target * base.params))
     reached = pb.measure(pruned, example).params
     networks: dict[str, nn.Module] = {ORIGINAL: bench.model}
     found: dict[str, dict[str, Any]] = {}
-    for arm, speed in PRICES.items():
-        with patch.dict(SPEED, balanced=speed):
+    for arm in (own for own in PRICES if own in arms):
+        with patch.dict(SPEED, balanced=PRICES[arm]):
             plan = pb.plan_widths(bench.model, example, reached)
         network = pb.shrink(bench.model, plan)
         twin = next((old for old in found if _sizes(networks[old]) == _sizes(network)), None)
@@ -57,7 +57,8 @@ def lines_of(bench: Bench, peer: Peer, target: float) -> list[dict[str, Any]]:
             networks[arm], found[arm] = network, _recovered(bench, network)
         else:  # the same widths are the same run
             networks[arm], found[arm] = networks[twin], dict(found[twin])
-    networks[PEER], found[PEER] = pruned, _recovered(bench, pruned)
+    if PEER in arms:
+        networks[PEER], found[PEER] = pruned, _recovered(bench, pruned)
     for arm, line in found.items():
         cost = pb.measure(networks[arm], example)
         line |= {"params": cost.params, "flops": cost.flops, "base_flops": base.flops}
@@ -97,21 +98,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     done = {key_of(line) for line in read_lines(options.lines)}
     for seed in options.seeds:
         for name in TASKS:
-            targets = [t for t in options.targets if (name, t, seed) not in done]
-            if not targets or not any(fnmatch(name, pattern) for pattern in options.tasks):
+            if not any(fnmatch(name, pattern) for pattern in options.tasks):
+                continue
+            asked = [own for own in (*PRICES, PEER) if any(fnmatch(own, p) for p in options.arms)]
+            open_arms = {
+                target: [own for own in asked if (name, target, seed, own) not in done]
+                for target in options.targets
+            }
+            if not any(open_arms.values()):
                 continue
             bench = Bench(name, seed, options.folder)
             peer = Peer(bench.model, bench.example)
-            for target in targets:
-                for line in lines_of(bench, peer, target):
+            for target, arms in open_arms.items():
+                for line in lines_of(bench, peer, target, arms) if arms else ():
                     append_line(options.lines, line)
                     print(line, file=sys.stderr)
     return 0
 
 
-def key_of(line: dict[str, Any]) -> tuple[str | None, float, int | None]:
+def key_of(line: dict[str, Any]) -> tuple[str | None, float, int | None, str]:
     """Return what a line is of; lines of `run.py` have no task here."""
-    return line.get("task"), line["target"], line.get("seed")
+    return line.get("task"), line["target"], line.get("seed"), line["arm"]
 
 
 if __name__ == "__main__":
