@@ -15,6 +15,7 @@ DEFAULT, PEER, EQUAL = "default", "torch-pruning", "default at its size"
 WIDTHS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     "accurate": {"allocation": "accurate"},
+    "balanced": {"allocation": "balanced"},
     "fast": {"allocation": "fast"},
     "uniform": {"allocation": "uniform"},
     "unrounded": {"round_to": 1},
