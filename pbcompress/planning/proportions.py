@@ -15,7 +15,7 @@ __all__ = ["SPEED", "Preference", "count_weights", "preference_of"]
 
 # How far the multiply-adds go from those of the most accurate widths to those of equal shares (1),
 # and beyond: pruners that round every layer down to a multiple have fewer than equal shares.
-SPEED = {"accurate": 0.0, "balanced": 0.5, "fast": 1.25}
+SPEED = {"accurate": 0.0, "balanced": 1.0, "fast": 1.25}
 
 
 class Preference(Protocol):

@@ -133,19 +133,18 @@ class WidthSearch:
     def _allocated(self, request: Request, bounds: Bounds) -> Widths | None:
         """Return widths that use up all bounds, as far as whole multiples allow it.
 
-        The price of work is a bound too where the target can be used up beside it. Less than one
-        multiple takes as long as one: nothing is narrower where the target can be used up so.
+        The price of work is a bound too where the target can be used up beside it. Where work has
+        a price, nothing is narrower than a block if that will do: it would take as long.
         """
         scarce = bounds.scarce([group.pinned or group.width for group in self.grouping.groups])
         multiples, gives_way = self.multiples(request)
         aims = self._aims(scarce)
-        tries = [bounds]
         if len(aims.costs) > len(scarce.costs):
             work, limit = aims.costs[-1], aims.limits[-1]
-            tries.insert(0, Bounds([*bounds.costs, work], [*bounds.limits, PRICE_SLACK * limit]))
-        for floors in (self._whole(multiples), self.config.width) if gives_way else ():
-            for own in tries:
-                share, widths = self._best(own, scarce, aims, multiples, gives_way, floors)
+            priced = Bounds([*bounds.costs, work], [*bounds.limits, PRICE_SLACK * limit])
+            whole, free = self._whole(multiples), self.config.width
+            for own, config in ((priced, whole), (bounds, whole), (priced, free)):
+                share, widths = self._best(own, scarce, aims, multiples, gives_way, config)
                 if share >= FILL_GOAL:
                     return widths
         best: tuple[float, Widths | None] = (0.0, None)
