@@ -15,7 +15,6 @@ DEFAULT, PEER, EQUAL = "default", "torch-pruning", "default at its size"
 WIDTHS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     "accurate": {"allocation": "accurate"},
-    "balanced": {"allocation": "balanced"},
     "fast": {"allocation": "fast"},
     "uniform": {"allocation": "uniform"},
     "unrounded": {"round_to": 1},
