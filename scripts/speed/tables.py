@@ -134,7 +134,7 @@ def _cell(line: Line | None) -> str:
 
 def _by_form(rows: Rows) -> list[str]:
     """Return the table of the default and torch-pruning in all forms."""
-    lines = [line for own in rows.values() for line in own.values()]
+    lines = [own.get(arm) for own in rows.values() for arm in (DEFAULT, PEER)]
     forms = [form for form in FORMS if any(speed_up(line, form) for line in lines)]
     out = [
         "Speed-ups of the default / of torch-pruning by form (torch as it is, the others in ONNX "
