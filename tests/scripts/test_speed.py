@@ -217,14 +217,16 @@ def trained_lines(steps=(8, 8)):
             **own,
             **sizes,
         }
-        for arm, s, test in zip((DEFAULT, PEER), steps, (0.88, 0.86), strict=True)
+        for arm, s, test in zip(("equal shares", PEER), steps, (0.88, 0.86), strict=True)
         for seed in (0, 1)
     ]
 
 
 def test_trained_networks_are_paired_by_seed():
     page = tables.page(trained_lines())
-    row = "| digits | default | 50.0%, 50.0% | 2 | 90.00 | 88.00 | 86.00 | +2.00 ± 0.00 better |"
+    row = (
+        "| digits | equal shares | 50.0%, 50.0% | 2 | 90.00 | 88.00 | 86.00 | +2.00 ± 0.00 better |"
+    )
     assert f"{row} 1.50 (2.00) | 1.50 (2.00) |" in page
     assert "speed.svg" not in page
     with pytest.raises(ValueError, match="cannot be compared"):
