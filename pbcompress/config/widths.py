@@ -24,12 +24,13 @@ class WidthConfig(Choices):
         allocation: How wide layers are beside each other. "accurate" narrows those less that are
             small, in parameters or what else is bounded: the share that a group of channels keeps
             goes by one over the root of the mean size of the layers that write and read it. That
-            keeps early layers of convolutional networks wide, which costs multiply-adds. "fast"
-            does the same with as few of them as equal shares would leave, and "balanced" lies
-            between the two. Where multiply-adds or the latency have a bound of their own, all
-            three are the same: widths use up every bound. "uniform" keeps equal shares. "global"
-            ranks the channels of all groups in one list, each group's importance scaled to mean 1;
-            "isomorphic" does so among the groups of the same structure.
+            keeps early layers of convolutional networks wide, which costs multiply-adds. "balanced"
+            does the same with no more of them than equal shares would leave, and "fast" with a
+            little fewer, as pruners have that round every layer down to a multiple of 8. Where
+            multiply-adds or the latency have a bound of their own, all three are the same:
+            widths use up every bound. "uniform" keeps equal shares. "global" ranks the channels of
+            all groups in one list, each group's importance scaled to mean 1; "isomorphic" does so
+            among the groups of the same structure.
         importance: Decides which channels go. "magnitude" is the squared weights; "bn_scale" the
             absolute scale of the norm layers, magnitude where a group has none. The others need
             data: "taylor" is the squared first-order change of a batch's loss, "fisher" the squared

@@ -73,7 +73,7 @@ class ExportBench:
         self._count = 0
         try:
             self._template = None if as_shipped else self._template_of(fuse(original))
-            path = self._file_of(fuse(original))
+            path = self.file_of(fuse(original))
             self._first = Session(path, threads)
             self._feeds = self._first.feeds(tensors_of(call))
             self._time = self._timed([self._first], ALONE)[0].median
@@ -104,9 +104,19 @@ class ExportBench:
         Its time is that of the original divided by the median ratio, so that all networks of a
         bench can be compared, even if the machine did other work too.
         """
-        path = self._file_of(fuse(network))
+        path = self.file_of(fuse(network))
         ratio = self._timed([self._first, Session(path, self.threads)], ROUNDS)[1].ratio
         return self._measured(path, self._time / ratio)
+
+    def file_of(self, network: nn.Module) -> Path:
+        """Return a file that computes what a fused network computes; it is there in the `with`."""
+        template, path = self._template, self._path()
+        for axis in OPEN_AXES:
+            is_filled = template is not None and template.fill(_weights(network), path, axis)
+            if is_filled and self._agrees(path, network):
+                return path
+        write_onnx(network, path, self.call, free_batch=self.as_shipped)
+        return path
 
     def multiples(self, kinds: Collection[LayerKind]) -> dict[LayerKind, int]:
         """Return which multiples the runtime is fast with; measured once on a machine."""
@@ -131,16 +141,6 @@ class ExportBench:
         path = self._path()
         write_onnx(apart, path, self.call, free_batch=False)
         return Template(path, _weights(apart))
-
-    def _file_of(self, network: nn.Module) -> Path:
-        """Return a file that computes what a fused network computes."""
-        template, path = self._template, self._path()
-        for axis in OPEN_AXES:
-            is_filled = template is not None and template.fill(_weights(network), path, axis)
-            if is_filled and self._agrees(path, network):
-                return path
-        write_onnx(network, path, self.call, free_batch=self.as_shipped)
-        return path
 
     def _agrees(self, path: Path, network: nn.Module) -> bool:
         """Tell whether a file runs and has the outputs of a network, to what it is used for."""

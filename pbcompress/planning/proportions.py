@@ -13,8 +13,9 @@ from pbcompress.structure.channel_groups import Axis, ChannelGroup
 
 __all__ = ["SPEED", "Preference", "count_weights", "preference_of"]
 
-# How far the multiply-adds go from those of the most accurate widths to those of equal shares.
-SPEED = {"accurate": 0.0, "balanced": 0.5, "fast": 1.0}
+# How far multiply-adds go from those of the most accurate widths to those of equal shares, 1, and
+# beyond: pruners that round every layer down to a multiple have fewer.
+SPEED = {"accurate": 0.0, "balanced": 1.0, "fast": 1.25}
 
 
 class Preference(Protocol):

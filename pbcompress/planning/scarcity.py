@@ -67,18 +67,19 @@ class Scarcity:
         return _ratios(sizes, best[1])
 
     def compromise(self, bounds: Bounds, work: Cost, speed: float) -> Bounds:
-        """Return bounds with one more, on work: between what `ratios` and equal shares come to.
+        """Return bounds with one more, on work, by what `ratios` and equal shares come to.
 
         Args:
             bounds: What is scarce.
             work: The cost that would else be free.
-            speed: 0 leaves the work as it is with `ratios`; 1 asks for that of equal shares.
+            speed: 0 leaves the work as it is with `ratios`; 1 asks for that of equal shares, and
+                more than 1 for less, by the same steps.
         """
         own, equal = (
             work.total(self._filled(bounds, ratios))
             for ratios in (self.ratios(bounds), [1.0] * len(self._full))
         )
-        limit: float = own ** (1 - speed) * equal**speed
+        limit: float = min(own, own ** (1 - speed) * equal**speed)
         return Bounds([*bounds.costs, work], [*bounds.limits, limit])
 
     def _logarithms(self, cost: Cost) -> list[float]:

@@ -3,13 +3,14 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
 from pbcompress.config.whole import CompressConfig
+from pbcompress.config.widths import WidthConfig
 from pbcompress.core.modules import matches
 from pbcompress.costs.alignment import multiples_for
 from pbcompress.costs.bounds import Bounds, Cost
@@ -132,7 +133,8 @@ class WidthSearch:
     def _allocated(self, request: Request, bounds: Bounds) -> Widths | None:
         """Return widths that use up all bounds, as far as whole multiples allow it.
 
-        The price of work is a bound too where the target can be used up beside it.
+        The price of work is a bound too where the target can be used up beside it. Where work has
+        a price, nothing is narrower than a block if that will do: it would take as long.
         """
         scarce = bounds.scarce([group.pinned or group.width for group in self.grouping.groups])
         multiples, gives_way = self.multiples(request)
@@ -140,12 +142,14 @@ class WidthSearch:
         if len(aims.costs) > len(scarce.costs):
             work, limit = aims.costs[-1], aims.limits[-1]
             priced = Bounds([*bounds.costs, work], [*bounds.limits, PRICE_SLACK * limit])
-            share, widths = self._best(priced, scarce, aims, multiples, gives_way)
-            if share >= FILL_GOAL:
-                return widths
+            whole, free = self._whole(multiples), self.config.width
+            for own, config in ((priced, whole), (bounds, whole), (priced, free)):
+                share, widths = self._best(own, scarce, aims, multiples, gives_way, config)
+                if share >= FILL_GOAL:
+                    return widths
         best: tuple[float, Widths | None] = (0.0, None)
         while True:
-            found = self._best(bounds, scarce, aims, multiples, gives_way)
+            found = self._best(bounds, scarce, aims, multiples, gives_way, self.config.width)
             best = max(best, found, key=lambda pair: pair[0])
             is_used = best[0] >= USED or len(scarce.costs) == 1
             if best[1] is None or is_used or not gives_way or max(multiples) == 1:
@@ -166,13 +170,14 @@ class WidthSearch:
         aims: Bounds,
         multiples: Sequence[int],
         gives_way: bool,
+        config: WidthConfig,
     ) -> tuple[float, Widths | None]:
         """Return the widths that use most of what is scarce, with the share that they use.
 
         What rounding left of an aim is asked for again, on top. Of widths that use enough, those
         nearest to all aims are best.
         """
-        groups, config = self.grouping.groups, self.config.width
+        groups = self.grouping.groups
         best: tuple[tuple[float, float], float, Widths | None] = ((0.0, 0.0), 0.0, None)
         asked = aims
         for _ in range(TRIES):
@@ -192,6 +197,12 @@ class WidthSearch:
             limits = [own / share for own, share in zip(asked.limits, shares, strict=True)]
             asked = Bounds(asked.costs, limits)
         return best[1:]
+
+    def _whole(self, multiples: Sequence[int]) -> WidthConfig:
+        """Return the configuration with a floor of one block."""
+        width = self.config.width
+        block = min((multiple for multiple in multiples if multiple > 1), default=1)
+        return replace(width, min_width=max(width.min_width, block))
 
     def _preference(self, aims: Bounds) -> Preference:
         """Return how wide groups are beside each other."""

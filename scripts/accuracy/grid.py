@@ -73,6 +73,15 @@ TASKS = {
         25,
         40,
     ),
+    "digits_resnet_400": Task(
+        {"name": "digits", "num_val": 288, "train_limit": 400, "batch_size": 64},
+        {"name": "resnet20", "in_channels": 1},
+        40,
+        40,
+    ),
+    "fashion_mobilenet_1200": _images(
+        "fashion_mnist", 1200, 15, 20, name="mobilenet_small", in_channels=1
+    ),
     "watch_cnn": Task(
         {"name": "watch", "num_val": 271, "batch_size": 64},
         {"name": "cnn1d", "widths": (16, 32, 64)},

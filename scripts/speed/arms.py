@@ -8,7 +8,7 @@ import pbcompress as pb
 from scripts.planner.networks import Inputs
 from scripts.speed.peer import Peer
 
-__all__ = ["ARMS", "DEFAULT", "EQUAL", "OURS", "PEER", "WIDTHS", "Maker", "NotNeededError"]
+__all__ = ["ARMS", "DEFAULT", "EQUAL", "PEER", "PRICES", "WIDTHS", "Maker", "NotNeededError"]
 
 DEFAULT, PEER, EQUAL = "default", "torch-pruning", "default at its size"
 # name: arguments of WidthConfig
@@ -20,7 +20,8 @@ WIDTHS: dict[str, dict[str, Any]] = {
     "unrounded": {"round_to": 1},
 }
 ARMS = (*WIDTHS, PEER, EQUAL)
-OURS = (DEFAULT, "fast")  # on trained networks
+# on trained networks: how far multiply-adds go from the most accurate widths to equal shares
+PRICES = {"half way": 0.5, "equal shares": 1.0, "beyond": 1.25}
 NEAR = 0.01  # of the default's parameters: what passes for the same size
 
 

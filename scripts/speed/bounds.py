@@ -34,13 +34,15 @@ from pbcompress.core.inputs import as_call
 from pbcompress.planning.export_bench import ExportBench
 from pbcompress.recipes.demo import make_network
 from scripts.lines import Line, append_line, read_lines
-from scripts.speed.run import networks
+from scripts.planner.networks import Entry
+from scripts.speed.networks import networks
 
 SHARES = (0.5, 0.7)
 ALLOCATIONS = ("balanced", "uniform")
 BOUNDED = ("mobilenet_v2", "resnet18")
 MULTIPLE = 8
-BISECTIONS = 8
+BISECTIONS = 7
+REPEATS = 3  # of a measurement: one that is off would stop a bisection at the wrong place
 EXPECTED = (
     *(("uniform", share, multiple) for share in (0.5, 0.25) for multiple in (1, 8)),
     ("balanced", 0.5, 1),
@@ -62,14 +64,18 @@ def _series_network() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(128, 10))
 
 
-def all_networks() -> dict[str, tuple[Callable[[], nn.Module], Any]]:
-    """Return what to build and its inputs, by name."""
-    normal = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+def all_networks() -> dict[str, Entry]:
+    """Return all networks by name."""
+    more = (_perceptron, (64,)), (_series_network, (1, 1024)), (make_network, (1, 8, 8))
+    names = ("perceptron", "series", "digits")
     return networks() | {
-        "perceptron": (_perceptron, normal(1, 64)),
-        "series": (_series_network, normal(1, 1, 1024)),
-        "digits": (make_network, normal(1, 1, 8, 8)),
+        name: Entry(name, lambda make=make: make().eval(), partial(_normal, shape))
+        for name, (make, shape) in zip(names, more, strict=True)
     }
+
+
+def _normal(shape: tuple[int, ...], batch: int) -> tuple[torch.Tensor]:
+    return (torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0)),)
 
 
 def bound(model: nn.Module, inputs: Any, share: float, allocation: str) -> Line:
@@ -110,7 +116,8 @@ def hand(model: nn.Module, inputs: Any, share: float) -> Line:
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
             plan = pb.plan_widths(model, inputs, middle, config=config)
-            after = bench.measure(pb.shrink(model, plan)).milliseconds
+            network = pb.shrink(model, plan)
+            after = statistics.median(bench.measure(network).milliseconds for _ in range(REPEATS))
             of_bound = after / (share * bench.original.milliseconds)
             if of_bound <= 1:
                 low, best = middle, _left(plan) | {"of_bound": of_bound}
@@ -154,8 +161,7 @@ def run(path: Path) -> None:
         if job in done:
             continue
         name, question, share, allocation = job
-        make, inputs = entries[name]
-        model, found = make().eval(), []
+        model, inputs, found = entries[name].make(), entries[name].inputs(1), []
         if question == "bound":
             found = [bound(model, inputs, share, allocation)]
         elif question == "hand":

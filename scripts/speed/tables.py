@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from scripts.lines import Line, named_lines
 from scripts.paired import paired
-from scripts.speed.arms import ARMS, DEFAULT, EQUAL, OURS, PEER
+from scripts.speed.arms import ARMS, DEFAULT, EQUAL, PEER, PRICES
 from scripts.speed.timing import FORMS
 
 GOAL = 0.85  # of the FLOP reduction
@@ -19,10 +19,11 @@ QUESTION = """\
 How much faster is a network of half or a quarter of the parameters, and how much of the saved
 multiply-adds is saved time? Random weights; one thread of an x86 CPU; all columns of a network
 are timed in turn with the original in one run, and figures are medians of ratios to it in the same
-form. *Realised* is speed-up / FLOP reduction. *torch-pruning* is its magnitude pruner in multiples
-of 8 with one share for all layers, at the default's parameters as near as its steps allow; where
-that is not within 1 %, *default at its size* is the default, asked for the size that it reached.
-Made by `scripts/speed/run.py` and `scripts/speed/trained.py`."""
+form. *Realised* is speed-up / FLOP reduction. The columns *accurate*, *uniform* and *unrounded*
+are of an earlier run beside the same originals. *torch-pruning* is its magnitude pruner in
+multiples of 8 with one share for all layers, at the default's parameters as near as its steps
+allow; where that is not within 1 %, *default at its size* is the default, asked for the size that
+it reached. Made by `scripts/speed/run.py` and `scripts/speed/trained.py`."""
 Rows = dict[str, dict[str, Line]]  # of one target: by network, then by arm
 
 
@@ -133,16 +134,18 @@ def _cell(line: Line | None) -> str:
 
 def _by_form(rows: Rows) -> list[str]:
     """Return the table of the default and torch-pruning in all forms."""
+    lines = [own.get(arm) for own in rows.values() for arm in (DEFAULT, PEER)]
+    forms = [form for form in FORMS if any(speed_up(line, form) for line in lines)]
     out = [
         "Speed-ups of the default / of torch-pruning by form (torch as it is, the others in ONNX "
         "Runtime) and batch:",
         "",
-        f"| network | {' | '.join(FORMS)} |",
-        "| --- " * (len(FORMS) + 1) + "|",
+        f"| network | {' | '.join(forms)} |",
+        "| --- " * (len(forms) + 1) + "|",
     ]
     for name, own in rows.items():
         both = (own.get(DEFAULT), own.get(PEER))
-        cells = [" / ".join(_figure(speed_up(line, form)) for line in both) for form in FORMS]
+        cells = [" / ".join(_figure(speed_up(line, form)) for line in both) for form in forms]
         out.append(f"| {' | '.join([name, *cells])} |")
     return out
 
@@ -179,10 +182,13 @@ def _trained(lines: Sequence[Line]) -> list[str]:
         ValueError: Arms of a run took other numbers of steps, or began with other networks.
     """
     out = [
-        "All from the same trained network, with the same optimizer steps; ours are asked for the "
-        "size that torch-pruning reached. Accuracies in per cent, means over seeds; the difference "
+        "All from the same trained network, with the same optimizer steps, each at a learning rate "
+        "of its own and with averaged weights; ours are asked for the size that torch-pruning "
+        "reached. *ours*: the price of multiply-adds, those of equal shares (the default), half of "
+        "the way to them from the most accurate widths (the default before), or beyond (`fast`). "
+        "Accuracies in per cent, means over seeds; the difference "
         "is paired by seed, with its 95 % interval. Speed-ups (FLOP reductions) are medians over "
-        "seeds, ONNX Runtime, float32, batch 1.",
+        "seeds, ONNX Runtime, float32, batch 1, on images of 32 x 32.",
         "",
         "| task | ours | parameters kept: ours, torch-pruning | seeds | original, test "
         "| ours, test | torch-pruning, test | difference, points "
@@ -194,7 +200,7 @@ def _trained(lines: Sequence[Line]) -> list[str]:
         cell = runs.setdefault((line["task"], line["target"]), {})
         cell.setdefault(line["arm"], {})[line["seed"]] = line
     for (task, _), cell in runs.items():
-        for arm in OURS:
+        for arm in PRICES:
             seeds = sorted(cell.get(arm, {}).keys() & cell.get(PEER, {}).keys())
             ours, other = ([cell[own][seed] for seed in seeds] for own in (arm, PEER))
             if seeds:

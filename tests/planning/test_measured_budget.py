@@ -378,7 +378,7 @@ def test_the_graph_with_other_weights_is_what_an_export_would_write(name, tmp_pa
     model, inputs = CASES[name].build().eval(), CASES[name].inputs(1)
     small = fuse(shrink(model, plan_widths(model, inputs, 0.6)))
     with ExportBench(model, as_call(inputs), ()) as bench:
-        filled = load(bench._file_of(small)).graph
+        filled = load(bench.file_of(small)).graph
     write_onnx(small, tmp_path / "x.onnx", inputs, free_batch=False)
     wanted = load(tmp_path / "x.onnx").graph
     assert [(node.op_type, node.name) for node in filled.node] == [

@@ -11,6 +11,7 @@ from model_zoo import create_model
 from pbcompress import Budget, CompressConfig, DendriteConfig, WidthConfig, plan_widths
 from pbcompress.costs.bounds import Bounds
 from pbcompress.costs.closed_form import CostModel
+from pbcompress.planning.proportions import SPEED
 from pbcompress.planning.scarcity import Scarcity
 from pbcompress.structure.channel_groups import Axis, ChannelGroup, Member
 from tests.support.nets import CASES
@@ -121,5 +122,6 @@ def test_whole_blocks_do_not_miss_the_price_of_work(name):
         assert plan.cost_after.params >= 0.98 * 0.25 * plan.cost_before.params
         return plan.cost_after.flops
 
-    middle = (flops("accurate") * flops("fast")) ** 0.5
+    share = SPEED["balanced"] / SPEED["fast"]
+    middle = flops("accurate") ** (1 - share) * flops("fast") ** share
     assert abs(flops("balanced") / middle - 1) < 0.1

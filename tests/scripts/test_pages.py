@@ -1,5 +1,6 @@
 """What pages, log, results and README say is what the lines of the benchmarks say."""
 
+import itertools
 import re
 import statistics
 from pathlib import Path
@@ -13,6 +14,7 @@ from scripts.front import glance, reference
 from scripts.importance import tables as importance
 from scripts.int8 import tables as int8
 from scripts.lines import DOCS, read_lines
+from scripts.paired import paired
 from scripts.planner import tables as planner
 from scripts.recovery import tables as recovery
 from scripts.speed import tables as speed
@@ -62,6 +64,7 @@ def test_differences_in_prose_are_those_of_cells(cells):
         for difference in (cell.against, cell.against_val)
         if difference is not None
     ]
+    every += _between_arms(read_lines(Path(speed.__file__).with_name("lines.jsonl.gz")))
     log = (ROOT / "docs" / "research.md").read_text()
     stated = re.findall(r"([+-]?\d*\.\d+) ± (\d*\.\d+)", log)
     assert len(stated) > 50
@@ -69,6 +72,21 @@ def test_differences_in_prose_are_those_of_cells(cells):
         pair for pair in stated if not any(_is(pair[0], d.mean, pair[1], d.half) for d in every)
     ]
     assert wrong == []
+
+
+def _between_arms(lines):
+    """Return the differences between all arms of trained networks, on test and on validation."""
+    cells = {}
+    for line in (line for line in lines if "task" in line):
+        for split in ("test", "val"):
+            cell = cells.setdefault((line["task"], line["target"], split), {})
+            cell.setdefault(line["arm"], {})[line["seed"]] = 100 * line[split]
+    return [
+        paired(one, other)
+        for cell in cells.values()
+        for one, other in itertools.permutations(cell.values(), 2)
+        if len(one.keys() & other.keys()) > 1
+    ]
 
 
 def _is(mean, true_mean, half, true_half):

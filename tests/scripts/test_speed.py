@@ -14,7 +14,7 @@ from scripts.lines import read_lines
 from scripts.planner.networks import Entry
 from scripts.speed import run as speed
 from scripts.speed import tables, trained
-from scripts.speed.arms import ARMS, DEFAULT, EQUAL, OURS, PEER, Maker, NotNeededError
+from scripts.speed.arms import ARMS, DEFAULT, EQUAL, PEER, PRICES, Maker, NotNeededError
 from scripts.speed.peer import GRID, NEAR, NothingPrunedError, Peer, nearest, size
 from scripts.speed.plot import plot
 from scripts.speed.timing import FORMS
@@ -74,11 +74,11 @@ def test_trained_arms_have_one_size_and_as_many_steps(tmp_path, monkeypatch):
     for _ in range(2):  # what is there is not run again
         assert trained.main(call) == 0
     lines = read_lines(path)
-    arms = [*OURS, PEER]
+    arms = [*PRICES, PEER]
     assert [line["arm"] for line in lines] == arms * 2
     assert {line["steps"] for line in lines} == {2 * 4}
     for place, ours in enumerate(lines):
-        other = lines[place // len(arms) * len(arms) + len(OURS)]
+        other = lines[place // len(arms) * len(arms) + len(PRICES)]
         assert ours["base"] == other["base"]
         assert 0.98 * other["params"] <= ours["params"] <= other["params"]
     assert "| tiny | " in tables.page(lines)
@@ -217,14 +217,16 @@ def trained_lines(steps=(8, 8)):
             **own,
             **sizes,
         }
-        for arm, s, test in zip((DEFAULT, PEER), steps, (0.88, 0.86), strict=True)
+        for arm, s, test in zip(("equal shares", PEER), steps, (0.88, 0.86), strict=True)
         for seed in (0, 1)
     ]
 
 
 def test_trained_networks_are_paired_by_seed():
     page = tables.page(trained_lines())
-    row = "| digits | default | 50.0%, 50.0% | 2 | 90.00 | 88.00 | 86.00 | +2.00 ± 0.00 better |"
+    row = (
+        "| digits | equal shares | 50.0%, 50.0% | 2 | 90.00 | 88.00 | 86.00 | +2.00 ± 0.00 better |"
+    )
     assert f"{row} 1.50 (2.00) | 1.50 (2.00) |" in page
     assert "speed.svg" not in page
     with pytest.raises(ValueError, match="cannot be compared"):

@@ -3,6 +3,7 @@
 import pytest
 
 from scripts.lines import read_lines
+from scripts.planner.networks import Entry
 from scripts.speed import bounds
 from tests.scripts.test_smoke import images, small_cnn
 
@@ -37,7 +38,8 @@ def test_the_tables_say_what_the_lines_say():
 
 @pytest.mark.slow
 def test_it_starts_in_small(tmp_path, monkeypatch):
-    monkeypatch.setattr(bounds, "all_networks", lambda: {"small_cnn": (small_cnn, images(1)[0])})
+    entry = Entry("small_cnn", small_cnn, images)
+    monkeypatch.setattr(bounds, "all_networks", lambda: {"small_cnn": entry})
     monkeypatch.setattr(bounds, "BOUNDED", ("small_cnn",))
     monkeypatch.setattr(bounds, "SHARES", (0.6,))
     monkeypatch.setattr(bounds, "BISECTIONS", 2)
