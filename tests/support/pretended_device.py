@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from typing import Any, Self
 from unittest.mock import patch
 
-import pytest
 import torch
 from torch import Tensor
 from torch.utils import backend_registration
@@ -21,10 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 __all__ = ["DEVICE", "OnDevice", "PretendedDevice", "on_host"]
 
 NAME = "pretended"
-_set_up: Any = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
-if _set_up is None:
-    pytest.skip("this torch takes no device that is written in Python", allow_module_level=True)
-_set_up(NAME)
+backend_registration._setup_privateuseone_for_python_backend(NAME)
 DEVICE = torch.device(NAME, 0)
 aten = torch.ops.aten
 INDEXED = (aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default)
