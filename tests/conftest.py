@@ -14,6 +14,8 @@ import torch
 from tests.support.onnx_operations import operations_made_once
 
 HERE = Path(__file__).parent
+# They register a device with torch for good; `test_other_devices.py` runs them apart.
+collect_ignore = ["support/pretended_device.py", "properties/other_devices.py"]
 SECONDS = {
     "": 120,
     "cli": 120,
