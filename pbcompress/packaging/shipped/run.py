@@ -7,10 +7,13 @@ HERE = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120
 sys.path = [p for p in sys.path if os.path.realpath(p) != HERE]  # nothing here is a module
 
 import argparse  # noqa: E402
+import contextlib  # noqa: E402
 import hashlib  # noqa: E402
 import json  # noqa: E402
 import math  # noqa: E402
+import threading  # noqa: E402
 import zipfile  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -21,6 +24,8 @@ FOLDER = Path(HERE)
 SUMS = "SHA256SUMS"
 TOLERANCE = 0.5  # of the largest output, for any precision
 MOST_BYTES = 2**30  # of the sample
+MOST_SECONDS = 300.0  # of a check
+MOST_MEMORY = 2**33  # of a check, and four times the files
 
 
 def run(config: Any, model: str, arrays: Any) -> Any:
@@ -73,6 +78,43 @@ def read_sample() -> dict[str, Any]:
     return arrays
 
 
+@contextlib.contextmanager
+def limits(seconds: float, memory: int) -> Iterator[None]:
+    """End this process after a time, and, on Linux, let it take so many bytes more and no more."""
+
+    def end() -> None:
+        words = f"The package is not checked after {seconds:g} seconds. Do not use it.\n"
+        os.write(2, words.encode())
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        with _little_memory(memory):
+            yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def _little_memory(more: int) -> Iterator[None]:
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    _, hard = before = resource.getrlimit(resource.RLIMIT_AS)
+    most = pages * os.sysconf("SC_PAGE_SIZE") + more
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 def check() -> None:
     """Exit unless this folder is whole, and its models compute here what they should."""
     check_files()
@@ -103,8 +145,10 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="are the files whole, and right here?")
     arguments = parser.parse_args()
     if arguments.check:
+        files = sum(path.stat().st_size for path in FOLDER.iterdir())
         try:
-            return check()
+            with limits(MOST_SECONDS, MOST_MEMORY + 4 * files):
+                return check()
         except Exception as err:  # a damaged file may be wrong in any way
             words = " ".join(f"{type(err).__name__}: {err}".split())
             sys.exit(f"The package is damaged ({words:.300}). Get it again.")
