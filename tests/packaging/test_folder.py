@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import resource
 import runpy
 import shutil
 import subprocess
@@ -128,7 +129,7 @@ def test_it_holds_what_it_says(packed):
     assert sorted(sums) == [name for name in FILES if name != "SHA256SUMS"]
     for name, digest in sums.items():
         assert hashlib.sha256((path / name).read_bytes()).hexdigest() == digest
-    assert (path / "run.py").read_text().count("\n") < 130
+    assert (path / "run.py").read_text().count("\n") < 150
 
 
 def test_no_file_speaks_of_the_machine_that_made_it(packed):
@@ -413,12 +414,13 @@ def test_the_check_bounds_the_time_of_a_model(copied):
     with_limits(copied, 0.01, 2**28)
     found = run_alone(copied, "--check")
     assert (found.returncode, found.stderr.count("\n")) == (1, 1)
-    assert "is not checked after 0.01 seconds" in found.stderr
+    assert "takes too long" in found.stderr
 
 
 def run_here(folder, *words):
-    """Run a runner in this process."""
+    """Run a runner in this process, which then has its limits no longer."""
     out, err, before = io.StringIO(), io.StringIO(), (sys.argv, sys.path[:])
+    space = resource.getrlimit(resource.RLIMIT_AS)
     sys.argv = [str(folder / "run.py"), *words]
     try:
         with redirect_stdout(out):
@@ -429,6 +431,7 @@ def run_here(folder, *words):
         code = 0 if not end.code else 1
     finally:
         sys.argv, sys.path[:] = before
+        resource.setrlimit(resource.RLIMIT_AS, space)
     return code, out.getvalue(), err.getvalue()
 
 

@@ -13,7 +13,6 @@ import json  # noqa: E402
 import math  # noqa: E402
 import threading  # noqa: E402
 import zipfile  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -78,41 +77,23 @@ def read_sample() -> dict[str, Any]:
     return arrays
 
 
-@contextlib.contextmanager
-def limits(seconds: float, memory: int) -> Iterator[None]:
-    """End this process after a time, and, on Linux, let it take so many bytes more and no more."""
+def limit(memory: int) -> threading.Timer:
+    """End this process after a time; on Linux, let it take so many bytes more and no more."""
 
     def end() -> None:
-        words = f"The package is not checked after {seconds:g} seconds. Do not use it.\n"
-        os.write(2, words.encode())
+        os.write(2, b"The check takes too long. Do not use this package.\n")
         os._exit(1)
 
-    timer = threading.Timer(seconds, end)
+    timer = threading.Timer(MOST_SECONDS, end)
     timer.daemon = True
     timer.start()
-    try:
-        with _little_memory(memory):
-            yield
-    finally:
-        timer.cancel()
+    with contextlib.suppress(ImportError, OSError, ValueError):  # other systems have no such limit
+        import resource
 
-
-@contextlib.contextmanager
-def _little_memory(more: int) -> Iterator[None]:
-    if sys.platform != "linux":
-        yield
-        return
-    import resource
-
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    _, hard = before = resource.getrlimit(resource.RLIMIT_AS)
-    most = pages * os.sysconf("SC_PAGE_SIZE") + more
-    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        most, space = pages * os.sysconf("SC_PAGE_SIZE") + memory, resource.RLIMIT_AS
+        resource.setrlimit(space, (most, resource.getrlimit(space)[1]))
+    return timer
 
 
 def check() -> None:
@@ -145,13 +126,14 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="are the files whole, and right here?")
     arguments = parser.parse_args()
     if arguments.check:
-        files = sum(path.stat().st_size for path in FOLDER.iterdir())
+        timer = limit(MOST_MEMORY + 4 * sum(path.stat().st_size for path in FOLDER.iterdir()))
         try:
-            with limits(MOST_SECONDS, MOST_MEMORY + 4 * files):
-                return check()
+            return check()
         except Exception as err:  # a damaged file may be wrong in any way
             words = " ".join(f"{type(err).__name__}: {err}".split())
             sys.exit(f"The package is damaged ({words:.300}). Get it again.")
+        finally:
+            timer.cancel()
     config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
     sizes = [[n if isinstance(n, int) else 1 for n in e["shape"]] for e in config["inputs"]]
     arrays = [np.load(path) for path in arguments.arrays] or [np.random.rand(*s) for s in sizes]
