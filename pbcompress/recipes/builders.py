@@ -139,6 +139,11 @@ def as_model(build: Callable[..., Any], name: str, arguments: Mapping[str, Any])
         raise CompressionError(
             f"{name} was to give the network, and gave a {type(found).__name__}. Return a module."
         )
+    if any(p.is_meta for p in (*found.parameters(), *found.buffers())):
+        raise CompressionError(
+            f"{name} was to give the network, and gave one on the device 'meta', without numbers. "
+            "Build it on the CPU."
+        )
     return found
 
 

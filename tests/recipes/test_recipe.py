@@ -73,6 +73,10 @@ HOSTILE = {
     "a size of petabytes": "model.arguments = {in_features = 10000000, out_features = 100000000}",
     "a size of 400 digits": f"model.arguments = {{in_features = 1{'0' * 400}, out_features = 3}}",
     "a device of text": r'model.arguments = {in_features=1, out_features=1, device="\u001b[2J\n"}',
+    "a device without memory": (
+        'model.arguments = {in_features = 1, out_features = 1, device = "meta"}'
+    ),
+    "a layer of no use": 'model.build = "torch.nn:Module"',
     "weights of a number": "model.weights = 5",
     "weights beyond NUL": r'model.weights = "a\u0000b.pt"',
     "weights of a long name": f'model.weights = "{"w" * 3000}.pt"',
