@@ -158,7 +158,8 @@ class Apart:
             self.close()
             raise
         if "error" in answer:
-            raise CompressionError(" ".join(str(answer["error"]).split()))
+            words = " ".join(str(answer["error"]).split())
+            raise CompressionError(words if what == "open" else f"The file does not run: {words}")
         return answer, found
 
     def _why(self, limit: float) -> str:
