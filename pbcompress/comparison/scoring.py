@@ -64,9 +64,10 @@ class Parity:
 
 
 def file_network(path: Path) -> OnnxNetwork:
-    """Return an ONNX file as a network that gives a tensor, or a tuple of several."""
-    count = len(Session(path).output_names)
-    return OnnxNetwork(path, torch.zeros(1) if count == 1 else (torch.zeros(1),) * count)
+    """Return an ONNX file, which runs apart, as a network that gives one tensor or a tuple."""
+    session = Session(path, apart=True)
+    count = len(session.output_names)
+    return OnnxNetwork(session, torch.zeros(1) if count == 1 else (torch.zeros(1),) * count)
 
 
 def split_of(data: Any) -> Batches:

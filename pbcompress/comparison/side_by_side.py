@@ -19,8 +19,9 @@ from pbcompress.costs.measured import ModelCost, measure
 from pbcompress.errors import CompressionError, ExportMismatchError, first_line
 from pbcompress.export.fusion import fuse
 from pbcompress.export.onnx_export import export_onnx
+from pbcompress.onnx_files.apart import peak_memory
 from pbcompress.onnx_files.contents import measure_onnx, peak_activation_bytes
-from pbcompress.onnx_files.session import Latency, Session, interleaved_latency, peak_memory
+from pbcompress.onnx_files.session import Latency, Session, interleaved_latency
 from pbcompress.training.task import Batches, Task
 
 __all__ = ["compare"]
@@ -128,7 +129,8 @@ def _contender(model: Given, draft: Path, example_inputs: object) -> _Contender:
     except CompressionError:  # its batch size may be fixed
         export_onnx(frozen, draft, example_inputs, dynamic=None)
     cost = measure(model, example_inputs)
-    return _Contender(type(model).__name__, draft, Session(draft), copy_model(model).eval(), cost)
+    session = Session(draft, apart=True)  # timed as a file is
+    return _Contender(type(model).__name__, draft, session, copy_model(model).eval(), cost)
 
 
 def _run(contender: _Contender, call: Call) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pbcompress.errors import StateMismatchError
 
-__all__ = ["MOST_BYTES", "is_file", "is_name", "read_bounded"]
+__all__ = ["MOST_BYTES", "is_file", "is_name", "is_there", "read_bounded"]
 
 MOST_BYTES = 2**26  # of a text: a plan of a network of a billion parameters has a tenth of it
 
@@ -39,6 +39,14 @@ def is_file(path: str | Path) -> bool:
     """
     try:
         return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_there(path: str | Path) -> bool:
+    """Tell whether anything is there, also of a path that the system does not take."""
+    try:
+        return Path(path).exists()
     except (OSError, ValueError):
         return False
 

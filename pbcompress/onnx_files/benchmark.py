@@ -8,6 +8,7 @@ from typing import Any
 from pbcompress.core.text_tables import render_text
 from pbcompress.core.turns import in_turn
 from pbcompress.errors import CompressionError
+from pbcompress.onnx_files.apart import peak_memory
 from pbcompress.onnx_files.contents import measure_onnx, peak_activation_bytes
 from pbcompress.onnx_files.session import (
     CPU,
@@ -15,7 +16,6 @@ from pbcompress.onnx_files.session import (
     Session,
     interleaved_latency,
     kernel_times,
-    peak_memory,
 )
 
 __all__ = ["Benchmark", "FileBenchmark", "bench"]
@@ -163,7 +163,7 @@ def bench(
         )
     costs = [measure_onnx(path) for path in paths]
     providers = tuple(dict.fromkeys([provider, *CPU]))  # the CPU takes what another cannot
-    sessions = [Session(path, threads, providers=providers) for path in paths]
+    sessions = [Session(path, threads, providers=providers, apart=True) for path in paths]
     singles = [session.random_feeds(1) for session in sessions]
     latencies = interleaved_latency(sessions, singles, rounds)
     free = [session for session in sessions if session.takes_any_batch]
@@ -180,7 +180,9 @@ def bench(
             throughput=by_session.get(id(session)),
             peak_memory=peak_memory(path, feeds, threads, providers),
             peak_activations=peak_activation_bytes(path),
-            kernels=kernel_times(path, feeds, 20, threads, providers) if profile else {},
+            kernels=kernel_times(path, feeds, 20, threads, providers, apart=True)
+            if profile
+            else {},
         )
         for path, cost, session, feeds, latency in zip(
             paths, costs, sessions, singles, latencies, strict=True

@@ -21,7 +21,7 @@ class OnnxNetwork(nn.Module):
     """An ONNX file as a network, so that the metric of a task is that of the file.
 
     Args:
-        path: The file.
+        path: The file, or a session of it.
         like: An output of the network that was exported; gives the structure.
 
     Attributes:
@@ -38,9 +38,10 @@ class OnnxNetwork(nn.Module):
         True
     """
 
-    def __init__(self, path: str | Path, like: object) -> None:
+    def __init__(self, path: str | Path | Session, like: object) -> None:
         super().__init__()
-        self.session, self.like = Session(path), like
+        self.session = path if isinstance(path, Session) else Session(path)
+        self.like = like
         leaves, self._structure = tree_flatten(like)
         self._is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
         self._others = leaves

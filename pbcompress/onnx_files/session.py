@@ -1,9 +1,7 @@
-"""Run and time ONNX files, whole and by kernel. The only module that imports onnxruntime."""
+"""Run and time ONNX files, whole and by kernel, here or in a process of their own."""
 
 import json
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -19,6 +17,7 @@ from torch import Tensor
 from pbcompress.core.bounded_files import is_file
 from pbcompress.core.drafts import draft_folder
 from pbcompress.errors import CompressionError, StateMismatchError, first_line
+from pbcompress.onnx_files.apart import CPU, MOST_SECONDS, Apart, Value
 from pbcompress.onnx_files.bounds import graphs_within
 from pbcompress.onnx_files.store import example_sizes, load, values_of
 
@@ -29,17 +28,14 @@ __all__ = [
     "check_providers",
     "interleaved_latency",
     "kernel_times",
-    "peak_memory",
     "version",
 ]
 
 Array = np.ndarray[Any, Any]
 MAX_SECONDS = 4.0
-MOST_SECONDS = 120.0  # of one run
 GROWING = frozenset(  # what can make much of little
     ("ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "Upsample", "OneHot", "Loop")
 )
-CPU = ("CPUExecutionProvider",)
 DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -48,23 +44,6 @@ DTYPES = {
     "tensor(int32)": np.int32,
     "tensor(bool)": np.bool_,
 }
-# A process of its own, without torch: what it holds is the runtime's and the file's.
-PEAK = """
-import sys
-import numpy, onnxruntime
-path, threads, arrays = sys.argv[1], int(sys.argv[2]), list(numpy.load(sys.argv[3]).values())
-providers = sys.argv[4].split(",")
-def kilobytes(name):
-    lines = open("/proc/self/status").read().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1])
-open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
-start = kilobytes("VmRSS")
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = threads
-session = onnxruntime.InferenceSession(path, options, providers=providers)
-session.run(None, {entry.name: a for entry, a in zip(session.get_inputs(), arrays, strict=True)})
-print((kilobytes("VmHWM") - start) * 1024)
-"""
 
 
 def version() -> str:
@@ -109,6 +88,8 @@ class Session:
         optimize: Whether the runtime may fuse and reorder.
         providers: Execution providers of the runtime, the first one preferred.
         silent: Whether the runtime writes no errors to the terminal, beside raising them.
+        apart: Whether it runs in a process of its own, with bounds on time and memory, as files
+            that may be anyone's must.
 
     Raises:
         StateMismatchError: The file is missing, or cannot be trusted or run.
@@ -123,6 +104,7 @@ class Session:
         optimize: bool = True,
         providers: Sequence[str] = CPU,
         silent: bool = False,
+        apart: bool = False,
     ) -> None:
         check_providers(providers)
         if not is_file(path):
@@ -130,6 +112,34 @@ class Session:
         proto = load(path)
         if any(node.op_type in GROWING for body in graphs_within(proto) for node in body.node):
             _check_sizes(proto, path)
+        self._session: Any = None
+        self._apart: Apart | None = None
+        begin = self._begin_apart if apart else self._begin_here
+        try:
+            own = begin(path, threads, profile, optimize, providers, silent)
+        except Exception as err:
+            raise StateMismatchError(
+                f"{path} cannot be run by ONNX Runtime {onnxruntime.__version__}: "
+                f"{first_line(err)}. Give a whole ONNX file."
+            ) from err
+        if providers[0] not in own:
+            raise CompressionError(
+                f"{providers[0]} was asked for, and ONNX Runtime could not start it: it runs on "
+                f"{', '.join(own)}. Check its drivers and libraries."
+            )
+        self.input_names = [value.name for value in self._inputs]
+        self.output_names = [value.name for value in self._outputs]
+
+    def _begin_here(
+        self,
+        path: str | Path,
+        threads: int,
+        profile: Path | None,
+        optimize: bool,
+        providers: Sequence[str],
+        silent: bool,
+    ) -> list[str]:
+        """Begin a session in this process, and return what computes it."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -139,23 +149,27 @@ class Session:
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=list(providers)
-            )
-        except Exception as err:
-            raise StateMismatchError(
-                f"{path} cannot be run by ONNX Runtime {onnxruntime.__version__}: "
-                f"{first_line(err)}. Give a whole ONNX file."
-            ) from err
-        if providers[0] not in self._session.get_providers():
-            raise CompressionError(
-                f"{providers[0]} was asked for, and ONNX Runtime could not start it: it runs on "
-                f"{', '.join(self._session.get_providers())}. Check its drivers and libraries."
-            )
-        self._inputs = self._session.get_inputs()
-        self.input_names = [value.name for value in self._inputs]
-        self.output_names = [value.name for value in self._session.get_outputs()]
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        ends = session.get_inputs(), session.get_outputs()
+        self._inputs, self._outputs = ([Value(v.name, v.type, v.shape) for v in e] for e in ends)
+        self._texts = session.get_modelmeta().custom_metadata_map
+        self._session = session
+        return list(session.get_providers())
+
+    def _begin_apart(
+        self,
+        path: str | Path,
+        threads: int,
+        profile: Path | None,
+        optimize: bool,
+        providers: Sequence[str],
+        _: bool,
+    ) -> list[str]:
+        """Begin a session in a process of its own, and return what computes it."""
+        apart = Apart(path, threads, optimize, providers, profile)
+        self._inputs, self._outputs, self._texts = apart.inputs, apart.outputs, apart.texts
+        self._apart = apart
+        return apart.providers
 
     def feeds(self, tensors: Sequence[Tensor]) -> dict[str, Array]:
         """Return the arrays of one run, by input name, in the order of the forward's arguments."""
@@ -193,7 +207,7 @@ class Session:
         Raises:
             CompressionError: A type is not known.
         """
-        sides = {"inputs": self._inputs, "outputs": self._session.get_outputs()}
+        sides = {"inputs": self._inputs, "outputs": self._outputs}
         unknown = [v.type for values in sides.values() for v in values if v.type not in DTYPES]
         if unknown:
             raise CompressionError(
@@ -220,7 +234,7 @@ class Session:
                 long it was in the example, or a type is not known.
         """
         generator = np.random.default_rng(0)
-        sizes = example_sizes(self._session.get_modelmeta().custom_metadata_map)
+        sizes = example_sizes(self._texts)
         feeds: dict[str, Array] = {}
         for value in self._inputs:
             first, *others = value.shape or [1]
@@ -243,12 +257,15 @@ class Session:
             feeds[value.name] = np.asarray(scale * values, dtype=kind)
         return feeds
 
-    def run(self, feeds: Mapping[str, Array], seconds: float = MOST_SECONDS) -> list[Array]:
+    def run(self, feeds: Mapping[str, Array], seconds: float | None = None) -> list[Array]:
         """Return all outputs.
 
         Raises:
             CompressionError: It takes longer than it may, as a loop without end does.
         """
+        if self._apart is not None:
+            return self._apart.run(feeds, seconds)
+        seconds = MOST_SECONDS if seconds is None else seconds
         options = onnxruntime.RunOptions()
         timer = threading.Timer(seconds, setattr, (options, "terminate", True))
         timer.daemon = True
@@ -265,9 +282,15 @@ class Session:
         finally:
             timer.cancel()
 
-    def run_again(self, feeds: Mapping[str, Array]) -> None:
-        """Run, for its time alone, what `run` ran before."""
+    def seconds(
+        self, feeds: Mapping[str, Array], clock: Callable[[], float] = time.perf_counter
+    ) -> float:
+        """Return how long a run takes of what `run` ran before; apart, by a clock of its own."""
+        if self._apart is not None:
+            return self._apart.seconds(feeds)
+        started = clock()
         self._run(feeds, None)
+        return clock() - started
 
     def _run(self, feeds: Mapping[str, Array], options: Any) -> list[Array]:
         outputs: list[Array] = self._session.run(None, dict(feeds), options)
@@ -275,8 +298,7 @@ class Session:
 
     def profile(self) -> str:
         """End the profile, and return the path of its file."""
-        path: str = self._session.end_profiling()
-        return path
+        return str((self._apart.profile if self._apart else self._session.end_profiling)())
 
 
 @dataclass(frozen=True)
@@ -317,45 +339,18 @@ def interleaved_latency(
     for session, feed in pairs:
         session.run(feed)
         for _ in range(4):
-            session.run_again(feed)
+            session.seconds(feed)
     times: list[list[float]] = [[] for _ in pairs]
     began = time.perf_counter()
     while len(times[0]) < rounds and (len(times[0]) < 5 or time.perf_counter() - began < seconds):
         for slot, (session, feed) in zip(times, pairs, strict=True):
-            started = clock()
-            session.run_again(feed)
-            slot.append((clock() - started) * 1e3)
+            slot.append(session.seconds(feed, clock) * 1e3)
     results = []
     for slot in times:
         ratios = [a / b for a, b in zip(times[0], slot, strict=True)]
         p95 = sorted(slot)[int(0.95 * (len(slot) - 1))]
         results.append(Latency(statistics.median(slot), p95, len(slot), statistics.median(ratios)))
     return results
-
-
-def peak_memory(
-    path: str | Path,
-    feeds: Mapping[str, Array],
-    threads: int = 1,
-    providers: Sequence[str] = CPU,
-) -> int | None:
-    """Return the bytes of resident memory that a file and one run of it need in a fresh process.
-
-    What the runtime needs without a file is taken off. None where the system is not Linux or does
-    not say.
-    """
-    with draft_folder() as folder:
-        held = folder / "feeds.npz"
-        np.savez(held, *feeds.values())  # the names may be too long, or those of its arguments
-        given = [str(path), str(threads), str(held), ",".join(providers)]
-        command = [sys.executable, "-P", "-c", PEAK, *given]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=MOST_SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            return None
-    return int(done.stdout) if done.returncode == 0 else None
 
 
 def kernel_times(
@@ -365,6 +360,7 @@ def kernel_times(
     threads: int = 1,
     providers: Sequence[str] = CPU,
     of: Callable[[Sequence[float]], float] = statistics.median,
+    apart: bool = False,
 ) -> dict[str, float]:
     """Return the milliseconds that every kernel of a file takes in one run.
 
@@ -375,13 +371,16 @@ def kernel_times(
         threads: Threads within an operation.
         providers: See `Session`.
         of: What stands for all runs; the least leaves out what other processes take.
+        apart: See `Session`.
 
     Returns:
         The times by the runtime's name of the node, in the order of execution.
     """
     times: dict[str, list[float]] = defaultdict(list)
     with draft_folder() as folder:
-        session = Session(path, threads, profile=folder / "profile", providers=providers)
+        session = Session(
+            path, threads, profile=folder / "profile", providers=providers, apart=apart
+        )
         for _ in range(runs + 1):  # the first one warms up
             session.run(feeds)
         events = json.loads(Path(session.profile()).read_text())

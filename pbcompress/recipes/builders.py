@@ -16,10 +16,18 @@ from typing import Any
 from torch import nn
 
 import pbcompress
-from pbcompress.errors import CompressionError
+from pbcompress.errors import CompressionError, brief, first_line
 from pbcompress.training.task import Data, Task
 
-__all__ = ["CHECKOUT", "as_data", "load_data", "load_task", "resolve", "resolve_trusted"]
+__all__ = [
+    "CHECKOUT",
+    "as_data",
+    "as_model",
+    "load_data",
+    "load_task",
+    "resolve",
+    "resolve_trusted",
+]
 
 CHECKOUT = Path(pbcompress.__file__).resolve().parents[1]
 ZOO = "model_zoo"
@@ -117,10 +125,44 @@ def load_data(name: str, arguments: Mapping[str, Any]) -> Data:
     return as_data(resolve(name), name, arguments)
 
 
+def as_model(build: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Call what builds a network.
+
+    Raises:
+        CompressionError: It raised, or gave something else.
+    """
+    try:
+        found: object = _called(build, name, arguments)
+    except OSError as err:
+        raise CompressionError(f"{name} was to give the network and could not: {err}") from err
+    if not isinstance(found, nn.Module):
+        raise CompressionError(
+            f"{name} was to give the network, and gave a {type(found).__name__}. Return a module."
+        )
+    if any(p.is_meta for p in (*found.parameters(), *found.buffers())):
+        raise CompressionError(
+            f"{name} was to give the network, and gave one on the device 'meta', without numbers. "
+            "Build it on the CPU."
+        )
+    return found
+
+
+def _called(build: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> Any:
+    try:
+        return build(**arguments)
+    except (CompressionError, OSError):
+        raise
+    except Exception as err:  # code of anybody, and arguments of a file
+        raise CompressionError(
+            f"{name} was called with the arguments ({brief(', '.join(arguments), 200)}) and raised "
+            f"{type(err).__name__}: {first_line(err)}. Check its arguments."
+        ) from err
+
+
 def as_data(build: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> Data:
     """Call what builds data, as `load_data` does."""
     try:
-        found = build(**arguments)
+        found = _called(build, name, arguments)
     except OSError as err:
         raise CompressionError(f"{name} was to give the data and could not: {err}") from err
     missing = [split for split in ("train", "val") if not hasattr(found, split)]

@@ -9,6 +9,7 @@ from pbcompress.config.dendrites import DendriteConfig
 from pbcompress.config.recovery import RecoveryConfig
 from pbcompress.config.widths import WidthConfig
 from pbcompress.core.config_values import Choices
+from pbcompress.errors import brief
 
 __all__ = ["FIELDS", "changed", "check_keys", "value_of"]
 
@@ -26,6 +27,10 @@ FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "export": ("quantize", "max_drop", "recover_epochs"),
 }
+TEXTS = ("model.build", "model.weights", "data.build", "compress.run_dir", "export.quantize")
+MOST_TEXT = 4096  # characters of a name or path
+MOST_NUMBER = 1e18
+MOST_DEPTH = 16  # tables in each other, of a key
 CHOICES = {
     "train": RecoveryConfig(),
     "compress.width": WidthConfig(),
@@ -43,7 +48,7 @@ def value_of(text: str) -> Any:
     """
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -60,6 +65,8 @@ def changed(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     found = dict(tables)
     for key, value in changes.items():
         head, _, rest = key.partition(".")
+        if rest.count(".") > MOST_DEPTH:
+            raise ValueError(f"{brief(key, 80)} is more than {MOST_DEPTH} tables deep")
         if rest:
             inner = found.get(head, {})
             if not isinstance(inner, Mapping):
@@ -85,11 +92,44 @@ def check_keys(tables: Mapping[str, Any]) -> None:
     _check("", tables, (*FIELDS, "train"))
     for name, known in FIELDS.items():
         _check(name, tables.get(name, {}), known)
+    _check_values(tables)
     for name, choices in CHOICES.items():
         table: Any = tables
         for part in name.split("."):
             table = table.get(part, {}) if isinstance(table, Mapping) else {}
         _check_choices(name, table, choices)
+
+
+def _check_values(tables: Mapping[str, Any]) -> None:
+    """Check what stands for itself; the choices of `compress` check their own."""
+    for key in TEXTS:
+        name, _, field = key.partition(".")
+        text = tables.get(name, {}).get(field, "x")
+        if not isinstance(text, str) or not 0 < len(text) <= MOST_TEXT or "\0" in text:
+            raise ValueError(f"[{name}] {field} is {_told(text)}; it must be a text")
+    for name in ("model", "data"):
+        arguments = tables.get(name, {}).get("arguments", {})
+        if not isinstance(arguments, Mapping):
+            raise ValueError(f"[{name}] arguments is {_told(arguments)} and no table")
+    target = tables.get("compress", {}).get("target_params", 1)
+    is_number = isinstance(target, int | float) and not isinstance(target, bool)
+    if not is_number or not 0 < target < MOST_NUMBER:
+        raise ValueError(
+            f"[compress] target_params is {_told(target)}; it must be a share between 0 and 1, or "
+            "a number of parameters"
+        )
+    seed = tables.get("compress", {}).get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ValueError(f"[compress] seed is {_told(seed)}; it must be a whole number")
+    control = tables.get("compress", {}).get("control", False)
+    if not isinstance(control, bool):
+        raise ValueError(f"[compress] control is {_told(control)}; it must be true or false")
+
+
+def _told(value: object) -> str:
+    """Return a value for a message; Python does not write out the longest numbers."""
+    is_long = isinstance(value, int) and value.bit_length() > 512
+    return "a number too large" if is_long else brief(repr(value)[:400], 80)
 
 
 def _check_choices(name: str, table: Any, choices: Choices) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from pbcompress.config.dendrites import DendriteConfig
 from pbcompress.config.recovery import RecoveryConfig
 from pbcompress.config.whole import CompressConfig
-from pbcompress.core.bounded_files import read_bounded
+from pbcompress.core.bounded_files import is_there, read_bounded
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.export.onnx_export import ExportReport
@@ -20,7 +20,7 @@ from pbcompress.pipeline import compress
 from pbcompress.planning.width_plan import WidthPlan, plan_widths
 from pbcompress.quantization.guards import way_named
 from pbcompress.quantization.precisions import Fp16, Int8
-from pbcompress.recipes.builders import as_data, resolve_trusted
+from pbcompress.recipes.builders import as_data, as_model, resolve_trusted
 from pbcompress.recipes.changes import changed, check_keys
 from pbcompress.recipes.weights import load_weights_
 from pbcompress.recovery.checkpoint import Checkpoint
@@ -34,6 +34,9 @@ from pbcompress.training.progress import ProgressBar
 from pbcompress.training.task import Data, Task, inputs_of
 
 __all__ = ["Preview", "Recipe", "export_result", "plan_recipe", "run_recipe"]
+
+MOST_BYTES = 2**20
+MOST_DOTS = 1000  # of a line: the time to read a key grows with the square of its parts
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,14 @@ class Recipe:
             CompressionError: The file is missing, no TOML, or has something unknown.
         """
         file = Path(path)
-        if not file.exists():
+        if not is_there(file):
             raise CompressionError(
                 f"The recipe {file} is not there. Check the path, or write one: pbcompress init."
             )
         try:
-            content = read_bounded(file)
+            content = read_bounded(file, MOST_BYTES)
+            if max((line.count(b".") for line in content.splitlines()), default=0) > MOST_DOTS:
+                raise ValueError("a line has too many dots")
             tables = tomllib.loads(content.decode())
         except StateMismatchError as err:
             raise CompressionError(f"The recipe {file} cannot be read: {err}") from err
@@ -136,8 +141,7 @@ class Recipe:
         """Build the original architecture."""
         build = resolve_trusted(self.model["build"], self.trust)
         with seeded(self.seed, "model"):
-            model: nn.Module = build(**self.model.get("arguments", {}))
-        return model
+            return as_model(build, self.model["build"], self.model.get("arguments", {}))
 
     def make_data(self) -> Data:
         """Build the data."""

@@ -25,7 +25,9 @@ def load_weights_(model: nn.Module, path: Path) -> None:
         StateMismatchError: It holds the weights of another network.
     """
     if not is_file(path):
-        raise CompressionError(f"The weights {path} are not there. Check [model] weights.")
+        raise CompressionError(
+            f"The weights {brief(path, 300)} are not there. Check [model] weights."
+        )
     of_torch = path.suffix in OF_TORCH
     tensors = _of_torch(path) if of_torch else read_tensors(path, any_kind=True)[0]
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pbcompress.comparison.intervals import Estimate
 from pbcompress.comparison.scoring import estimates, file_network, predictions, split_of
-from pbcompress.errors import CompressionError, first_line
+from pbcompress.errors import CompressionError
 from pbcompress.onnx_files.benchmark import Benchmark, bench
 from pbcompress.onnx_files.contents import FileFacts
 from pbcompress.runs.deployment import MODEL_FILE, Deployment
@@ -98,8 +98,6 @@ def _timed(paths: list[Path]) -> Benchmark | str | None:
         return bench(paths, rounds=ROUNDS)
     except CompressionError as err:
         return f"The files were not timed: {err}"
-    except Exception as err:  # ONNX Runtime's own errors for a graph that loads and does not run
-        return f"The files were not timed, because one of them does not run: {first_line(err)}."
 
 
 def _scored(paths: list[Path], data: Any, task: Task) -> tuple[Estimate, ...] | None:

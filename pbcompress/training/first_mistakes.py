@@ -38,6 +38,7 @@ __all__ = [
 
 OF_CLASSES = (
     "target dtype",
+    "scalar type Long but found",  # torch 2.9
     "0D or 1D target",
     "class probabilities",
     "out of bounds",

@@ -7,11 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from onnx import TensorProto, helper
 
 from pbcompress.cli.main import main
 from pbcompress.errors import CompressionError
 from pbcompress.recipes.builders import resolve_trusted
 from pbcompress.recipes.recipe import Recipe
+from tests.support.hostile_files import model, save
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = ("onnx", "numpy", "onnxruntime", "jinja2", "model_zoo", "tomllib", "torch", "json")
@@ -180,3 +182,20 @@ def test_the_help_warns(command: list[str], capsys: pytest.CaptureFixture[str]) 
         main([*command, "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "name only code that you would run" in text
+
+
+def test_names_of_others_command_no_terminal(tmp_path, capsys):
+    """An escape can clear the screen or name the window, a mark turn the direction of a line."""
+    evil = "\x1b[2J\x1b]0;x\x07\u202e\u2066\x85\u2028"
+    path = tmp_path / f"{evil}.onnx"
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 4]) for n in (evil, "y")]
+    node = helper.make_node("Relu", [evil], ["y"], name=evil)
+    save(model(helper.make_graph([node], evil, ends[:1], ends[1:])), path)
+    commands = {("bench", str(path), "--rounds", "5", "--profile"): 0}
+    commands |= {("measure", f"{path}x"): 1, ("compress", f"{path}x"): 1}
+    for command, code in commands.items():
+        assert main([*command]) == code
+        told = "".join(capsys.readouterr())
+        assert told.count("\n") >= 1
+        assert told.replace("\n", "").isprintable()
+        assert "[2J" in told

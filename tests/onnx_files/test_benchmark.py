@@ -11,8 +11,9 @@ import pbcompress as pb
 from pbcompress.cli.main import main
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.onnx_files import contents as onnxfile
+from pbcompress.onnx_files.apart import peak_memory
 from pbcompress.onnx_files.contents import measure_onnx, node_owners, peak_activation_bytes
-from pbcompress.onnx_files.session import Session, peak_memory
+from pbcompress.onnx_files.session import Session
 from pbcompress.onnx_files.store import values_of
 from pbcompress.quantization.converter import Quantizer
 from tests.support.configs import FORMS, dendrites_of

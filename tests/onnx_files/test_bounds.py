@@ -17,7 +17,7 @@ from pbcompress.onnx_files.contents import (
 )
 from pbcompress.onnx_files.session import Session
 from pbcompress.onnx_files.store import MAKER, load, save
-from tests.support.hostile_files import graph, model
+from tests.support.hostile_files import endless, graph, model
 from tests.support.hostile_files import save as write
 
 READERS = (Session, facts_of, measure_onnx, metadata_of, peak_activation_bytes)
@@ -146,29 +146,6 @@ def test_a_constant_of_many_gigabytes_is_not_made(tmp_path):
     for reader in (Session, measure_onnx, peak_activation_bytes):
         with pytest.raises(StateMismatchError, match="has the shape"):
             reader(path)
-
-
-def endless():
-    """A loop of 2^62 rounds, whose number is computed so that no reader sees it."""
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["c_in"], ["c_out"]),
-            helper.make_node("Identity", ["v_in"], ["v_out"]),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("i", TensorProto.INT64, []),
-            helper.make_tensor_value_info("c_in", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("v_in", TensorProto.FLOAT, None),
-        ],
-        [
-            helper.make_tensor_value_info("c_out", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("v_out", TensorProto.FLOAT, None),
-        ],
-    )
-    count = numpy_helper.from_array(np.array(2**62), "m")
-    nodes = [helper.make_node("Loop", ["m", "", "x"], ["y"], body=body)]
-    return model(graph(nodes, [count]))
 
 
 def test_a_loop_without_end_is_ended(tmp_path):

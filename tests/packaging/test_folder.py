@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import resource
 import runpy
 import shutil
 import subprocess
@@ -40,6 +41,8 @@ from pbcompress.packaging import folder as packaging
 from pbcompress.report.headline import headline
 from pbcompress.runs.sample import read_sample
 from tests.support.changed_json import rewrite
+from tests.support.hostile_files import doubling
+from tests.support.hostile_files import save as save_file
 
 ROOT = Path(__file__).parents[2]
 FILES = ["README.md", "SHA256SUMS", "config.json", "model.onnx", "run.mjs", "run.py", "sample.npz"]
@@ -126,7 +129,7 @@ def test_it_holds_what_it_says(packed):
     assert sorted(sums) == [name for name in FILES if name != "SHA256SUMS"]
     for name, digest in sums.items():
         assert hashlib.sha256((path / name).read_bytes()).hexdigest() == digest
-    assert (path / "run.py").read_text().count("\n") < 130
+    assert (path / "run.py").read_text().count("\n") < 150
 
 
 def test_no_file_speaks_of_the_machine_that_made_it(packed):
@@ -385,9 +388,39 @@ def test_the_check_refuses_every_harm_in_a_line(packed, tmp_path):
         assert "proves" not in out, name
 
 
+def with_limits(folder, seconds, memory):
+    """Give a package a network that doubles its input without end, and its runner small bounds."""
+    ends = onnx.load(folder / "model.onnx").graph
+    save_file(doubling(ends.input[0].name, ends.output[0].name, width=8), folder / "model.onnx")
+    code = (folder / "run.py").read_text()
+    changes = {"MOST_SECONDS = 300.0": f"MOST_SECONDS = {seconds}"}
+    changes |= {"MOST_MEMORY = 2**33": f"MOST_MEMORY = {memory}"}
+    for former, new in changes.items():
+        assert former in code
+        code = code.replace(former, new)
+    (folder / "run.py").write_text(code)
+    sign(folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded on Linux")
+def test_the_check_bounds_the_memory_of_a_model(copied):
+    with_limits(copied, 300.0, 2**28)
+    found = run_alone(copied, "--check")
+    assert (found.returncode, found.stderr.count("\n")) == (1, 1)
+    assert re.search("[Aa]lloc|memory", found.stderr)
+
+
+def test_the_check_bounds_the_time_of_a_model(copied):
+    with_limits(copied, 0.01, 2**28)
+    found = run_alone(copied, "--check")
+    assert (found.returncode, found.stderr.count("\n")) == (1, 1)
+    assert "takes too long" in found.stderr
+
+
 def run_here(folder, *words):
-    """Run a runner in this process."""
+    """Run a runner in this process, which then has its limits no longer."""
     out, err, before = io.StringIO(), io.StringIO(), (sys.argv, sys.path[:])
+    space = resource.getrlimit(resource.RLIMIT_AS)
     sys.argv = [str(folder / "run.py"), *words]
     try:
         with redirect_stdout(out):
@@ -398,6 +431,7 @@ def run_here(folder, *words):
         code = 0 if not end.code else 1
     finally:
         sys.argv, sys.path[:] = before
+        resource.setrlimit(resource.RLIMIT_AS, space)
     return code, out.getvalue(), err.getvalue()
 
 

@@ -25,7 +25,8 @@ THIRD_PARTY = {
     "pydantic": {"core.records"},
     "safetensors": {"core.tensor_files"},
     "onnx": {"onnx_files.contents", "onnx_files.store"},  # what is in a file, and the file
-    "onnxruntime": {"onnx_files.session", "quantization.converter"},  # sessions, and the tool
+    # sessions here and apart, and the tool
+    "onnxruntime": {"onnx_files.session", "onnx_files.worker", "quantization.converter"},
     "jinja2": {"report.writing"},
     "matplotlib": {"core.drawing"},
     "tqdm": {"training.progress"},

@@ -295,7 +295,7 @@ def test_a_file_that_does_not_run_is_not_timed_and_the_report_says_so(finished, 
     hostile.runs_for_two_alone(tmp_path).rename(folder / "model.onnx")
     facts, history = read_run(folder)
     facts = with_evidence(facts, folder)
-    assert "not timed, because one of them does not run" in facts.evidence.bench
+    assert "The files were not timed: The file does not run: " in facts.evidence.bench
     assert "<script" not in to_html(facts, history)
 
 

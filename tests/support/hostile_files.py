@@ -1,7 +1,8 @@
 """ONNX files that lie, by name: a function that writes one into a folder."""
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 
 def graph(nodes, weights=()):
@@ -17,6 +18,31 @@ def save(model, path):
 def model(made, *domains):
     opsets = [helper.make_opsetid(domain, version) for domain, version in domains or [("", 20)]]
     return helper.make_model(made, opset_imports=opsets, ir_version=10)
+
+
+def loop(step, rounds, ends=("x", "y"), width=4):
+    """A loop of so many rounds of a node from ``v`` to ``v_out``; no reader can tell how many."""
+    info, value = helper.make_tensor_value_info, TensorProto.FLOAT
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["c"], ["c_out"]), step],
+        "body",
+        [info("i", TensorProto.INT64, []), info("c", TensorProto.BOOL, []), info("v", value, None)],
+        [info("c_out", TensorProto.BOOL, []), info("v_out", value, None)],
+    )
+    nodes = [helper.make_node("Loop", ["m", "", ends[0]], [ends[1]], body=body)]
+    sides = [[info(name, value, ["n", width])] for name in ends]
+    count = numpy_helper.from_array(np.array(rounds), "m")
+    return model(helper.make_graph(nodes, "g", *sides, [count]))
+
+
+def doubling(*ends, width=4):
+    """Of 8 numbers 2^42 bytes, where nothing ends it."""
+    step = helper.make_node("Concat", ["v", "v"], ["v_out"], axis=1)
+    return loop(step, 37, ends or ("x", "y"), width)
+
+
+def endless():
+    return loop(helper.make_node("Identity", ["v"], ["v_out"]), 2**62)
 
 
 def outside(location):

@@ -197,8 +197,9 @@ def test_accumulated_candidates_get_the_mean_gradient() -> None:
     assert same.any()
 
 
-# torch itself makes an instance while it compiles
+# torch itself makes an instance while it compiles, and 2.9 looks at gradients that are none
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize(
     "rule", ["correlation", *(pytest.param(rule, marks=pytest.mark.slow) for rule in RULES[1:])]
 )

@@ -7,9 +7,11 @@ HERE = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120
 sys.path = [p for p in sys.path if os.path.realpath(p) != HERE]  # nothing here is a module
 
 import argparse  # noqa: E402
+import contextlib  # noqa: E402
 import hashlib  # noqa: E402
 import json  # noqa: E402
 import math  # noqa: E402
+import threading  # noqa: E402
 import zipfile  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
@@ -21,6 +23,8 @@ FOLDER = Path(HERE)
 SUMS = "SHA256SUMS"
 TOLERANCE = 0.5  # of the largest output, for any precision
 MOST_BYTES = 2**30  # of the sample
+MOST_SECONDS = 300.0  # of a check
+MOST_MEMORY = 2**33  # of a check, and four times the files
 
 
 def run(config: Any, model: str, arrays: Any) -> Any:
@@ -73,6 +77,25 @@ def read_sample() -> dict[str, Any]:
     return arrays
 
 
+def limit(memory: int) -> threading.Timer:
+    """End this process after a time; on Linux, let it take so many bytes more and no more."""
+
+    def end() -> None:
+        os.write(2, b"The check takes too long. Do not use this package.\n")
+        os._exit(1)
+
+    timer = threading.Timer(MOST_SECONDS, end)
+    timer.daemon = True
+    timer.start()
+    with contextlib.suppress(ImportError, OSError, ValueError):  # other systems have no such limit
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        most, space = pages * os.sysconf("SC_PAGE_SIZE") + memory, resource.RLIMIT_AS
+        resource.setrlimit(space, (most, resource.getrlimit(space)[1]))
+    return timer
+
+
 def check() -> None:
     """Exit unless this folder is whole, and its models compute here what they should."""
     check_files()
@@ -103,11 +126,14 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="are the files whole, and right here?")
     arguments = parser.parse_args()
     if arguments.check:
+        timer = limit(MOST_MEMORY + 4 * sum(path.stat().st_size for path in FOLDER.iterdir()))
         try:
             return check()
         except Exception as err:  # a damaged file may be wrong in any way
             words = " ".join(f"{type(err).__name__}: {err}".split())
             sys.exit(f"The package is damaged ({words:.300}). Get it again.")
+        finally:
+            timer.cancel()
     config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
     sizes = [[n if isinstance(n, int) else 1 for n in e["shape"]] for e in config["inputs"]]
     arrays = [np.load(path) for path in arguments.arrays] or [np.random.rand(*s) for s in sizes]
