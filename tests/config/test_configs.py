@@ -414,7 +414,7 @@ def test_every_choice_of_a_part_may_be_given_by_its_own_name():
     }
     values = {name: next(v for v in OTHERS if type(v) is kind) for name, kind in parts.items()}
     flat = {f.name: getattr(v, f.name) for v in values.values() for f in dataclasses.fields(v)}
-    assert len(flat) == sum(len(dataclasses.fields(kind)) for kind in parts.values()) == 20
+    assert len(flat) == sum(len(dataclasses.fields(kind)) for kind in parts.values()) == 21
     assert RecoveryConfig(epochs=3, **flat) == RecoveryConfig(epochs=3, **values)
     assert not flat.keys() & {f.name for f in dataclasses.fields(RecoveryConfig)}
 

@@ -145,7 +145,11 @@ def test_bf16_is_refused_because_the_runtime_has_no_products(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("name", "choices", "message"),
     [
-        ("fp16", {"recover_epochs": 2}, "'fp16' was .* no recover_epochs; it has max_drop"),
+        (
+            "fp16",
+            {"recover_epochs": 2},
+            "'fp16' was .* Fp16 has no 'recover_epochs'; it has max_drop",
+        ),
         ("int8", {"recover_epochs": -1}, "'int8' was .*recover_epochs .* -1; .* number from 0"),
         ("int8", {"recover_epochs": 1.5}, "'int8' was .*recover_epochs .* 1.5; .* number from 0"),
         ("int8", {"max_drop": -0.1}, "'int8' was .*max_drop .* -0.1; it must be zero or positive"),
