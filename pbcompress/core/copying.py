@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pbcompress.core.collector import collection_paused
+
 __all__ = ["deep_copy"]
 
 Copies = dict[Any, Any]  # what deepcopy calls memo: by the id of an object its copy
@@ -54,10 +56,11 @@ def deep_copy(model: nn.Module, copies: Copies) -> nn.Module:
         return copy.deepcopy(model, copies)
     shells = {id(module): type(module).__new__(type(module)) for module in modules}
     copies.update(shells)
-    for module in reversed(modules):  # the inner ones first
-        state: Copies = {}
-        _copy_items(module.__getstate__(), state, copies)
-        shells[id(module)].__setstate__(state)
+    with collection_paused():
+        for module in reversed(modules):  # the inner ones first
+            state: Copies = {}
+            _copy_items(module.__getstate__(), state, copies)
+            shells[id(module)].__setstate__(state)
     return shells[id(model)]
 
 

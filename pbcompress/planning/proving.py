@@ -148,13 +148,19 @@ class _Writes(OperationMode):
     def __init__(self, shared: Collection[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.shared = shared
+        self._written: dict[Any, list[int]] = {}  # by operation: places of its arguments
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        for argument, given in zip(func._schema.arguments, args, strict=False):
-            writes = argument.alias_info is not None and argument.alias_info.is_write
-            if writes and isinstance(given, Tensor) and _storage(given) in self.shared:
+        if func not in self._written:
+            self._written[func] = [
+                place
+                for place, argument in enumerate(func._schema.arguments)
+                if argument.alias_info is not None and argument.alias_info.is_write
+            ]
+        for given in (args[place] for place in self._written[func] if place < len(args)):
+            if isinstance(given, Tensor) and _storage(given) in self.shared:
                 given.data = given.clone()
         return func(*args, **(kwargs or {}))
 

@@ -70,8 +70,8 @@ def proof_failure(
     blanks = Blanks()
     original, rows = disturbed_copy(model, blanks)
     network = original.network
-    kept = kept_of(network, steps)
     computes = any(map(is_computed, network.modules()))
+    kept = kept_of(network, steps) if rows or computes else {}
     weights = computed_weights(network, kept) if computes else {}
     try:
         cut = cut_copy(original, rows, kept, steps, blanks)

@@ -34,7 +34,7 @@ __all__ = [
 
 NOISE = 65_537  # numbers of the disturbance; prime, so that no two rows of a weight get the same
 BLOCK = 2**20  # elements that are worked on at once
-HELD = 2**22  # elements of small weights, of which copies are kept
+HELD = 2**23  # elements of small weights, of which copies are kept
 SHARE = 0.02  # of all, if that is more
 MADE = 0.02  # size of the weights of a model that has none
 OFFSET = 7919  # between the noise of two of them
@@ -87,9 +87,9 @@ class _Disturbed:
         rows = self._weight if not self.shape else self._weight[start:stop]
         rows = rows.to(dtype, copy=True, memory_format=torch.contiguous_format)
         numbers = torch.view_as_real(rows) if rows.is_complex() else rows
-        size = numbers.abs().mean().item()
+        size = _mean_size(numbers)
         if not math.isfinite(size):
-            size = numbers.nan_to_num_(0, 0, 0).abs().mean().item()
+            size = _mean_size(numbers.nan_to_num_(0, 0, 0))
         width = numbers.numel() // max(stop - start, 1)
         _add_noise_(numbers, self._noise, start * width, max(size, 0.01))
         return rows
@@ -107,6 +107,13 @@ class _Made:
         width = rows.numel() // max(stop - start, 1)
         _add_noise_(rows, self._noise, start * width + OFFSET * self._number, MADE)
         return rows
+
+
+def _mean_size(numbers: Tensor) -> float:
+    """Return the mean of the absolute values, in one pass without a copy of them."""
+    half = torch.float32 if numbers.dtype.itemsize < 4 else None
+    total: float = torch.linalg.vector_norm(numbers, 1, dtype=half).item()
+    return total / max(numbers.numel(), 1)
 
 
 def _add_noise_(numbers: Tensor, noise: Tensor, offset: int, size: float) -> None:
@@ -147,24 +154,25 @@ def disturbed_copy(
     with seeded("disturb"):
         noise = torch.randn(NOISE).repeat(2)
     streamed = streamed_parameters(model)
-    stand_ins: dict[int, nn.Parameter] = {}
+    new: dict[int, nn.Parameter] = {}
     rows: dict[nn.Parameter, Rows] = {}
     for number, parameter in enumerate(model.parameters()):
-        if parameter not in streamed and not parameter.is_meta:
-            continue
-        blank = blanks.like(parameter.shape, parameter.device, parameter.dtype)
-        is_number = blank.is_floating_point() or blank.is_complex()
-        stands_in = nn.Parameter(blank, parameter.requires_grad and is_number)
-        source = _Made(parameter, noise, number) if parameter.is_meta else None
-        stand_ins[id(parameter)] = stands_in
-        rows[stands_in] = source or _Disturbed(parameter, noise)
-    network = deep_copy(model, dict(stand_ins))
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter in rows or not (parameter.is_floating_point() or parameter.is_complex()):
-                continue
-            whole = _Disturbed(parameter, noise)
-            parameter.data = _joined(whole, parameter.dtype)
+        is_number = parameter.is_floating_point() or parameter.is_complex()
+        trains = parameter.requires_grad and is_number
+        if parameter in streamed or parameter.is_meta:
+            blank = blanks.like(parameter.shape, parameter.device, parameter.dtype)
+            stands_in = new[id(parameter)] = nn.Parameter(blank, trains)
+            is_made = parameter.is_meta
+            source = _Made(parameter, noise, number) if is_made else _Disturbed(parameter, noise)
+            rows[stands_in] = source
+        elif is_number and type(parameter) is nn.Parameter:
+            whole = _joined(_Disturbed(parameter, noise), parameter.dtype)
+            new[id(parameter)] = nn.Parameter(whole, trains)
+    network = deep_copy(model, dict(new))
+    made = set(new.values())
+    for parameter in network.parameters():
+        if parameter not in made and (parameter.is_floating_point() or parameter.is_complex()):
+            parameter.data = _joined(_Disturbed(parameter, noise), parameter.dtype)
     return ProofNetwork(network, blanks), rows
 
 

@@ -19,6 +19,7 @@ from pbcompress.structure.sizes import Size
 __all__ = ["sizes_uncached"]
 
 _Cached = functools._lru_cache_wrapper
+_CODE = (FunctionType, type, ModuleType, CellType)  # what refers to further code
 # Packages whose cached functions get no sizes of a network
 _PASSED_OVER = {*sys.stdlib_module_names, "torch", "numpy", "transformers", "pbcompress"}
 
@@ -54,8 +55,7 @@ def _cached_functions(network: nn.Module) -> Iterator[tuple[Any, str, Any]]:
             function = value.__func__ if isinstance(value, staticmethod) else value
             if isinstance(function, _Cached):
                 yield owner, name, value
-            is_code = isinstance(value, FunctionType | type | ModuleType | CellType)
-            if is_code and id(value) not in seen and not _is_passed_over(value):
+            if isinstance(value, _CODE) and id(value) not in seen and not _is_passed_over(value):
                 seen.add(id(value))
                 waiting.append(value)
 
