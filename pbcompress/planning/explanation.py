@@ -80,6 +80,8 @@ def _summary(plan: "WidthPlan") -> Iterator[str]:
     yield from first_lines(before, after, speed)
     for bound in bounds_of(plan.budget, before, after, exported(shipped)):
         yield f"bound: {bound}"
+    if plan.unused:
+        yield plan.unused
     if plan.grow:
         yield f"kept for dendrites: {plan.reserved_params:,} parameters of the bound"
     yield "confirmed by cutting a copy, counting its parameters and running it"

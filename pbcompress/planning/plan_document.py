@@ -85,6 +85,7 @@ class _Plan:
     proven: str = ""
     choices: tuple[_Choice, ...] = ()
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unused: str = ""
 
 
 def plan_data(solution: Solution, config: CompressConfig, budget: Budget) -> dict[str, Any]:
@@ -106,6 +107,7 @@ def plan_data(solution: Solution, config: CompressConfig, budget: Budget) -> dic
         "proven": solution.proven,
         "choices": [choice.to_dict() for choice in solution.choices],
         "names": {first: list(names) for first, names in solution.names.items()},
+        "unused": solution.unused,
         "config": config.to_dict(),
     }
 
@@ -136,5 +138,6 @@ def plan_parts(text: str | bytes) -> Parts:
             proven=kept.proven,
             choices=tuple(choice.choice() for choice in kept.choices),
             names=kept.names,
+            unused=kept.unused,
         )
         return solution, CompressConfig.from_dict(kept.config), Budget.from_dict(kept.budget)

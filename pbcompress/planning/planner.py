@@ -29,6 +29,7 @@ from pbcompress.planning.role_numbers import Configs
 from pbcompress.planning.same_width import Roles, statable
 from pbcompress.planning.stated_sizes import stated_sizes
 from pbcompress.planning.unchanged_layers import Outcome, why_unchanged
+from pbcompress.planning.unused_budget import why_unused
 from pbcompress.planning.width_search import Removed, Request, WidthSearch, cuts_of, without_kept
 from pbcompress.pruning.cuts import LayerCut
 from pbcompress.pruning.shrinking import shrink
@@ -70,6 +71,7 @@ class Solution:
         choices: In a plan that was made without weights, the groups of which `shrink_files`
             chooses the units; ``steps`` take the last of each until then.
         names: Every name of a parameter that has several, by the first.
+        unused: Why no bound is used up; "" where one is.
     """
 
     steps: tuple[LayerCut, ...]
@@ -86,6 +88,7 @@ class Solution:
     proven: str = ""
     choices: tuple[UnitChoice, ...] = ()
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unused: str = ""
 
 
 def resolve_target(budget: Budget, cost: ModelCost) -> tuple[int, int | None]:
@@ -307,6 +310,7 @@ class _Planner:
             proven=self.prover.proven if proven and removed else "",
             choices=() if self.prover.has_data else choices_of(self.grouping, removed, sizes),
             names={first: tuple(own) for first, own in names_of(self.model).items() if own[1:]},
+            unused="" if smallest else why_unused(search, trial, request),
         )
         return plan, widths
 

@@ -119,6 +119,11 @@ class WidthPlan:
         return self.solution.proven
 
     @property
+    def unused(self) -> str:
+        """Why no bound is used up: the next step to wider layers is over it; "" where one is."""
+        return self.solution.unused
+
+    @property
     def choices(self) -> tuple[UnitChoice, ...]:
         """Groups of which `shrink_files` chooses the units, in a plan made without weights."""
         return self.solution.choices

@@ -107,18 +107,20 @@ def _run(network: nn.Module, inputs: Any) -> Any:
 
 
 def _attentions(network: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Linear], int]]:
-    """Yield every attention of timm and of Hugging Face, its projections and number of heads."""
+    """Yield every attention of timm, Hugging Face and the zoo: its projections and heads."""
     for module in network.modules():
         if isinstance(getattr(module, "qkv", None), nn.Linear):
             yield module, [module.qkv], module.num_heads
         elif isinstance(getattr(module, "query", None), nn.Linear):
-            yield module, [module.query, module.key, module.value], module.num_attention_heads
+            heads = getattr(module, "num_attention_heads", None) or module.heads
+            yield module, [module.query, module.key, module.value], heads
 
 
 def _state_sizes_(module: nn.Module, width: int, heads: int) -> None:
     """Write new sizes where an attention keeps them, as the package's examples do."""
     width = width // 3 if hasattr(module, "qkv") else width
     for name, value in {
+        "heads": heads,
         "num_heads": heads,
         "num_attention_heads": heads,
         "head_dim": width // heads,

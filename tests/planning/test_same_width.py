@@ -1,5 +1,7 @@
 """One width for each role: equal in all blocks, stated by the config, read back bit by bit."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -187,3 +189,31 @@ def test_a_plan_on_the_meta_device_has_the_widths_of_one_with_weights(name, tmp_
     again = type(model).from_pretrained(tmp_path / "small").eval()
     with torch.no_grad():
         assert torch.equal(logits(again(**inputs)), logits(pb.shrink(model, done)(**inputs)))
+
+
+def test_a_plan_says_why_it_leaves_a_part_of_the_target_unused():
+    """Widths in steps of 16 hit few targets."""
+    config, inputs = pb.WidthConfig(same_width=16), torch.zeros(1, 4)
+    full = pb.measure(blocks(), inputs).params
+    wasteful = []
+    for target in range(full // 3, full - 1, full // 12):
+        plan = pb.plan_widths(blocks(), inputs, target, config=config)
+        reached = plan.cost_after.params
+        assert bool(plan.unused) == (reached / target < 0.98)
+        if plan.unused:
+            assert plan.unused in str(plan)
+            found = re.match(r"([\d,]+) parameters.* (\d+) more .* are ([\d,]+)$", plan.unused)
+            left, channels, step = (int(part.replace(",", "")) for part in found.groups())
+            assert (left, channels) == (target - reached, 16)
+            assert step > left
+            wasteful.append(reached + step)
+    assert len(wasteful) > 2
+    for wider in set(wasteful) - {full}:  # the step is a plan of its own
+        plan = pb.plan_widths(blocks(), inputs, wider, config=config)
+        assert plan.cost_after.params == wider
+
+
+def test_a_target_that_is_used_up_needs_no_word():
+    plan = pb.plan_widths(blocks(), torch.zeros(1, 4), 0.5)
+    assert plan.unused == ""
+    assert pb.WidthPlan.from_json(plan.to_json()).unused == ""

@@ -150,6 +150,14 @@ def test_an_attention_learns_its_new_sizes():
     assert network(torch.randn(2, 6, 8)).shape == (2, 6, 5)
 
 
+@pytest.mark.filterwarnings("ignore:Unwrapped parameters")
+def test_a_text_network_of_the_zoo_learns_its_new_sizes():
+    model, tokens = create_model("text_transformer"), torch.randint(1, 256, (2, 48))
+    network = Peer(model, (tokens[:1],)).network(size(model) // 2)
+    assert size(network) < 0.5 * size(model)
+    assert network(tokens).shape == (2, 8)
+
+
 def test_the_default_is_planned_again_where_torch_pruning_has_another_size(monkeypatch):
     model = small_cnn()
     maker = Maker(model, images(1))
