@@ -133,12 +133,26 @@ class WidthSearch:
     def _allocated(self, request: Request, bounds: Bounds) -> Widths | None:
         """Return widths that use up all bounds, as far as whole multiples allow it.
 
+        Rounding may give those of equal shares less work than those that should have less.
+        """
+        speed = SPEED.get(self.config.width.allocation, 0.0)
+        speeds = dict.fromkeys((speed, min(speed, 1.0)))
+        found = [self._at_speed(own, request, bounds) for own in speeds]
+
+        def rank(widths: Widths) -> tuple[bool, int]:
+            return bounds.load(bounds.totals(widths)) < FILL_GOAL, self.flops.total(widths)
+
+        return min((own for own in found if own is not None), key=rank, default=None)
+
+    def _at_speed(self, speed: float, request: Request, bounds: Bounds) -> Widths | None:
+        """Return widths that use up all bounds, as far as whole multiples allow it.
+
         The price of work is a bound too where the target can be used up beside it. Where work has
         a price, nothing is narrower than a block if that will do: it would take as long.
         """
         scarce = bounds.scarce([group.pinned or group.width for group in self.grouping.groups])
         multiples, gives_way = self.multiples(request)
-        aims = self._aims(scarce)
+        aims = self._aims(scarce, speed)
         if len(aims.costs) > len(scarce.costs):
             work, limit = aims.costs[-1], aims.limits[-1]
             priced = Bounds([*bounds.costs, work], [*bounds.limits, PRICE_SLACK * limit])
@@ -156,9 +170,8 @@ class WidthSearch:
                 return best[1]
             multiples = finer(multiples)
 
-    def _aims(self, scarce: Bounds) -> Bounds:
+    def _aims(self, scarce: Bounds, speed: float) -> Bounds:
         """Return what widths aim at: the bounds, and a price of the work where it is free."""
-        speed = SPEED.get(self.config.width.allocation)
         if not speed or list(scarce.costs) != [self.params]:
             return scarce
         return Scarcity(self.grouping.groups, self._weights).compromise(scarce, self.flops, speed)

@@ -1,11 +1,13 @@
 """Where width goes when several costs are scarce: closed forms against what the ratios come to."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from model_zoo import create_model
 from pbcompress import Budget, CompressConfig, DendriteConfig, WidthConfig, plan_widths
@@ -125,3 +127,44 @@ def test_whole_blocks_do_not_miss_the_price_of_work(name):
     share = SPEED["balanced"] / SPEED["fast"]
     middle = flops("accurate") ** (1 - share) * flops("fast") ** share
     assert abs(flops("balanced") / middle - 1) < 0.1
+
+
+class Block(nn.Module):
+    """An attention of few heads beside a wide layer: rounding moves much of it at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(96, 3, batch_first=True)
+        self.up, self.down = nn.Linear(96, 384), nn.Linear(384, 96)
+
+    def forward(self, x):
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return x + self.down(torch.relu(self.up(x)))
+
+
+def few_heads():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(24, 96), *(Block() for _ in range(6)), nn.Linear(96, 10))
+
+
+FASTEST = [
+    ("few_heads", few_heads, torch.zeros(1, 17, 24)),
+    *(
+        (name, partial(create_model, name, in_channels=3), torch.zeros(1, 3, 32, 32))
+        for name in ("resnet20", "mobilenet_small")
+    ),
+    ("text", partial(create_model, "text_transformer"), torch.zeros(1, 48, dtype=torch.long)),
+]
+
+
+@pytest.mark.parametrize("share", [0.75, 0.5, 0.25])
+@pytest.mark.parametrize(("name", "build", "inputs"), FASTEST, ids=[own[0] for own in FASTEST])
+def test_fast_never_has_more_work_than_the_default(name, build, inputs, share):
+    model = build()
+    flops = {}
+    for allocation in ("balanced", "fast"):
+        config = WidthConfig(allocation=allocation)
+        plan = plan_widths(model, inputs, share, config=config)
+        flops[allocation] = plan.cost_after.flops
+        assert plan.cost_after.params >= 0.97 * plan.target_params or plan.unused
+    assert flops["fast"] <= flops["balanced"]
