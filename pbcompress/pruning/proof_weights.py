@@ -34,7 +34,7 @@ __all__ = [
 
 NOISE = 65_537  # numbers of the disturbance; prime, so that no two rows of a weight get the same
 BLOCK = 2**20  # elements that are worked on at once
-HELD = 2**23  # elements of small weights, of which copies are kept
+HELD = 2**24  # elements of small weights, of which copies are kept
 SHARE = 0.02  # of all, if that is more
 MADE = 0.02  # size of the weights of a model that has none
 OFFSET = 7919  # between the noise of two of them

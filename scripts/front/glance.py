@@ -74,7 +74,7 @@ def picture(accuracy: Mapping[str, Mapping[str, tuple[float, ...]]], speed: Valu
         _text(24, 55, "test, per cent; mean of five seeds, 95 % interval", "muted"),
         *_accuracy_panel(accuracy),
         _text(MIDDLE + 24, 34, "Speed at half and a quarter of the size", "head"),
-        _text(MIDDLE + 24, 55, "times the original's; mean and range of six networks", "muted"),
+        _text(MIDDLE + 24, 55, "times the original's; mean and range of twelve networks", "muted"),
         *_speed_panel(speed),
     ]
     head = (

@@ -35,14 +35,13 @@ from pbcompress.planning.export_bench import ExportBench
 from pbcompress.recipes.demo import make_network
 from scripts.lines import Line, append_line, read_lines
 from scripts.planner.networks import Entry
+from scripts.speed.bounded import table
+from scripts.speed.by_hand import MULTIPLE, plan_by_hand
 from scripts.speed.networks import networks
 
 SHARES = (0.5, 0.7)
 ALLOCATIONS = ("balanced", "uniform")
 BOUNDED = ("mobilenet_v2", "resnet18")
-MULTIPLE = 8
-BISECTIONS = 7
-REPEATS = 3  # of a measurement: one that is off would stop a bisection at the wrong place
 EXPECTED = (
     *(("uniform", share, multiple) for share in (0.5, 0.25) for multiple in (1, 8)),
     ("balanced", 0.5, 1),
@@ -109,21 +108,9 @@ def _left(plan: pb.WidthPlan) -> Line:
 
 
 def hand(model: nn.Module, inputs: Any, share: float) -> Line:
-    """Round by hand: the most parameters whose network keeps to a share of the latency."""
-    config = pb.WidthConfig(allocation="uniform", round_to=MULTIPLE)
-    low, high, best = 0.02, 0.98, {}
-    with ExportBench(model, as_call(inputs), ()) as bench:
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            plan = pb.plan_widths(model, inputs, middle, config=config)
-            network = pb.shrink(model, plan)
-            after = statistics.median(bench.measure(network).milliseconds for _ in range(REPEATS))
-            of_bound = after / (share * bench.original.milliseconds)
-            if of_bound <= 1:
-                low, best = middle, _left(plan) | {"of_bound": of_bound}
-            else:
-                high = middle
-    return best
+    """Round by hand; see `plan_by_hand`."""
+    plan, of_bound = plan_by_hand(model, inputs, share)
+    return _left(plan) | {"of_bound": of_bound}
 
 
 def expected(model: nn.Module, inputs: Any) -> list[Line]:
@@ -156,7 +143,7 @@ def run(path: Path) -> None:
     ]
     jobs += [(name, "hand", share, "uniform") for name in BOUNDED for share in SHARES]
     jobs += [(name, "expected", 0.0, "") for name in entries]
-    done = {(r["name"], r["question"], r["share"], r["allocation"]) for r in read_lines(path)}
+    done = {(r["name"], r["question"], r["share"], r["allocation"]) for r in _own(read_lines(path))}
     for job in jobs:
         if job in done:
             continue
@@ -176,7 +163,14 @@ def run(path: Path) -> None:
 
 def tables(lines: Sequence[Line]) -> str:
     """Return the section of docs/benchmarks/latency.md."""
-    return "\n".join([*_bounds_table(lines), "", *_expected_table(lines)]).rstrip() + "\n"
+    own = _own(lines)
+    parts = [*_bounds_table(own), "", *table(lines), "", *_expected_table(own)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _own(lines: Sequence[Line]) -> list[Line]:
+    """Return the lines of other questions than that of `bounded.py`."""
+    return [line for line in lines if line["question"] != "trained"]
 
 
 def _bounds_table(lines: Sequence[Line]) -> list[str]:

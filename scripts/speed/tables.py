@@ -19,11 +19,11 @@ QUESTION = """\
 How much faster is a network of half or a quarter of the parameters, and how much of the saved
 multiply-adds is saved time? Random weights; one thread of an x86 CPU; all columns of a network
 are timed in turn with the original in one run, and figures are medians of ratios to it in the same
-form. *Realised* is speed-up / FLOP reduction. The columns *accurate*, *uniform* and *unrounded*
-are of an earlier run beside the same originals. *torch-pruning* is its magnitude pruner in
-multiples of 8 with one share for all layers, at the default's parameters as near as its steps
-allow; where that is not within 1 %, *default at its size* is the default, asked for the size that
-it reached. Made by `scripts/speed/run.py` and `scripts/speed/trained.py`."""
+form. *Realised* is speed-up / FLOP reduction. In the first six rows the columns *accurate*, *fast*,
+*uniform* and *unrounded* are of earlier runs beside the same originals. *torch-pruning* is its
+magnitude pruner in multiples of 8 with one share for all layers, at the default's parameters as
+near as its steps allow; where that is not within 1 %, *default at its size* is the default, asked
+for the size that it reached. Made by `scripts/speed/run.py` and `scripts/speed/trained.py`."""
 Rows = dict[str, dict[str, Line]]  # of one target: by network, then by arm
 
 

@@ -35,6 +35,8 @@ from scripts.speed.peer import Peer
 from scripts.speed.run import ORIGINAL, TARGETS
 from scripts.speed.timing import speeds
 
+__all__ = ["recovered", "timed"]
+
 NAMES = ("digits_resnet_400", "fashion_mobilenet_1200", "r8_transformer")
 SECONDS = 1.5
 SIDE = 32  # of images that are timed: on those of 8 x 8 nearly all of the time is calls
@@ -54,23 +56,23 @@ def lines_of(bench: Bench, peer: Peer, target: float, arms: Sequence[str]) -> li
         network = pb.shrink(bench.model, plan)
         twin = next((old for old in found if _sizes(networks[old]) == _sizes(network)), None)
         if twin is None:
-            networks[arm], found[arm] = network, _recovered(bench, network)
+            networks[arm], found[arm] = network, recovered(bench, network)
         else:  # the same widths are the same run
             networks[arm], found[arm] = networks[twin], dict(found[twin])
     if PEER in arms:
-        networks[PEER], found[PEER] = pruned, _recovered(bench, pruned)
+        networks[PEER], found[PEER] = pruned, recovered(bench, pruned)
     for arm, line in found.items():
         cost = pb.measure(networks[arm], example)
         line |= {"params": cost.params, "flops": cost.flops, "base_flops": base.flops}
 
     def inputs(batch: int) -> Inputs:
-        return (_timed(example).expand(batch, *_timed(example).shape[1:]).contiguous(),)
+        return (timed(example).expand(batch, *timed(example).shape[1:]).contiguous(),)
 
-    timed = speeds(networks, inputs, int8=False, large=True, seconds=SECONDS)
-    return [bench.line(arm, target, own | timed[arm]) for arm, own in found.items()]
+    found_speeds = speeds(networks, inputs, int8=False, large=True, seconds=SECONDS)
+    return [bench.line(arm, target, own | found_speeds[arm]) for arm, own in found.items()]
 
 
-def _recovered(bench: Bench, network: nn.Module) -> dict[str, Any]:
+def recovered(bench: Bench, network: nn.Module) -> dict[str, Any]:
     """Train a network in place as `compress` does, and return its scores."""
     reestimate_batchnorm_(network, bench.data, pb.Task(), seed=bench.seed)
     lengths = [bench.task.epochs]
@@ -82,7 +84,7 @@ def _sizes(network: nn.Module) -> list[torch.Size]:
     return [parameter.shape for parameter in network.parameters()]
 
 
-def _timed(example: torch.Tensor) -> torch.Tensor:
+def timed(example: torch.Tensor) -> torch.Tensor:
     """Return what a network is timed on: small images are scaled up."""
     if example.dim() == 4 and example.shape[-1] < SIDE:
         return interpolate(example, (SIDE, SIDE))
