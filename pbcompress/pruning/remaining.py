@@ -34,12 +34,12 @@ class Remaining(OperationMode):
         self.operations: list[str] = []
 
     @staticmethod
-    def _with_places(event: Event, traced: Trace, gone: Tensor) -> tuple[str, Any, Any]:
+    def _with_places(event: Event, traced: Trace, gone: Tensor) -> tuple[str, Any, Any, float]:
         def places(axes: Sequence[tuple[int, int, Tensor]]) -> list[tuple[int, int, Tensor]]:
             kept = [(i, d, ~gone_along(traced, v, gone)) for i, d, v in axes]
             return [(i, d, k) for i, d, k in kept if not k.all()]
 
-        return event.name, places(event.selects), places(event.scatters)
+        return event.name, places(event.selects), places(event.scatters), event.fill
 
     def finish(self) -> None:
         """Check that every operation of the trace has run."""
@@ -56,7 +56,7 @@ class Remaining(OperationMode):
             return func(*args, **kwargs)
         if self.step >= len(self.events) or self.events[self.step][0] != name:
             raise OtherPathError(OTHER_PATH)
-        _, selects, scatters = self.events[self.step]
+        _, selects, scatters, fill = self.events[self.step]
         self.step += 1
         if not selects:
             return func(*args, **kwargs)
@@ -71,7 +71,7 @@ class Remaining(OperationMode):
             index = kept.nonzero().squeeze(1).to(results[place].device)
             shape = list(results[place].shape)
             shape[dim] = len(kept)
-            full = results[place].new_zeros(shape)
+            full = results[place].new_full(shape, fill)
             results[place] = full.index_copy(dim, index, results[place])
         return results[0] if isinstance(result, Tensor) else tuple(results)
 

@@ -4,6 +4,8 @@ import math
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm as OldWeightNorm
 from torch.utils._pytree import tree_leaves
 
 from pbcompress.structure.labels import Labels
@@ -264,6 +266,7 @@ def group_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     return [x, *[[None] * o.dim() for o in out[1:]]]
 
 
+_SUMS = ("sum", "nansum", "prod", "logsumexp", "linalg_vector_norm", "norm")
 _OF_WHAT_IS_LEFT = ("mean", "sum", "amax", "amin", "var", "var_mean", "linalg_vector_norm")
 
 
@@ -282,6 +285,8 @@ def reduction(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     if t.call is not None and t.call.name == "adaptive_avg_pool2d":  # to one position
         t.work(1, *zip(image.shape, x, strict=True))
     is_length = name == "norm" and t.call is not None and t.call.name == "_weight_norm"
+    if name in _SUMS and t.is_of_weights(image) and not _keeps_lengths(t.module):
+        return _length_of_weights(t, name, image, out, dims)
     if name in _OF_WHAT_IS_LEFT or name in ("max", "min") or is_length:
         t.event(name, [(0, d, x[d]) for d in gone])
         for dim in gone if name in ("max", "min") and not isinstance(out, Tensor) else ():
@@ -294,6 +299,36 @@ def reduction(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     keeps = first.dim() == image.dim()
     labels = [None if d in dims else v for d, v in enumerate(x) if keeps or d not in dims]
     return labels if isinstance(out, Tensor) else [labels] * len(out)
+
+
+def _length_of_weights(t: Tracer, name: str, image: Tensor, out: Tensor, dims: list[int]) -> Axes:
+    """A sum over weights, such as their length: what is summed stays.
+
+    What is computed from it would grow with every channel that goes. A row that goes has a length
+    in the proof, so that it can be divided by it.
+    """
+    x = t.labels(image)
+    for dim in dims:
+        t.coupling.pin(x[dim], _computed_from_all(t, name))
+    rows = [d for d in range(image.dim()) if d not in dims]
+    keeps = out.dim() == image.dim()
+    places = {d: d if keeps else place for place, d in enumerate(rows)}
+    selects = [(0, d, x[d]) for d in rows]
+    t.event(name, selects, [(0, places[d], x[d]) for d in rows], fill=1.0)
+    return [None if d in dims else v for d, v in enumerate(x) if keeps or d not in dims]
+
+
+def _computed_from_all(t: Tracer, name: str) -> str:
+    return (
+        f"the code of {t.where!r} computes a weight from all of its channels ({name}); "
+        "torch.nn.utils.parametrizations.weight_norm is followed"
+    )
+
+
+def _keeps_lengths(module: nn.Module) -> bool:
+    """Tell whether a module is a weight norm of torch, of which the cut sets the lengths."""
+    hooks = module._forward_pre_hooks.values()
+    return isinstance(module, _WeightNorm) or any(isinstance(own, OldWeightNorm) for own in hooks)
 
 
 def _reduced(name: str, args: Any, kwargs: Any, rank: int) -> list[int]:
@@ -309,6 +344,9 @@ def weight_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """Weights of a given length; without some inputs, what is left has that length."""
     x, dim = t.labels(args[0]), args[2] if len(args) > 2 else 0
     x[dim] = t.couple(x[dim], t.labels(args[1])[dim])
+    for axis in range(len(x)) if not _keeps_lengths(t.module) else ():
+        if axis != dim:
+            t.coupling.pin(x[axis], _computed_from_all(t, name))
     every, own = [(0, d, v) for d, v in enumerate(x)], (1, dim, x[dim])
     t.event(name, [*every, own], [*every, own])
     return [x, [v if d == dim else None for d, v in enumerate(x)]]

@@ -236,7 +236,9 @@ class _Operations(OperationMode):
             tracer.labels(args[0])  # before its shape may change
         result = func(*args, **kwargs)
         with _disable_current_modes():  # one around the trace has nothing to do with labels
+            are_weights = tracer.is_of_weights(args)
             self._follow(name, func, args, kwargs, result)
+            tracer.mark_weights(result, are_weights=are_weights)
         return result
 
     def _follow(

@@ -41,11 +41,13 @@ class Event:
         name: Operation.
         selects: For each operand (its place among the arguments) the dimension and its labels.
         scatters: The same for results.
+        fill: What results have in place of what is removed.
     """
 
     name: str
     selects: tuple[tuple[int, int, Tensor], ...]
     scatters: tuple[tuple[int, int, Tensor], ...]
+    fill: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Tracer:
         self.names: dict[int, str] = {}  # of parameters and buffers, by their id
         self._labels: Any = WeakTensorKeyDictionary()  # of tensors that are still in use
         self._kept_if_used: Any = WeakTensorKeyDictionary()  # labels and reasons, by tensor
+        self._of_weights: Any = WeakTensorKeyDictionary()  # computed from no input
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             self.names.setdefault(id(tensor), name)
 
@@ -168,6 +171,20 @@ class Tracer:
             for own, size in zip(labels, tensor.shape, strict=True)
         ]
 
+    def is_of_weights(self, value: Any) -> bool:
+        """Tell whether tensors are parameters and buffers, or computed from these alone."""
+        if isinstance(value, Tensor):
+            return id(value) in self.names or value in self._of_weights
+        return not isinstance(value, list | tuple) or all(map(self.is_of_weights, value))
+
+    def mark_weights(self, result: Any, *, are_weights: bool) -> None:
+        """Note of the results of an operation whether they are computed from weights alone."""
+        for tensor in result if isinstance(result, list | tuple) else (result,):
+            if are_weights and isinstance(tensor, Tensor):
+                self._of_weights[tensor] = True
+            elif isinstance(tensor, Tensor):
+                self._of_weights.pop(tensor, None)
+
     def couple(self, a: Labels, b: Labels, reason: str = "") -> Labels:
         """Couple two dimensions of equal size and return the labels of both."""
         if a is not b:
@@ -194,6 +211,7 @@ class Tracer:
         name: str,
         selects: Sequence[tuple[int, int, Labels]],
         scatters: Sequence[tuple[int, int, Labels]] = (),
+        fill: float = 0.0,
     ) -> None:
         """Record an operation of which the proof runs only what is left."""
         self.result.events.append(
@@ -201,6 +219,7 @@ class Tracer:
                 name,
                 tuple((i, d, v) for i, d, v in selects if v is not None),
                 tuple((i, d, v) for i, d, v in scatters if v is not None),
+                fill,
             )
         )
 

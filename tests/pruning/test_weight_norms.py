@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize, weight_norm
 
 import pbcompress as pb
@@ -153,8 +154,14 @@ class Squashed(nn.Module):
         return weight.tanh()
 
 
-@pytest.mark.parametrize("kind", [Unit, Centred])
-def test_a_parametrization_that_counts_inputs_keeps_them(kind):
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Unit, "computes a weight from all of its channels (linalg_vector_norm)"),
+        (Centred, "what is left of the weight '2.weight' would change"),
+    ],
+)
+def test_a_parametrization_that_counts_inputs_keeps_them(kind, reason):
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)
@@ -164,7 +171,7 @@ def test_a_parametrization_that_counts_inputs_keeps_them(kind):
     small = pb.shrink(model, plan)
     assert small[2].weight.shape[1] == 16
     assert small[2].weight.shape[0] < 16
-    assert "what is left of the weight '2.weight' would change" in plan.left_alone["0"]
+    assert reason in plan.left_alone["0"]
 
 
 def test_a_parametrization_of_single_weights_is_narrowed():
@@ -172,3 +179,70 @@ def test_a_parametrization_of_single_weights_is_narrowed():
     parametrize.register_parametrization(model[2], "weight", Squashed())
     plan = pb.plan_widths(model.eval(), torch.randn(4, 6), 0.5)
     assert pb.shrink(model, plan)[2].weight.shape[1] < 16
+
+
+# --- norms that a network's own code computes -----------------------------------------------------
+
+WRITTEN = {
+    "norm": lambda v, g: g[:, None] * v / v.norm(dim=1, keepdim=True),
+    "normalize": lambda v, g: g[:, None] * functional.normalize(v, dim=1),
+    "squares": lambda v, g: g[:, None] * v / (v * v).sum(1, keepdim=True).sqrt(),
+    "vector_norm": lambda v, g: g[:, None] * v / torch.linalg.vector_norm(v, dim=1, keepdim=True),
+    "_weight_norm": lambda v, g: torch._weight_norm(v, g[:, None], 0),
+    "one_length": lambda v, g: g[:, None] * v / v.norm(),
+    "spectral": lambda v, g: g[:, None] * v / torch.linalg.matrix_norm(v, 2),
+    "sum_to_one": lambda v, g: g[:, None] * v.softmax(1),
+    "each_alone": lambda v, g: g[:, None] * v.tanh(),
+}
+SINGLE = ("each_alone",)  # whose weights do not hang together
+
+
+class Written(nn.Module):
+    """A linear layer whose weight its own code computes."""
+
+    def __init__(self, inputs, outputs, how):
+        super().__init__()
+        self.v = nn.Parameter(torch.randn(outputs, inputs))
+        self.g = nn.Parameter(torch.rand(outputs) + 0.5)
+        self.how = how
+
+    @property
+    def computed(self):
+        return WRITTEN[self.how](self.v, self.g)
+
+    def forward(self, x):
+        return functional.linear(x, self.computed)
+
+
+def test_the_number_of_written_norms():
+    assert len(WRITTEN) == 9
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_weights_that_code_computes_stay_what_they_were(how):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Linear(8, 64), nn.ReLU(), Written(64, 24, how), nn.ReLU()),
+        *(nn.Linear(24, 64), nn.ReLU(), nn.Linear(64, 4)),
+    )
+    plan = pb.plan_widths(model, torch.randn(1, 8), 0.7)
+    small = pb.shrink(model, plan)
+    kept = {
+        (step.layer, step.dim): sorted(set(range(step.width)) - set(step.removed))
+        for step in plan.steps
+    }
+    rows = kept.get(("2", "v:0"), list(range(24)))
+    columns = kept.get(("2", "v:1"), list(range(64)))
+    torch.testing.assert_close(small[2].computed, model[2].computed[rows][:, columns])
+    if how in SINGLE:
+        assert len(columns) < 64
+    else:
+        assert len(columns) == 64
+        assert "'2'" in plan.left_alone["0"]
+
+
+def test_the_length_of_a_row_lets_rows_go():
+    torch.manual_seed(0)
+    model = nn.Sequential(Written(8, 64, "norm"), nn.ReLU(), nn.Linear(64, 4))
+    plan = pb.plan_widths(model, torch.randn(1, 8), 0.5)
+    assert pb.shrink(model, plan)[0].v.shape[0] < 40

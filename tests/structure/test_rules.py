@@ -32,6 +32,7 @@ class Sample:
     ``free`` names, for each operand, the axes whose positions may go (None: all of them). ``how``
     is what the result is to removed positions: "apart" (none of what is left sees them), "sums"
     (they count as zeros), "counts" (a reduction of what is left), "draws" (values are random).
+    Operands are computed from an input, if they are no weights.
     """
 
     function: Callable
@@ -41,6 +42,7 @@ class Sample:
     dtype: torch.dtype = torch.float64
     least: int = 1  # positions that are left of every dimension
     block: int = 1  # positions that go together
+    weights: bool = False
 
     def operands(self):
         generator = torch.Generator().manual_seed(3)
@@ -68,8 +70,12 @@ class Probed(nn.Module):
                 if size > 1:
                     self.probes[f"{k}_{axis}"] = nn.Parameter(torch.zeros(size))
 
-    def forward(self):
-        for k, result in enumerate(tensors(self.sample.function(*self.operands))):
+    def forward(self, one):
+        """``one`` is 1."""
+        operands = self.operands
+        if not self.sample.weights:
+            operands = [t * one if t.is_floating_point() else t for t in operands]
+        for k, result in enumerate(tensors(self.sample.function(*operands))):
             for axis, size in enumerate(result.shape):
                 if size > 1:
                     shape = [-1 if d == axis else 1 for d in range(result.dim())]
@@ -117,7 +123,7 @@ class Labels:
 
     def __init__(self, sample):
         network = Probed(sample)
-        self.trace = trace(network, ((), {}))
+        self.trace = trace(network, ((torch.ones((), dtype=torch.float64),), {}))
         self.coupling = self.trace.coupling
         self.operands = [
             [self.parts(f"operands.{i}", axis, size) for axis, size in enumerate(shape)]
@@ -497,7 +503,15 @@ SAMPLES |= {
     "max of two": Sample(torch.max, ((3, 4), (4,))),
     "any": Sample(lambda x: (x > 0.5).any(1), SHAPE, ("02",)),
     "all": Sample(lambda x: (x > 0.5).all(), SHAPE, ("",)),
-    "weight norm": Sample(torch._weight_norm, ((3, 4, 2), (3, 1, 1)), how="counts"),
+    "weight norm": Sample(
+        torch._weight_norm, ((3, 4, 2), (3, 1, 1)), ("0", "0"), "counts", weights=True
+    ),
+    "sum of weights": Sample(lambda x: x.sum((0, -1)), SHAPE, ("1",), "counts", weights=True),
+    "mean of weights": Sample(lambda x: x.mean(1), SHAPE, how="counts", weights=True),
+    "length of weights": Sample(
+        lambda x: torch.linalg.vector_norm(x, 2, 1), SHAPE, ("02",), "counts", weights=True
+    ),
+    "length of all weights": Sample(torch.linalg.vector_norm, SHAPE, ("",), "counts", weights=True),
     "softmax": reduced("softmax", 1, free=("02",), how="apart"),
     "log softmax": reduced("log_softmax", -1, free=("01",), how="apart"),
     "safe softmax": Sample(lambda x: aten._safe_softmax(x, 1), SHAPE, ("02",)),
