@@ -116,8 +116,8 @@ def channel_axis(layer: nn.Module) -> int:
 
 def has_no_data(model: nn.Module) -> bool:
     """Tell whether every parameter of a model is on the meta device."""
-    parameters = list(model.parameters())
-    return bool(parameters) and all(parameter.is_meta for parameter in parameters)
+    are_meta = (parameter.is_meta for parameter in model.parameters())
+    return next(are_meta, False) and all(are_meta)
 
 
 def dtype_like(tensor: Tensor, real: torch.dtype) -> torch.dtype:
