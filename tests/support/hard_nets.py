@@ -786,7 +786,7 @@ class Heads(nn.Module):
 
 
 class NormalizedFeatures(nn.Module):
-    """Inner features of length one, and class weights of length one."""
+    """Inner features of length one, and class weights of length one, which keep them all."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -854,5 +854,5 @@ NETS = {
     "siamese": Hard(Siamese, pair(vectors, vectors), ("encoder.0", "encoder.2")),
     "capsules": Hard(Capsules, images, ("stem", "primary")),
     "named heads": Hard(Heads, vectors, ("body", "deep")),
-    "normalised features": Hard(NormalizedFeatures, vectors, ("stem", "features")),
+    "normalised features": Hard(NormalizedFeatures, vectors, ("stem",)),
 }
