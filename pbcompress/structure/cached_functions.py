@@ -6,6 +6,7 @@ a run before the trace, it would give to the second, whose sizes come from elsew
 
 import functools
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CellType, FunctionType, ModuleType
@@ -19,6 +20,7 @@ from pbcompress.structure.sizes import Size
 __all__ = ["sizes_uncached"]
 
 _Cached = functools._lru_cache_wrapper
+_DATA = frozenset((bool, int, float, str, bytes, type(None), dict, list, tuple, set, OrderedDict))
 _CODE = (FunctionType, type, ModuleType, CellType)  # what refers to further code
 # Packages whose cached functions get no sizes of a network
 _PASSED_OVER = {*sys.stdlib_module_names, "torch", "numpy", "transformers", "pbcompress"}
@@ -47,11 +49,15 @@ def sizes_uncached(network: nn.Module) -> Iterator[None]:
 
 def _cached_functions(network: nn.Module) -> Iterator[tuple[Any, str, Any]]:
     """Yield every cached function that the network's code refers to, with where it is held."""
-    waiting: list[Any] = list(network.modules())
+    modules = list(network.modules())
+    kinds = {kind for own in set(map(type, modules)) for kind in own.__mro__}
+    waiting: list[Any] = [*modules, *(kind for kind in kinds if not _is_passed_over(kind))]
     seen = set(map(id, waiting))
     while waiting:
         owner = waiting.pop()
         for name, value in _held(owner):
+            if type(value) in _DATA:
+                continue
             function = value.__func__ if isinstance(value, staticmethod) else value
             if isinstance(function, _Cached):
                 yield owner, name, value
@@ -69,9 +75,8 @@ def _held(owner: Any) -> list[tuple[str, Any]]:
         return found
     if isinstance(owner, FunctionType):
         found += [("", cell) for cell in owner.__closure__ or ()]
-    kinds = [type(owner), *type(owner).__mro__] if isinstance(owner, nn.Module) else []
-    home = None if kinds else sys.modules.get(owner.__module__)
-    return [*found, *(("", value) for value in (*kinds, home))]
+    home = None if isinstance(owner, nn.Module) else sys.modules.get(owner.__module__)
+    return [*found, ("", home)]
 
 
 def _is_passed_over(value: Any) -> bool:
