@@ -1,4 +1,4 @@
-"""The picture of the page: how much of the saved multiply-adds is saved time.
+"""The picture of the page: how fast each network is, beside the multiply-adds that it saves.
 
 python -m scripts.speed.plot docs/benchmarks/speed.svg
 python -m scripts.speed.plot speed.svg lines.jsonl
@@ -20,46 +20,51 @@ from matplotlib import pyplot as plt
 
 __all__ = ["plot"]
 
-STYLES = {DEFAULT: ("o", "C0"), PEER: ("D", "C1")}
+STYLES = {PEER: ("D", "#b76a00"), DEFAULT: ("o", "#2454c6")}  # the colours of the README's picture
+SAVED = "#8d95a3"
 
 
 def plot(lines: Sequence[Line], path: Path) -> None:
-    """Draw speed-up against FLOP reduction: a panel for each target, a dot for each network."""
+    """Draw a panel for each target, with a row for each network."""
     timed = [line for line in lines if "network" in line]
     targets = sorted({line["target"] for line in timed}, reverse=True)
-    width = max(1, len(targets))
+    count = len({line["network"] for line in timed})
     figure, axes = plt.subplots(
-        1, width, figsize=(5.4 * width, 4.8), squeeze=False, layout="constrained"
+        1,
+        max(1, len(targets)),
+        figsize=(5.2 * max(1, len(targets)), 1.6 + 0.3 * count),
+        squeeze=False,
+        layout="constrained",
     )
     for target, axis in zip(targets, axes.flat, strict=False):
         _panel(axis, rows_of(timed, target))
-        axis.set_title(f"{target:.0%} of the parameters")
-    axes.flat[0].legend(loc="upper left", fontsize=8)
-    figure.suptitle(
-        "The nearer to the line, the more of the saved FLOPs is saved time", fontsize=10
-    )
+        axis.set_title(f"{target:.0%} of the parameters", fontsize=10)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     figure.savefig(path)
     plt.close(figure)
 
 
 def _panel(axis: Any, rows: Rows) -> None:
-    ends = [0.8, 1.0]
+    """Draw a row for each network, the fastest at the top."""
+    able = {name: arms for name, arms in rows.items() if speed_up(arms.get(DEFAULT))}
+    names = sorted(able, key=lambda name: speed_up(able[name][DEFAULT]) or 0.0)
+    saved = [reduction(able[name][DEFAULT]) for name in names]
+    label = "saved multiply-adds of the default"
+    axis.scatter(saved, range(len(names)), marker="|", color=SAVED, s=90, label=label)
     for arm, (marker, color) in STYLES.items():
-        own = {name: arms[arm] for name, arms in rows.items() if speed_up(arms.get(arm))}
-        points = [(reduction(line), speed_up(line)) for line in own.values()]
+        points = [
+            (speed, row)
+            for row, name in enumerate(names)
+            if (speed := speed_up(able[name].get(arm))) is not None
+        ]
         if points:
-            axis.scatter(*zip(*points, strict=True), marker=marker, color=color, s=22, label=arm)
-        for name, point in zip(own, points, strict=True):
-            ends += point
-            if arm == DEFAULT:
-                axis.annotate(
-                    name, point, (4, -3), textcoords="offset points", fontsize=7, color="0.3"
-                )
-    limits = (0.95 * min(ends), 1.05 * max(ends))
-    axis.plot(limits, limits, color="0.6", linewidth=1, label="all of it")
-    axis.axhline(1.0, color="0.6", linewidth=1, linestyle=":")
-    axis.set(xlabel="FLOP reduction", ylabel="speed-up in ONNX Runtime, batch 1")
-    axis.grid(alpha=0.3)
+            axis.scatter(*zip(*points, strict=True), marker=marker, color=color, s=26, label=arm)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.axvline(1.0, color=SAVED, linewidth=1, linestyle=":")
+    axis.set_xlabel("times as fast as the original (ONNX Runtime, batch 1)", fontsize=9)
+    axis.grid(axis="y", alpha=0.3)
+    axis.spines[["top", "right", "left"]].set_visible(False)
 
 
 if __name__ == "__main__":

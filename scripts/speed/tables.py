@@ -35,7 +35,7 @@ def page(lines: Sequence[Line]) -> str:
         return "\n".join([*parts, "There are no lines yet."]) + "\n"
     targets = {target: rows_of(timed, target) for target in _targets(timed)}
     parts += [_answer(rows, target) for target, rows in targets.items()]
-    parts += ["", "![speed-up against FLOP reduction](speed.svg)", ""] if targets else []
+    parts += ["", "![how fast each network is](speed.svg)", ""] if targets else []
     for target, rows in targets.items():
         parts += [f"## {target:.0%} of the parameters", ""]
         parts += [*_by_arm(rows), "", *_by_form(rows), "", *_failures(rows)]
