@@ -26,8 +26,9 @@ from pbcompress.errors import (
     first_line,
 )
 from pbcompress.onnx_files.session import Session
+from pbcompress.onnx_files.store import files_of, size_of
 from pbcompress.packaging.model_card import CardConfig, model_card
-from pbcompress.packaging.package_contents import Contents, contents_of_run, files_of
+from pbcompress.packaging.package_contents import Contents, contents_of_run
 from pbcompress.runs.deployment import MODEL_FILE
 from pbcompress.runs.sample import Sample
 
@@ -282,7 +283,7 @@ def _compared(path: Path, session: Session, arrays: Mapping[str, Array]) -> dict
     is_choice = first.ndim == 2 and first.shape[1] > 1
     same = float((first.argmax(1) == wanted.argmax(1)).mean()) if is_choice else None
     return {
-        "bytes": sum(part.stat().st_size for part in files_of(path)),
+        "bytes": size_of(path),
         "tolerance": tolerance,
         "max_difference": max(gaps),
         "same_top1": same,
