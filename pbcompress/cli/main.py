@@ -14,7 +14,7 @@ from pbcompress.cli.measuring import add_measures
 from pbcompress.cli.outputs import add_outputs
 from pbcompress.cli.planning import add_planning
 from pbcompress.cli.zoo import add_zoo
-from pbcompress.core.markdown import without_controls
+from pbcompress.core.markdown import as_document
 from pbcompress.errors import CompressionError
 
 __all__ = ["main", "make_parser"]
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with code_of_this_folder(arguments):
             answer = arguments.run(arguments)
     except CompressionError as err:
-        print(f"pbcompress: {_plain(str(err))}", file=sys.stderr)
+        print(f"pbcompress: {as_document(str(err))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("pbcompress: stopped; the same command goes on with its run_dir", file=sys.stderr)
@@ -44,14 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _show(text: str) -> None:
     """Print a text; whoever reads it may stop early, as head does."""
     try:
-        print(_plain(text), flush=True)
+        print(as_document(text), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
-
-
-def _plain(text: str) -> str:
-    """Return a text without what commands a terminal, as names of layers and classes may."""
-    return "\n".join(map(without_controls, text.split("\n")))
 
 
 def make_parser() -> argparse.ArgumentParser:

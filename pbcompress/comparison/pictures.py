@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pbcompress.comparison.intervals import Estimate
 from pbcompress.core.bars import ROW_INCHES, draw_bars, short_tick
 from pbcompress.core.drawing import COLOURS, PRINTED, page_chart, write_picture
+from pbcompress.core.markdown import without_controls
 from pbcompress.core.text_tables import compact
 from pbcompress.costs.flop_counters import LayerCost
 from pbcompress.errors import CompressionError
@@ -50,7 +51,7 @@ def layer_picture(
     Raises:
         CompressionError: See `write_picture`.
     """
-    names = [name or "(the network)" for name in layers]
+    names = [without_controls(name) or "(the network)" for name in layers]
     panels: list[tuple[str, Callable[[LayerCost], int | None]]] = [
         ("output channels", lambda layer: layer.width),
         ("parameters", lambda layer: layer.params),
@@ -95,7 +96,7 @@ def accuracy_picture(points: Sequence[Point], metric: str, path: Path) -> None:
         axes = figure.add_subplot()
         _scatter(axes, shown, PRINTED | {"quiet": "#8d95a3"})
         axes.set_xlabel("parameters")
-        axes.set_ylabel(metric)
+        axes.set_ylabel(without_controls(metric))
         axes.grid()
         axes.set_axisbelow(True)
         figure.legend(loc="outside upper left", ncols=1, frameon=False)
@@ -133,9 +134,8 @@ def _scatter(axes: "Axes", points: Sequence[Point], colours: Mapping[str, str]) 
         value, low, high = point.score.value, point.score.low, point.score.high
         if low is not None and high is not None:
             axes.plot([place, place], [low, high], color=colours[colour], lw=2, zorder=3)
-        axes.plot(
-            [place], [value], marker, color=colours[colour], ms=8, label=point.label, zorder=4
-        )
+        label = without_controls(point.label)
+        axes.plot([place], [value], marker, color=colours[colour], ms=8, label=label, zorder=4)
     axes.set_xlim(0, right)
     axes.margins(y=0.15)
     axes.grid(axis="y")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pbcompress.comparison.intervals import Estimate
 from pbcompress.comparison.pictures import Point, accuracy_picture, layer_picture
-from pbcompress.core.markdown import as_text, without_controls
+from pbcompress.core.markdown import as_document, as_text
 from pbcompress.core.text_tables import render_markdown, render_text, speed_up
 from pbcompress.costs.flop_counters import LayerCost, side_by_side
 from pbcompress.onnx_files.session import Latency
@@ -179,13 +179,12 @@ class Comparison:
         return found
 
     def __str__(self) -> str:
-        return "\n".join([render_text(self.rows()), "", *map(without_controls, self.notes())])
+        return as_document("\n".join([render_text(self.rows()), "", *self.notes()]))
 
     def to_markdown(self) -> str:
         """Return the table and what its numbers mean as Markdown."""
-        return f"{render_markdown(self.rows())}\n\n" + "\n".join(
-            f"- {as_text(n)}" for n in self.notes()
-        )
+        notes = "\n".join(f"- {as_text(note)}" for note in self.notes())
+        return as_document(f"{render_markdown(self.rows())}\n\n{notes}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON data."""

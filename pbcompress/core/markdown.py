@@ -3,9 +3,11 @@
 import re
 import unicodedata
 
-__all__ = ["Markup", "as_code", "as_paragraphs", "as_text", "without_controls"]
+__all__ = ["Markup", "as_code", "as_document", "as_paragraphs", "as_text", "without_controls"]
 
-_TURNS = {chr(c) for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}  # of the direction
+_TURNS = {  # of the direction: all marks with Unicode's property Bidi_Control
+    *map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+}
 _ANYWHERE = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|(?<=:)/(?=/)|(?<=www)\.", re.I)
 _AT_START = re.compile(r"\d+(?=[.)](?:\s|$))|[-+](?=[\s-]|$)|[#=>]")
 _HTML = {"&": "&amp;", "<": "&lt;"}
@@ -26,6 +28,19 @@ def without_controls(text: str) -> str:
     return "".join(
         "\ufffd" if unicodedata.category(c) in ("Cc", "Cs") or c in _TURNS else c for c in line
     )
+
+
+def as_document(text: str) -> str:
+    r"""Return a text of many lines, each of them `without_controls`.
+
+    All that is shown to people goes through here at its end: what commands print, pages, cards and
+    pictures. So no name or sentence of others can be forgotten.
+
+    Example:
+        >>> as_document("a\x1b[2J\n\u202eb\n")
+        'a\ufffd[2J\n\ufffdb\n'
+    """
+    return "\n".join(map(without_controls, text.split("\n")))
 
 
 def as_text(text: str, *, in_table: bool = False) -> str:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote, unquote
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +157,7 @@ def measure(model: nn.Module, example_inputs: object) -> ModelCost:
             analysis = FlopCountAnalysis(wrapped, inputs)
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
             analysis.tracer_warnings("none").set_op_handle(**PRODUCTS)
+            _take_any_name(analysis)
             by_module, by_operation = analysis.by_module(), analysis.by_operator()
             uncounted = dict(sorted(analysis.unsupported_ops().items()))
             dispatched = _dispatched(network, call, device)
@@ -164,7 +166,8 @@ def measure(model: nn.Module, example_inputs: object) -> ModelCost:
                 f"The model was traced to count its FLOPs, and cannot be: {err}. Give the plain "
                 "module, not compiled or scripted, with tensors, tuples or dicts as outputs."
             ) from err
-    flops = {name.removeprefix("model").removeprefix("."): n for name, n in by_module.items()}
+    named = {unquote(name, errors="surrogatepass"): n for name, n in by_module.items()}
+    flops = {name.removeprefix("model").removeprefix("."): n for name, n in named.items()}
     return ModelCost(
         params=parameter_count(network),
         flops=int(by_module[""]),
@@ -174,6 +177,17 @@ def measure(model: nn.Module, example_inputs: object) -> ModelCost:
         by_operation=by_kind(by_operation),
         dispatched=dispatched,
     )
+
+
+def _take_any_name(analysis: Any) -> None:
+    """Give the counter names of modules in letters and percent signs, as addresses have them.
+
+    It notes names in the trace, where a slash divides them and a NUL ends them.
+    """
+    names = {
+        key: quote(name, "", errors="surrogatepass") for key, name in analysis._aliases.items()
+    }
+    analysis._aliases = names | {name: name for name in names.values()}
 
 
 def _dispatched(network: nn.Module, call: Call, device: torch.device) -> dict[str, int] | None:

@@ -25,8 +25,11 @@ def check_extent(proto: Any) -> None:
 
     Raises:
         ValueError: It has too many nodes, weights or texts, graphs or functions too deep in each
-            other, functions that call themselves, or sparse weights.
+            other, functions that call themselves, sparse weights, or graphs for training, which
+            nothing here follows.
     """
+    if len(proto.training_info):
+        raise ValueError("it has graphs for training, which are not read")
     count = _Count()
     count.add(len(proto.metadata_props) + len(proto.functions) + len(proto.opset_import))
     bodies = {(f.domain, f.name): f for f in proto.functions}

@@ -76,7 +76,7 @@ def load(path: str | Path) -> Any:
             f"{path} was to be read, and its weights take {claimed:,} bytes of {held:,} that are "
             "beside it. Do not use this file; get a whole one from its source."
         )
-    _check_digest(proto, Path(path))
+    _check_digest(proto, Path(path), held > 2 * claimed + 2**20)
     return proto
 
 
@@ -110,10 +110,11 @@ def _digest(proto: Any, folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_digest(proto: Any, path: Path) -> None:
+def _check_digest(proto: Any, path: Path, has_more: bool) -> None:
+    """Raise if a file of ours was changed; beside it may lie more than its weights (not hashed)."""
     noted = [entry.value for entry in proto.metadata_props if entry.key == DIGEST]
     is_ours = any(entry.key == MAKER for entry in proto.metadata_props)
-    if (noted or is_ours) and noted != [_digest(proto, path.parent)]:
+    if (noted or is_ours) and (has_more or noted != [_digest(proto, path.parent)]):
         raise StateMismatchError(
             f"{path} was changed since it was written: its SHA-256 is "
             f"{'another than it says' if noted else 'gone'}. Get it again, or export it anew."

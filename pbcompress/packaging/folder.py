@@ -26,8 +26,9 @@ from pbcompress.errors import (
     first_line,
 )
 from pbcompress.onnx_files.session import Session
+from pbcompress.onnx_files.store import files_of, size_of
 from pbcompress.packaging.model_card import CardConfig, model_card
-from pbcompress.packaging.package_contents import Contents, contents_of_run, files_of
+from pbcompress.packaging.package_contents import Contents, contents_of_run
 from pbcompress.runs.deployment import MODEL_FILE
 from pbcompress.runs.sample import Sample
 
@@ -230,27 +231,42 @@ def _arrays(sample: Sample) -> dict[str, Array]:
 
 def _measured(models: Sequence[Path], arrays: Mapping[str, Array]) -> dict[str, Any]:
     """Return inputs and outputs of the models, and how far each is from torch on the sample."""
-    interface = Session(models[0]).interface()
-    found = {}
+    interface, found = None, {}
     for path in models:
-        session = Session(path)
+        session = Session(path, apart=True)  # the folder may be anyone's
+        interface = interface or session.interface()
         if session.interface() != interface:
             raise StateMismatchError(
                 f"{path} has other inputs or outputs than {models[0].name}, so they are not the "
                 "same network. Export both anew, or take one of them away."
             )
         found[path.name] = _compared(path, session, arrays)
+    assert interface is not None
     return {**interface, "models": found}
 
 
-def _compared(path: Path, session: Session, arrays: Mapping[str, Array]) -> dict[str, Any]:
-    feeds = {name: arrays[f"input_{i}"] for i, name in enumerate(session.input_names)}
+def _outputs(path: Path, session: Session, arrays: Mapping[str, Array]) -> list[Array]:
+    """Return what a model makes of the sample, in the number and the shapes of the sample's."""
+    inputs, wanted = (
+        [array for name, array in arrays.items() if name.startswith(kind)]
+        for kind in ("input_", "output_")
+    )
     try:
+        feeds = dict(zip(session.input_names, inputs, strict=True))
+        session.check(feeds)
         outputs = session.run(feeds)
+        for output, array in zip(outputs, wanted, strict=True):
+            if output.shape != array.shape:
+                raise ValueError(f"an output has the shape {output.shape}, not {array.shape}")
     except Exception as err:
         raise StateMismatchError(
             f"{path} does not run on the sample of its run: {first_line(err)}. Export it anew."
         ) from err
+    return outputs
+
+
+def _compared(path: Path, session: Session, arrays: Mapping[str, Array]) -> dict[str, Any]:
+    outputs = _outputs(path, session, arrays)
     gaps, relative = [0.0], [0.0]
     for i, output in enumerate(outputs):
         wanted = arrays[f"output_{i}"].astype(np.float64)
@@ -267,7 +283,7 @@ def _compared(path: Path, session: Session, arrays: Mapping[str, Array]) -> dict
     is_choice = first.ndim == 2 and first.shape[1] > 1
     same = float((first.argmax(1) == wanted.argmax(1)).mean()) if is_choice else None
     return {
-        "bytes": sum(part.stat().st_size for part in files_of(path)),
+        "bytes": size_of(path),
         "tolerance": tolerance,
         "max_difference": max(gaps),
         "same_top1": same,

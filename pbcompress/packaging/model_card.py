@@ -12,7 +12,7 @@ from string import Template
 from typing import Any
 
 from pbcompress.comparison.intervals import wilson
-from pbcompress.core.markdown import as_code, as_paragraphs, as_text
+from pbcompress.core.markdown import as_code, as_document, as_paragraphs, as_text
 from pbcompress.core.text_tables import figure, render_markdown
 from pbcompress.errors import CompressionError
 from pbcompress.report.headline import asked_for, headline
@@ -80,7 +80,7 @@ def model_card(
         config: The package's ``config.json``.
         card: What the run does not know.
     """
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+    card_text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         head="\n".join(_yaml(_head(facts, config, card))),
         name=config["name"],
         summary=_summary(facts),
@@ -101,6 +101,7 @@ def model_card(
         energy=f"Not measured. Training and validation of the compression took {seconds:,.0f} s on "
         "the machine that ran it; the training of the original is not counted.",
     )
+    return as_document(card_text)
 
 
 def result_sections(facts: RunFacts) -> list[str]:
@@ -274,8 +275,8 @@ def _origin(facts: RunFacts) -> str:
             "on the validation split"
         )
     return (
-        f"pbcompress {facts.pbcompress} with torch {facts.torch}, seed {facts.seed}: one "
-        f"run. Widths were planned for {asked_for(facts)}{trained}. "
+        f"pbcompress {as_text(facts.pbcompress)} with torch {as_text(facts.torch)}, seed "
+        f"{facts.seed}: one run. Widths were planned for {as_text(asked_for(facts))}{trained}. "
         "For inference norms are folded into the layers before them."
     )
 

@@ -15,7 +15,7 @@ from pbcompress.runs.run_folder import read_run
 from pbcompress.runs.sample import SAMPLE_FILE, Sample, read_sample
 from pbcompress.training.history import History
 
-__all__ = ["Contents", "contents_of_network", "contents_of_run", "files_of"]
+__all__ = ["Contents", "contents_of_network", "contents_of_run"]
 
 INT8_FILE = "model.int8.onnx"
 OTHER_MODELS = "model.*.onnx"
@@ -86,11 +86,6 @@ def contents_of_run(run: Path) -> Contents:
         if facts.shipped
         else "The file was exported after the run, which does not know how it was proven.",
     )
-
-
-def files_of(model: Path) -> list[Path]:
-    """Return an ONNX file and those beside it that hold its weights, if it is a large one."""
-    return [model, *sorted(model.parent.glob(f"{model.name}.*data"))]
 
 
 def _models(run: Path, facts: RunFacts) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pbcompress.core.bounded_files import is_file, read_bounded
 from pbcompress.core.json_documents import parse_record, render_record
-from pbcompress.core.markdown import as_text
+from pbcompress.core.markdown import as_code, as_document, as_text
 from pbcompress.core.records import to_data
 from pbcompress.core.tensor_files import write_bytes
 from pbcompress.core.text_tables import figure
@@ -147,9 +147,9 @@ def _sha256(path: Path) -> str:
 def _card(entry: Entry, result: RecipeResult) -> str:
     recipe, facts = entry.recipe(), result.facts
     notes = metadata_of(entry.model)
-    return "\n".join(
+    card = "\n".join(
         [
-            f"# {entry.name}",
+            f"# {as_text(entry.name)}",
             "",
             as_text(entry.about()),
             "",
@@ -166,20 +166,21 @@ def _card(entry: Entry, result: RecipeResult) -> str:
             "",
             f"`pbcompress zoo run {entry.name} --update` with pbcompress {facts.pbcompress} and "
             f"torch {facts.torch}, seed {facts.seed}: one run. Network "
-            f"`{recipe.model['build']}` with {_call(recipe.model)}, data `{recipe.data['build']}` "
-            f"with {_call(recipe.data)}. Weights were chosen on the validation split; the test "
-            "split was scored once.",
+            f"{as_code(recipe.model['build'])} with {_call(recipe.model)}, data "
+            f"{as_code(recipe.data['build'])} with {_call(recipe.data)}. Weights were chosen on "
+            "the validation split; the test split was scored once.",
             "",
             "It is an example of the method and no product: it knows the classes of its data set, "
             "in the way in which that set shows them.",
             "",
         ]
     )
+    return as_document(card)
 
 
 def _call(table: Mapping[str, Any]) -> str:
     arguments = table.get("arguments", {})
-    return ", ".join(f"{name} = {json.dumps(value)}" for name, value in arguments.items())
+    return as_text(", ".join(f"{name} = {json.dumps(value)}" for name, value in arguments.items()))
 
 
 def entries(folder: Path) -> list[Entry]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pbcompress.core.drawing import COLOURS, page_chart
+from pbcompress.core.markdown import without_controls
 from pbcompress.core.text_tables import figure
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def score_chart(phases: Sequence[tuple[Mapping[str, Sequence[float]], bool]], *,
         title: What a screen reader says.
     """
     names = list(phases[0][0])
+    shown = [without_controls(name) for name in names]
 
     def draw(axes: "Axes") -> None:
         for number, (scores, is_kept) in enumerate(phases):
@@ -108,7 +110,7 @@ def score_chart(phases: Sequence[tuple[Mapping[str, Sequence[float]], bool]], *,
                 axes.plot(deciles[1:10:8], [place + shift] * 2, color=colour, lw=3.4)
                 axes.plot(deciles[5], place + shift, color=colour, marker="o", ms=5)
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), shown)
         axes.set_xlim(left=0)
 
     height = 70 + 26 * len(names)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pbcompress.comparison.pictures import accuracy_chart
-from pbcompress.core.markdown import as_text
+from pbcompress.core.markdown import as_document, as_text
 from pbcompress.core.records import to_data
 from pbcompress.core.tensor_files import write_bytes
 from pbcompress.core.text_tables import figure, render_markdown
@@ -62,10 +62,10 @@ def to_markdown(facts: RunFacts, history: History) -> str:
         parts += ["## The shipped file", as_text(file_sentence(facts)), render_markdown(files)]
     parts.append(
         f"{len(history)} epochs, {history.steps:,} optimizer steps. Asked for: "
-        f"{asked_for(facts)}. Seed {facts.seed}, pbcompress {facts.pbcompress}, torch "
-        f"{facts.torch}."
+        f"{as_text(asked_for(facts))}. Seed {facts.seed}, pbcompress {as_text(facts.pbcompress)}, "
+        f"torch {as_text(facts.torch)}."
     )
-    return "\n\n".join(parts) + "\n"
+    return as_document("\n\n".join(parts) + "\n")
 
 
 def deployment_sentence(facts: RunFacts) -> str:
@@ -160,7 +160,7 @@ def to_html(facts: RunFacts, history: History) -> str:
         "files": shipped_files(facts),
     }
     sentences = {"proof": deployment_sentence(facts), "file": file_sentence(facts)}
-    return template.render(
+    page = template.render(
         facts=facts,
         history=history,
         tables=tables,
@@ -168,6 +168,7 @@ def to_html(facts: RunFacts, history: History) -> str:
         figure=figure,
         **content,
     )
+    return as_document(page)
 
 
 def _charts(facts: RunFacts, content: Mapping[str, Any]) -> dict[str, str]:

@@ -46,6 +46,9 @@ class Engine:
     def _run_form(self, model: nn.Module) -> nn.Module:
         if not self._compiled:
             return model
+        # what was compiled before is found again by its code, and torch 2.9 does not see that a
+        # parameter trains now: it would get no gradient
+        torch.compiler.reset()
         compiled: nn.Module = torch.compile(model)  # type: ignore[assignment]
         return compiled
 

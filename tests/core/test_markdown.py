@@ -3,8 +3,10 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -13,8 +15,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 import pbcompress as pb
-from pbcompress.core.markdown import as_code, as_paragraphs, as_text, without_controls
-from pbcompress.core.text_tables import render_markdown
+from pbcompress.comparison.intervals import Estimate
+from pbcompress.comparison.pictures import Point, accuracy_picture, layer_picture
+from pbcompress.core.markdown import (
+    as_code,
+    as_document,
+    as_paragraphs,
+    as_text,
+    without_controls,
+)
+from pbcompress.core.text_tables import render_markdown, render_text
+from pbcompress.packaging.model_card import model_card
+from pbcompress.report.writing import to_html, to_markdown
 
 NASTY = (
     "<img src=z onerror=alert(1)>", "</td><script>document.title='ran'</script>",
@@ -54,7 +66,73 @@ def test_a_table_keeps_its_rows_and_columns(cells: list[str], code: int) -> None
 @given(st.text())
 def test_a_line_has_no_control_characters(text: str) -> None:
     line = without_controls(text)
-    assert not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]", line)
+    assert not CONTROLS.search(line)
+    assert "\n" not in line
+
+
+MARKS = "\x1b]0;x\x07\x1b[2J\x00\x08\x7f\x85\x9b\u202e\u2066\u200f\u061c\u2028\udc80"
+CONTROLS = re.compile(
+    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """All that people are shown of a run, with marks in all that a user can name, by place."""
+    network = nn.Sequential()
+    for number in range(2):
+        network.add_module(f"{MARKS}{number}", nn.Linear(8, 8))
+        network.add_module(f"act{number}{MARKS}", nn.ReLU())
+    x = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    batches = [(x, torch.zeros(20, dtype=torch.long))]
+    config = pb.CompressConfig(
+        dendrites=pb.DendriteConfig(max_sets=1),
+        recovery=pb.RecoveryConfig(epochs=2, dendrite_epochs=1),
+        deploy=False,
+    )
+    result = pb.compress(
+        network, 0.8, data=pb.Data(train=batches, val=batches), task=pb.Task(name=f"m{MARKS}"),
+        config=config, progress=False,
+    )  # fmt: skip
+    facts, history = replace(result.facts(), torch=MARKS, deployment=MARKS), result.history
+    card = pb.CardConfig(
+        license="mit", classes=(MARKS, "b"), intended_use=f"a\n\n{MARKS}", preprocessing=MARKS
+    )
+    side = {"type": "float32", "shape": [MARKS, 8], "name": MARKS}
+    models = {MARKS: {"bytes": 1, "max_difference": 0.0, "same_top1": 1.0}}
+    packed = {
+        "name": "net", "classes": [MARKS, "b"], "inputs": [side], "outputs": [side], "samples": 1,
+        "models": models,
+    }  # fmt: skip
+    folder = tmp_path_factory.mktemp("shown")
+    layers = {name: (layer, layer) for name, layer in facts.before.cost.by_layer.items()}
+    layer_picture(layers, folder / "layers.svg")
+    score = Estimate(0.5, 20, 0.4, 0.6, MARKS)
+    accuracy_picture([Point(MARKS, "before", 9, score)], MARKS, folder / "points.svg")
+    return {
+        "page": to_html(facts, history),
+        "report": to_markdown(facts, history),
+        "card": model_card(facts, 1.0, MARKS, packed, card),
+        "layers": (folder / "layers.svg").read_text(encoding="utf-8"),
+        "points": (folder / "points.svg").read_text(encoding="utf-8"),
+        "plan": as_document(str(result.plan)),
+        "table": render_text([("a", MARKS), (MARKS, "1")]),
+        "markdown": render_markdown([("a", MARKS), (MARKS, "1")]),
+    }
+
+
+PLACES = ("page", "report", "card", "layers", "points", "plan", "table", "markdown")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_place_shows_a_mark_that_commands(place: str, shown: dict[str, str]) -> None:
+    assert set(shown) == set(PLACES)
+    text = shown[place]
+    assert "0;x\ufffd" in text
+    assert not CONTROLS.search(text)
+    text.encode()
+    if place in ("layers", "points"):
+        ElementTree.fromstring(text)  # XML has no word for an escape
 
 
 @pytest.mark.parametrize("text", NASTY)
@@ -74,8 +152,8 @@ def test_a_renderer_shows_the_text(text: str) -> None:
 
 
 def is_name(text: str) -> bool:
-    """Tell whether torch and the counter of FLOPs take a text as the name of a layer."""
-    return text.isprintable() and not set(text) & set('./"\\')
+    """Tell whether torch takes a text as the name of a layer, and can export it."""
+    return text.isprintable() and not set(text) & set('."\\')
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,30 @@ import random
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from pbcompress.costs.measured import measure
 from pbcompress.errors import CompressionError
 from tests.support.layer_costs import LAYERS
 from tests.support.nets import CASES, images, vectors
+
+NAMES = [
+    "a/b",
+    "a%2Fb",
+    "/",
+    "a\0b",
+    "\0",
+    "model",
+    "\ud800",
+    "<b>",
+    "1",
+    "é",
+    "weight",
+    "%",
+    "&#47;",
+]
 
 
 def snapshot(model):
@@ -239,3 +257,22 @@ def test_a_recurrent_layer_has_its_parameters_counted():
     cost = measure(nn.GRU(10, 6, batch_first=True), torch.zeros(2, 5, 10))
     assert cost.params == 3 * (6 * 10 + 6 * 6 + 2 * 6)
     assert math.isfinite(cost.flops)
+
+
+@given(st.lists(st.text(min_size=1, max_size=8) | st.sampled_from(NAMES), min_size=2, max_size=2))
+@example(["a/b", "a%2Fb"])
+@example(["a\0b", "a"])
+@example(["\ud800", "<script>alert(1)</script>"])
+@settings(max_examples=20, deadline=None)
+def test_the_names_of_layers_do_not_matter(names):
+    assume(len({name.replace(".", ":") for name in names}) == 2)
+    assume(not any(hasattr(nn.Sequential(), name) for name in names))
+    plain, named = nn.Sequential(), nn.Sequential()
+    for at, name in enumerate(names):
+        part = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.ReLU())
+        plain.add_module(f"part{at}", part)
+        named.add_module(name.replace(".", ":"), part)
+    expected, found = (measure(net, torch.ones(1, 2, 4, 4)) for net in (plain, named))
+    layers = {name.replace(".", ":") + ".0": f"part{at}.0" for at, name in enumerate(names)}
+    assert found.by_layer == {a: expected.by_layer[b] for a, b in layers.items()}
+    assert (found.flops, found.params) == (expected.flops, expected.params) == (1152, 76)

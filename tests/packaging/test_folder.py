@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from onnx import TensorProto, helper
 from torch import nn
 
 from pbcompress import (
@@ -35,13 +36,14 @@ from pbcompress import (
     package,
 )
 from pbcompress.cli.main import main
+from pbcompress.onnx_files import apart
 from pbcompress.onnx_files.contents import metadata_of
-from pbcompress.onnx_files.store import save_again
+from pbcompress.onnx_files.store import save, save_again
 from pbcompress.packaging import folder as packaging
 from pbcompress.report.headline import headline
 from pbcompress.runs.sample import read_sample
 from tests.support.changed_json import rewrite
-from tests.support.hostile_files import doubling
+from tests.support.hostile_files import doubling, endless, model
 from tests.support.hostile_files import save as save_file
 
 ROOT = Path(__file__).parents[2]
@@ -400,6 +402,45 @@ def with_limits(folder, seconds, memory):
         code = code.replace(former, new)
     (folder / "run.py").write_text(code)
     sign(folder)
+
+
+def with_model(run, made):
+    """Put another network into a run, with a state that names it, as a stranger would."""
+    proto = onnx.load(save_file(made, run / "made.onnx"))
+    helper.set_model_props(proto, metadata_of(run / "model.onnx"))
+    save(proto, run / "model.onnx")
+    digest = hashlib.sha256((run / "model.onnx").read_bytes()).hexdigest()
+    rewrite(
+        run / "state.json", lambda s: s["facts"]["deployment"]["file"].update(sha256=digest)
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded on Linux")
+def test_a_run_of_a_stranger_is_packaged_within_bounds_on_memory(run, monkeypatch, capsys):
+    monkeypatch.setattr(apart, "MOST_BYTES", 2**28)
+    ends = onnx.load(run / "model.onnx").graph
+    with_model(run, doubling(ends.input[0].name, ends.output[0].name, width=8))
+    with pytest.raises(StateMismatchError, match=r"does not run .*([Aa]lloc|memory)"):
+        package(run)
+    assert main(["package", str(run)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (run / "package").exists()
+
+
+def test_a_run_of_a_stranger_is_packaged_within_bounds_on_time(run, monkeypatch):
+    monkeypatch.setattr(apart, "MOST_SECONDS", 1.0)
+    with_model(run, endless(width=8))
+    with pytest.raises(StateMismatchError, match="at most 1 seconds"):
+        package(run)
+
+
+@pytest.mark.parametrize("outputs", [["y"], ["y", "z"]], ids=["another shape", "two outputs"])
+def test_a_model_that_does_not_fit_the_sample_is_named(outputs, run):
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 8]) for n in ["x", *outputs]]
+    nodes = [helper.make_node("Relu", ["x"], [name]) for name in outputs]
+    with_model(run, model(helper.make_graph(nodes, "g", ends[:1], ends[1:])))
+    with pytest.raises(StateMismatchError, match=r"model\.onnx does not run on the sample"):
+        package(run)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded on Linux")

@@ -41,8 +41,8 @@ def doubling(*ends, width=4):
     return loop(step, 37, ends or ("x", "y"), width)
 
 
-def endless():
-    return loop(helper.make_node("Identity", ["v"], ["v_out"]), 2**62)
+def endless(*ends, width=4):
+    return loop(helper.make_node("Identity", ["v"], ["v_out"]), 2**62, ends or ("x", "y"), width)
 
 
 def outside(location):
