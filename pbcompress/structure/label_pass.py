@@ -111,8 +111,7 @@ def _failure(network: nn.Module, call: Call, where: str, err: Exception) -> Comp
         )
     return CompressionError(
         f"{ran}, and that went well, but its operations cannot be followed in {where!r}: "
-        f"{first_line(err)}. Write what runs there in plain operations of torch for the plan, such "
-        "as scaled_dot_product_attention in place of flex_attention."
+        f"{first_line(err)}. Write what runs there in plain operations of torch for the plan."
     )
 
 
