@@ -125,7 +125,7 @@ def _asks_for_heads(function: Callable[..., Tensor], scores: int, device: torch.
 
 def _read_at_places() -> AbstractContextManager[Any]:
     """Return what lets a tensor of the user's be read at places that are tensors."""
-    from torch._dynamo._trace_wrapped_higher_order_op import (  # noqa: PLC0415
+    from torch._dynamo._trace_wrapped_higher_order_op import (
         TransformGetItemToIndex,
     )
 

@@ -116,6 +116,7 @@ def test_its_products_are_counted():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_an_exported_network_is_equal(tmp_path):
     report = pb.export_onnx(
         Network("by_head", "none").eval(), tmp_path / "model.onnx", torch.randn(2, TOKENS, 16)
