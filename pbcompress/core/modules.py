@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.core.copying import deep_copy
+from pbcompress.core.flexible_attention import plain_flex_attention
 from pbcompress.errors import CompressionError
 
 __all__ = [
@@ -188,7 +189,8 @@ def plain_attention() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     looks._detect_is_causal_mask = _is_said_to_be_causal
     try:
-        yield
+        with plain_flex_attention():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         looks._detect_is_causal_mask = detect

@@ -38,7 +38,7 @@ HINTS = {
 
 def output_of(network: nn.Module, call: Call) -> Any:
     """Return what a network returns, without gradient."""
-    with torch.no_grad():
+    with torch.no_grad(), plain_attention():
         return network(*call.args, **call.kwargs)
 
 

@@ -8,6 +8,7 @@ from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm as OldWeightNorm
 from torch.utils._pytree import tree_leaves
 
+from pbcompress.structure.computed_weights import computed_from_all
 from pbcompress.structure.labels import Labels
 from pbcompress.structure.rule_table import Axes, RuleTable, broadcast, unknown
 from pbcompress.structure.tracer import Tracer
@@ -64,6 +65,7 @@ def product(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Axes:
     left, right = args[-2:]
     a, b = t.labels(left), t.labels(right)
     inner = t.couple(a[1], b[0])
+    t.weights.product((left, right), (a, b), inner, t.where)
     t.work(1, (left.shape[0], a[0]), (left.shape[1], inner), (right.shape[1], b[1]))
     labels = [a[0], b[1]]
     if name == "addmm":
@@ -78,6 +80,7 @@ def batched_product(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> A
     left, right = args[-2:]
     a, b = t.labels(left), t.labels(right)
     batch, inner = t.couple(a[0], b[0]), t.couple(a[2], b[1])
+    t.weights.product((left, right), (a, b), inner, t.where)
     sizes = (left.shape[0], batch), (left.shape[1], a[1]), (left.shape[2], inner)
     t.work(1, *sizes, (right.shape[2], b[2]))
     place = len(args) - 2
@@ -121,6 +124,7 @@ def convolution(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Ax
         w, result = _transposed(t, x[1], weight, groups)
     else:
         w, result = _straight(t, x[1], weight, groups)
+    t.weights.product((image, weight), (x, w), x[1], t.where)
     apart = not transposed and {*weight.shape[2:], *stride} == {1} and not any(padding)
     for labels in (*(() if apart else x[2:]), *w[2:]):
         t.coupling.pin(labels, f"it is a spatial dimension in {t.where!r}")
@@ -285,7 +289,7 @@ def reduction(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     if t.call is not None and t.call.name == "adaptive_avg_pool2d":  # to one position
         t.work(1, *zip(image.shape, x, strict=True))
     is_length = name == "norm" and t.call is not None and t.call.name == "_weight_norm"
-    if name in _SUMS and t.is_of_weights(image) and not _keeps_lengths(t.module):
+    if name in _SUMS and image in t.weights and not _keeps_lengths(t.module):
         return _length_of_weights(t, name, image, out, dims)
     if name in _OF_WHAT_IS_LEFT or name in ("max", "min") or is_length:
         t.event(name, [(0, d, x[d]) for d in gone])
@@ -309,20 +313,13 @@ def _length_of_weights(t: Tracer, name: str, image: Tensor, out: Tensor, dims: l
     """
     x = t.labels(image)
     for dim in dims:
-        t.coupling.pin(x[dim], _computed_from_all(t, name))
+        t.coupling.pin(x[dim], computed_from_all(t.where, name))
     rows = [d for d in range(image.dim()) if d not in dims]
     keeps = out.dim() == image.dim()
     places = {d: d if keeps else place for place, d in enumerate(rows)}
     selects = [(0, d, x[d]) for d in rows]
     t.event(name, selects, [(0, places[d], x[d]) for d in rows], fill=1.0)
     return [None if d in dims else v for d, v in enumerate(x) if keeps or d not in dims]
-
-
-def _computed_from_all(t: Tracer, name: str) -> str:
-    return (
-        f"the code of {t.where!r} computes a weight from all of its channels ({name}); "
-        "torch.nn.utils.parametrizations.weight_norm is followed"
-    )
 
 
 def _keeps_lengths(module: nn.Module) -> bool:
@@ -346,7 +343,7 @@ def weight_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     x[dim] = t.couple(x[dim], t.labels(args[1])[dim])
     for axis in range(len(x)) if not _keeps_lengths(t.module) else ():
         if axis != dim:
-            t.coupling.pin(x[axis], _computed_from_all(t, name))
+            t.coupling.pin(x[axis], computed_from_all(t.where, name))
     every, own = [(0, d, v) for d, v in enumerate(x)], (1, dim, x[dim])
     t.event(name, [*every, own], [*every, own])
     return [x, [v if d == dim else None for d, v in enumerate(x)]]

@@ -92,6 +92,8 @@ def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> T
         )
     for tensor in outputs:
         tracer.pin(tensor, "its width is the network's output")
+    for labels, reason in list(tracer.weights.kept(tracer.coupling)):
+        tracer.coupling.pin(labels, reason)
     _keep_alternatives(network, tracer.result)
     _bind_stated_sizes(network, tracer)
     return tracer.result
@@ -111,8 +113,7 @@ def _failure(network: nn.Module, call: Call, where: str, err: Exception) -> Comp
         )
     return CompressionError(
         f"{ran}, and that went well, but its operations cannot be followed in {where!r}: "
-        f"{first_line(err)}. Write what runs there in plain operations of torch for the plan, such "
-        "as scaled_dot_product_attention in place of flex_attention."
+        f"{first_line(err)}. Write what runs there in plain operations of torch for the plan."
     )
 
 
@@ -236,9 +237,9 @@ class _Operations(OperationMode):
             tracer.labels(args[0])  # before its shape may change
         result = func(*args, **kwargs)
         with _disable_current_modes():  # one around the trace has nothing to do with labels
-            are_weights = tracer.is_of_weights(args)
+            are_weights = args in tracer.weights
             self._follow(name, func, args, kwargs, result)
-            tracer.mark_weights(result, are_weights=are_weights)
+            tracer.weights.follow(args, result, are_weights=are_weights)
         return result
 
     def _follow(
@@ -249,6 +250,8 @@ class _Operations(OperationMode):
         if follow is unknown:
             given = [tracer.labels(t) for t in tensors_of((args, kwargs))]
             if not any(labels is not None for own in given for labels in own):
+                if isinstance(result, Tensor):
+                    tracer.set_labels(result, [None] * result.dim())
                 return  # whatever it does, it does it to fixed sizes
         labels = follow(tracer, name, args, kwargs, result)  # type: ignore[no-untyped-call]
         if isinstance(result, Tensor):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pbcompress.structure.computed_weights import ComputedWeights
 from pbcompress.structure.labels import Coupling, Labels
 from pbcompress.structure.sizes import Attribute, Size, evaluate, values_of
 
@@ -119,9 +120,9 @@ class Tracer:
         self.names: dict[int, str] = {}  # of parameters and buffers, by their id
         self._labels: Any = WeakTensorKeyDictionary()  # of tensors that are still in use
         self._kept_if_used: Any = WeakTensorKeyDictionary()  # labels and reasons, by tensor
-        self._of_weights: Any = WeakTensorKeyDictionary()  # computed from no input
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             self.names.setdefault(id(tensor), name)
+        self.weights = ComputedWeights(self.names)
 
     @property
     def where(self) -> str:
@@ -170,20 +171,6 @@ class Tracer:
             own if own is not None and size > 1 else None
             for own, size in zip(labels, tensor.shape, strict=True)
         ]
-
-    def is_of_weights(self, value: Any) -> bool:
-        """Tell whether tensors are parameters and buffers, or computed from these alone."""
-        if isinstance(value, Tensor):
-            return id(value) in self.names or value in self._of_weights
-        return not isinstance(value, list | tuple) or all(map(self.is_of_weights, value))
-
-    def mark_weights(self, result: Any, *, are_weights: bool) -> None:
-        """Note of the results of an operation whether they are computed from weights alone."""
-        for tensor in result if isinstance(result, list | tuple) else (result,):
-            if are_weights and isinstance(tensor, Tensor):
-                self._of_weights[tensor] = True
-            elif isinstance(tensor, Tensor):
-                self._of_weights.pop(tensor, None)
 
     def couple(self, a: Labels, b: Labels, reason: str = "") -> Labels:
         """Couple two dimensions of equal size and return the labels of both."""

@@ -192,6 +192,16 @@ WRITTEN = {
     "one_length": lambda v, g: g[:, None] * v / v.norm(),
     "spectral": lambda v, g: g[:, None] * v / torch.linalg.matrix_norm(v, 2),
     "sum_to_one": lambda v, g: g[:, None] * v.softmax(1),
+    "rsqrt": lambda v, g: g[:, None] * v * (v.square().sum(1, keepdim=True) + 1e-8).rsqrt(),
+    "absolute": lambda v, g: g[:, None] * v / v.abs().sum(1, keepdim=True),
+    "linalg": lambda v, g: g[:, None] * v / torch.linalg.norm(v, dim=1, keepdim=True),
+    "einsum": lambda v, g: g[:, None] * v / torch.einsum("oi,oi->o", v, v).sqrt()[:, None],
+    "gram": lambda v, g: g[:, None] * v / (v @ v.T).diagonal().sqrt()[:, None],
+    "ones": lambda v, g: g[:, None] * v / ((v * v) @ v.new_ones(v.shape[1], 1)).sqrt(),
+    "linear": lambda v, g: g[:, None] * v / functional.linear(v * v, v.new_ones(1, v.shape[1])),
+    "cosine": lambda v, g: v * functional.cosine_similarity(v, v + 1, dim=1)[:, None],
+    "newton": lambda v, g: 1.5 * v - 0.005 * v @ v.T @ v,
+    "quantile": lambda v, g: torch.where(v.abs() > v.abs().quantile(0.5), v, 0.0),
     "each_alone": lambda v, g: g[:, None] * v.tanh(),
 }
 SINGLE = ("each_alone",)  # whose weights do not hang together
@@ -215,7 +225,7 @@ class Written(nn.Module):
 
 
 def test_the_number_of_written_norms():
-    assert len(WRITTEN) == 9
+    assert len(WRITTEN) == 19
 
 
 @pytest.mark.parametrize("how", WRITTEN)
@@ -246,3 +256,56 @@ def test_the_length_of_a_row_lets_rows_go():
     model = nn.Sequential(Written(8, 64, "norm"), nn.ReLU(), nn.Linear(64, 4))
     plan = pb.plan_widths(model, torch.randn(1, 8), 0.5)
     assert pb.shrink(model, plan)[0].v.shape[0] < 40
+
+
+class Standardised(nn.Conv2d):
+    """As in NFNets and BiT: weights have mean 0 and variance 1 in each output."""
+
+    @property
+    def computed(self):
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        found = functional.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-6)
+        return found.reshape_as(self.weight)
+
+    def forward(self, x):
+        return functional.conv2d(x, self.computed, self.bias)
+
+
+def test_standardised_weights_are_so_over_what_is_left():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 32, 1), nn.ReLU(), Standardised(32, 32, 1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4)),
+    )
+    plan = pb.plan_widths(model.eval(), torch.randn(1, 3, 4, 4), 0.5)
+    small = pb.shrink(model, plan)[2]
+    assert max(small.weight.shape[:2]) < 32
+    flat = small.weight.detach().double().numpy().reshape(len(small.weight), -1)
+    spread = np.sqrt(flat.var(1, keepdims=True) + 1e-6)
+    expected = (flat - flat.mean(1, keepdims=True)) / spread
+    found = small.computed.detach().numpy().reshape(expected.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+class Latents(nn.Module):
+    """Queries that are parameters, and go through layers before they meet an input."""
+
+    def __init__(self):
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(1, 5, 32))
+        self.own = nn.Linear(32, 32)
+        self.query, self.key, self.value = (nn.Linear(32, 32) for _ in range(3))
+        self.entry, self.head = nn.Linear(6, 32), nn.Linear(32, 3)
+
+    def forward(self, x):
+        h = self.entry(x)
+        z = self.latents + self.own(self.latents).relu()
+        z = z + (z @ z.transpose(1, 2)).softmax(-1) @ z
+        scores = self.query(z) @ self.key(h).transpose(1, 2)
+        return self.head((z + scores.softmax(-1) @ self.value(h)).mean(1))
+
+
+def test_latent_queries_are_a_stream_and_no_weights():
+    model = Latents().eval()
+    plan = pb.plan_widths(model, torch.randn(2, 7, 6), 0.5)
+    assert set(plan.left_alone) == {"head"}
