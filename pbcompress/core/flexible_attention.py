@@ -75,7 +75,7 @@ def _attention(
     times = query.size(1) // key.size(1)
     key, value = (x if times == 1 else x.repeat_interleave(times, 1) for x in (key, value))
     scores = query.to(wide) @ key.to(wide).transpose(-2, -1) * scale
-    if not torch.jit.is_tracing():  # which counts products, and cannot follow the rest
+    if torch._C._get_tracing_state() is None:  # which counts products, and cannot follow the rest
         counts, scores = mask[-1], _at_places(change, scores, scores)
         if counts is not None:
             scores = torch.where(_at_places(counts, scores), scores, -math.inf)
@@ -105,8 +105,8 @@ def _at_places(function: Callable[..., Tensor], like: Tensor, *given: Tensor) ->
             inner = torch.vmap(inner, (*counts, *own))
         if are_alike and not given:
             return inner(sample, head[0], *places)[:, None]
-        axes = [1] * len(given) + [None, None if are_alike else 0, None, None]
-        heads = torch.vmap(inner, tuple(axes))
+        of_heads = [1] * len(given) + [None, None if are_alike else 0, None, None]
+        heads = torch.vmap(inner, tuple(of_heads))
         return heads(*given, sample, head[0] if are_alike else head, *places).movedim(0, 1)
 
 

@@ -261,7 +261,9 @@ def test_clipping_bounds_the_step(rule: str) -> None:
     assert 0 < torch.stack(moved).norm() <= 1.001e-3
 
 
-@pytest.mark.parametrize("kind", [PhaseKind.NEURON, PhaseKind.DENDRITE])
+@pytest.mark.parametrize(
+    "kind", [PhaseKind.NEURON, pytest.param(PhaseKind.DENDRITE, marks=pytest.mark.slow)]
+)
 def test_nothing_outlives_a_step(kind: PhaseKind) -> None:
     model = network()
     growth = cycles(model, config=config("correlation", epochs=1))
