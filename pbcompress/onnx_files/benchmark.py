@@ -165,6 +165,13 @@ def bench(
     providers = tuple(dict.fromkeys([provider, *CPU]))  # the CPU takes what another cannot
     sessions = [Session(path, threads, providers=providers, apart=True) for path in paths]
     singles = [session.random_feeds(1) for session in sessions]
+    for path, feeds in zip(paths, singles, strict=True):
+        for name, array in feeds.items():
+            if not array.size:
+                raise CompressionError(
+                    f"{path} was to be timed, and its input {name!r} has the shape {array.shape}, "
+                    "which holds nothing. Give a file that takes at least one sample."
+                )
     latencies = interleaved_latency(sessions, singles, rounds)
     free = [session for session in sessions if session.takes_any_batch]
     many = interleaved_latency(free, [s.random_feeds(batch) for s in free], rounds) if free else []

@@ -214,7 +214,9 @@ def peak_activation_bytes(path: str | Path) -> int:
     try:
         return _peak(proto.graph, values_of(proto))
     except Exception as err:
-        raise StateMismatchError(f"{path} is no whole ONNX file: {first_line(err)}.") from err
+        raise StateMismatchError(
+            f"The memory of the activations of {path} cannot be told: {first_line(err)}."
+        ) from err
 
 
 def _peak(graph: Any, values: Mapping[str, tuple[list[int], int]]) -> int:
@@ -245,6 +247,8 @@ def _peak(graph: Any, values: Mapping[str, tuple[list[int], int]]) -> int:
 
 
 def _bytes_of(shape: list[int], kind: int) -> int:
+    if kind == onnx.TensorProto.UNDEFINED:
+        raise ValueError("a value is no tensor but a sequence or the like, of unknown size")
     return math.prod(shape) * helper.tensor_dtype_to_np_dtype(kind).itemsize
 
 

@@ -114,7 +114,7 @@ def package(
     """
     run = Path(run_dir)
     if directory is None:
-        name, directory = name or run.resolve().name, run / "package"
+        name, directory = name or _name_of(run), run / "package"
     return pack(
         Path(directory), lambda _: contents_of_run(run), card, name=name, overwrite=overwrite
     )
@@ -129,7 +129,9 @@ def pack(
     overwrite: bool = False,
 ) -> Package:
     """Write the folder of `package` from what ``collect`` returns; it may write into a folder."""
-    card, name = card or CardConfig(), name or target.resolve().name
+    own = _name_of(target)
+    card, name = card or CardConfig(), name or own
+    target = target if target.name else target.absolute()
     if not NAME.fullmatch(name):
         raise CompressionError(
             f"The network was to be named {name!r}; a name is up to 96 letters, digits and . _ - "
@@ -152,6 +154,16 @@ def pack(
         ) from err
     sizes = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
     return Package(str(target), sizes, models)
+
+
+def _name_of(folder: Path) -> str:
+    try:
+        return folder.resolve().name
+    except (OSError, RuntimeError, ValueError) as err:
+        raise CompressionError(
+            f"{str(folder)!r} was to be a folder, and is no path of one: {first_line(err)}. Choose "
+            "another."
+        ) from err
 
 
 def _fill(

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 import pbcompress
+from pbcompress.core.accepted_models import check_model
 from pbcompress.errors import CompressionError, brief, first_line
 from pbcompress.training.task import Data, Task
 
@@ -129,7 +130,7 @@ def as_model(build: Callable[..., Any], name: str, arguments: Mapping[str, Any])
     """Call what builds a network.
 
     Raises:
-        CompressionError: It raised, or gave something else.
+        CompressionError: It raised, or gave something else, or a network that is not taken.
     """
     try:
         found: object = _called(build, name, arguments)
@@ -144,6 +145,7 @@ def as_model(build: Callable[..., Any], name: str, arguments: Mapping[str, Any])
             f"{name} was to give the network, and gave one on the device 'meta', without numbers. "
             "Build it on the CPU."
         )
+    check_model(found)
     return found
 
 

@@ -205,6 +205,14 @@ def test_a_broken_or_missing_file_and_free_axes(tmp_path, files) -> None:
         pb.bench([path])
 
 
+def test_a_file_without_a_sample_is_named(tmp_path) -> None:
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [0, 4]) for n in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    save(graph, tmp_path / "a.onnx")
+    with pytest.raises(CompressionError, match=r"'x' has the shape \(0, 4\), which holds nothing"):
+        pb.bench([tmp_path / "a.onnx"], rounds=5)
+
+
 def test_random_inputs_have_the_types_of_the_file(tmp_path) -> None:
     nodes = [
         helper.make_node("Cast", ["i"], ["f"], to=1),

@@ -207,3 +207,43 @@ def test_a_file_of_ours_may_not_lack_its_digest(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"sha256", b"sha254"))
     with pytest.raises(StateMismatchError, match="its SHA-256 is gone"):
         load(path)
+
+
+def test_graphs_for_training_are_refused_as_nothing_follows_them(tmp_path):
+    made = model(graph([helper.make_node("Relu", ["x"], ["y"])]))
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4])
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="/etc/passwd")
+    made.training_info.add().initialization.initializer.append(weight)
+    path = write(made, tmp_path / "a.onnx")
+    for read in READERS:
+        with pytest.raises(CompressionError, match="graphs for training"):
+            read(path)
+
+
+def test_what_lies_beside_a_file_of_ours_is_not_read_without_end(tmp_path):
+    """A file of 2^40 bytes without content takes no place, and its SHA-256 half an hour."""
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4, 4])
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "a.bin"), ("offset", "0"), ("length", "64")):
+        weight.external_data.add(key=key, value=value)
+    (tmp_path / "a.bin").write_bytes(bytes(64))
+    made = model(graph([helper.make_node("MatMul", ["x", "w"], ["y"])], [weight]))
+    helper.set_model_props(made, {MAKER: "1"})
+    save(made, tmp_path / "a.onnx")
+    assert load(tmp_path / "a.onnx").graph.initializer[0].name == "w"
+    with (tmp_path / "a.bin").open("ab") as file:
+        file.truncate(2**40)
+    started = time.perf_counter()
+    with pytest.raises(StateMismatchError, match="was changed since it was written"):
+        load(tmp_path / "a.onnx")
+    assert time.perf_counter() - started < 5
+
+
+def test_a_sequence_among_the_activations_is_named(tmp_path):
+    made = model(graph([
+        helper.make_node("SequenceConstruct", ["x", "x"], ["s"]),
+        helper.make_node("SequenceAt", ["s", "i"], ["y"]),
+    ], [numpy_helper.from_array(np.array(0), "i")]))  # fmt: skip
+    with pytest.raises(StateMismatchError, match="a value is no tensor"):
+        peak_activation_bytes(write(made, tmp_path / "a.onnx"))

@@ -434,6 +434,28 @@ def test_a_run_of_a_stranger_is_packaged_within_bounds_on_time(run, monkeypatch)
         package(run)
 
 
+def test_a_package_takes_no_file_that_its_model_does_not_name(run, tmp_path):
+    (tmp_path / "secret").write_text("mine")
+    (run / "model.onnx.data").symlink_to(tmp_path / "secret")
+    (run / "model.onnx.2.data").write_text("mine")
+    assert sorted(package(run).files) == FILES
+
+
+@pytest.mark.parametrize("path", ["a\0b", "loop"])
+def test_what_is_no_path_of_a_folder_is_named(path, run, tmp_path, capsys):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for words in ([str(tmp_path / path)], [str(run), str(tmp_path / path)]):
+        assert main(["package", *words]) == 1
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_current_folder_may_become_a_package(run, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(CompressionError, match="is there already"):
+        package(run, ".")
+
+
 @pytest.mark.parametrize("outputs", [["y"], ["y", "z"]], ids=["another shape", "two outputs"])
 def test_a_model_that_does_not_fit_the_sample_is_named(outputs, run):
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 8]) for n in ["x", *outputs]]

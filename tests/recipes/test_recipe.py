@@ -3,10 +3,11 @@
 import sys
 
 import pytest
+from torch import nn
 
 import pbcompress as pb
 from pbcompress.cli.main import main
-from pbcompress.recipes.builders import load_data
+from pbcompress.recipes.builders import as_model, load_data
 from pbcompress.recipes.recipe import Recipe
 
 RECIPE = """
@@ -121,6 +122,11 @@ def with_change(change):
         "compress.run_dir": 'compress.run_dir = "run"',
     }
     return "\n".join({**lines, change.partition(" = ")[0]: change}.values())
+
+
+def test_a_layer_without_sizes_is_named():
+    with pytest.raises(pb.CompressionError, match="lazy and has no shape yet"):
+        as_model(nn.LazyLinear, "torch.nn:LazyLinear", {"out_features": 3})
 
 
 @pytest.mark.parametrize("name", HOSTILE)
