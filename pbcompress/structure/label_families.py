@@ -1,6 +1,7 @@
 """Labels by what they reach, once every size that the code computes has been made to follow."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,14 +90,15 @@ def settle(traced: Trace, attention: str) -> Families:
     Where the size of one dimension is that of another (heads are flattened to the width of the
     stream that they read), both lose the same places. Where it is anything else, channels stay.
     """
+    merged: dict[int, Tensor] = {}
     while True:
         families = Families(traced)
         failed = [
             (c, found) for c in traced.checks if (found := list(_failures(c, traced, families)))
         ]
-        joint = [(c, other) for c, _ in failed if (other := _counterpart(c, traced)) is not None]
-        for check, other in joint:
-            traced.coupling.couple(check.labels, other, _does_not_follow(check))
+        joint = [(c, pair) for c, _ in failed if (pair := _counterparts(c, traced, merged))]
+        for check, (own, other) in joint:
+            traced.coupling.couple(own, other, _does_not_follow(check))
         for check, found in failed if not joint else []:
             for labels in found:
                 traced.coupling.pin(labels, _does_not_follow(check))
@@ -104,16 +106,41 @@ def settle(traced: Trace, attention: str) -> Families:
             return families
 
 
-def _counterpart(check: Check, traced: Trace) -> Tensor | None:
-    """Return the dimension of which a check's size is the size, if there is another one."""
-    origin = check.size.origin if isinstance(check.size, Size) else None
+def _counterparts(
+    check: Check, traced: Trace, merged: dict[int, Tensor]
+) -> tuple[Tensor, Tensor] | None:
+    """Return two dimensions that can lose the same places, so that a size goes on to follow.
+
+    Either the size is that of another dimension, or the code divides one by the number of parts
+    that it gets: by heads.
+
+    Args:
+        check: What fails.
+        traced: The pass.
+        merged: Labels of parts times their size, by the ``id`` of their check.
+    """
+    own, origin = check.labels, check.size.origin if isinstance(check.size, Size) else None
+    if own is None:
+        return None
+    whole = _counted(origin, traced)
+    if isinstance(origin, tuple) and origin[0] == "__floordiv__":
+        whole, parts = (_counted(getattr(one, "origin", None), traced) for one in origin[1:])
+        if parts is None:
+            return None
+        if id(check) not in merged:
+            pairs = traced.coupling.merge(parts, len(parts), own, len(own))
+            merged[id(check)] = torch.zeros(0) if pairs is None else pairs
+        own = merged[id(check)]
+    if whole is None or len(whole) != len(own):
+        return None
+    same = traced.coupling.resolve(whole) == traced.coupling.resolve(own)
+    return None if same.all() else (own, whole)
+
+
+def _counted(origin: Any, traced: Trace) -> Tensor | None:
+    """Return the labels of what a leaf is the size of."""
     labels = traced.bindings.get(origin) if isinstance(origin, Attribute) else origin
-    if check.labels is None or not isinstance(labels, Tensor):
-        return None
-    if len(labels) != len(check.labels):
-        return None
-    same = traced.coupling.resolve(labels) == traced.coupling.resolve(check.labels)
-    return None if same.all() else labels
+    return labels if isinstance(labels, Tensor) else None
 
 
 def _does_not_follow(check: Check) -> str:

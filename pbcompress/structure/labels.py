@@ -96,10 +96,13 @@ class Coupling:
         """Return the labels of an axis that two adjacent axes were flattened into."""
         if a is None and b is None:
             return None
-        left = np.zeros(rows, np.int64) if a is None else self._resolve(a.numpy())
-        right = np.zeros(columns, np.int64) if b is None else self._resolve(b.numpy())
-        left, right = left.repeat(columns), np.tile(right, rows)
+        given_a = np.zeros(rows, np.int64) if a is None else a.numpy()
+        given_b = np.zeros(columns, np.int64) if b is None else b.numpy()
+        given_a, given_b = given_a.repeat(columns), np.tile(given_b, rows)
+        left, right = self._resolve(given_a), self._resolve(given_b)
         merged = np.where(left == 0, right, left)
+        known = np.where(given_b > 0, given_b, given_a)  # a pinned label knows why
+        merged = np.where(merged == 0, known, merged)
         both = ((left > 0) & (right > 0)).nonzero()[0]
         if len(both):
             merged[both] = self._pairs_of(left[both], right[both])

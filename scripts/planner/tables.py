@@ -38,6 +38,7 @@ MENDED = (
     "`index_reduce` keep the positions that they are given, and let the other axes go",
     "numbers that are written where a mask holds count as element by element",
     "a channel that is picked for its shape alone may go",
+    "a stream whose width the code divides by the number of its heads loses whole heads",
     "`chunk` and `tensor_split` into uneven parts lose as many channels of each part",
 )
 HIT = 0.98  # of the target, from where on a network has landed
