@@ -255,6 +255,8 @@ class _Witness:
     def _record(self, gone: Sequence[int], layer: nn.Module, _: object, output: Tensor) -> None:
         if self.training:  # whose outputs are not compared
             return
+        if torch._C._functorch.is_functorch_wrapped_tensor(output):
+            return  # it has no values outside of the transform that the code runs it in
         axis = channel_axis(layer) % output.dim()
         others = [dim for dim in range(output.dim()) if dim != axis]
         with _disable_current_modes():  # which would take it for a step of the network

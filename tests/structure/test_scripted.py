@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pbcompress import CompressionError, TargetUnreachableError, measure, plan_widths, shrink
 from pbcompress.core.modules import copy_model
@@ -107,14 +108,44 @@ def test_a_module_may_hold_a_scripted_function(name, hold):
 
 
 def test_what_runs_and_cannot_be_followed_is_not_blamed_on_the_inputs():
-    class Gradient(nn.Module):
+    class Secret(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 1)
+            self.b = nn.Linear(4, 8)
+            self.b.register_forward_hook(self.look)
+
+        def look(self, *_):
+            if _get_current_dispatch_mode() is not None:
+                raise RuntimeError("not to be looked at")
+
+        def forward(self, x):
+            return self.b(x)
+
+    with pytest.raises(CompressionError, match=r"that went well.*cannot be followed in 'b'"):
+        plan_widths(Secret().eval(), torch.zeros(2, 4), 0.5)
+
+
+@pytest.mark.parametrize("transform", ["vmap", "gradient"])
+def test_a_network_with_a_transform_of_functions_is_narrowed(transform):
+    class Transformed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 1), nn.Linear(8, 3)
 
         def forward(self, x):
             y = self.a(x)
-            return y - torch.func.vmap(torch.func.grad(lambda row: self.b(row).sum()))(y)
+            if transform == "vmap":
+                return self.c(torch.vmap(lambda row: torch.where(row > 0, row, self.b(row)))(y))
+            return self.c(y - torch.vmap(torch.func.grad(lambda row: self.b(row).sum()))(y))
 
-    with pytest.raises(CompressionError, match=r"that went well.*cannot be followed in 'b'"):
-        plan_widths(Gradient().eval(), torch.zeros(2, 4), 0.5)
+    torch.manual_seed(0)
+    model = Transformed().eval()
+    plan = plan_widths(model, torch.zeros(2, 4), 0.7)
+    small = shrink(model, plan)
+    kept = sorted(set(range(8)) - set(plan.steps[0].removed))
+    assert 1 < len(kept) < 8
+    with torch.no_grad():
+        for layer in (model.b, model.c):  # what the removed channels say does not count
+            layer.weight[:, plan.steps[0].removed] = 0
+        x = torch.randn(5, 4)
+        torch.testing.assert_close(small(x), model(x))
