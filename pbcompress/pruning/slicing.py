@@ -20,6 +20,10 @@ from pbcompress.structure.layer_geometry import has_own_groups, is_depthwise
 
 __all__ = ["Owners", "cut_", "keep_in_step", "owners_of"]
 
+_STATING = (
+    *(nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm),
+    *(nn.Embedding, nn.RNNBase, nn.RNNCellBase),
+)
 Owners = dict[
     int, list[tuple[nn.Module, str]]
 ]  # by the id of a tensor: modules and its names there
@@ -109,6 +113,8 @@ def _lower(module: nn.Module, name: str, index: str | None, count: int) -> None:
 def keep_in_step(module: nn.Module) -> None:
     """Set the sizes that a layer of torch states from its weights."""
     state: Any = module
+    if not isinstance(module, _STATING):  # whose weight may be computed when it is read
+        return
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.Linear):
         state.out_features, state.in_features = weight.shape  # type: ignore[union-attr]

@@ -356,11 +356,19 @@ def factory(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
         return [t.coupling.fresh(size) for size in out.shape]
     if call is None:
         return [None] * out.dim()
-    sizes = [s for s in tree_leaves((call.args, dict(call.kwargs))) if isinstance(s, int)]
+    if call.name == "_pad_packed_sequence" and out.dim() > 1:  # steps are written into it
+        return [None, None, *t.labels(call.args[0])[1:]]
+    given = call.args[int(call.name.startswith("new_")) :]
+    sizes = [s for s in tree_leaves((given, dict(call.kwargs))) if _is_size(s)]
     labels: Axes = [None] * out.dim()
     for dim, size in enumerate(sizes[: out.dim()]):
         labels[dim] = t.labels_of_size(size)
     return labels
+
+
+def _is_size(value: Any) -> bool:
+    """Tell whether a value may be a size: also a tensor of one number, as packed sequences have."""
+    return isinstance(value, int) or (isinstance(value, Tensor) and not value.dim())
 
 
 @rule("arange", "linspace", "scalar_tensor", "rand", "randn", "eye", "empty_strided", "randint")
@@ -373,3 +381,12 @@ def number(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> None:
     t.result.decisions.add(t.where)
     for tensor in args[:2]:
         t.pin(tensor, f"the forward pass reads a value in {t.where!r}")
+
+
+@rule("_pack_padded_sequence")
+def packed(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
+    """The steps of sequences of several lengths one after the other."""
+    x = t.labels(args[0])
+    for labels in x[:2]:
+        t.coupling.pin(labels, f"its steps are packed in {t.where!r}")
+    return [[None, *x[2:]], [None]]

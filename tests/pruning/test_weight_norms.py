@@ -309,3 +309,39 @@ def test_latent_queries_are_a_stream_and_no_weights():
     model = Latents().eval()
     plan = pb.plan_widths(model, torch.randn(2, 7, 6), 0.5)
     assert set(plan.left_alone) == {"head"}
+
+
+class Merged(nn.Module):
+    """A layer that adds a product of two thin matrices to its weight, when that is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Parameter(torch.randn(24, 64))
+        self.down, self.up = nn.Parameter(torch.randn(8, 64)), nn.Parameter(torch.randn(24, 8))
+
+    @property
+    def weight(self):
+        return self.base + self.up @ self.down
+
+    def forward(self, x):
+        return functional.linear(x, self.weight)
+
+
+def test_a_weight_that_is_computed_when_it_is_read_is_not_read_between_cuts():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Linear(8, 64), nn.ReLU(), Merged(), nn.ReLU(), nn.Linear(24, 64), nn.ReLU()),
+        nn.Linear(64, 4),
+    )
+    plan = pb.plan_widths(model, torch.randn(1, 8), 0.5)
+    small = pb.shrink(model, plan)
+    kept = {
+        (step.layer, step.dim): sorted(set(range(step.width)) - set(step.removed))
+        for step in plan.steps
+    }
+    rows, columns = kept["2", "base:0"], kept["0", "out"]
+    ranks = kept["2", "down:0"]
+    expected = model[2].base[rows][:, columns] + (
+        model[2].up[rows][:, ranks] @ model[2].down[ranks][:, columns]
+    )
+    torch.testing.assert_close(small[2].weight, expected)

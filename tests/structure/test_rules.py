@@ -587,6 +587,9 @@ SAMPLES |= {
         ((2, 12), (3, 2)),
     ),
     "view that regroups": Sample(lambda x: x.view(4, 6), ((6, 4),), ("",)),
+    "packed steps": Sample(
+        lambda x: aten._pack_padded_sequence(x, torch.tensor([4, 2]), True)[0], ((2, 4, 3),), ("2",)
+    ),
     "view as another type": Sample(lambda x: x.view(torch.int32), ((3, 4),), ("",)),
     "unsafe view": Sample(lambda x: aten._unsafe_view(x, [x.shape[0], -1]), SHAPE),
     "reshape of a transposed": Sample(lambda x: x.transpose(1, 2).reshape(x.shape[0], -1), SHAPE),
