@@ -1,4 +1,4 @@
-"""Weights that a forward pass computes from all of their channels: lengths, and norms of weights."""
+"""Weights that a forward pass computes from all of their channels: lengths and norms."""
 
 from typing import Any
 

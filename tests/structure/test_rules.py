@@ -593,7 +593,9 @@ SAMPLES |= {
         ((2, 4, 3), (2, 5, 3)),
         how="sums",
     ),
-    "distances of a list": Sample(lambda x, y: torch.cdist(x, y, 1.0), ((4, 3), (5, 3)), how="sums"),
+    "distances of a list": Sample(
+        lambda x, y: torch.cdist(x, y, 1.0), ((4, 3), (5, 3)), how="sums"
+    ),
     "packed steps": Sample(
         lambda x: aten._pack_padded_sequence(x, torch.tensor([4, 2]), True)[0], ((2, 4, 3),), ("2",)
     ),
