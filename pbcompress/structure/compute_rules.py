@@ -4,14 +4,12 @@ import math
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _WeightNorm
-from torch.nn.utils.weight_norm import WeightNorm as OldWeightNorm
 from torch.utils._pytree import tree_leaves
 
-from pbcompress.structure.computed_weights import computed_from_all
 from pbcompress.structure.labels import Labels
 from pbcompress.structure.rule_table import Axes, RuleTable, broadcast, unknown
 from pbcompress.structure.tracer import Tracer
+from pbcompress.structure.weight_rules import keeps_lengths, length_of_weights
 
 __all__ = ["RULES", "elementwise"]
 
@@ -90,6 +88,19 @@ def batched_product(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> A
         t.set_labels(out, labels)
         return broadcast(t, [out, args[0]], tuple(out.shape))
     return labels
+
+
+@rule("_cdist_forward", "_euclidean_dist")
+def distances(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    """Distances of rows: sums over their features, of which those that go are 0 in both."""
+    left, right = args[:2]
+    a, b = t.labels(left), t.labels(right)
+    inner = t.couple(a[-1], b[-1])
+    t.weights.product((left, right), (a, b), inner, t.where)
+    rows = [x[..., :1, 0] for x in (left, right)]
+    for one, own in zip(rows, (a, b), strict=True):
+        t.set_labels(one, [*own[:-2], None])
+    return [*broadcast(t, rows, (*out.shape[:-2], 1))[:-1], a[-2], b[-2]]
 
 
 @rule("_grouped_mm")
@@ -289,8 +300,8 @@ def reduction(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     if t.call is not None and t.call.name == "adaptive_avg_pool2d":  # to one position
         t.work(1, *zip(image.shape, x, strict=True))
     is_length = name == "norm" and t.call is not None and t.call.name == "_weight_norm"
-    if name in _SUMS and image in t.weights and not _keeps_lengths(t.module):
-        return _length_of_weights(t, name, image, out, dims)
+    if name in _SUMS and image in t.weights and not keeps_lengths(t.module):
+        return length_of_weights(t, name, image, out, dims)
     if name in _OF_WHAT_IS_LEFT or name in ("max", "min") or is_length:
         t.event(name, [(0, d, x[d]) for d in gone])
         for dim in gone if name in ("max", "min") and not isinstance(out, Tensor) else ():
@@ -305,48 +316,12 @@ def reduction(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     return labels if isinstance(out, Tensor) else [labels] * len(out)
 
 
-def _length_of_weights(t: Tracer, name: str, image: Tensor, out: Tensor, dims: list[int]) -> Axes:
-    """A sum over weights, such as their length: what is summed stays.
-
-    What is computed from it would grow with every channel that goes. A row that goes has a length
-    in the proof, so that it can be divided by it.
-    """
-    x = t.labels(image)
-    for dim in dims:
-        t.coupling.pin(x[dim], computed_from_all(t.where, name))
-    rows = [d for d in range(image.dim()) if d not in dims]
-    keeps = out.dim() == image.dim()
-    places = {d: d if keeps else place for place, d in enumerate(rows)}
-    selects = [(0, d, x[d]) for d in rows]
-    t.event(name, selects, [(0, places[d], x[d]) for d in rows], fill=1.0)
-    return [None if d in dims else v for d, v in enumerate(x) if keeps or d not in dims]
-
-
-def _keeps_lengths(module: nn.Module) -> bool:
-    """Tell whether a module is a weight norm of torch, of which the cut sets the lengths."""
-    hooks = module._forward_pre_hooks.values()
-    return isinstance(module, _WeightNorm) or any(isinstance(own, OldWeightNorm) for own in hooks)
-
-
 def _reduced(name: str, args: Any, kwargs: Any, rank: int) -> list[int]:
     place = 2 if name in ("linalg_vector_norm", "norm") else 1
     dims = kwargs.get("dim", args[place] if len(args) > place else None)
     if dims is None or (isinstance(dims, list | tuple) and not dims) or isinstance(dims, bool):
         return list(range(rank))
     return [d % rank if rank else 0 for d in (dims if isinstance(dims, list | tuple) else [dims])]
-
-
-@rule("_weight_norm_interface")
-def weight_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
-    """Weights of a given length; without some inputs, what is left has that length."""
-    x, dim = t.labels(args[0]), args[2] if len(args) > 2 else 0
-    x[dim] = t.couple(x[dim], t.labels(args[1])[dim])
-    for axis in range(len(x)) if not _keeps_lengths(t.module) else ():
-        if axis != dim:
-            t.coupling.pin(x[axis], computed_from_all(t.where, name))
-    every, own = [(0, d, v) for d, v in enumerate(x)], (1, dim, x[dim])
-    t.event(name, [*every, own], [*every, own])
-    return [x, [v if d == dim else None for d, v in enumerate(x)]]
 
 
 @rule("_softmax", "_log_softmax", "cumsum", "_safe_softmax", "sort", "topk", "cumprod")

@@ -8,6 +8,7 @@ from pbcompress.structure import (
     index_rules,
     shape_rules,
     spectral_rules,
+    weight_rules,
 )
 from pbcompress.structure.rule_table import Rule
 
@@ -19,4 +20,5 @@ RULES: Mapping[str, Rule] = {
     **index_rules.RULES,
     **shape_rules.RULES,
     **spectral_rules.RULES,
+    **weight_rules.RULES,
 }

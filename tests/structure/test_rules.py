@@ -587,6 +587,15 @@ SAMPLES |= {
         ((2, 12), (3, 2)),
     ),
     "view that regroups": Sample(lambda x: x.view(4, 6), ((6, 4),), ("",)),
+    "distances": Sample(torch.cdist, ((2, 4, 3), (2, 5, 3)), how="sums"),
+    "distances by products": Sample(
+        lambda x, y: torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist"),
+        ((2, 4, 3), (2, 5, 3)),
+        how="sums",
+    ),
+    "distances of a list": Sample(
+        lambda x, y: torch.cdist(x, y, 1.0), ((4, 3), (5, 3)), how="sums"
+    ),
     "packed steps": Sample(
         lambda x: aten._pack_padded_sequence(x, torch.tensor([4, 2]), True)[0], ((2, 4, 3),), ("2",)
     ),
