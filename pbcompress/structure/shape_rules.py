@@ -111,12 +111,20 @@ def restride(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     return unknown(t, name, args, kwargs, out)  # type: ignore[no-any-return]
 
 
-@rule("squeeze", "unsqueeze")
+@rule("squeeze", "unsqueeze", "squeeze_", "unsqueeze_")
 def squeeze(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
     x = t.labels(args[0])
-    if name == "unsqueeze":
+    if name.startswith("unsqueeze"):
         x.insert(args[1] % out.dim(), None)
         return x
+    if name == "squeeze_" and len(x) == out.dim():
+        return x
+    if name == "squeeze_":  # what had one position has none
+        given = args[1] if len(args) > 1 else []
+        gone = {d % len(x) for d in (given if isinstance(given, list | tuple) else [given])}
+        is_known = len(x) - len(gone) == out.dim()
+        kept = [v for d, v in enumerate(x) if d not in gone]
+        return kept if is_known else unknown(t, name, args, kwargs, out)
     sizes = args[0].shape
     dims = args[1] if len(args) > 1 else range(len(sizes))
     dims = [d % len(sizes) for d in (dims if isinstance(dims, list | range) else [dims])]

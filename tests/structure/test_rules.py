@@ -596,6 +596,9 @@ SAMPLES |= {
     "distances of a list": Sample(
         lambda x, y: torch.cdist(x, y, 1.0), ((4, 3), (5, 3)), how="sums"
     ),
+    "squeeze in place": Sample(lambda x: (x * 1).squeeze_(1), ((3, 1, 4),)),
+    "squeeze of nothing in place": Sample(lambda x: (x * 1).squeeze_(1), ((3, 4),), least=2),
+    "unsqueeze in place": Sample(lambda x: (x * 1).unsqueeze_(1) * 2, ((3, 4),)),
     "packed steps": Sample(
         lambda x: aten._pack_padded_sequence(x, torch.tensor([4, 2]), True)[0], ((2, 4, 3),), ("2",)
     ),

@@ -149,3 +149,24 @@ def test_a_network_with_a_transform_of_functions_is_narrowed(transform):
             layer.weight[:, plan.steps[0].removed] = 0
         x = torch.randn(5, 4)
         torch.testing.assert_close(small(x), model(x))
+
+
+@pytest.mark.parametrize("transform", ["rows", "gradient"])
+def test_what_functions_of_torch_run_for_every_row_is_followed(transform):
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 48), nn.Linear(48, 40), nn.Linear(40, 3)
+
+        def forward(self, x):
+            y = self.a(x).relu()
+            if transform == "rows":
+                return self.c(torch.vmap(lambda row: self.b(row).tanh())(y))
+            slope = torch.vmap(torch.func.grad(lambda row: self.b(row).tanh().sum()))(y)
+            return self.c(self.b(y - slope))
+
+    model = Rows().eval()
+    small = shrink(model, plan_widths(model, torch.randn(2, 4), 0.6))
+    assert small.a.out_features < 48
+    assert small.b.out_features < 40 or transform == "gradient"
+    assert small(torch.randn(3, 4)).shape == (3, 3)
