@@ -21,7 +21,7 @@ import pbcompress as pb
 from scripts.accuracy.run import Bench, parser_of
 from scripts.lines import append_line, read_lines
 from scripts.paired import paired
-from scripts.speed.by_hand import plan_by_hand
+from scripts.speed.by_hand import plan_by_hand, share_left
 from scripts.speed.trained import recovered, timed
 
 __all__ = ["table"]
@@ -42,9 +42,8 @@ def line_of(bench: Bench, arm: str, share: float) -> dict[str, Any]:
     else:
         plan, of_bound = plan_by_hand(bench.model, example, share)
     network = pb.shrink(bench.model, plan)
-    before, after = plan.cost_before, plan.cost_after
-    left = {"params": after.params / before.params, "flops": after.flops / before.flops}
-    line = bench.line(arm, share, recovered(bench, network) | {"of_bound": of_bound} | left)
+    scores = recovered(bench, network) | {"of_bound": of_bound}
+    line = bench.line(arm, share, scores | share_left(plan))
     return line | {"question": "trained"}
 
 

@@ -36,7 +36,7 @@ from pbcompress.recipes.demo import make_network
 from scripts.lines import Line, append_line, read_lines
 from scripts.planner.networks import Entry
 from scripts.speed.bounded import table
-from scripts.speed.by_hand import MULTIPLE, plan_by_hand
+from scripts.speed.by_hand import MULTIPLE, plan_by_hand, share_left
 from scripts.speed.networks import networks
 
 SHARES = (0.5, 0.7)
@@ -84,7 +84,7 @@ def bound(model: nn.Module, inputs: Any, share: float, allocation: str) -> Line:
     budget = pb.Budget(latency_ms=share)
     spent = _seconds(lambda: found.append(pb.plan_widths(model, inputs, budget, config=config)))
     plan, shipped = found[0], found[0].shipped
-    return _left(plan) | {
+    return share_left(plan) | {
         "of_bound": shipped.latency_after / (share * shipped.latency_before),
         "predicted": shipped.latency_predicted / shipped.latency_after,
         "seconds": spent,
@@ -100,17 +100,10 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def _left(plan: pb.WidthPlan) -> Line:
-    return {
-        "params": plan.cost_after.params / plan.cost_before.params,
-        "flops": plan.cost_after.flops / plan.cost_before.flops,
-    }
-
-
 def hand(model: nn.Module, inputs: Any, share: float) -> Line:
     """Round by hand; see `plan_by_hand`."""
     plan, of_bound = plan_by_hand(model, inputs, share)
-    return _left(plan) | {"of_bound": of_bound}
+    return share_left(plan) | {"of_bound": of_bound}
 
 
 def expected(model: nn.Module, inputs: Any) -> list[Line]:

@@ -9,7 +9,7 @@ import pbcompress as pb
 from pbcompress.core.inputs import as_call
 from pbcompress.planning.export_bench import ExportBench
 
-__all__ = ["MULTIPLE", "plan_by_hand"]
+__all__ = ["MULTIPLE", "plan_by_hand", "share_left"]
 
 MULTIPLE = 8
 BISECTIONS = 7
@@ -38,3 +38,9 @@ def plan_by_hand(model: nn.Module, inputs: Any, share: float) -> tuple[pb.WidthP
     if best is None:
         raise ValueError(f"no network in multiples of {MULTIPLE} has {share:.0%} of the latency")
     return best
+
+
+def share_left(plan: pb.WidthPlan) -> dict[str, float]:
+    """Return the shares of the parameters and FLOPs that a plan leaves."""
+    before, after = plan.cost_before, plan.cost_after
+    return {"params": after.params / before.params, "flops": after.flops / before.flops}
