@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pbcompress.core.blanks import Blanks
+from pbcompress.core.collector import collection_paused
 from pbcompress.core.deadline import Deadline
 from pbcompress.core.inputs import Call
 from pbcompress.core.model_config import built, config_of
@@ -70,10 +71,12 @@ class Prover:
             return EVERY_LAYER
         return f"with random weights {str(self.replica) or 'on every layer'}"
 
+    @collection_paused()
     def groups(self) -> Grouping:
         """Return the channel groups of the model."""
         return self._groups_of(self.network)
 
+    @collection_paused()
     def failure(
         self, grouping: Grouping, removed: Removed, steps: Sequence[LayerCut], params: int
     ) -> str | None:

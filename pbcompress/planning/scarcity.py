@@ -22,7 +22,9 @@ __all__ = ["Scarcity"]
 LEAST = 1e-12  # of the largest size: a group that costs nothing
 STEPS = 40
 FASTER, SLOWER = 1.3, 0.5  # factors on the next step, after a good and a bad one
-BISECTIONS = 24
+LOWEST = 1e-9  # level
+EXACT = 1e-7  # of a load, in which a level is found
+TRIES = 50  # of levels
 NEAR = 0.005  # loads within this of each other bind at once
 FARTHEST = 2.0  # of an exponent from the middle
 
@@ -92,15 +94,32 @@ class Scarcity:
         return [math.log(max(size / largest, LEAST)) if largest > 0 else 0.0 for size in sizes]
 
     def _filled(self, bounds: Bounds, ratios: Sequence[float]) -> Widths:
-        """Return the widths, not yet whole, of the highest level that keeps to all bounds."""
-        low, high = 0.0, 1.0
-        for _ in range(BISECTIONS):
-            level = (low + high) / 2
-            if bounds.load(bounds.totals(self._widths(ratios, level))) <= 1:
-                low = level
+        """Return the widths, not yet whole, of the highest level that keeps to all bounds.
+
+        Loads are nearly powers of a level, so it is found by false position in logarithms, where
+        an end that stays twice counts half (the Illinois method).
+        """
+
+        def excess(level: float) -> float:
+            load = bounds.load(bounds.totals(self._widths(ratios, math.exp(level))))
+            return math.log(max(load, LEAST))
+
+        low, high = math.log(LOWEST), 0.0
+        below, above = excess(low), excess(high)
+        if above <= 0:
+            return self._widths(ratios, 1.0)
+        moved_low: bool | None = None
+        for _ in range(TRIES if below < 0 else 0):
+            level = high - above * (high - low) / (above - below)
+            own = excess(level)
+            if own <= 0:
+                low, below, above = level, own, above / 2 if moved_low is True else above
+                if own > -EXACT:
+                    break
             else:
-                high = level
-        return self._widths(ratios, low)
+                high, above, below = level, own, below / 2 if moved_low is False else below
+            moved_low = own <= 0
+        return self._widths(ratios, math.exp(low))
 
     def _widths(self, ratios: Sequence[float], level: float) -> Widths:
         widths = [

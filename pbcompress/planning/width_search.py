@@ -287,18 +287,21 @@ def _role_multiple(group: ChannelGroup) -> int:
 
 def cuts_of(model: nn.Module, grouping: Grouping, removed: Removed) -> tuple[LayerCut, ...]:
     """Return the cuts that take the named units out."""
-    indices: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+    indices: dict[tuple[str, str], list[tuple[int, ...]]] = defaultdict(list)
     for group in grouping.groups:
         units = removed.get(group.name)
         if units:
             gone = torch.tensor(units)
+            lost: dict[int, tuple[int, ...]] = {}  # most members have the positions of another
             for member in group.members:
-                indices[member.layer, member.dim].append(member.positions[gone].flatten())
+                if (key := id(member.positions)) not in lost:
+                    lost[key] = tuple(sorted({*member.positions[gone].flatten().tolist()}))
+                indices[member.layer, member.dim].append(lost[key])
     return tuple(
         LayerCut(
             layer,
             dim,
-            tuple(torch.cat(parts).unique().tolist()),
+            parts[0] if len(parts) == 1 else tuple(sorted({i for part in parts for i in part})),
             dimension_size(model, layer, dim) or 0,
         )
         for (layer, dim), parts in indices.items()

@@ -24,6 +24,7 @@ from pbcompress.pruning.cuts import LayerCut, kept_of
 from pbcompress.pruning.proof_weights import ProofNetwork, Rows, cut_copy, disturbed_copy, masked
 from pbcompress.pruning.remaining import OtherPathError, Remaining, gone_along
 from pbcompress.pruning.weight_norms import computed_weights, is_computed, normed_weights
+from pbcompress.structure.layer_geometry import LayerGeometry
 from pbcompress.structure.tracer import Trace
 
 __all__ = ["proof_failure"]
@@ -249,10 +250,12 @@ class _Witness:
         is_cut = remaining is None
         gone = {s.layer: s.removed for s in steps if s.dim == "out" and not is_cut}
         for name in {s.layer: None for s in steps if s.dim == "in"}:
-            hook = partial(self._record, gone.get(name, ()))
-            self.network.get_submodule(name).register_forward_hook(hook)
+            layer = self.network.get_submodule(name)
+            layer.register_forward_hook(partial(self._record, _others(layer, gone.get(name))))
 
-    def _record(self, gone: Sequence[int], layer: nn.Module, _: object, output: Tensor) -> None:
+    def _record(
+        self, remaining: Tensor | None, layer: nn.Module, _: object, output: Tensor
+    ) -> None:
         if self.training:  # whose outputs are not compared
             return
         if torch._C._functorch.is_functorch_wrapped_tensor(output):
@@ -261,10 +264,8 @@ class _Witness:
         others = [dim for dim in range(output.dim()) if dim != axis]
         with _disable_current_modes():  # which would take it for a step of the network
             means = output.mean(others) if others else output.clone()
-            if gone:
-                stays = torch.ones(len(means), dtype=torch.bool)
-                stays[torch.tensor(gone)] = False
-                means = means[stays.to(means.device)]
+            if remaining is not None:
+                means = means.index_select(0, remaining.to(means.device))
             self.seen.append(means)
         self.around.append([output.shape[dim] for dim in others])
 
@@ -315,6 +316,15 @@ class _Witness:
     def shapes(self, call: Call, dtype: torch.dtype, *, training: bool) -> list[torch.Size]:
         """Return the shapes of the network's outputs on two samples."""
         return [t.shape for t in self.outputs(call, dtype, training, 2)]
+
+
+def _others(layer: nn.Module, gone: Sequence[int] | None) -> Tensor | None:
+    """Return the outputs of a layer that remain, None if all do."""
+    if gone is None:
+        return None
+    stays = torch.ones(LayerGeometry.of(layer).out_width, dtype=torch.bool)
+    stays[torch.tensor(gone)] = False
+    return stays.nonzero().squeeze(1)
 
 
 def _difference(

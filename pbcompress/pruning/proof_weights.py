@@ -87,12 +87,16 @@ class _Disturbed:
         rows = self._weight if not self.shape else self._weight[start:stop]
         rows = rows.to(dtype, copy=True, memory_format=torch.contiguous_format)
         numbers = torch.view_as_real(rows) if rows.is_complex() else rows
-        size = _mean_size(numbers)
+        size = _size_of(numbers, 2)
         if not math.isfinite(size):
-            size = _mean_size(numbers.nan_to_num_(0, 0, 0))
+            size = _size_of(numbers.nan_to_num_(0, 0, 0), 1)  # squares of some are too large
         width = numbers.numel() // max(stop - start, 1)
         _add_noise_(numbers, self._noise, start * width, max(size, 0.01))
         return rows
+
+    def whole(self) -> Tensor:
+        """Return all rows at once, for a weight of which a copy is kept."""
+        return self(0, self.shape[0] if self.shape else 1, self._weight.dtype)
 
 
 class _Made:
@@ -109,17 +113,18 @@ class _Made:
         return rows
 
 
-def _mean_size(numbers: Tensor) -> float:
-    """Return the mean of the absolute values, in one pass without a copy of them."""
+def _size_of(numbers: Tensor, power: int) -> float:
+    """Return a power mean of the absolute values, in one pass without a copy of them."""
     half = torch.float32 if numbers.dtype.itemsize < 4 else None
-    total: float = torch.linalg.vector_norm(numbers, 1, dtype=half).item()
-    return total / max(numbers.numel(), 1)
+    total: float = torch.linalg.vector_norm(numbers, power, dtype=half).item()
+    return total / max(numbers.numel(), 1) ** (1 / power)
 
 
 def _add_noise_(numbers: Tensor, noise: Tensor, offset: int, size: float) -> None:
-    own = noise.to(numbers)[offset % NOISE :][:NOISE]
-    for part in numbers.view(-1).split(NOISE):
-        part.add_(own[: len(part)], alpha=size)
+    own, flat = noise[offset % NOISE :], numbers.view(-1)
+    own = own if own.dtype == flat.dtype and own.device == flat.device else own.to(flat)
+    for part in flat.split(NOISE) if flat.numel() > NOISE else (flat,):
+        part.add_(own[: part.numel()], alpha=size)
 
 
 def streamed_parameters(model: nn.Module) -> set[nn.Parameter]:
@@ -166,13 +171,12 @@ def disturbed_copy(
             source = _Made(parameter, noise, number) if is_made else _Disturbed(parameter, noise)
             rows[stands_in] = source
         elif is_number and type(parameter) is nn.Parameter:
-            whole = _joined(_Disturbed(parameter, noise), parameter.dtype)
-            new[id(parameter)] = nn.Parameter(whole, trains)
+            new[id(parameter)] = nn.Parameter(_Disturbed(parameter, noise).whole(), trains)
     network = deep_copy(model, dict(new))
     made = set(new.values())
     for parameter in network.parameters():
         if parameter not in made and (parameter.is_floating_point() or parameter.is_complex()):
-            parameter.data = _joined(_Disturbed(parameter, noise), parameter.dtype)
+            parameter.data = _Disturbed(parameter, noise).whole()
     return ProofNetwork(network, blanks), rows
 
 

@@ -1,8 +1,8 @@
 """Remove positions of one dimension of a module. The only module on torch-pruning.
 
-A plain layer is cut by torch-pruning, which keeps its sizes in step. Every other parameter or
-buffer is sliced as a tensor, under each name that it has, and an integer attribute that counts
-what was cut is lowered.
+A plain layer is cut by torch-pruning, which keeps its sizes in step, but for BatchNorm, for which
+that takes longer than for a convolution. Every other parameter or buffer is sliced as a tensor,
+under each name that it has, and an integer attribute that counts what was cut is lowered.
 """
 
 from collections import defaultdict
@@ -24,6 +24,7 @@ _STATING = (
     *(nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm),
     *(nn.Embedding, nn.RNNBase, nn.RNNCellBase),
 )
+_AFFINE, _STATISTICS = ("weight", "bias"), ("running_mean", "running_var")  # of BatchNorm
 Owners = dict[
     int, list[tuple[nn.Module, str]]
 ]  # by the id of a tensor: modules and its names there
@@ -69,15 +70,7 @@ def _cut_tensor(
     module: nn.Module, name: str, axis: int, removed: Sequence[int], owners: Owners
 ) -> None:
     old: Tensor = getattr(module, name)
-    stays = torch.ones(old.shape[axis], dtype=torch.bool)
-    stays[torch.tensor(removed, dtype=torch.long)] = False
-    kept = stays.nonzero().squeeze(1).to(old.device)
-    with torch.no_grad():
-        new = old.index_select(axis, kept)
-    if isinstance(old, nn.Parameter):
-        new = type(old)(new, requires_grad=old.requires_grad)
-        if old.grad is not None:
-            new.grad = old.grad.index_select(axis, kept)
+    new = _selected(old, axis, _what_stays(old.shape[axis], removed))
     known = dict.fromkeys([*owners.get(id(old), []), (module, name)])  # some may hold others now
     held = [(o, own) for o, own in known if o._parameters.get(own, o._buffers.get(own)) is old]
     owners[id(new)] = held
@@ -87,8 +80,34 @@ def _cut_tensor(
             keep_in_step(owner)
 
 
+def _what_stays(size: int, removed: Sequence[int]) -> Tensor:
+    stays = torch.ones(size, dtype=torch.bool)
+    stays[torch.tensor(removed, dtype=torch.long)] = False
+    return stays.nonzero().squeeze(1)
+
+
+def _selected(tensor: Tensor, axis: int, kept: Tensor) -> Tensor:
+    """Return what stays of a parameter, with its gradient, or of a buffer."""
+    kept = kept.to(tensor.device)
+    with torch.no_grad():
+        new = tensor.index_select(axis, kept)
+    if isinstance(tensor, nn.Parameter):
+        new = type(tensor)(new, requires_grad=tensor.requires_grad)
+        if tensor.grad is not None:
+            new.grad = tensor.grad.index_select(axis, kept)
+    return new
+
+
 def _cut_plain(layer: nn.Module, dim: str, removed: Sequence[int]) -> None:
-    trains = {n: p.requires_grad for n, p in layer._parameters.items() if p is not None}
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        kept = _what_stays(layer.num_features, removed)
+        for held, names in ((layer._parameters, _AFFINE), (layer._buffers, _STATISTICS)):
+            for name in names:
+                if (tensor := held.get(name)) is not None:
+                    held[name] = _selected(tensor, 0, kept)  # type: ignore[assignment]
+        layer.num_features = len(kept)
+        return
+    frozen = [n for n, p in layer._parameters.items() if p is not None and not p.requires_grad]
     kind = ops.module2type(layer)
     if isinstance(layer, nn.modules.conv._ConvNd) and not is_depthwise(layer):
         kind = ops.OPTYPE.CONV  # torch-pruning takes out_channels == groups for depthwise
@@ -96,8 +115,8 @@ def _cut_plain(layer: nn.Module, dim: str, removed: Sequence[int]) -> None:
     prune = pruner.prune_out_channels if dim == "out" else pruner.prune_in_channels
     with torch.no_grad():
         prune(layer, list(removed))
-    for name, is_trained in trains.items():
-        layer.get_parameter(name).requires_grad_(is_trained)
+    for name in frozen:
+        layer.get_parameter(name).requires_grad_(False)
 
 
 def _lower(module: nn.Module, name: str, index: str | None, count: int) -> None:

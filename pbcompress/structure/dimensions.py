@@ -73,10 +73,11 @@ def named_dimension(
     )
     if is_shared or not is_plain(module):
         return layer, f"{own}:{axis}", lambda indices: indices
-    if axis == 0 or type(module) not in _MIXING:
-        return layer, "out", lambda indices: indices
-    weight: Tensor = getattr(module, "weight")  # noqa: B009
-    groups, size = int(getattr(module, "groups", 1)), weight.shape[1]
+    groups = int(getattr(module, "groups", 1))
+    if axis == 0 or type(module) not in _MIXING or groups == 1:
+        of_inputs = axis == 1 and type(module) in _MIXING
+        return layer, "in" if of_inputs else "out", lambda indices: indices
+    size = module.get_parameter("weight").shape[1]
     starts = torch.arange(groups) * size
     return layer, "in", lambda indices: (indices[..., None] + starts).flatten(-2)
 
