@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pbcompress.core.inputs import Call, as_call, to_device
+from pbcompress.core.inputs import Call, as_call, outputs_of, to_device
 from pbcompress.core.modules import (
     copy_model,
     copy_sharing,
@@ -100,7 +100,8 @@ class _Positional(nn.Module):
         for slot, tensor in zip(self._slots, tensors, strict=True):
             leaves[slot] = tensor
         args, kwargs = torch.utils._pytree.tree_unflatten(leaves, self._spec)
-        return self.model(*args, **kwargs)
+        output = self.model(*args, **kwargs)
+        return tuple(outputs_of(output)) or output  # no cache beside them, which has no trace
 
 
 @in_turn

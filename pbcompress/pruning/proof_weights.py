@@ -117,7 +117,7 @@ def _size_of(numbers: Tensor, power: int) -> float:
     """Return a power mean of the absolute values, in one pass without a copy of them."""
     half = torch.float32 if numbers.dtype.itemsize < 4 else None
     total: float = torch.linalg.vector_norm(numbers, power, dtype=half).item()
-    return total / max(numbers.numel(), 1) ** (1 / power)
+    return total / math.pow(max(numbers.numel(), 1), 1 / power)
 
 
 def _add_noise_(numbers: Tensor, noise: Tensor, offset: int, size: float) -> None:

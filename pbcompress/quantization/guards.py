@@ -229,7 +229,9 @@ def _drop(task: Task, output: Any, target: Any, samples: int) -> float:
         return DROP
     reason = "outputs and targets are not one for each sample"
     score, chance = math.nan, math.nan
-    if samples > 1 and is_by_sample((output, target), samples):
+    if task.reduce is not None:
+        reason = "Task.reduce leaves of the outputs too little to tell what chance would give"
+    elif samples > 1 and is_by_sample((output, target), samples):
         try:
             chance = _by_chance(task, output, target, samples)
             score = task.score(float(task.metric(output, target)))

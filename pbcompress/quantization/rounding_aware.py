@@ -18,11 +18,12 @@ from pbcompress.core.inputs import Call, batch_places, map_tensors, tensors_of
 from pbcompress.core.modules import copy_model, device_of
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError, first_line
+from pbcompress.training.batch_tensors import moved_and_checked
 from pbcompress.training.distillation import make_objective
 from pbcompress.training.engine import Engine
 from pbcompress.training.loop import Stepper, evaluate, make_optimizer, train_epoch
 from pbcompress.training.snapshots import weights_of
-from pbcompress.training.task import Batches, Data, Task, moved_and_checked, seeded_generators
+from pbcompress.training.task import Batches, Data, Task, seeded_generators
 
 __all__ = ["fake_quantized", "observe_", "train_quantized"]
 

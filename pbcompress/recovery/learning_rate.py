@@ -26,10 +26,11 @@ from pbcompress.core.modules import copy_model, device_of, preserved_mode
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import DivergedError
 from pbcompress.recovery.policy import planned_epochs
+from pbcompress.training.batch_tensors import moved
 from pbcompress.training.distillation import Objective, make_objective
 from pbcompress.training.engine import Engine, make_engine
 from pbcompress.training.loop import Stepper, grouped, make_optimizer, train_epoch
-from pbcompress.training.task import Batches, Data, Task, batch_count, moved, seeded_generators
+from pbcompress.training.task import Batches, Data, Task, batch_count, seeded_generators
 
 __all__ = ["LEAST", "find_lr", "range_test_steps", "with_lr"]
 

@@ -70,6 +70,7 @@ def task_identity(task: Task) -> Identity:
         "forward": task.forward,
         "name": task.metric_name,
         "higher_is_better": task.higher_is_better,
+        **({} if task.reduce is None else {"reduce": task.reduce}),
     }
     return _joined(identify(value, f"Task.{name}") for name, value in parts.items())
 

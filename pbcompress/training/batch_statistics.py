@@ -13,15 +13,9 @@ from pbcompress.core.modules import channel_axis, device_of, preserved_mode, res
 from pbcompress.core.randomness import seeded, whole_seed
 from pbcompress.core.turns import in_turn
 from pbcompress.errors import CompressionError
+from pbcompress.training.batch_tensors import moved_and_checked
 from pbcompress.training.data_checks import check_loss
-from pbcompress.training.task import (
-    Batches,
-    Data,
-    Task,
-    check_split,
-    moved_and_checked,
-    seeded_generators,
-)
+from pbcompress.training.task import Batches, Data, Task, check_split, seeded_generators
 
 __all__ = ["Sample", "gradients", "input_variances", "reestimate_batchnorm_"]
 

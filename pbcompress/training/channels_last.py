@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from pbcompress.core.inputs import few_samples, tensors_of
 from pbcompress.core.modules import copy_model, device_of
 from pbcompress.core.randomness import seeded
-from pbcompress.training.task import Task, moved
+from pbcompress.training.batch_tensors import moved
+from pbcompress.training.task import Task
 
 __all__ = ["channels_last", "suits_channels_last", "takes_channels_last", "that_take_channels_last"]
 

@@ -15,6 +15,7 @@ from pbcompress.core.inputs import few_samples
 from pbcompress.core.modules import copy_model
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError, DivergedError
+from pbcompress.training.batch_tensors import check_finite, moved
 from pbcompress.training.engine import Engine
 from pbcompress.training.first_mistakes import (
     ONE_VALUE,
@@ -32,9 +33,7 @@ from pbcompress.training.task import (
     CheckedData,
     Data,
     Task,
-    check_finite,
     first_batch,
-    moved,
     seeded_generators,
     to_number,
 )
@@ -172,7 +171,7 @@ def _try_metric(task: Task, network: nn.Module, batch: Any, where: str) -> Compr
     """Raise where a metric cannot be taken; return an error where more samples may help."""
     with seeded("check"), torch.no_grad():
         with forward_error(network, batch, where):
-            output, target = task.run(network, batch)
+            output, target = task.scored(network, batch)
         undefined = _metric_error(task, output, target, where)
     if undefined is None:
         value = _number

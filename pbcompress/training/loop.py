@@ -14,21 +14,14 @@ from pbcompress.core.modules import device_of, preserved_mode
 from pbcompress.core.randomness import seeded
 from pbcompress.core.turns import in_turn
 from pbcompress.errors import CompressionError
+from pbcompress.training.batch_tensors import moved, moved_and_checked
 from pbcompress.training.distillation import Objective
 from pbcompress.training.engine import Engine
 from pbcompress.training.first_mistakes import in_batch
 from pbcompress.training.joining import sample_count, samples_of
 from pbcompress.training.loss_checks import LossChecks
 from pbcompress.training.ragged import joined_at_any_length
-from pbcompress.training.task import (
-    Batches,
-    Task,
-    batch_count,
-    moved,
-    moved_and_checked,
-    seeded_generators,
-    to_number,
-)
+from pbcompress.training.task import Batches, Task, batch_count, seeded_generators, to_number
 
 __all__ = [
     "Stepper",
@@ -239,7 +232,7 @@ def predict(
     Args:
         model: Any network.
         batches: The split.
-        task: Forward; and the metric, where batches have axes of different lengths (see
+        task: Forward and reduce; and the metric, where batches have axes of different lengths (see
             `joined_at_any_length`).
         engine: See `evaluate`.
         name: Of the split, for messages.
@@ -257,7 +250,7 @@ def predict(
                 place = f"batch {number} of {name}"
                 batch = moved_and_checked(batch, device, place)  # an accuracy would not tell
                 with in_batch(place):
-                    output, target = tree_map(_to_cpu, task.run(model, batch))
+                    output, target = tree_map(_to_cpu, task.scored(model, batch))
                 parts[number] = (output, target, samples_of(output, target, batch))
     parts = engine.gathered(parts)
     if not parts:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pbcompress.errors import CompressionError, DivergedError
+from pbcompress.training.batch_tensors import finite_parts, not_finite
 from pbcompress.training.engine import Engine
-from pbcompress.training.task import finite_parts, not_finite
 
 __all__ = ["BATCHES", "LossChecks"]
 

@@ -1,14 +1,13 @@
 """Data and task: what is learned, and how it is scored."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._pytree import tree_leaves, tree_map
 
 from pbcompress.core.inputs import (
     BatchAxes,
@@ -21,9 +20,18 @@ from pbcompress.core.inputs import (
 from pbcompress.core.modules import copy_model
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError
+from pbcompress.training.batch_tensors import moved
 from pbcompress.training.class_targets import IGNORED, class_problem
 from pbcompress.training.first_mistakes import described
 from pbcompress.training.joining import sample_count
+from pbcompress.training.named_batches import (
+    described_batch,
+    labels_scored,
+    losses_of_tokens,
+    micro_f1,
+    next_tokens_scored,
+    perplexity,
+)
 
 __all__ = [
     "Batches",
@@ -32,19 +40,15 @@ __all__ = [
     "Task",
     "accuracy",
     "batch_count",
-    "check_finite",
     "check_split",
-    "finite_parts",
     "first_batch",
     "inputs_of",
-    "moved",
-    "moved_and_checked",
-    "not_finite",
     "seeded_generators",
     "to_number",
 ]
 
 Batches = Iterable[Any]
+Problem = Literal["classification", "multi_label", "regression", "causal_lm"]
 TARGETS = ("labels", "label", "target", "targets", "y")  # what a dict may call them
 
 
@@ -121,6 +125,8 @@ class Task:
         name: Of the metric, for tables.
         batch_axes: Which axes of the network's inputs are the batch; see `Example`. None: the first
             axis of every tensor.
+        reduce: ``reduce(output, target)`` gives what the metric needs of the output of one batch,
+            where that is much less (the loss of each token): then a split's outputs fit in memory.
 
     Example:
         >>> mse = torch.nn.functional.mse_loss
@@ -134,10 +140,61 @@ class Task:
     forward: Callable[[nn.Module, Any], tuple[Any, Any]] | None = None
     name: str = ""
     batch_axes: BatchAxes | None = None
+    reduce: Callable[[Any, Any], Any] | None = None
+
+    @classmethod
+    def huggingface(cls, problem: Problem = "classification") -> "Task":
+        """Return the task of batches that are dicts with ``labels``, for models of transformers.
+
+        Args:
+            problem: "classification": one class for each sample, token (of a tagger, or masked; a
+                label of -100 does not count) or pixel, scored by accuracy. "multi_label": several
+                classes may hold, labels are floats; micro F1. "regression": the mean squared error.
+                "causal_lm": see `causal_lm`.
+
+        Example:
+            >>> Task.huggingface("regression").metric_name
+            'mse_loss'
+        """
+        if problem == "causal_lm":
+            return cls.causal_lm()
+        if problem == "classification":
+            return cls(forward=labels_scored)
+        if problem == "multi_label":
+            loss = functional.binary_cross_entropy_with_logits
+            return cls(loss, micro_f1, forward=labels_scored)
+        if problem == "regression":
+            mse = functional.mse_loss
+            return cls(mse, mse, higher_is_better=False, forward=labels_scored)
+        raise CompressionError(
+            f"problem={problem!r} was asked for. Choose one of "
+            f"{', '.join(map(repr, get_args(Problem)))}, or write Task(forward=..., loss=...)."
+        )
+
+    @classmethod
+    def causal_lm(cls) -> "Task":
+        """Return the task of foretelling the next token, scored by perplexity.
+
+        Batches are tokens of shape (N, T), or dicts with ``input_ids``. What is to be foretold are
+        the ``labels`` of a dict (-100 does not count), else the tokens that its ``attention_mask``
+        leaves. The model is one of transformers, or returns scores of shape (N, T, tokens).
+
+        Example:
+            >>> net = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))
+            >>> scores, targets = Task.causal_lm().run(net, torch.tensor([[1, 2, 3, 4]]))
+            >>> scores.shape, targets
+            (torch.Size([1, 5, 3]), tensor([[2, 3, 4]]))
+        """
+        return cls(
+            metric=perplexity,
+            higher_is_better=False,
+            forward=next_tokens_scored,
+            reduce=losses_of_tokens,
+        )
 
     def __post_init__(self) -> None:
         example = {"loss": "F.cross_entropy", "metric": "lambda output, target: ..."}
-        for name in ("loss", "metric", "forward"):
+        for name in ("loss", "metric", "forward", "reduce"):
             value = getattr(self, name)
             if not callable(value) and (value is not None or name in example):
                 takes = "(model, batch)" if name == "forward" else "(output, target)"
@@ -183,11 +240,16 @@ class Task:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise CompressionError(
                 "A batch of (inputs, target) was expected; the loader yielded "
-                f"{_describe(batch)}. Pass Task(forward=...) that takes (model, batch) and returns "
-                f"(output, target){_forward_for(batch)}."
+                f"{described_batch(batch)}. Pass Task(forward=...) that takes (model, batch) and "
+                f"returns (output, target){_forward_for(batch)}."
             )
         inputs, target = batch
         return _called(model, inputs), target
+
+    def scored(self, model: nn.Module, batch: Any) -> tuple[Any, Any]:
+        """Return what the metric gets of one batch: its output, reduced, and its target."""
+        output, target = self.run(model, batch)
+        return output if self.reduce is None else self.reduce(output, target), target
 
     def outputs(self, model: nn.Module, batch: Any) -> Any:
         """Return the output of one batch, which may be inputs alone, without a target."""
@@ -205,13 +267,6 @@ def _called(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, tuple | list):
         return model(*inputs)
     return model(inputs)
-
-
-def _describe(batch: Any) -> str:
-    kind = type(batch).__name__
-    if isinstance(batch, Mapping):
-        return f"a dict with {', '.join(map(str, batch))}"
-    return f"a {kind} of {len(batch)}" if isinstance(batch, tuple | list) else f"a {kind}"
 
 
 def _forward_for(batch: Any) -> str:
@@ -265,49 +320,6 @@ def inputs_of(batches: Batches, task: Task, model: nn.Module, device: torch.devi
             "Task.forward did not call the model, so its inputs are not known. Pass example_inputs."
         )
     return task.said(map_tensors(calls[0], lambda t: t.detach().clone()))
-
-
-def moved(batch: Any, device: torch.device) -> Any:
-    """Return a batch with every tensor on ``device``."""
-
-    def move(leaf: Any) -> Any:
-        is_own = isinstance(leaf, Mapping) and hasattr(leaf, "to")  # a batch of a tokenizer
-        return leaf.to(device) if isinstance(leaf, Tensor) or is_own else leaf
-
-    return tree_map(move, batch)
-
-
-def moved_and_checked(batch: Any, device: torch.device, where: str) -> Any:
-    """Return a batch with every tensor on ``device``; raise if one has a NaN or infinity."""
-    check_finite(batch, where)
-    return moved(batch, device)
-
-
-def check_finite(batch: Any, where: str) -> None:
-    """Raise if a tensor at any depth has a NaN or infinity."""
-    if not all(map(bool, finite_parts(batch))):
-        raise not_finite(where)
-
-
-def finite_parts(batch: Any) -> Iterator[Tensor]:
-    """Yield, for each tensor at any depth, whether it is finite; nothing waits for a device."""
-    for tensor in tree_leaves(batch):
-        if isinstance(tensor, Tensor) and tensor.is_floating_point():
-            yield from (part.isfinite().all() for part in _dense_parts(tensor))
-
-
-def not_finite(where: str) -> CompressionError:
-    """Return the error of data that have a NaN or infinity."""
-    return CompressionError(f"There is a NaN or infinity in {where}. Clean the data first.")
-
-
-def _dense_parts(tensor: Tensor) -> Sequence[Tensor]:
-    """Return the numbers of a tensor of any layout."""
-    if tensor.is_nested:
-        return tensor.unbind()
-    if tensor.layout is torch.sparse_coo:
-        return [tensor.coalesce().values()]
-    return [tensor.values() if tensor.layout is not torch.strided else tensor]
 
 
 def batch_count(batches: Batches) -> int:

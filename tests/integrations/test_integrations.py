@@ -32,6 +32,7 @@ from tests.support.configs import recovery_of
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = {
+    "hugging_face.py": "the same tokens: True",
     "loop_plain.py": "neuron phase 2",
     "loop_accelerate.py": "sets, loss",
     "loop_lightning.py": "stopped after",
@@ -44,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 def test_every_example_is_run() -> None:
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -22,7 +22,10 @@ PAGES = {
     ]
 }
 WITH_CODE = [name for name, path in PAGES.items() if BLOCK.search(path.read_text())]
-SECONDS = ("README", "first-comp", "give-it", "resume", "own-loop", "int8", "budgets", "free-axes")
+SECONDS = (
+    *("README", "first-comp", "give-it", "resume", "own-loop", "int8", "budgets", "free-axes"),
+    "hugging-face",
+)
 
 
 def make_model() -> nn.Module:

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from pbcompress import CompressConfig, Data, DendriteConfig, Task, compress, recover_
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.training.batch_statistics import Sample, reestimate_batchnorm_
+from pbcompress.training.batch_tensors import moved
 from pbcompress.training.data_checks import check_data, scored
 from pbcompress.training.first_mistakes import described
-from pbcompress.training.task import accuracy, moved
+from pbcompress.training.task import accuracy
 from tests.support.configs import recovery_of
 
 CPU, N, C = torch.device("cpu"), 12, 3

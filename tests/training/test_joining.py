@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from pbcompress.errors import CompressionError
+from pbcompress.training.batch_tensors import check_finite
 from pbcompress.training.joining import is_by_sample, sample_count, taken
 from pbcompress.training.loop import evaluate
-from pbcompress.training.task import Task, check_finite
+from pbcompress.training.task import Task
 
 
 class Sizes(NamedTuple):
