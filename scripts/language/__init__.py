@@ -1,0 +1,1 @@
+"""A small language model of real text, at half and a quarter of its parameters."""
