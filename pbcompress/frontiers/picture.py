@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["frontier_picture"]
 
 SPLITS: dict[Split, tuple[str, str]] = {
-    "val": ("validation, which decides", PRINTED["muted"]),
+    "val": ("validation", PRINTED["muted"]),
     "test": ("test", PRINTED["accent"]),
 }
 
@@ -49,7 +49,7 @@ def frontier_picture(runs: Sequence[RunFacts], path: Path) -> None:
             axes.set_xlabel(label)
         all_axes[0].set_ylabel(without_controls(runs[0].metric.name))
         handles, words = all_axes[0].get_legend_handles_labels()
-        figure.legend(handles, words, loc="outside upper right", ncols=3, frameon=False)
+        figure.legend(handles, words, loc="outside upper right", ncols=4, frameon=False)
 
     write_picture(path, "frontier", (4.2 * len(panels), 4), draw)
 
@@ -67,13 +67,12 @@ def _panels(runs: Sequence[RunFacts]) -> Iterator[tuple[str, list[float]]]:
 
 def _draw_panel(axes: "Axes", sizes: Sequence[float], scores: Sequence[Score]) -> None:
     for split, (label, colour) in SPLITS.items():
-        values = [score.on(split) for score in scores]
-        if None in values:
+        values = [value for score in scores if (value := score.on(split)) is not None]
+        if len(values) < len(scores):
             continue
-        pairs = sorted(zip(sizes, values, strict=True))
+        pairs = sorted(zip(sizes[1:], values[1:], strict=True))
         axes.plot(*zip(*pairs, strict=True), "o-", color=colour, ms=5, lw=1.6, label=label)
-        axes.plot(sizes[0], values[0], "s", color=PRINTED["ink"], ms=7, zorder=3)
-    axes.plot([], [], "s", color=PRINTED["ink"], ms=7, label="original")
+        axes.plot(sizes[0], values[0], "s", color=colour, ms=8, label=f"{label}: the original")
     axes.set_xlim(0, 1.06 * max(sizes))
     axes.margins(y=0.12)
     axes.grid()

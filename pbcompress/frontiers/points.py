@@ -15,6 +15,7 @@ from pbcompress.costs.headline import Speed
 from pbcompress.errors import CompressionError
 from pbcompress.frontiers.picture import frontier_picture
 from pbcompress.report.headline import speed
+from pbcompress.runs.contenders import Score, Split
 from pbcompress.runs.facts import Metric, NetworkFacts, RunFacts
 
 __all__ = ["Frontier", "FrontierPoint"]
@@ -38,7 +39,7 @@ class FrontierPoint:
 
     target: str
     budget: Budget
-    facts: RunFacts
+    facts: RunFacts = field(repr=False)
     model: nn.Module = field(repr=False)
     run_dir: Path | None
 
@@ -198,7 +199,7 @@ class Frontier:
     def _table(self) -> Table:
         name, score, cost = self.metric.name, self.before.score, self.before.cost
         header = ("target", "parameters", "of before", "FLOPs", "of before", "speed", "ms")
-        scores = (_shown(score and score.val), _shown(score and score.test))
+        scores = (_on(score, "val"), _on(score, "test"))
         rows = [
             (*header, f"{name}, val", f"{name}, test", "lost, val"),
             ("(original)", f"{cost.params:,}", "", f"{cost.flops:,}", "", "", "", *scores, ""),
@@ -216,13 +217,14 @@ def _row(point: FrontierPoint) -> tuple[str, ...]:
         f"{point.flops / cost.flops:.1%}" if cost.flops else "",
         f"{speed.shown}x {speed.known}" if speed else "",
         "" if point.latency_ms is None else f"{point.latency_ms:.3f}",
-        _shown(score and score.val),
-        _shown(score and score.test),
+        _on(score, "val"),
+        _on(score, "test"),
         "" if point.drop is None else signed_figure(point.drop),
     )
 
 
-def _shown(value: float | None) -> str:
+def _on(score: Score | None, split: Split) -> str:
+    value = score.on(split) if score else None
     return "" if value is None else figure(value)
 
 

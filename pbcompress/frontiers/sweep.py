@@ -96,15 +96,15 @@ def frontier(
         with held(folder):
             for target in found:
                 prepare(shared, target)
-            waiting = [target for target in found if not is_over(target)]
-            diverged = dict(_run_all(shared, waiting, watching, executor))
+            diverged = dict(_run_all(shared, found, watching, executor))
             points = [
                 _point(shared.model, target, keeps=run_dir is not None)
                 for target in found
                 if target.name not in diverged
             ]
     if not points:
-        raise DivergedError(f"No target of {', '.join(diverged)} was reached: {diverged}")
+        name, why = next(iter(diverged.items()))
+        raise DivergedError(f"The training of every target diverged; that of {name}: {why}")
     points.sort(key=lambda point: point.params, reverse=True)
     return Frontier(points=tuple(points), diverged=diverged)
 
@@ -122,30 +122,32 @@ def _folder(run_dir: str | Path | None) -> Iterator[Path]:
 def _run_all(
     shared: Shared, targets: Sequence[Target], callbacks: Sequence[Callback], executor: Place
 ) -> Iterator[tuple[str, str]]:
-    """Run targets, and yield those whose training diverged, with what it said."""
+    """Run targets that are not over yet; yield those whose training diverged, with what it said."""
+    waiting = [target for target in targets if not is_over(target)]
+    for target in targets:
+        if target not in waiting:
+            _tell(callbacks, target)
     if executor is None:
-        for target in targets:
-            why = run(shared, target, [OfTarget(callback, target) for callback in callbacks])
-            if why is not None:
-                yield target.name, why
-        return
-    for target, why in run_elsewhere(executor, shared, targets):
+        ended = ((t, run(shared, t, [OfTarget(one, t) for one in callbacks])) for t in waiting)
+    else:
+        ended = run_elsewhere(executor, shared, waiting)
+    for target, why in ended:
         if why is not None:
             yield target.name, why
-            continue
-        for callback in callbacks:
-            _tell(OfTarget(callback, target), target)
+        elif executor is not None:
+            _tell(callbacks, target)
 
 
-def _tell(callback: Callback, target: Target) -> None:
-    """Tell a callback of a training that is over."""
+def _tell(callbacks: Sequence[Callback], target: Target) -> None:
+    """Tell callbacks of trainings that are over."""
     _, history = read_run(target.folder)
     for name in dict.fromkeys(record["stage"] for record in history):
         records = history.stage(name)
-        callback.on_stage(name, len(records))
-        for record in records:
-            callback.on_epoch(record)
-        callback.on_end()
+        for callback in (OfTarget(one, target) for one in callbacks):
+            callback.on_stage(name, len(records))
+            for record in records:
+                callback.on_epoch(record)
+            callback.on_end()
 
 
 def _point(model: nn.Module, target: Target, *, keeps: bool) -> FrontierPoint:
