@@ -102,9 +102,10 @@ def _opened(executor: Any, shared: Shared) -> Iterator[_Submits]:
 
 def _told(target: Target, err: BaseException) -> CompressionError:
     """Return what to raise for an error that came out of an executor."""
+    origin = getattr(err, "cause", None) or err  # Ray's errors have it
     error = CompressionError(
-        f"The target {target.name} was run elsewhere and failed with {type(err).__name__}: "
-        f"{first_line(err)}. What was finished stays in {target.folder.parent}; the same call, "
+        f"The target {target.name} was run elsewhere and failed with {type(origin).__name__}: "
+        f"{first_line(origin)}. What was finished stays in {target.folder.parent}; the same call, "
         "with an executor that still runs, goes on."
     )
     error.__cause__ = err
