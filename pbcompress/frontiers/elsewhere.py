@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 from pbcompress.errors import CompressionError, first_line
+from pbcompress.frontiers.ray_cluster import RayExecutor, ray_module
 from pbcompress.frontiers.targets import Shared, Target, run
 
 __all__ = ["Place", "check_executor", "run_elsewhere"]
@@ -41,6 +42,8 @@ def check_executor(executor: object, shared: Shared, *, has_folder: bool) -> Non
             "An executor was given and no run_dir. Networks come back through that folder, and a "
             "worker that dies goes on from it: pass run_dir, on a disk that all workers see."
         )
+    if executor == "ray":
+        ray_module()
     if isinstance(executor, ProcessPoolExecutor):
         try:
             pickle.dumps(shared)
@@ -90,12 +93,6 @@ def _opened(executor: Any, shared: Shared) -> Iterator[_Submits]:
     if executor != "ray":
         yield executor  # whose end is its owner's
         return
-    try:
-        from pbcompress.frontiers.ray_cluster import RayExecutor
-    except ImportError as err:
-        raise CompressionError(
-            "executor='ray' needs Ray, which is not installed. Install pbcompress[ray]."
-        ) from err
     with RayExecutor(shared.device) as pool:
         yield pool
 

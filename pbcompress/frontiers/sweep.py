@@ -127,6 +127,7 @@ def _run_all(
     for target in targets:
         if target not in waiting:
             _tell(callbacks, target)
+    ended: Iterator[tuple[Target, str | None]]
     if executor is None:
         ended = ((t, run(shared, t, [OfTarget(one, t) for one in callbacks])) for t in waiting)
     else:

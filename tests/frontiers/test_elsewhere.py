@@ -82,6 +82,19 @@ def test_ray_replaces_a_worker_that_was_killed_and_its_target_goes_on(here, tmp_
     assert again <= DEADLY - 4  # the checks and the epoch that was begun, not those before it
 
 
+def test_a_cluster_that_cannot_be_reached_is_an_error_before_a_training(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+    def refused(**_):
+        raise ConnectionError("nobody answers")
+
+    monkeypatch.setattr(ray, "init", refused)
+    with pytest.raises(pb.CompressionError, match="none could be reached or started: nobody"):
+        sweep(make_data(tmp_path / "data"), executor="ray", run_dir=tmp_path / "runs")
+    assert not list(tmp_path.rglob("width.safetensors"))
+
+
 @pytest.mark.usefixtures("cluster")
 def test_ray_brings_an_error_of_the_users_code(tmp_path: Path) -> None:
     def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

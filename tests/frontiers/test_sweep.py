@@ -1,6 +1,7 @@
 """A frontier end to end: equal to single calls, resumed, refused, and run elsewhere."""
 
 import pickle
+import sys
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
@@ -267,6 +268,7 @@ def test_what_has_no_pickle_is_refused_for_processes(tmp_path) -> None:
 
 
 def test_ray_that_is_not_there_says_what_to_install(tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(pb.CompressionError, match=r"pbcompress\[ray\]"):
-        sweep(run_dir=tmp_path, executor="ray")
+        sweep(run_dir=tmp_path / "runs", executor="ray")
+    assert not (tmp_path / "runs").exists()

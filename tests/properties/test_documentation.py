@@ -22,7 +22,17 @@ PAGES = {
     ]
 }
 WITH_CODE = [name for name, path in PAGES.items() if BLOCK.search(path.read_text())]
-SECONDS = ("README", "first-comp", "give-it", "resume", "own-loop", "int8", "budgets", "free-axes")
+SECONDS = (
+    "README",
+    "first-comp",
+    "give-it",
+    "resume",
+    "frontier",
+    "own-loop",
+    "int8",
+    "budgets",
+    "free-axes",
+)
 
 
 def make_model() -> nn.Module:
