@@ -67,7 +67,13 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.mark.usefixtures("cluster")
+def of_ray(test):
+    """Mark a test that runs on the cluster, whose processes older versions of Ray leave to it."""
+    unraisable = "ignore::pytest.PytestUnraisableExceptionWarning"
+    return pytest.mark.filterwarnings(unraisable)(pytest.mark.usefixtures("cluster")(test))
+
+
+@of_ray
 def test_ray_replaces_a_worker_that_was_killed_and_its_target_goes_on(here, tmp_path) -> None:
     data = make_data(tmp_path / "data", deadly=DEADLY)
     found = sweep(data, executor="ray", run_dir=tmp_path / "runs")
@@ -95,7 +101,7 @@ def test_a_cluster_that_cannot_be_reached_is_an_error_before_a_training(tmp_path
     assert not list(tmp_path.rglob("width.safetensors"))
 
 
-@pytest.mark.usefixtures("cluster")
+@of_ray
 def test_ray_brings_an_error_of_the_users_code(tmp_path: Path) -> None:
     def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if multiprocessing.current_process().pid != parent and output.requires_grad:
