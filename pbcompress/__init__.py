@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from pbcompress.export.pt2 import export_pt2 as export_pt2
     from pbcompress.export.spec import save_spec as save_spec
     from pbcompress.export.spec_network import load_spec as load_spec
+    from pbcompress.frontiers.points import Frontier as Frontier
+    from pbcompress.frontiers.points import FrontierPoint as FrontierPoint
+    from pbcompress.frontiers.sweep import frontier as frontier
     from pbcompress.onnx_files.benchmark import Benchmark as Benchmark
     from pbcompress.onnx_files.benchmark import bench as bench
     from pbcompress.packaging.folder import Package as Package
@@ -106,6 +109,8 @@ _NAMES = {  # by module
     "export.pt2": "ProgramReport export_pt2",
     "export.spec": "save_spec",
     "export.spec_network": "load_spec",
+    "frontiers.points": "Frontier FrontierPoint",
+    "frontiers.sweep": "frontier",
     "onnx_files.benchmark": "Benchmark bench",
     "packaging.folder": "Package package",
     "packaging.model_card": "CardConfig",

@@ -4,7 +4,8 @@ Every message has three parts: what was asked, what was found, what to do. It is
 length that moves no cursor, whatever of a file or of another library's error is in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 __all__ = [
     "CompressionError",
@@ -60,6 +61,18 @@ class CompressionError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(brief(message, MOST_WORDS))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remade, (type(self), str(self), vars(self))
+
+
+def _remade(
+    kind: type[CompressionError], message: str, attributes: Mapping[str, Any]
+) -> CompressionError:
+    """Return an error as another process raised it, whatever its constructor takes."""
+    error = kind.__new__(kind, message)
+    vars(error).update(attributes)
+    return error
 
 
 class UnwritableError(CompressionError):

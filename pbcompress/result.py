@@ -177,8 +177,8 @@ class CompressionResult:
 
     def save(self, directory: str | Path) -> None:
         """Write what `load` and `package` need: structure, weights, history, and a sample."""
-        steps = self.plan.steps
-        save_run(directory, self.model, steps, self.facts(), self.history, self._sample())
+        plan, known = self.plan, (self.facts(), self.history, self._sample())
+        save_run(directory, self.model, plan.steps, *known, plan.stated)
 
     def report(self, path: str | Path) -> None:
         """Write the report: HTML, Markdown or JSON by the file's ending."""

@@ -26,6 +26,7 @@ SECONDS = {
     "costs": 60,
     "dendrites": 60,
     "export": 60,
+    "frontiers": 120,
     "integrations": 120,
     "onnx_files": 60,
     "packaging": 120,

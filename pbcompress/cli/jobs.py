@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pbcompress.recipes.recipe import Recipe
     from pbcompress.result import CompressionResult
 
-__all__ = ["add_changes", "add_jobs", "changes_of", "run"]
+__all__ = ["add_changes", "add_choices", "add_jobs", "changes_of", "run"]
 
 
 def add_jobs(commands: Any) -> None:
@@ -73,8 +73,16 @@ def add_jobs(commands: Any) -> None:
 
 def add_changes(parser: argparse.ArgumentParser) -> None:
     """Add the options that change a recipe, and how it is run."""
-    parser.add_argument("--run-dir", help="folder to write to, instead of the recipe's")
     parser.add_argument("--target", type=number, help="parameters, instead of the recipe's")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="plan and say what would be done; train nothing"
+    )
+    add_choices(parser)
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """Add the options that change all of a recipe but its target."""
+    parser.add_argument("--run-dir", help="folder to write to, instead of the recipe's")
     parser.add_argument("--seed", type=int, help="seed, instead of the recipe's")
     parser.add_argument(
         "--set",
@@ -82,9 +90,6 @@ def add_changes(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="change one choice, e.g. compress.recovery.epochs=5; repeat it",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="plan and say what would be done; train nothing"
     )
     add_trust(parser)
 
@@ -102,7 +107,7 @@ def changes_of(arguments: argparse.Namespace) -> dict[str, Any]:
             )
         changes[key.strip()] = value_of(value)
     named = {
-        "compress.target_params": arguments.target,
+        "compress.target_params": getattr(arguments, "target", None),
         "compress.seed": arguments.seed,
         "compress.run_dir": arguments.run_dir,
     }

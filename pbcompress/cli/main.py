@@ -13,6 +13,7 @@ from pbcompress.cli.jobs import add_jobs
 from pbcompress.cli.measuring import add_measures
 from pbcompress.cli.outputs import add_outputs
 from pbcompress.cli.planning import add_planning
+from pbcompress.cli.sweeping import add_sweeping
 from pbcompress.cli.zoo import add_zoo
 from pbcompress.core.markdown import as_document
 from pbcompress.errors import CompressionError
@@ -63,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_jobs(commands)
+    add_sweeping(commands)
     add_zoo(commands)
     add_planning(commands)
     add_measures(commands)

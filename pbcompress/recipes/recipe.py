@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,6 +16,8 @@ from pbcompress.core.bounded_files import is_there, read_bounded
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError, StateMismatchError
 from pbcompress.export.onnx_export import ExportReport
+from pbcompress.frontiers.points import Frontier
+from pbcompress.frontiers.sweep import frontier
 from pbcompress.pipeline import compress
 from pbcompress.planning.width_plan import WidthPlan, plan_widths
 from pbcompress.quantization.guards import way_named
@@ -33,7 +35,7 @@ from pbcompress.training.history import Stage
 from pbcompress.training.progress import ProgressBar
 from pbcompress.training.task import Data, Task, inputs_of
 
-__all__ = ["Preview", "Recipe", "export_result", "plan_recipe", "run_recipe"]
+__all__ = ["Preview", "Recipe", "export_result", "plan_recipe", "run_recipe", "sweep_recipe"]
 
 MOST_BYTES = 2**20
 MOST_DOTS = 1000  # of a line: the time to read a key grows with the square of its parts
@@ -201,24 +203,50 @@ def plan_recipe(recipe: Recipe) -> Preview:
 
 def run_recipe(recipe: Recipe, *, progress: bool = True) -> CompressionResult:
     """Train the base network if it has no weights, and compress it; a stopped run resumes."""
-    resolve_trusted(recipe.model["build"], recipe.trust)  # before the data take their time
-    data, model = recipe.make_data(), recipe.make_model()
-    run_dir = Path(recipe.run_dir)
-    callbacks = (ProgressBar(),) if progress else ()
-    if "weights" in recipe.model:
-        load_weights_(model, Path(recipe.model["weights"]))
-    else:
-        _train_base(recipe, model, data, run_dir / "checkpoints", callbacks)
+    model, data = _trained(recipe, progress=progress)
     return compress(
         model,
         recipe.target_params,
         data=data,
         config=recipe.config,
         seed=recipe.seed,
-        run_dir=run_dir,
+        run_dir=recipe.run_dir,
         control=recipe.control,
         progress=progress,
     )
+
+
+def sweep_recipe(
+    recipe: Recipe,
+    targets: Sequence[float],
+    *,
+    progress: bool = True,
+    executor: Literal["ray"] | None = None,
+) -> Frontier:
+    """Do the same at several targets instead of the recipe's; see `frontier`."""
+    model, data = _trained(recipe, progress=progress)
+    return frontier(
+        model,
+        targets,
+        data=data,
+        config=recipe.config,
+        seed=recipe.seed,
+        run_dir=recipe.run_dir,
+        progress=progress,
+        executor=executor,
+    )
+
+
+def _trained(recipe: Recipe, *, progress: bool) -> tuple[nn.Module, Data]:
+    """Return the base network with its weights, which may have to be trained, and the data."""
+    resolve_trusted(recipe.model["build"], recipe.trust)  # before the data take their time
+    data, model = recipe.make_data(), recipe.make_model()
+    callbacks = (ProgressBar(),) if progress else ()
+    if "weights" in recipe.model:
+        load_weights_(model, Path(recipe.model["weights"]))
+    else:
+        _train_base(recipe, model, data, Path(recipe.run_dir) / "checkpoints", callbacks)
+    return model, data
 
 
 def _train_base(

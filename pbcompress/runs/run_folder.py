@@ -38,10 +38,11 @@ def save_run(
     facts: RunFacts,
     history: History,
     sample: Sample,
+    stated: Mapping[str, int] | None = None,
 ) -> None:
     """Write what `load`, `read_run` and `package` need; see `saved_network.save`."""
     files = {HISTORY_FILE: history.to_jsonl().encode(), SAMPLE_FILE: sample_bytes(sample)}
-    save(directory, model, steps, facts, files)
+    save(directory, model, steps, facts, files, stated)
 
 
 def read_facts(directory: str | Path) -> RunFacts:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pbcompress.config.dendrites import DendriteConfig
 from pbcompress.core.bounded_files import is_file, read_bounded
 from pbcompress.core.json_documents import damage_named, parse, render
+from pbcompress.core.model_config import write_numbers_
 from pbcompress.core.modules import shared_parameter_names
 from pbcompress.core.records import from_data, to_data
 from pbcompress.core.tensor_files import read_tensors, tensor_bytes, write_bytes
@@ -54,6 +55,7 @@ class _Structure:
     plan: tuple[tuple[str, str, int, tuple[int, ...]], ...]
     dendrites: _Dendrites
     aliases: Mapping[str, str]
+    stated: Mapping[str, int] = field(default_factory=dict)
 
 
 def save(
@@ -62,6 +64,7 @@ def save(
     steps: Sequence[LayerCut] = (),
     facts: "RunFacts | None" = None,
     files: Mapping[str, bytes] | None = None,
+    stated: Mapping[str, int] | None = None,
 ) -> None:
     """Write what `load` needs: the cuts, the dendrites and the weights. Nothing is pickled.
 
@@ -71,6 +74,7 @@ def save(
         steps: The cuts that made it from the user's constructor.
         facts: Of the run, for the report.
         files: Content by name of files that belong to it.
+        stated: What its config states since the cuts; see `WidthPlan.stated`.
 
     Raises:
         CompressionError: The folder cannot be written to, or the disk is full.
@@ -100,6 +104,7 @@ def save(
             },
         },
         "aliases": aliases,
+        "stated": dict(stated or {}),
         "facts": to_data(facts) if facts else None,
     }
     weights = tensor_bytes(tensors, {"kind": KIND, "version": WEIGHTS_VERSION})
@@ -179,6 +184,7 @@ def load(
     model = make_model().to(device)
     with damage_named(str(path), OTHER_NETWORK):
         shrink_(model, [LayerCut.from_list(data) for data in found.plan])
+        write_numbers_(model, found.stated)
         _grow_(model, found.dendrites)
         full = tensors | {alias: tensors[owner] for alias, owner in found.aliases.items()}
     try:

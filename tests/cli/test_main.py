@@ -22,6 +22,7 @@ COMMANDS = (
     "init",
     "completion",
     "compress",
+    "frontier",
     "plan",
     "measure",
     "export",
@@ -104,6 +105,11 @@ def test_every_command_has_help(command, capsys):
         ["plan", "a:b", "--input", "1,3", "--target", "half"],
         ["plan", "a:b", "--input", "1,3", "--target", "0.5", "--pin", "0=2.5"],
         ["plan", "a:b", "--input", "1,3", "--target", "0.5", "--pin", "0"],
+        ["frontier", "a.toml"],
+        ["frontier", "a.toml", "--targets", "half"],
+        ["frontier", "a.toml", "--targets", "0.5", "--max-drop", "-1"],
+        ["frontier", "a.toml", "--targets", "0.5", "--max-drop", "nan"],
+        ["frontier", "a.toml", "--targets", "0.5", "--plot", "a.pdf"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments):
@@ -116,6 +122,7 @@ def test_wrong_usage_exits_with_2(arguments):
     ("arguments", "sentence"),
     [
         (["compress", "missing.toml"], "is not there"),
+        (["frontier", "missing.toml", "--targets", "0.5"], "is not there"),
         (["plan", "a:b", "--input", "1,3"], "has no bound"),
         (["init", "x.onnx"], "is an ONNX file"),
         (["measure", "missing.onnx"], "is not there"),
@@ -169,6 +176,31 @@ def test_a_recipe_that_was_run_goes_on_from_its_end(finished_run, capsys):
     text = capsys.readouterr().out
     assert text.startswith("\n".join(headline(read_facts(finished_run))))
     assert "report.html" in text
+
+
+def test_a_frontier_is_printed_and_the_same_command_goes_on(tmp_path, capsys):
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    command = ["frontier", str(tmp_path / "recipe.toml"), "--run-dir", str(tmp_path / "run")]
+    command += ["--set", "compress.recovery.compensation_batches=0"]
+    picture = tmp_path / "a.svg"
+    assert main([*command, "--targets", "0.3", "0.5", "--plot", str(picture)]) == 0
+    text = capsys.readouterr().out
+    assert "accuracy, val" in text
+    assert picture.read_text().startswith("<?xml")
+
+    assert main([*command, "--targets", "0.3", "0.5", "--max-drop", "1", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [point["target"] for point in data["points"]] == ["params-0.5", "params-0.3"]
+    assert data["smallest"] == "params-0.3"
+    for point in data["points"]:
+        assert Path(point["run_dir"], "model.onnx").is_file()
+        assert read_facts(point["run_dir"]).after.cost.params == point["params"]
+        assert f"{point['params']:,}" in text
+
+    higher = data["before"]["val"] - max(point["val"] for point in data["points"])
+    assert main([*command, "--targets", "0.3", "0.5", "--max-drop", "0", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["smallest"] is None) == (higher > 0)
 
 
 def test_export_writes_a_proven_file(finished_run, tmp_path, capsys):

@@ -24,7 +24,7 @@ PAGES = {
 WITH_CODE = [name for name, path in PAGES.items() if BLOCK.search(path.read_text())]
 SECONDS = (
     *("README", "first-comp", "give-it", "resume", "own-loop", "int8", "budgets", "free-axes"),
-    "hugging-face",
+    *("hugging-face", "frontier"),
 )
 
 

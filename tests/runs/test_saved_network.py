@@ -22,6 +22,7 @@ from pbcompress import (
 from pbcompress.pruning.cuts import LayerCut
 from pbcompress.runs.saved_network import STATE_FILE, WEIGHTS_FILE, save
 from tests.support.changed_json import changes, rewrite
+from tests.support.hf_models import FAMILIES
 
 
 def make_network() -> nn.Module:
@@ -81,6 +82,19 @@ def test_saving_twice_gives_the_same_bytes(tmp_path):
 
     for name in (STATE_FILE, WEIGHTS_FILE):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_config_that_a_network_carries_states_its_widths(tmp_path):
+    pytest.importorskip("transformers")
+    family = FAMILIES["Llama"]
+    plan = plan_widths(family.build(), family.inputs(), 0.6)
+    small = shrink(family.build(), plan)
+    save(tmp_path, small, plan.steps, stated=plan.stated)
+
+    again = load(tmp_path, family.build)
+
+    assert plan.stated
+    assert again.config.to_dict() == small.config.to_dict() != family.build().config.to_dict()
 
 
 def test_tied_weights_come_back_tied(tmp_path):
