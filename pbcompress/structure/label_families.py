@@ -146,6 +146,8 @@ def _counted(origin: Any, traced: Trace) -> Tensor | None:
 def _does_not_follow(check: Check) -> str:
     size = "" if isinstance(check.size, Size) else f": the plain number {check.size}"
     where = check.where or "the model itself"
+    if check.labels is None:
+        return f"the code of {where!r} computes a value from its size"
     return f"the code of {where!r} needs a size that does not follow{size}"
 
 

@@ -209,7 +209,8 @@ class _Functions(TorchFunctionMode):
         if func is nn.functional.instance_norm:
             tracer.expect_attribute("num_features", (*args, *kwargs.values())[0], 1)
         if func is _SCALED and kwargs.get("scale") is None and len(args) < 7:
-            reason = f"the attention {tracer.where!r} scales by the size of its heads"
+            where = f"the attention {tracer.where!r}" if tracer.where else "the attention"
+            reason = f"{where} scales by the size of its heads, where it is given no scale="
             tracer.coupling.pin(tracer.labels((*args, *kwargs.values())[0])[-1], reason)
         if func is _ATTENTION:
             for tensor in tensors_of((args, kwargs, result)):
