@@ -27,6 +27,7 @@ from pbcompress.training.first_mistakes import (
 )
 from pbcompress.training.joining import sample_count
 from pbcompress.training.loop import predict
+from pbcompress.training.score_forms import refuse_probabilities
 from pbcompress.training.task import (
     Batches,
     CheckedData,
@@ -136,6 +137,7 @@ def _try_loss(task: Task, network: nn.Module, batch: Any, where: str) -> None:
         with forward_error(network, batch, where):
             output, target = task.run(network, batch)
         refuse_classes(task.loss, output, target, where)
+        refuse_probabilities(task, network, batch, (output, target), where)
         loss = called(task.loss, "Task.loss", output, target, where)
         check_loss(loss, where)
     refuse_broadcast(task.loss, "Task.loss", (output, target), where, float)

@@ -21,7 +21,6 @@ from pbcompress.training.class_targets import (
     IGNORED,
     Problem,
     class_problem,
-    score_problem,
 )
 
 __all__ = [
@@ -33,6 +32,7 @@ __all__ = [
     "in_batch",
     "refuse_broadcast",
     "refuse_classes",
+    "refused",
     "single_sample_error",
 ]
 
@@ -144,11 +144,11 @@ def called(call: Callable[[Any, Any], Any], name: str, output: Any, target: Any,
         if isinstance(call, type):
             own = call.__name__
             problem = Problem(f"a function of outputs and targets, not the class {own}", f"{own}()")
-        raise _refused(name, call, (output, target), where, problem, err) from err
+        raise refused(name, call, (output, target), where, problem, err) from err
     for warning in seen:
         if "target size" in str(warning.message):
             problem = _shape_problem(output, target)
-            raise _refused(name, call, (output, target), where, problem, None)
+            raise refused(name, call, (output, target), where, problem, None)
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return value
 
@@ -186,10 +186,10 @@ def explained(call: Callable[[Any, Any], Tensor], output: Any, target: Any) -> T
         problem = _problem(output, target, first_line(err))
         if problem is None or isinstance(err, CompressionError):
             raise
-        raise _refused("Task.loss", call, (output, target), "a batch", problem, err) from err
+        raise refused("Task.loss", call, (output, target), "a batch", problem, err) from err
 
 
-def _refused(
+def refused(
     name: str,
     call: Any,
     both: tuple[Any, Any],
@@ -197,6 +197,16 @@ def _refused(
     problem: Problem,
     err: Exception | None,
 ) -> CompressionError:
+    """Return the error of a call of a loss or a metric.
+
+    Args:
+        name: As messages put it, such as "Task.loss".
+        call: The function.
+        both: The output and the target that it was given.
+        where: Names the batch.
+        problem: What was expected, and what to write.
+        err: What it raised, if it did.
+    """
     failed = "" if err is None else f" and raised {type(err).__name__}: {first_line(err)}"
     own = getattr(call, "__name__", type(call).__name__)
     return CompressionError(
@@ -255,11 +265,7 @@ def _shape_problem(output: Any, target: Any) -> Problem:
 
 
 def refuse_classes(task_loss: Any, output: Any, target: Any, where: str) -> None:
-    """Raise where a cross entropy would not take the targets: on a GPU it would abort.
-
-    Raise also where it takes outputs for what they are not: probabilities for scores, or scores for
-    logarithms of probabilities.
-    """
+    """Raise where a cross entropy would not take the targets: on a GPU it would abort."""
     is_module = isinstance(task_loss, nn.CrossEntropyLoss | nn.NLLLoss)
     if not is_module and task_loss not in (functional.cross_entropy, functional.nll_loss):
         return
@@ -267,11 +273,8 @@ def refuse_classes(task_loss: Any, output: Any, target: Any, where: str) -> None
         return
     ignored = task_loss.ignore_index if is_module else IGNORED
     problem = class_problem(output, target, ignored=ignored)
-    if problem is None:
-        of_scores = isinstance(task_loss, nn.CrossEntropyLoss)
-        problem = score_problem(output, of_scores or task_loss is functional.cross_entropy)
     if problem is not None:
-        raise _refused("Task.loss", task_loss, (output, target), where, problem, None)
+        raise refused("Task.loss", task_loss, (output, target), where, problem, None)
 
 
 def refuse_broadcast(
@@ -307,4 +310,4 @@ def refuse_broadcast(
     except Exception:
         return  # it wants the shapes that it got
     if abs(found - alike) > 1e-4 * max(abs(found), abs(alike)):
-        raise _refused(name, call, both, where, _shape_problem(output, target), None)
+        raise refused(name, call, both, where, _shape_problem(output, target), None)

@@ -40,6 +40,16 @@ class Net(nn.Module):
         return self.form(self.fc(x))
 
 
+class InTraining(Net):
+    """Returns scores in training, and what a function makes of them elsewhere."""
+
+    def __init__(self, form: Callable[[Tensor], Tensor], outputs: int) -> None:
+        super().__init__(outputs, form)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(x) if self.training else self.form(self.fc(x))
+
+
 def tokens(y: Tensor) -> Tensor:
     """Scores of five tokens, classes last."""
     return y[:, None] + torch.zeros(1, 5, 1)
@@ -96,6 +106,31 @@ MISTAKES: dict[str, tuple[nn.Module, Any, Any, Task, tuple[str, ...]]] = {
     ),
     "probabilities": (
         Net(C, lambda y: y.softmax(1)), X, Y, Task(), ("before a softmax", "o.clamp_min(1e-7)"),
+    ),
+    "probabilities, in a loss of one's own": (
+        Net(C, lambda y: y[:, None].softmax(-1)), X, Y[:, None],
+        Task(loss=flat_loss, metric=flat_loss),
+        ("before a softmax", "these went through one", "F.nll_loss(o.clamp_min(1e-7).log(), t)"),
+    ),
+    "a softmax along another axis": (
+        Net(C, lambda y: y.softmax(0)), X, Y, Task(), ("before a softmax", "without softmax"),
+    ),
+    "a sigmoid before a loss of scores": (
+        Net(1, torch.sigmoid), X, HITS[:, None].float(), Task(loss=BCE, metric=BCE),
+        ("before a sigmoid", "without sigmoid", "F.binary_cross_entropy(o, t)", "float32 (12, 1)"),
+    ),
+    "a sigmoid before the layer of that loss": (
+        Net(1, lambda y: nn.Sigmoid()(y).squeeze(1)), X, HITS.float(),
+        Task(loss=nn.BCEWithLogitsLoss(), metric=BCE), ("before a sigmoid",),
+    ),
+    "a sigmoid before that loss in one's own": (
+        Net(C, torch.sigmoid), X, HITS,
+        Task(loss=lambda o, t: BCE(o[:, 0].clamp(0.01, 0.99), t.float()), metric=flat_loss),
+        ("before a sigmoid",),
+    ),
+    "a softmax before a loss of labels": (
+        Net(C, lambda y: y.softmax(1)), X, torch.ones(N, C),
+        Task(loss=nn.MultiLabelSoftMarginLoss(), metric=BCE), ("before a softmax",),
     ),
     "scores for logarithms": (
         Net(), X, Y, Task(loss=F.nll_loss), ("logarithms of", "F.cross_entropy"),
@@ -179,7 +214,7 @@ MISTAKES: dict[str, tuple[nn.Module, Any, Any, Task, tuple[str, ...]]] = {
 
 
 def test_the_table_is_whole() -> None:
-    assert len(MISTAKES) == 48
+    assert len(MISTAKES) == 54
 
 
 @pytest.mark.parametrize("samples", [None, 8], ids=["whole", "few"])
@@ -210,6 +245,18 @@ FINE: dict[str, tuple[nn.Module, Any, Any, Task]] = {
         Net(C, lambda y: y.log_softmax(1)), X, Y, Task(loss=nn.NLLLoss()),
     ),
     "logarithms with a cross entropy": (Net(C, lambda y: y.log_softmax(1)), X, Y, Task()),
+    "probabilities in eval mode alone": (InTraining(torch.sigmoid, 1), X, HITS[:, None].float(),
+        Task(loss=BCE, metric=F.binary_cross_entropy)),
+    "probabilities of classes in eval mode alone": (
+        InTraining(lambda y: y.softmax(1), C), X, Y, Task(),
+    ),
+    "probabilities with their loss": (
+        Net(1, torch.sigmoid), X, HITS[:, None].float(),
+        Task(loss=F.binary_cross_entropy, metric=F.binary_cross_entropy),
+    ),
+    "a gate that is scaled": (
+        Net(1, lambda y: 8 * y.sigmoid() - 4), X, HITS[:, None].float(), Task(loss=BCE, metric=BCE),
+    ),
     "left out": (Net(), X, torch.where(Y == 1, -100, Y), Task()),
     "left out by another number": (
         Net(), X, torch.where(Y == 1, 255, Y),
