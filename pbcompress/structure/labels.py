@@ -134,6 +134,12 @@ class Coupling:
             outer, inner = self.fresh(rows), self.fresh(columns)
             self.couple(rest[0], self.merge(outer, rows, inner, columns), reason)
             return outer, inner
+        if len(rest) > 1 and outer is None and inner is None:  # the finest of them may still go
+            finest = max(rest, key=lambda part: len(part.unique()))
+            for part in rest:
+                if part is not finest:
+                    self.pin(part, reason)
+            return self.split(labels, rows, columns, reason)
         for part in rest:
             self.pin(part, reason)
         return outer, inner
