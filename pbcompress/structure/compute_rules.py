@@ -282,12 +282,27 @@ def group_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
 
 
 _SUMS = ("sum", "nansum", "prod", "logsumexp", "linalg_vector_norm", "norm")
-_OF_WHAT_IS_LEFT = ("mean", "sum", "amax", "amin", "var", "var_mean", "linalg_vector_norm")
+_OF_WHAT_IS_LEFT = (
+    *("mean", "sum", "amax", "amin", "linalg_vector_norm"),
+    *("var", "var_mean", "std", "std_mean"),
+)
 
 
 @rule(
-    *("mean", "sum", "amax", "amin", "var", "std", "var_mean", "linalg_vector_norm", "norm"),
-    *("prod", "any", "all", "logsumexp", "argmax", "argmin", "nansum", "max", "min"),
+    *("mean", "sum", "amax", "amin", "var", "var_mean", "std", "std_mean"),
+    *(
+        "linalg_vector_norm",
+        "norm",
+        "prod",
+        "any",
+        "all",
+        "logsumexp",
+        "argmax",
+        "argmin",
+        "nansum",
+        "max",
+        "min",
+    ),
 )
 def reduction(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """Reduce axes; if a channel axis is reduced, the proof reduces the surviving channels only."""

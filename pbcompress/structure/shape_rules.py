@@ -273,7 +273,15 @@ def _given_parts(t: Tracer, counts: Sequence[int], total: int) -> list[int | Non
     return [None] * len(counts)
 
 
-@rule("index_select", "index_fill", "index_fill_", "flip", "roll", "unfold", "constant_pad_nd")
+@rule("flip")
+def flip(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    """What is left of a dimension is turned as the whole is."""
+    x = t.labels(args[0])
+    turned = {d % len(x) for d in args[1]}
+    return [v.flip(0) if v is not None and d in turned else v for d, v in enumerate(x)]
+
+
+@rule("index_select", "index_fill", "index_fill_", "roll", "unfold", "constant_pad_nd")
 def by_dimension(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Any:
     """Operations that touch some dimensions and leave the others as they are."""
     x = t.labels(args[0])
@@ -290,8 +298,8 @@ def by_dimension(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> A
                 zeros = [torch.zeros(max(n, 0), dtype=torch.long) for n in (before, after)]
                 x[dim] = torch.cat([zeros[0], own, zeros[1]])
         return x
-    if name in ("flip", "roll"):
-        dims = args[1] if name == "flip" else (args[2] if len(args) > 2 else [])
+    if name == "roll":
+        dims = args[2] if len(args) > 2 else []
         dims = [d % rank for d in dims] or list(range(rank))  # a roll of the flattened tensor
     else:
         dims = [args[1] % rank]

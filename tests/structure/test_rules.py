@@ -487,7 +487,8 @@ SAMPLES |= {
     "amax": reduced("amax", 1),
     "amin": reduced("amin", (1, 2)),
     "var": Sample(lambda x: torch.var(x, 1, correction=0), SHAPE, how="counts"),
-    "std": Sample(lambda x: torch.std(x, 1, correction=0), SHAPE, ("02",)),
+    "std": Sample(lambda x: torch.std(x, 1, correction=0), SHAPE, how="counts"),
+    "std and mean": Sample(lambda x: torch.std_mean(x, (1, 2), correction=0), SHAPE, how="counts"),
     "var and mean": Sample(lambda x: torch.var_mean(x, (1, 2), correction=0), SHAPE, how="counts"),
     "vector norm": Sample(lambda x: torch.linalg.vector_norm(x, 2, 1), SHAPE, how="counts"),
     "vector norm of all": Sample(torch.linalg.vector_norm, SHAPE, how="counts"),
@@ -586,7 +587,7 @@ SAMPLES |= {
         lambda x, y: x.view(x.shape[0], y.shape[0], y.shape[1], -1) * y[:, :, None],
         ((2, 12), (3, 2)),
     ),
-    "view that regroups": Sample(lambda x: x.view(4, 6), ((6, 4),), ("",)),
+    "view that regroups": Sample(lambda x: x.view(-1, 6), ((6, 4),), ("0",)),
     "distances": Sample(torch.cdist, ((2, 4, 3), (2, 5, 3)), how="sums"),
     "distances by products": Sample(
         lambda x, y: torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist"),
@@ -751,7 +752,8 @@ SAMPLES |= {
     "scatter to a part": Sample(
         lambda x: x.scatter(0, torch.zeros(1, 2, dtype=torch.long), 0.5), ((4, 3),), ("",)
     ),
-    "flip": Sample(lambda x: x.flip(1), SHAPE, ("02",)),
+    "flip": Sample(lambda x: x.flip(1), SHAPE),
+    "flip of two": Sample(lambda x: x.flip((0, -1)), SHAPE),
     "roll": Sample(lambda x: x.roll(1, 1), SHAPE, ("02",)),
     "roll of two": Sample(lambda x: x.roll((1, 2), (0, -1)), SHAPE, ("1",)),
     "roll of all": Sample(lambda x: x.roll(1), SHAPE, ("",)),
