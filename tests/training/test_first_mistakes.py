@@ -194,6 +194,24 @@ MISTAKES: dict[str, tuple[nn.Module, Any, Any, Task, tuple[str, ...]]] = {
     "numpy labels": (Net(), X, Y.numpy(), Task(), ("numpy int64 (12,)", "torch.as_tensor")),
     "float64": (Net(), X.double(), Y, Task(), ("float64 (12, 4)", "x.float()")),
     "bytes": (Net(), X.byte(), Y, Task(), ("uint8 (12, 4)", "x.float()")),
+    "a list of numbers": (
+        Net(), X, Y.tolist(), Task(), ("a list of 12 int", "torch.tensor(target)"),
+    ),
+    "a list of names": (
+        Net(), X, ["a"] * N, Task(), ("a list of 12 str", "names.index(name)"),
+    ),
+    "images without an axis of channels": (
+        nn.Sequential(nn.Conv2d(1, C, 8), nn.Flatten()), EIGHT[..., 0], Y, Task(),
+        ("(12, 8, 8)", "x.unsqueeze(1)"),
+    ),
+    "images of other channels": (
+        nn.Sequential(nn.Conv2d(1, C, 8), nn.Flatten()), EIGHT.permute(0, 3, 1, 2), Y, Task(),
+        ("(12, 3, 8, 8)", "1 channels on axis 1"),
+    ),
+    "indices that are too large": (
+        nn.Sequential(nn.Embedding(3, C), nn.Flatten(), nn.Linear(C, C)), Y[:, None] + 2, Y, Task(),
+        ("from 2 to 4", "has 3 rows", "from 0 to 2"),
+    ),
     "channels last": (
         nn.Sequential(nn.Conv2d(3, C, 8), nn.Flatten()), EIGHT, Y, Task(),
         ("(12, 8, 8, 3)", "x.permute(0, 3, 1, 2)"),
@@ -214,7 +232,7 @@ MISTAKES: dict[str, tuple[nn.Module, Any, Any, Task, tuple[str, ...]]] = {
 
 
 def test_the_table_is_whole() -> None:
-    assert len(MISTAKES) == 54
+    assert len(MISTAKES) == 59
 
 
 @pytest.mark.parametrize("samples", [None, 8], ids=["whole", "few"])
@@ -412,6 +430,15 @@ def test_a_later_batch_is_named_by_its_own_number(bad: Any, message: str) -> Non
     with pytest.raises(CompressionError, match=message) as caught:
         recover_(Net(), Data(later(bad), [(X, Y)]), config=SMALL)
     assert not isinstance(caught.value, DivergedError)
+
+
+def test_inputs_and_targets_that_are_no_batches_are_named() -> None:
+    with pytest.raises(CompressionError, match=r"Data\.train must be batches.*TensorDataset"):
+        check_data(Data((X, Y), (X, Y)), Task(), Net(), CPU)
+    inputs = Task(
+        forward=lambda m, b: (m(b), Y)
+    )  # two batches of inputs, for a forward of one's own
+    check_data(Data([X, X], [X, X]), inputs, Net(), CPU)
 
 
 @pytest.mark.parametrize("metric", [accuracy, lambda o, t: o.sum()], ids=["accuracy", "sum"])
