@@ -48,6 +48,10 @@ UNKNOWN = Problem(
     "outputs and targets that fit together",
     "Task(loss=..., metric=...) that take these, or Task(forward=...) that gives others",
 )
+UNDEFINED = Problem(
+    UNKNOWN.expected,
+    f"{UNKNOWN.write}, or samples on which the metric is defined (of every class, say)",
+)
 ONE_VALUE = "Expected more than 1 value per channel"
 NUMPY = "torch.as_tensor(...) of every array, or wrap the data set in a DataLoader, which does so"
 
@@ -101,7 +105,8 @@ def called(call: Callable[[Any, Any], Any], name: str, output: Any, target: Any,
     except Exception as err:
         if isinstance(err, CompressionError):
             raise CompressionError(f"{name} was called on {where}. {err}") from err
-        problem = _problem(output, target, first_line(err)) or UNKNOWN
+        unknown = UNDEFINED if name == "Task.metric" else UNKNOWN
+        problem = _problem(output, target, first_line(err)) or unknown
         if isinstance(call, type):
             own = call.__name__
             problem = Problem(f"a function of outputs and targets, not the class {own}", f"{own}()")
