@@ -49,6 +49,12 @@ def elementwise(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     return labels if isinstance(out, Tensor) else [labels] * len(out)
 
 
+@rule("rrelu_with_noise", "rrelu_with_noise_")
+def random_relu(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
+    """In eval mode the noise has no elements."""
+    return t.labels(args[0])
+
+
 @rule("_prelu_kernel")
 def prelu(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     return broadcast(t, [args[0], args[1]], tuple(out.shape))
@@ -232,9 +238,10 @@ def batch_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
         x[1] = t.couple(x[1], t.labels(tensor, {0: x[1]})[0])
     axes = [(0, dim, v) for dim, v in enumerate(x) if dim != 1]  # of weights: standardised ones
     t.event(name, axes, axes)
-    by_sample = t.call is not None and t.call.name == "instance_norm"
+    takes_statistics = any(a is True for a in args[1:6])
+    takes_statistics |= t.call is not None and t.call.name == "instance_norm"
     t.work(
-        int(isinstance(args[1], Tensor)) + (4 if by_sample else 1),
+        int(isinstance(args[1], Tensor)) + (4 if takes_statistics else 1),
         *zip(image.shape, x, strict=True),
     )
     rest = [[None] * o.dim() for o in out[1:]]

@@ -24,6 +24,9 @@ def factory(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
         return [None] * out.dim()
     if call.name == "_pad_packed_sequence" and out.dim() > 1:  # steps are written into it
         return [None, None, *t.labels(call.args[0])[1:]]
+    if call.name == "pad" and len(call.args) > 1:  # circular: the image is written into it
+        kept = out.dim() - len(call.args[1]) // 2
+        return [*t.labels(call.args[0])[:kept], *[None] * (out.dim() - kept)]
     given = call.args[int(call.name.startswith("new_")) :]
     sizes = [s for s in tree_leaves((given, dict(call.kwargs))) if _is_size(s)]
     labels: Axes = [None] * out.dim()

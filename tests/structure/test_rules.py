@@ -310,6 +310,8 @@ SAMPLES = {
     "one in place without a rule": Sample(lambda a: a.sqrt_().square_(), SHAPE),
     "assertion": Sample(lambda a: (torch._assert_async((a > 0).all()), a)[1], SHAPE, ("",)),
     "prelu": Sample(functional.prelu, ((2, 3, 4), (3,))),
+    "rrelu": Sample(functional.rrelu, SHAPE),
+    "rrelu in place": Sample(lambda x: functional.rrelu(x, inplace=True), SHAPE),
     "prelu of one weight": Sample(functional.prelu, ((2, 3, 4), (1,))),
 }
 
