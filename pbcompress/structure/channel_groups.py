@@ -28,7 +28,7 @@ __all__ = [
     "reasons",
 ]
 
-_PRODUCERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
+_PRODUCERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag)
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,7 +287,7 @@ def _out_axis(layer: nn.Module) -> int:
     """Return the axis of a layer's weight that its output channels go along."""
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
         return 0 if has_own_groups(layer) else 1
-    return int(isinstance(layer, nn.Embedding))
+    return int(isinstance(layer, nn.Embedding | nn.EmbeddingBag))
 
 
 def output_axes(model: nn.Module, grouping: Grouping) -> dict[str, Axis]:

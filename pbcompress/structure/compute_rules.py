@@ -222,6 +222,14 @@ def embedding(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes
     return [None] * (out.dim() - 1) + [table[1]]
 
 
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
+    """Sums, means or maxima of rows; what else it returns is for a backward pass."""
+    table = t.labels(args[0])
+    t.coupling.pin(table[0], f"{t.where!r} looks its rows up")
+    return [[None, table[1]], *([None] * o.dim() for o in out[1:])]
+
+
 # ---------------------------------------------------------------- norms and reductions
 
 

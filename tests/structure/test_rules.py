@@ -378,6 +378,16 @@ SAMPLES |= {
     ),
     "conv of one channel": conv((2, 1, 5, 5), (3, 1, 2, 2), ("0", "0", "0")),
     "conv to one channel": conv((2, 4, 5, 5), (1, 4, 2, 2), ("01", "1", "")),
+    "embedding bag": Sample(
+        lambda w: functional.embedding_bag(torch.tensor([[0, 2, 1], [3, 3, 1]]), w, mode="max"),
+        ((4, 3),),
+        ("1",),
+    ),
+    "embedding bag of a training": Sample(
+        lambda w: aten._embedding_bag(w, torch.tensor([0, 2]), torch.tensor([0]))[0],
+        ((4, 3),),
+        ("1",),
+    ),
     "embedding": Sample(
         lambda w: functional.embedding(torch.tensor([[0, 2, 1]]), w), ((4, 3),), ("1",)
     ),
