@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import linear
 
 __all__ = ["Gated", "gate_params", "gated", "places"]
 
@@ -39,7 +39,7 @@ class Gated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return what the layer returns, scaled."""
         positions = tuple(range(2, 2 + self.dims)) or (1,)
-        scale = F.linear(torch.tanh(self.down(x.mean(positions))), self.up, self.one)
+        scale = linear(torch.tanh(self.down(x.mean(positions))), self.up, self.one)
         axes = (..., *[None] * self.dims) if self.dims else (slice(None), None)
         out: Tensor = self.layer(x) * scale[axes]
         return out

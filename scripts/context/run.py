@@ -35,7 +35,7 @@ from scripts.context.gates import gate_params, gated, places
 from scripts.lines import Line, append_line, read_lines
 from scripts.speed.trained import recovered
 
-__all__ = ["ARMS", "Arm", "CONTROL"]
+__all__ = ["ARMS", "CONTROL", "Arm"]
 
 CONTROL = "width"
 NAMES = ("watch_cnn", "r8_transformer", "fashion_resnet_1200", "digits_mobilenet")
