@@ -17,27 +17,30 @@ __all__ = ["PUBLISHED", "page", "params_of"]
 INTRO = """# LeNet-5 on MNIST, beside published results
 
 The network that results on structured pruning are told of: 20 and 50 channels of 5x5 kernels, 500
-hidden units, {params:,} parameters. Ours is trained for 6 epochs (test error {base:.2f} %), and each size
-is one call of `compress` with 15 epochs more, without augmentation. Weights are chosen on 5,000
-validation images, the test split is scored once, and intervals are 95 % over {seeds} seeds. It is the
-recipe `lenet5` of the zoo.
+hidden units, {params:,} parameters. Ours is trained for 6 epochs (test error {base:.2f} %), and each
+size is one call of `compress` with 15 epochs more, without augmentation. Weights are chosen on
+5,000 validation images, the test split is scored once, and intervals are 95 % over {seeds} seeds.
+It is the recipe `lenet5` of the zoo.
 
 Published rows are from table 1 of Tang, Adhikari and Lin, *FLOPs as a direct optimization objective
 for learning sparse neural networks* ([arXiv 1811.03060](https://arxiv.org/abs/1811.03060)), which
-quotes them from their papers. The last is one run by others with the method of "L0, separate"
-([sparse-nn](https://github.com/ksheng-/sparse-nn)). Their parameters are counted by us from the widths,
-biases included; how many runs an error is of is not said there. Their third number counts single inputs
-of the first Linear layer. Ours is 16 for each channel before it, because `compress` removes whole
-channels; that costs parameters which theirs save.
+quotes them. "Run again" is one run by others of the method of "L0, separate"
+([sparse-nn](https://github.com/ksheng-/sparse-nn)). Their parameters are counted by us from the
+widths, biases included. Their multiply-adds are as quoted, with biases. How many runs an error is
+of is not said there.
+
+Their third number counts single inputs of the first Linear layer. Ours is 16 for each channel
+before it, because `compress` removes whole channels; that costs parameters which theirs save.
 """
-PUBLISHED = {  # widths of two convolutions, inputs of both Linear layers, and test error in per cent
-    "group lasso": ((7, 13, 208, 16), 1.1),
-    "structured Bayesian pruning": ((3, 18, 284, 283), 0.9),
-    "Bayesian compression, GNJ": ((8, 13, 88, 13), 1.0),
-    "Bayesian compression, GHS": ((5, 10, 76, 16), 1.0),
-    "L0": ((20, 25, 45, 462), 0.9),
-    "L0, separate": ((9, 18, 65, 25), 1.0),
-    "L0, separate, run again": ((14, 19, 36, 21), 1.27),
+# widths of two convolutions, inputs of both Linear layers; test error, %; thousand multiply-adds
+PUBLISHED: dict[str, tuple[tuple[int, ...], float, int | None]] = {
+    "generalized dropout": ((7, 13, 208, 16), 1.1, 254),
+    "structured Bayesian pruning": ((3, 18, 284, 283), 0.9, 217),
+    "Bayesian compression, GNJ": ((8, 13, 88, 13), 1.0, 290),
+    "Bayesian compression, GHS": ((5, 10, 76, 16), 1.0, 158),
+    "L0": ((20, 25, 45, 462), 0.9, 1300),
+    "L0, separate": ((9, 18, 65, 25), 1.0, 403),
+    "L0, separate, run again": ((14, 19, 36, 21), 1.27, None),
 }
 KERNEL, CLASSES, POSITIONS = 25, 10, 16
 ORIGINAL = (20, 50, 800, 500)
@@ -56,17 +59,18 @@ def page(lines: Sequence[Line]) -> str:
     base = statistics.mean(bases.values())
     text = INTRO.format(params=params_of(ORIGINAL), base=base, seeds=len(bases))
     rows = [
-        (params_of(widths), name, "-".join(map(str, widths)), f"{error:g}")
-        for name, (widths, error) in PUBLISHED.items()
+        (params_of(widths), name, widths, f"{1000 * flops:,}" if flops else "", f"{error:g}")
+        for name, (widths, error, flops) in PUBLISHED.items()
     ]
-    rows += _ours(lines)
-    out = [text, "| method | widths | parameters | test error, % |", "| --- | --- | --- | --- |"]
-    for params, name, widths, error in sorted(rows, reverse=True):
-        out.append(f"| {name} | {widths} | {params:,} | {error} |")
+    heads = ["method", "widths", "parameters", "multiply-adds", "test error, %"]
+    out = [text, f"| {' | '.join(heads)} |", f"| {' | '.join('---' for _ in heads)} |"]
+    for params, name, widths, flops, error in sorted([*rows, *_ours(lines)], reverse=True):
+        shown = "-".join(map(str, widths))
+        out.append(f"| {name} | {shown} | {params:,} | {flops} | {error} |")
     return "\n".join([*out, ""])
 
 
-def _ours(lines: Sequence[Line]) -> Iterator[tuple[int, str, str, str]]:
+def _ours(lines: Sequence[Line]) -> Iterator[tuple[int, str, tuple[int, ...], str, str]]:
     for allocation in dict.fromkeys(line["allocation"] for line in lines):
         for size in sorted(SIZES):
             own = [
@@ -75,10 +79,14 @@ def _ours(lines: Sequence[Line]) -> Iterator[tuple[int, str, str, str]]:
             if len(own) < 2:
                 continue
             first, second, hidden = own[0]["widths"]
-            widths = f"{first}-{second}-{POSITIONS * second}-{hidden}"
             errors = [_error(line["test"]) for line in own]
-            shown = f"{statistics.mean(errors):.2f} ± {half_width(errors):.2f}"
-            yield own[0]["params"], f"**ours, {allocation} widths**", widths, shown
+            yield (
+                own[0]["params"],
+                f"**ours, {allocation} widths**",
+                (first, second, POSITIONS * second, hidden),
+                f"{own[0]['flops']:,}",
+                f"{statistics.mean(errors):.2f} ± {half_width(errors):.2f}",
+            )
 
 
 def _error(accuracy: float) -> float:
