@@ -74,16 +74,17 @@ def test_a_third_of_the_layers_are_the_last_ones(network):
     assert places(model, x, 0.0) == []
 
 
+@pytest.mark.slow
 def test_arms_have_the_size_or_the_time_of_the_control(tmp_path, monkeypatch):
     tiny = Task(
         {"name": "digits", "num_val": 200, "train_limit": 200, "batch_size": 50},
-        {"name": "small_cnn", "widths": (16, 24, 24), "pool": True},
+        {"name": "small_cnn", "widths": (16, 16, 24), "pool": True},
         epochs=1,
         base_epochs=1,
     )
     monkeypatch.setattr(context, "TASKS", {"tiny": tiny})
     monkeypatch.setattr(accuracy, "TASKS", {"tiny": tiny})
-    monkeypatch.setattr(context, "STEPS", 8)
+    monkeypatch.setattr(context, "STEPS", 4)
     monkeypatch.setattr(context, "_ratios", _by_flops)
     speeds, lines = tmp_path / "speeds.jsonl", tmp_path / "lines.jsonl"
     call = ["--tasks", "tiny", "--targets", "0.5", "--seeds", "0"]
