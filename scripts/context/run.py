@@ -40,8 +40,9 @@ __all__ = ["ARMS", "CONTROL", "Arm"]
 CONTROL = "width"
 NAMES = ("watch_cnn", "r8_transformer", "fashion_resnet_1200", "digits_mobilenet")
 SLACK = 0.03  # of the control's latency
-STEPS = 40  # sizes that are tried, from the target down
-ROUNDS, SECONDS, REPEATS = 400, 1.0, 3
+STEPS = 30  # sizes that are tried, from the target down
+NEAR = 1  # sizes on each side of the one that bisection finds, which are timed too
+ROUNDS, SECONDS, REPEATS = 2000, 1.0, 3
 
 
 @dataclass(frozen=True)
@@ -75,83 +76,95 @@ def network_of(model: nn.Module, example: Tensor, arm: Arm, width: int, seed: in
 # --- widths ---------------------------------------------------------------------------------------
 
 
-def widths_of(name: str, folder: str, target: float) -> Iterator[Line]:
-    """Yield the size of each arm, and how fast it is."""
+class Timer:
+    """Times exported networks in turn with the control, two files at once."""
+
+    def __init__(self, control: nn.Module, example: Tensor, folder: str) -> None:
+        self.example, self.folder, self.count = example, Path(folder), 0
+        self.control = self.exported(control)
+        self.known: dict[int, float] = {}
+
+    def exported(self, network: nn.Module) -> Session:
+        """Write a network as it ships."""
+        self.count += 1
+        path = self.folder / f"{self.count}.onnx"
+        write_onnx(pb.fuse(copy.deepcopy(network).eval()), path, self.example)
+        return Session(path)
+
+    def ratio(self, network: nn.Module) -> float:
+        """Return how many times as fast as the control a network is; it is timed once."""
+        if id(network) not in self.known:
+            sessions = [self.control, self.exported(network)]
+            feeds = [session.feeds([self.example]) for session in sessions]
+            repeats = [
+                interleaved_latency(sessions, feeds, ROUNDS, time.thread_time, SECONDS)[1].ratio
+                for _ in range(REPEATS)
+            ]
+            self.known[id(network)] = statistics.median(repeats)
+        return self.known[id(network)]
+
+
+def widths_of(name: str, folder: str, target: float, arms: Sequence[str]) -> Iterator[Line]:
+    """Yield the size of each of some arms, and how fast it is."""
     torch.manual_seed(0)
     model = create_model(**TASKS[name].model).eval()
     example = next(iter(load_loaders(folder=folder, **TASKS[name].data).val))[0][:1]
     bound = int(target * pb.measure(model, example).params)
-    sizes = sorted({int(bound * (1 - step / STEPS)) for step in range(STEPS)}, reverse=True)
-    control = network_of(model, example, ARMS[CONTROL], bound, 0)
-    found: dict[str, tuple[int, nn.Module]] = {CONTROL: (bound, control)}
-    for key, arm in ARMS.items():
-        if key == CONTROL:
-            continue
-        smaller = list(_smaller(model, example, arm, sizes, bound))
-        if arm.by_latency:
-            smaller = _as_fast(smaller, control, example)
-        if smaller:
-            found[key] = smaller[0]
-    speeds = _ratios([model, *(network for _, network in found.values())], example)[1:]
-    for key in ARMS:
-        line: Line = {"task": name, "target": target, "arm": key}
-        if key not in found:
-            yield line | {"unreachable": "slower than the control even at the least width"}
-            continue
-        (size, network), speed = found[key], speeds[list(found).index(key)]
-        cost = pb.measure(network, example)
-        line |= {"width": size, "params": cost.params, "gate_params": gate_params(network)}
-        yield line | {"flops": cost.flops, "speed": speed, "to control": speed / speeds[0]}
+    plain = list(_narrowed(model, example, bound))
+    with tempfile.TemporaryDirectory() as files:
+        timer = Timer(plain[0][1], example, files)
+        whole = timer.ratio(model)
+        for key in arms:
+            found = list(_fitting(plain, example, ARMS[key], bound))
+            if ARMS[key].by_latency:
+                found = _as_fast(found, timer)
+            line: Line = {"task": name, "target": target, "arm": key}
+            if not found:
+                yield line | {"unreachable": "slower than the control even at the least width"}
+                continue
+            size, network = found[0]
+            ratio = 1.0 if key == CONTROL else timer.ratio(network)
+            cost = pb.measure(network, example)
+            line |= {"width": size, "params": cost.params, "gate_params": gate_params(network)}
+            yield line | {"flops": cost.flops, "speed": ratio / whole, "to control": ratio}
 
 
-def _smaller(
-    model: nn.Module, example: Tensor, arm: Arm, sizes: Sequence[int], bound: int
-) -> Iterator[tuple[int, nn.Module]]:
-    """Yield networks that fit the bound, the largest first, and none twice."""
-    seen = set()
-    for size in sizes:
+def _narrowed(model: nn.Module, example: Tensor, bound: int) -> Iterator[tuple[int, nn.Module]]:
+    """Yield networks without gates of falling size, none twice."""
+    last = None
+    for step in range(STEPS):
+        size = int(bound * (1 - step / STEPS))
         try:
-            network = network_of(model, example, arm, size, 0)
+            network = network_of(model, example, ARMS[CONTROL], size, 0)
         except pb.TargetUnreachableError:
             return
-        params = pb.measure(network, example).params
-        if params <= bound and params not in seen:
-            seen.add(params)
+        shapes = [p.shape for p in network.parameters()]
+        if shapes != last:
+            yield size, network
+        last = shapes
+
+
+def _fitting(
+    plain: Sequence[tuple[int, nn.Module]], example: Tensor, arm: Arm, bound: int
+) -> Iterator[tuple[int, nn.Module]]:
+    """Yield networks with their gates that have at most so many parameters."""
+    for size, small in plain:
+        network = gated(small, places(small, example, arm.part))
+        if pb.measure(network, example).params <= bound:
             yield size, network
 
 
 def _as_fast(
-    networks: Sequence[tuple[int, nn.Module]], control: nn.Module, example: Tensor
+    networks: Sequence[tuple[int, nn.Module]], timer: Timer
 ) -> Sequence[tuple[int, nn.Module]]:
-    """Return those that take no longer than the control, by bisection."""
-    if not _is_fast(networks[-1][1], control, example):
-        return []
+    """Return those that take no longer than the control, near the largest by bisection."""
     slow, fast = -1, len(networks) - 1
     while fast - slow > 1:
         middle = (slow + fast) // 2
-        is_fast = _is_fast(networks[middle][1], control, example)
+        is_fast = timer.ratio(networks[middle][1]) >= 1 - SLACK
         slow, fast = (slow, middle) if is_fast else (middle, fast)
-    return networks[fast:]
-
-
-def _is_fast(network: nn.Module, control: nn.Module, example: Tensor) -> bool:
-    return _ratios([control, network], example)[1] >= 1 - SLACK / 2
-
-
-def _ratios(networks: Sequence[nn.Module], example: Tensor) -> list[float]:
-    """Return how many times as fast as the first network each one is."""
-    with tempfile.TemporaryDirectory() as folder:
-        sessions = []
-        for number, network in enumerate(networks):
-            path = Path(folder) / f"{number}.onnx"
-            write_onnx(pb.fuse(copy.deepcopy(network).eval()), path, example)
-            sessions.append(Session(path))
-        feeds = [session.feeds([example]) for session in sessions]
-        repeats = [
-            interleaved_latency(sessions, feeds, ROUNDS, time.thread_time, SECONDS)
-            for _ in range(REPEATS)
-        ]
-    return [statistics.median(one.ratio for one in own) for own in zip(*repeats, strict=True)]
+    near = networks[max(0, fast - NEAR) : fast + NEAR + 1]
+    return [each for each in near if timer.ratio(each[1]) >= 1 - SLACK]
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -177,15 +190,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--widths", type=Path, help="lines of the first job")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
+    arms = [arm for arm in ARMS if any(fnmatch(arm, own) for own in options.arms)]
     names = [name for name in TASKS if any(fnmatch(name, own) for own in options.tasks)]
     names.sort(key=lambda name: NAMES.index(name) if name in NAMES else len(NAMES))
     if options.job == "widths":
         for name in names:
             for target in options.targets:
-                for line in widths_of(name, options.folder, target):
+                for line in widths_of(name, options.folder, target, arms):
                     append_line(options.lines, line)
         return 0
-    planned = [line for line in read_lines(options.widths) if "width" in line]
+    planned = [
+        line for line in read_lines(options.widths) if "width" in line and line["arm"] in arms
+    ]
     done = {
         (line["task"], line["target"], line["arm"], line["seed"])
         for line in read_lines(options.lines)
