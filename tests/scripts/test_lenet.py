@@ -41,8 +41,8 @@ def images(count, seed):
 
 @pytest.mark.slow
 def test_a_run_reaches_every_size(tmp_path, monkeypatch):
-    recipe = run.RECIPE.read_text().replace("epochs = 6", "epochs = 1")
-    (tmp_path / "recipe.toml").write_text(recipe.replace("epochs = 15", "epochs = 1"))
+    recipe = run.RECIPE.read_text().replace("epochs = 4", "epochs = 1")
+    (tmp_path / "recipe.toml").write_text(recipe.replace("epochs = 10", "epochs = 1"))
     monkeypatch.setattr(run, "RECIPE", tmp_path / "recipe.toml")
     data = pb.Data(images(40, 0), images(20, 1), images(20, 2))
     monkeypatch.setattr(Recipe, "make_data", lambda _: data)
