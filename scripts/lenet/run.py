@@ -9,49 +9,71 @@ validation split; the test split is scored once.
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import pbcompress as pb
 from pbcompress.recipes.recipe import Recipe
 from scripts.lines import append_line, read_lines
 
-__all__ = ["ALLOCATIONS", "RECIPE", "SIZES"]
+__all__ = ["JOBS", "RECIPE"]
 
 RECIPE = Path(__file__).parents[2] / "model_zoo" / "recipes" / "lenet5" / "recipe.toml"
-SIZES = (6212, 2792, 12424, 38927)  # of 9-18-65-25 and 5-10-76-16; between; of 20-25-45-462
-ALLOCATIONS = ("accurate", "balanced")
-DEFAULT_SIZE = SIZES[:1]  # of the default allocation
+JOBS = (  # allocation, and parameters: of 9-18-65-25, of 5-10-76-16, between, of 20-25-45-462
+    ("accurate", 6212),
+    ("accurate", 2792),
+    ("balanced", 6212),
+    ("accurate", 12_424),
+    ("accurate", 38_927),
+)
 
 
-def lines_of(recipe: Recipe, done: set[tuple[str, int]], path: Path) -> None:
-    """Train a base network, compress it to every size, and append the lines."""
-    data, model = recipe.make_data(), recipe.make_model()
-    assert recipe.train is not None
-    base = pb.CompressConfig(dendrites=pb.DendriteConfig(max_sets=0), recovery=recipe.train)
-    pb.recover_(model, data, config=base, seed=recipe.seed, stage="base")
-    assert data.test is not None
-    about: dict[str, Any] = {"seed": recipe.seed}
-    for split, batches in (("val", data.val), ("test", data.test)):
-        about[f"base_{split}"] = pb.evaluate(model, batches, pb.Task())[0]
-    for allocation in ALLOCATIONS:
-        for size in SIZES if allocation == ALLOCATIONS[0] else DEFAULT_SIZE:
-            if (allocation, size) in done:
-                continue
-            width = replace(recipe.config.width, allocation=allocation)
-            config = replace(recipe.config, width=width, deploy=False)
-            result = pb.compress(
-                model, size, data=data, config=config, seed=recipe.seed, progress=False
-            )
-            cost, score = result.cost_after, result.score_after
-            assert score is not None
-            widths = [layer.width for layer in cost.by_layer.values()][:3]
-            line = {"allocation": allocation, "size": size, "widths": widths, "params": cost.params}
-            line |= {"flops": cost.flops, "val": score.val, "test": score.test}
-            append_line(path, about | line | {"epochs": recipe.config.recovery.epochs})
+@dataclass
+class Base:
+    """The trained network of a seed."""
+
+    recipe: Recipe
+    data: pb.Data = field(init=False)
+    model: nn.Module = field(init=False)
+    scores: dict[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.data, self.model = self.recipe.make_data(), self.recipe.make_model()
+        assert self.recipe.train is not None
+        assert self.data.test is not None
+        base = pb.CompressConfig(
+            dendrites=pb.DendriteConfig(max_sets=0), recovery=self.recipe.train
+        )
+        pb.recover_(self.model, self.data, config=base, seed=self.recipe.seed, stage="base")
+        splits = {"base_val": self.data.val, "base_test": self.data.test}
+        self.scores = {
+            name: pb.evaluate(self.model, split, pb.Task())[0] for name, split in splits.items()
+        }
+
+    def compressed(self, allocation: str, size: int) -> dict[str, Any]:
+        """Return the line of one call of `compress`."""
+        choices = self.recipe.config
+        config = replace(choices, width=replace(choices.width, allocation=allocation), deploy=False)
+        result = pb.compress(
+            self.model, size, data=self.data, config=config, seed=self.recipe.seed, progress=False
+        )
+        cost, score = result.cost_after, result.score_after
+        assert score is not None
+        return {
+            "seed": self.recipe.seed,
+            "allocation": allocation,
+            "size": size,
+            "widths": [layer.width for layer in cost.by_layer.values()][:3],
+            "params": cost.params,
+            "flops": cost.flops,
+            "val": score.val,
+            "test": score.test,
+            **self.scores,
+        }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,17 +84,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=range(3))
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    wanted = len(SIZES) + len(DEFAULT_SIZE)
-    for seed in options.seeds:
-        lines = [line for line in read_lines(options.lines) if line["seed"] == seed]
-        done = {(line["allocation"], line["size"]) for line in lines}
-        if len(done) < wanted:
-            changes = {
-                "compress.seed": seed,
-                "data.arguments.seed": seed,
-                "data.arguments.folder": options.folder,
-            }
-            lines_of(Recipe.read(RECIPE, changes=changes), done, options.lines)
+    lines = read_lines(options.lines)
+    done = {(line["allocation"], line["size"], line["seed"]) for line in lines}
+    bases: dict[int, Base] = {}
+    for job in JOBS:
+        for seed in options.seeds:
+            if (*job, seed) in done:
+                continue
+            if seed not in bases:
+                changes = {
+                    "compress.seed": seed,
+                    "data.arguments.seed": seed,
+                    "data.arguments.folder": options.folder,
+                }
+                bases[seed] = Base(Recipe.read(RECIPE, changes=changes))
+            append_line(options.lines, bases[seed].compressed(*job))
     return 0
 
 

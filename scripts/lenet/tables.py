@@ -8,7 +8,7 @@ Other lines than the packed ones are named as its argument.
 import statistics
 from collections.abc import Iterator, Sequence
 
-from scripts.lenet.run import SIZES
+from scripts.lenet.run import JOBS
 from scripts.lines import Line, named_lines
 from scripts.paired import half_width
 
@@ -71,18 +71,14 @@ def page(lines: Sequence[Line]) -> str:
 
 
 def _ours(lines: Sequence[Line]) -> Iterator[tuple[int, str, tuple[int, ...], str, str]]:
-    for allocation in dict.fromkeys(line["allocation"] for line in lines):
-        for size in sorted(SIZES):
-            own = [
-                line for line in lines if (line["allocation"], line["size"]) == (allocation, size)
-            ]
-            if len(own) < 2:
-                continue
+    for job in JOBS:
+        own = [line for line in lines if (line["allocation"], line["size"]) == job]
+        if len(own) > 1:
             first, second, hidden = own[0]["widths"]
             errors = [_error(line["test"]) for line in own]
             yield (
                 own[0]["params"],
-                f"**ours, {allocation} widths**",
+                f"**ours, {job[0]} widths**",
                 (first, second, POSITIONS * second, hidden),
                 f"{own[0]['flops']:,}",
                 f"{statistics.mean(errors):.2f} ± {half_width(errors):.2f}",

@@ -21,7 +21,7 @@ def test_parameters_of_published_widths_are_counted_as_ours():
 
 
 def test_widths_of_the_lines_have_the_parameters_that_they_say():
-    assert len(LINES) == 3 * (len(run.SIZES) + 1)
+    assert len(LINES) == 3 * len(run.JOBS)
     for line in LINES:
         first, second, hidden = line["widths"]
         assert tables.params_of((first, second, 16 * second, hidden)) == line["params"]
@@ -30,7 +30,7 @@ def test_widths_of_the_lines_have_the_parameters_that_they_say():
 
 def test_the_page_has_a_row_for_every_method_and_size():
     rows = tables.page(LINES).count("\n| ") - 2
-    assert rows == len(tables.PUBLISHED) + len(run.SIZES) + 1
+    assert rows == len(tables.PUBLISHED) + len(run.JOBS)
 
 
 def images(count, seed):
@@ -50,5 +50,5 @@ def test_a_run_reaches_every_size(tmp_path, monkeypatch):
     for _ in range(2):  # what is there is not run again
         assert run.main([str(path), "--seeds", "0"]) == 0
     lines = read_lines(path)
-    assert [line["size"] for line in lines] == [*run.SIZES, *run.DEFAULT_SIZE]
+    assert [(line["allocation"], line["size"]) for line in lines] == list(run.JOBS)
     assert all(0.9 * line["size"] < line["params"] <= line["size"] for line in lines)
