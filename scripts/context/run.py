@@ -1,12 +1,13 @@
 """Context dendrites against width, at equal size and at equal latency.
 
     python -m scripts.context.run speeds.jsonl --job widths
+    python -m scripts.context.run again.jsonl --job time --widths speeds.jsonl
     python -m scripts.context.run lines.jsonl --job train --widths speeds.jsonl
 
-The first job looks for widths, which do not depend on weights. At equal size the parameters of the
+The first job looks for widths, which do not depend on weights; the second times what it found. At equal size the parameters of the
 gates are inside the total of the control. At equal latency the network with gates becomes narrower
 until it takes at most 3 % longer than the control in ONNX Runtime (batch 1, one thread, files timed
-in turn). The second trains each of them from the same trained network, with the same steps and a
+in turn). The third trains each of them from the same trained network, with the same steps and a
 learning rate of its own, as `compress` does. Weights are chosen on validation; test is scored once.
 """
 
@@ -82,7 +83,7 @@ class Timer:
     def __init__(self, control: nn.Module, example: Tensor, folder: str) -> None:
         self.example, self.folder, self.count = example, Path(folder), 0
         self.control = self.exported(control)
-        self.known: dict[int, float] = {}
+        self.known: dict[nn.Module, float] = {}
 
     def exported(self, network: nn.Module) -> Session:
         """Write a network as it ships."""
@@ -93,15 +94,15 @@ class Timer:
 
     def ratio(self, network: nn.Module) -> float:
         """Return how many times as fast as the control a network is; it is timed once."""
-        if id(network) not in self.known:
+        if network not in self.known:
             sessions = [self.control, self.exported(network)]
             feeds = [session.feeds([self.example]) for session in sessions]
             repeats = [
                 interleaved_latency(sessions, feeds, ROUNDS, time.thread_time, SECONDS)[1].ratio
                 for _ in range(REPEATS)
             ]
-            self.known[id(network)] = statistics.median(repeats)
-        return self.known[id(network)]
+            self.known[network] = statistics.median(repeats)
+        return self.known[network]
 
 
 def widths_of(name: str, folder: str, target: float, arms: Sequence[str]) -> Iterator[Line]:
@@ -127,6 +128,26 @@ def widths_of(name: str, folder: str, target: float, arms: Sequence[str]) -> Ite
             cost = pb.measure(network, example)
             line |= {"width": size, "params": cost.params, "gate_params": gate_params(network)}
             yield line | {"flops": cost.flops, "speed": ratio / whole, "to control": ratio}
+
+
+def timed(lines: Sequence[Line], folder: str) -> Iterator[Line]:
+    """Yield lines of one task and target with their speeds measured anew."""
+    name, target = lines[0]["task"], lines[0]["target"]
+    torch.manual_seed(0)
+    model = create_model(**TASKS[name].model).eval()
+    example = next(iter(load_loaders(folder=folder, **TASKS[name].data).val))[0][:1]
+    bound = int(target * pb.measure(model, example).params)
+    with tempfile.TemporaryDirectory() as files:
+        timer = Timer(network_of(model, example, ARMS[CONTROL], bound, 0), example, files)
+        whole = timer.ratio(model)
+        for line in lines:
+            if "unreachable" in line:
+                yield line
+                continue
+            network = network_of(model, example, ARMS[line["arm"]], line["width"], 0)
+            assert pb.measure(network, example).params == line["params"]
+            ratio = 1.0 if line["arm"] == CONTROL else timer.ratio(network)
+            yield line | {"speed": ratio / whole, "to control": ratio}
 
 
 def _narrowed(model: nn.Module, example: Tensor, bound: int) -> Iterator[tuple[int, nn.Module]]:
@@ -186,7 +207,7 @@ def trained(bench: Bench, arm: str, width: Line) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is asked for and not yet there."""
     parser = parser_of(__doc__, tasks=NAMES, targets=[0.25], seeds=range(110, 113))
-    parser.add_argument("--job", choices=["widths", "train"], default="train")
+    parser.add_argument("--job", choices=["widths", "time", "train"], default="train")
     parser.add_argument("--widths", type=Path, help="lines of the first job")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -198,6 +219,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             for target in options.targets:
                 for line in widths_of(name, options.folder, target, arms):
                     append_line(options.lines, line)
+        return 0
+    if options.job == "time":
+        for name in names:
+            own = [line for line in read_lines(options.widths) if line["task"] == name]
+            for line in timed(own, options.folder):
+                append_line(options.lines, line)
         return 0
     planned = [
         line for line in read_lines(options.widths) if "width" in line and line["arm"] in arms
