@@ -4,11 +4,12 @@
     python -m scripts.context.run again.jsonl --job time --widths speeds.jsonl
     python -m scripts.context.run lines.jsonl --job train --widths speeds.jsonl
 
-The first job looks for widths, which do not depend on weights; the second times what it found. At equal size the parameters of the
-gates are inside the total of the control. At equal latency the network with gates becomes narrower
-until it takes at most 3 % longer than the control in ONNX Runtime (batch 1, one thread, files timed
-in turn). The third trains each of them from the same trained network, with the same steps and a
-learning rate of its own, as `compress` does. Weights are chosen on validation; test is scored once.
+The first job looks for widths, which do not depend on weights; the second times what it found. At
+equal size the parameters of the gates are inside the total of the control. At equal latency the
+network with gates becomes narrower until it takes at most 3 % longer than the control in ONNX
+Runtime (batch 1, one thread, two files in turn). The third job trains each of them from the same
+trained network, with the same steps and a learning rate of its own, as `compress` does. Weights are
+chosen on validation; the test split is scored once.
 """
 
 import copy
