@@ -26,8 +26,9 @@ Published rows are from table 1 of Tang, Adhikari and Lin, *FLOPs as a direct op
 for learning sparse neural networks* ([arXiv 1811.03060](https://arxiv.org/abs/1811.03060)), which
 quotes them. "Run again" is one run by others of the method of "L0, separate"
 ([sparse-nn](https://github.com/ksheng-/sparse-nn)). Their parameters are counted by us from the
-widths, biases included. Their multiply-adds are as quoted, with biases. How many runs an error is
-of is not said there.
+widths, biases included. Their multiply-adds are as quoted, with biases. The copy of the table that
+we read says neither how many runs an error is of, nor the name of the row 7-13-208-16, which we take
+from the order of its references.
 
 Their third number counts single inputs of the first Linear layer. Ours is 16 for each channel
 before it, because `compress` removes whole channels; that costs parameters which theirs save.
@@ -59,7 +60,7 @@ def page(lines: Sequence[Line]) -> str:
     base = statistics.mean(bases.values())
     text = INTRO.format(params=params_of(ORIGINAL), base=base, seeds=len(bases))
     rows = [
-        (params_of(widths), name, widths, f"{1000 * flops:,}" if flops else "", f"{error:g}")
+        (params_of(widths), name, widths, f"{1000 * flops:,}" if flops else "", str(error))
         for name, (widths, error, flops) in PUBLISHED.items()
     ]
     heads = ["method", "widths", "parameters", "multiply-adds", "test error, %"]
