@@ -27,8 +27,8 @@ for learning sparse neural networks* ([arXiv 1811.03060](https://arxiv.org/abs/1
 quotes them. "Run again" is one run by others of the method of "L0, separate"
 ([sparse-nn](https://github.com/ksheng-/sparse-nn)). Their parameters are counted by us from the
 widths, biases included. Their multiply-adds are as quoted, with biases. The copy of the table that
-we read says neither how many runs an error is of, nor the name of the row 7-13-208-16, which we take
-from the order of its references.
+we read says neither how many runs an error is of, nor the name of the row 7-13-208-16, which we
+take from the order of its references.
 
 Their third number counts single inputs of the first Linear layer. Ours is 16 for each channel
 before it, because `compress` removes whole channels; that costs parameters which theirs save.
