@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from pbcompress.compensation.products import product_axis
 from pbcompress.structure.dimensions import Kept
 from pbcompress.structure.layer_geometry import has_own_groups
 
@@ -79,4 +80,7 @@ def _input_axis(module: nn.Module, own: str) -> int | str:
         if own in ("weight_ih", "weight_ih_l0", "weight_ih_l0_reverse"):
             return 1
         return _OWN_STATES if own.startswith(("weight_hh", "weight_hr")) else _STATES_BELOW
+    axis = product_axis(module) if own == "weight" else None
+    if axis is not None:
+        return axis
     return f"{type(module).__name__}.{own} is the weight of no layer whose sum is known"

@@ -66,12 +66,10 @@ def view_of(reader: Reader, whole: nn.Module, left: nn.Module, max_bytes: int) -
         left: It, after the cut.
         max_bytes: A larger one than this, twice, gives way to a smaller one.
     """
-    if isinstance(whole, nn.Linear) or (
-        isinstance(whole, _Conv) and not isinstance(whole, _Transposed)
-    ):
+    if reader.weight == "weight" and not isinstance(whole, _Transposed):
         view = OutputView(reader, left)
         small = 2 * Moments.bytes_of(view.groups, view.features, view.targets) <= max_bytes
-        if small and view.features <= max(FEATURES, getattr(left, "in_features", 0)):
+        if small and (view.features <= FEATURES or not isinstance(whole, _Conv)):
             return view
     return ChannelView(reader, whole, left)
 
@@ -87,12 +85,14 @@ class OutputView:
     def __init__(self, reader: Reader, left: nn.Module) -> None:
         layer: Any = left
         self.layer: Any = layer
-        self.kept = reader.kept.get(0)
-        weight: Tensor = layer.weight
+        is_turned = reader.axis == 0  # outputs along its second axis
+        self.weight: Tensor = layer.weight.T if is_turned else layer.weight
+        self.kept = reader.kept.get(int(is_turned))
         self.groups: int = getattr(left, "groups", 1)
-        self.targets = weight.shape[0] // self.groups
-        self.features = weight[0].numel()
-        self.has_bias = self.layer.bias is not None
+        self.targets = self.weight.shape[0] // self.groups
+        self.features = self.weight[0].numel()
+        self.bias: Tensor | None = getattr(left, "bias", None)
+        self.has_bias = self.bias is not None
 
     def sizes(self, x: Tensor, y: Tensor) -> tuple[int, int]:
         """See `View`."""
@@ -109,7 +109,7 @@ class OutputView:
     def feature_rows(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         """See `View`."""
         layer = self.layer
-        if isinstance(layer, nn.Linear):
+        if not isinstance(layer, _Conv):
             return _flat(layer, x)[:, index].reshape(-1, 1, self.features)
         sizes = tuple(y.shape[y.dim() - len(layer.kernel_size) :])
         x = x.reshape(-1, *x.shape[x.dim() - len(sizes) - 1 :])
@@ -122,17 +122,17 @@ class OutputView:
 
     def start(self) -> tuple[Tensor, Tensor]:
         """See `View`."""
-        weight = self.layer.weight.detach().double()
+        weight = self.weight.detach().double()
         weight = weight.reshape(self.groups, self.targets, self.features)
-        bias = self.layer.bias
+        bias = self.bias
         wide = weight.new_zeros(weight.shape[:2]) if bias is None else bias.detach().double()
         return weight, wide.reshape(weight.shape[:2])
 
     def write_(self, fit: Fit, norm: Any) -> None:
         """See `View`."""
-        self.layer.weight.copy_(fit.weight.reshape(self.layer.weight.shape))
-        if self.layer.bias is not None:
-            self.layer.bias.copy_(fit.bias.flatten())
+        self.weight.copy_(fit.weight.reshape(self.weight.shape))
+        if self.bias is not None:
+            self.bias.copy_(fit.bias.flatten())
         elif norm is not None:
             norm.running_mean.sub_(fit.bias.flatten().to(norm.running_mean))
 

@@ -92,7 +92,9 @@ def _selected(tensor: Tensor, axis: int, kept: Tensor) -> Tensor:
     with torch.no_grad():
         new = tensor.index_select(axis, kept)
     if isinstance(tensor, nn.Parameter):
-        new = type(tensor)(new, requires_grad=tensor.requires_grad)
+        kind = type(tensor)  # of a tensor that is a class of its own it is that class
+        kind = kind if issubclass(kind, nn.Parameter) else nn.Parameter
+        new = kind(new, requires_grad=tensor.requires_grad)
         if tensor.grad is not None:
             new.grad = tensor.grad.index_select(axis, kept)
     return new

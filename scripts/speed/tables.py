@@ -18,18 +18,20 @@ GOAL = 0.85  # of the FLOP reduction
 QUESTION = """\
 How much faster is a network of half or a quarter of the parameters, and how much of the saved
 multiply-adds is saved time? Random weights; one thread of an x86 CPU; all columns of a network
-are timed in turn with the original in one run, and figures are medians of ratios to it in the same
-form. *Realised* is speed-up / FLOP reduction. In the first six rows the columns *accurate*, *fast*,
-*uniform* and *unrounded* are of earlier runs beside the same originals. *torch-pruning* is its
-magnitude pruner in multiples of 8 with one share for all layers, at the default's parameters as
-near as its steps allow; where that is not within 1 %, *default at its size* is the default, asked
-for the size that it reached. Made by `scripts/speed/run.py` and `scripts/speed/trained.py`."""
+are timed in turn with the original in one run, and figures are medians of ratios to it in the
+same form. *Realised* is speed-up / FLOP reduction. In the first six rows the columns *accurate*,
+*fast*, *uniform* and *unrounded* are of earlier runs beside the same originals, and in the last
+six the figures by form are of later ones. *torch-pruning* is its magnitude pruner in multiples
+of 8 with one share for all layers, at the default's parameters as near as its steps allow; where
+that is not within 1 %, *default at its size* is the default, asked for the size that it reached.
+Made by `scripts/speed/run.py` and `scripts/speed/trained.py`."""
 Rows = dict[str, dict[str, Line]]  # of one target: by network, then by arm
 
 
 def page(lines: Sequence[Line]) -> str:
     """Return the page."""
-    timed = [line for line in lines if "network" in line]
+    timed = [line for line in lines if "network" in line and "forms" not in line]
+    later = [line for line in lines if "forms" in line]  # all forms, in runs of their own
     parts = ["# How fast is what ships?", "", QUESTION, ""]
     if not lines:
         return "\n".join([*parts, "There are no lines yet."]) + "\n"
@@ -38,7 +40,10 @@ def page(lines: Sequence[Line]) -> str:
     parts += ["", "![how fast each network is](speed.svg)", ""] if targets else []
     for target, rows in targets.items():
         parts += [f"## {target:.0%} of the parameters", ""]
-        parts += [*_by_arm(rows), "", *_by_form(rows), "", *_failures(rows)]
+        forms = {
+            name: {**own, **rows_of(later, target).get(name, {})} for name, own in rows.items()
+        }
+        parts += [*_by_arm(rows), "", *_by_form(forms), "", *_failures(rows)]
     trained = [line for line in lines if "task" in line]
     if trained:
         parts += ["## Trained networks: the same size and the same steps", "", *_trained(trained)]
