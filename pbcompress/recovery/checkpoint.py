@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pbcompress.core.bounded_files import is_file
+from pbcompress.core.processes import Processes
 from pbcompress.core.tensor_files import read_tensors
 from pbcompress.errors import StateMismatchError
 
@@ -28,16 +29,27 @@ class Checkpoint:
     path: Path
     fingerprint: str
 
-    def read(self, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def read(
+        self, device: torch.device, processes: Processes | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return the tensors and the state of a former run of this call; None without a file.
+
+        The first process reads, and tells the others, who may not see its disk.
 
         Raises:
             StateMismatchError: The file is not whole, of another kind, version or call.
         """
+        saved = (processes or Processes()).first(self._read)
+        if saved is None:
+            return None
+        tensors, state = saved
+        return {name: tensor.to(device) for name, tensor in tensors.items()}, state
+
+    def _read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         path = self.path
         if not is_file(path):
             return None
-        tensors, state = read_tensors(path, str(device))
+        tensors, state = read_tensors(path)
         if "growth" not in state:
             raise StateMismatchError(
                 f"{path} was to be a checkpoint and is another file of pbcompress. Choose another "

@@ -98,7 +98,7 @@ def find_lr(
     count = steps or range_test_steps(batches, choices)
     sweep = _Sweep(engine, network, r, count)
     objective = make_objective(task, r.distillation, teacher, network)
-    chance = engine.mean(_chance(network, batches, objective))
+    chance = engine.processes.mean(_chance(network, batches, objective))
     losses = sweep.losses(batches, objective, partial(task.samples, network), seed)
     smooth = _smoothed(losses)
     if not smooth:
@@ -173,7 +173,7 @@ class _Sweep(Stepper):
             suppress(DivergedError),  # that is where the test ends
         ):
             train_epoch(self, first, noted, seed=("range", seed), count=count)
-        own = [self.engine.mean(loss.item()) for loss in found]
+        own = [self.engine.processes.mean(loss.item()) for loss in found]
         return [sum(part) / len(part) for part in grouped(own, self.accumulate)]
 
 

@@ -135,7 +135,7 @@ def evaluation() -> tuple[float, int, int]:
         return model(batch[0]), batch[1]
 
     task = Task(metric=median_error, forward=forward)
-    return *evaluate(model, val, task, make_engine(model, EngineConfig())), ran
+    return *evaluate(model, val, task, make_engine(model, EngineConfig()).processes), ran
 
 
 def main() -> None:

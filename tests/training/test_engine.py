@@ -319,13 +319,6 @@ def test_without_lightning_mixed_precision_is_refused_with_what_to_install(monke
     assert type(make_engine(network(), EngineConfig())) is Engine
 
 
-def test_compress_is_refused_in_one_of_several_processes(monkeypatch) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(CompressionError, match="one of 2 processes"):
-        compress(network(), 0.5, data=data())
-
-
 def test_the_layers_of_the_network_have_dendrites_to_train() -> None:
     model = network()
     attach_dendrites_(model)

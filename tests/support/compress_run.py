@@ -1,0 +1,137 @@
+"""`compress` in several processes: ``torchrun compress_run.py FOLDER``; see test_compress_ranks."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pbcompress import (
+    CompressConfig,
+    Data,
+    DendriteConfig,
+    OptimizerConfig,
+    RecoveryConfig,
+    Task,
+    compress,
+    frontier,
+)
+from pbcompress.core.records import to_data
+
+BATCH, ROUNDS = 6, 4
+Result = tuple[dict[str, Tensor], list[Any], dict[str, Any]]
+CASES = ("width", "dendrites", "auto", "fitted")
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3)
+    ).double()
+
+
+def batches(size: int, shift: int = 0) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(2 + shift)
+    x = torch.randn(2 * BATCH * ROUNDS, 1, 4, 4, generator=generator, dtype=torch.float64)
+    y = (x.mean((1, 2, 3)) * 9).long() % 3
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def config(name: str) -> CompressConfig:
+    lr = "auto" if name == "auto" else 0.05
+    optimizer = OptimizerConfig(algorithm="sgd", lr=lr, dendrite_lr=0.05)
+    recovery = RecoveryConfig(
+        epochs=3,
+        dendrite_epochs=2,
+        max_failures=1,
+        improvement=(0.0,),
+        replay=0.0,
+        optimizer=optimizer,
+        compensation_batches=64 if name == "fitted" else 0,
+    )
+    share = 0.3 if name == "dendrites" else 0.0
+    dendrites = DendriteConfig(max_sets=1, share=share)
+    return CompressConfig(dendrites=dendrites, recovery=recovery, deploy=name == "width")
+
+
+def run(name: str, size: int, **others: Any) -> Result:
+    """Compress, and return weights, history and facts."""
+    data = Data(train=batches(size), val=batches(2 * BATCH), test=batches(2 * BATCH, 1))
+    choices = {"data": data, "config": config(name), "progress": False, "device": "cpu", **others}
+    result = compress(network(), 0.5, **choices)
+    return result.model.state_dict(), result.history.records, to_data(result.facts())
+
+
+def said_of(function: Callable[[], object]) -> str:
+    """Return the error of a function: its class, and what it says."""
+    try:
+        function()
+    except (Exception, KeyboardInterrupt) as err:
+        return f"{type(err).__name__}: {err}"
+    return "nothing"
+
+
+def failing(rank: int, first_bad: int) -> str:
+    """Return what is said where process 1 has an error in a train batch."""
+    calls = 0
+
+    def forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        nonlocal calls
+        calls += model.training
+        if rank == 1 and calls >= first_bad:
+            raise ValueError("no luck here")
+        return model(batch[0]), batch[1]
+
+    return said_of(lambda: run("width", BATCH, task=Task(forward=forward)))
+
+
+def with_other_data(rank: int) -> list[str]:
+    """Return what is said where process 1 has batches in another order, or fewer of them."""
+    train = batches(BATCH)
+    others = (train[:: 1 - 2 * rank], train[rank:])
+    datas = [Data(train=other, val=batches(2 * BATCH)) for other in others]
+    return [said_of(lambda data=data: run("width", BATCH, data=data)) for data in datas]  # type: ignore[misc]
+
+
+class Stop:
+    """Stops the run after some epochs, as Ctrl-C in the first process does."""
+
+    def __init__(self, epochs: int) -> None:
+        self.left = epochs
+
+    def on_stage(self, stage: str, epochs: int) -> None: ...
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+    def on_end(self) -> None: ...
+
+
+def stopped(folder: Path) -> tuple[list[str], Result]:
+    """Return what is said when a run is stopped, and what it ends with when it goes on."""
+    said = said_of(lambda: run("dendrites", BATCH, run_dir=folder, callbacks=[Stop(4)]))
+    return said, run("dendrites", BATCH, run_dir=folder)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    rank = int(os.environ["RANK"])
+    results = {name: run(name, BATCH) for name in CASES}
+    found = {
+        "results": results,
+        "kept": run("width", BATCH, run_dir=folder / "run"),
+        "stopped": stopped(folder / "stopped"),
+        "errors": [failing(rank, number) for number in (1, ROUNDS + 2)],
+        "other data": with_other_data(rank),
+        "frontier": said_of(lambda: frontier(network(), [0.5], example_inputs=batches(1)[0][0])),
+    }
+    torch.save(found, folder / f"{rank}.pt")
+
+
+if __name__ == "__main__":
+    main()
