@@ -22,7 +22,7 @@ from torch import nn
 
 from pbcompress.errors import CompressionError, first_line
 
-__all__ = ["Processes", "join_processes", "world_size"]
+__all__ = ["OtherProcessError", "Processes", "join_processes", "world_size"]
 
 PATIENCE = timedelta(days=7)  # of who waits for the others; a process that died is noticed at once
 
@@ -114,7 +114,9 @@ class _Joined(Processes):
             self.gathered(_told(self.rank, error))
             raise error
         found = [err for err in self.gathered(error) if err is not None]
-        raise next((err for err in found if isinstance(err, _OtherError)), found[0]) from error
+        raise next(
+            (err for err in found if isinstance(err, OtherProcessError)), found[0]
+        ) from error
 
     def gathered(self, value: T) -> list[T]:
         found: list[Any] = [None] * self.world
@@ -147,14 +149,14 @@ def _tried(function: Callable[[], T]) -> tuple[T | None, BaseException | None]:
         return None, err
 
 
-class _OtherError(CompressionError):
+class OtherProcessError(CompressionError):
     """An error of another process that is none of this package."""
 
 
-def _told(rank: int, error: BaseException) -> _OtherError:
+def _told(rank: int, error: BaseException) -> OtherProcessError:
     """Return an error as the other processes raise it."""
     said = f"{type(error).__name__}: {first_line(error)}"
-    return _OtherError(f"Process {rank} of this call stopped, and all stop with it: {said}.")
+    return OtherProcessError(f"Process {rank} of this call stopped, and all stop with it: {said}.")
 
 
 @lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ it sets a network up anew for each phase, as growth needs: DistributedDataParall
 parameters when it wraps. What decides (clock, statistics, scores) its `Processes` agree on.
 """
 
+import inspect
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -216,7 +217,9 @@ def _strategy(fabric: Any) -> Any:
 
     A forward pass thus talks to nobody, and may fail in one process.
     """
-    return fabric.strategies.DDPStrategy(broadcast_buffers=False)
+    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return fabric.strategies.DDPStrategy(**{buffers: False})  # torch 2.13 has another name for it
 
 
 def _import_fabric() -> Any:

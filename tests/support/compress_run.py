@@ -1,11 +1,13 @@
 """`compress` in several processes: ``torchrun compress_run.py FOLDER``; see test_compress_ranks."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -21,9 +23,11 @@ from pbcompress import (
 )
 from pbcompress.core.records import to_data
 
+ROOT = Path(__file__).parents[2]
+FIGURES = ("before", "after", "budget", "note", "seed", "left_alone", "config")
 BATCH, ROUNDS = 6, 4
 Result = tuple[dict[str, Tensor], list[Any], dict[str, Any]]
-CASES = ("width", "dendrites", "auto", "fitted")
+CASES = ("dendrites", "auto", "fitted", "deployed")
 
 
 def network() -> nn.Module:
@@ -54,7 +58,7 @@ def config(name: str) -> CompressConfig:
     )
     share = 0.3 if name == "dendrites" else 0.0
     dendrites = DendriteConfig(max_sets=1, share=share)
-    return CompressConfig(dendrites=dendrites, recovery=recovery, deploy=name == "width")
+    return CompressConfig(dendrites=dendrites, recovery=recovery, deploy=name == "deployed")
 
 
 def run(name: str, size: int, **others: Any) -> Result:
@@ -118,17 +122,60 @@ def stopped(folder: Path) -> tuple[list[str], Result]:
     return said, run("dendrites", BATCH, run_dir=folder)
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    rank = int(os.environ["RANK"])
-    results = {name: run(name, BATCH) for name in CASES}
-    found = {
-        "results": results,
+def assert_close(found: Any, wanted: Any) -> None:
+    """Compare weights, history and facts; times are left out, and what the batches decide."""
+    weights, history, facts = found
+    assert list(weights) == list(wanted[0])
+    for name, value in wanted[0].items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-6, atol=1e-6)
+    assert len(history) == len(wanted[1]) > 1
+    for record, other in zip(history, wanted[1], strict=True):
+        assert list(record) == list(other)
+        for key in set(other) - {"seconds", "scores"}:
+            assert record[key] == (
+                pytest.approx(other[key], rel=1e-6) if isinstance(other[key], float) else other[key]
+            ), key
+    assert {key: facts[key] for key in FIGURES} == {key: wanted[2][key] for key in FIGURES}
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    assert list(one[0]) == list(other[0])
+    assert all(torch.equal(value, other[0][name]) for name, value in one[0].items())
+    drop = [[{k: v for k, v in r.items() if k != "seconds"} for r in x[1]] for x in (one, other)]
+    assert drop[0] == drop[1]
+
+
+def in_two_processes(folder: Path, script: str) -> list[Any]:
+    """Return what each of two gloo processes that run a script saved in a folder."""
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", script, str(folder)),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+def first_findings(rank: int, folder: Path) -> dict[str, Any]:
+    """Return what the fast tests look at, in test_distributed."""
+    return {
+        "width": run("width", BATCH),
         "kept": run("width", BATCH, run_dir=folder / "run"),
-        "stopped": stopped(folder / "stopped"),
-        "errors": [failing(rank, number) for number in (1, ROUNDS + 2)],
+        "error": failing(rank, ROUNDS + 2),
         "other data": with_other_data(rank),
         "frontier": said_of(lambda: frontier(network(), [0.5], example_inputs=batches(1)[0][0])),
+    }
+
+
+def main() -> None:
+    folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    found = {
+        **{name: run(name, BATCH) for name in CASES},
+        "stopped": stopped(folder / "stopped"),
+        "error": failing(rank, 1),
     }
     torch.save(found, folder / f"{rank}.pt")
 

@@ -16,7 +16,6 @@ from pbcompress import (
     DendriteConfig,
     EngineConfig,
     Task,
-    compress,
     cycles,
     recover_,
 )
