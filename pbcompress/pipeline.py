@@ -64,6 +64,9 @@ def compress(
     With ``DendriteConfig(share="auto")`` a network with dendrites and one without have a trial, and
     validation decides which of them trains on; dendrites that are absorbed need none.
 
+    Under torchrun all processes call this alike. They train and score together, the first one plans
+    and writes, and all get the same result.
+
     Args:
         model: A trained network of Linear and convolution layers; never modified.
         target_params: At most this many parameters, dendrites included: a count, a share in (0, 1)
@@ -90,8 +93,9 @@ def compress(
 
     Raises:
         TargetUnreachableError: The target is not below the original or below what is reachable.
-        CompressionError: The model, inputs, data or folder cannot be used, or another call works
-            in the folder; nothing was trained.
+        CompressionError: The model, inputs, data or folder cannot be used, another call works in
+            the folder, or processes were called with different things; nothing was trained.
+            Another process of this call failed; its message is told.
         StateMismatchError: ``run_dir`` holds a run of another model, task, data or choice: all that
             decides it counts, as far as it can be seen.
         DivergedError: Training produced a loss that is not finite.

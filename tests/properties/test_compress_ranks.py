@@ -15,7 +15,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return compress_run.in_two_processes(tmp_path_factory.mktemp("ranks"), compress_run.__file__)
+    folder, script = tmp_path_factory.mktemp("ranks"), compress_run.__file__
+    killed = compress_run.torchrun(folder, script)
+    assert killed.returncode != 0
+    assert "SIGKILL" in killed.stderr
+    return compress_run.in_two_processes(folder, script)
 
 
 @pytest.mark.parametrize("name", ["dendrites", "auto"])
@@ -37,7 +41,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(ranks) -> None:
     said = [rank["stopped"][0].partition(":")[0] for rank in ranks]
     assert said == ["KeyboardInterrupt", "OtherProcessError"]
     for rank in ranks:
-        assert_equal(rank["stopped"][1], rank["dendrites"])
+        assert_equal(rank["stopped"][1], rank["loader"])
+
+
+def test_a_run_whose_first_process_was_killed_goes_on_to_the_same_weights(ranks) -> None:
+    for rank in ranks:
+        assert_equal(rank["killed"], rank["loader"])
 
 
 def test_an_error_of_the_checks_is_raised_by_all(ranks) -> None:

@@ -103,6 +103,12 @@ def test_an_error_in_one_process_is_raised_by_all(compressed):
     assert compressed[1]["error"] == "ValueError: no luck here"
 
 
+def test_a_target_that_the_plan_cannot_reach_is_told_by_all(compressed):
+    first, second = (found["unreachable"] for found in compressed)
+    assert first == second
+    assert first.startswith("TargetUnreachableError")
+
+
 def test_other_data_in_one_process_is_refused_before_training(compressed):
     for rank in compressed:
         order, length = rank["other data"]

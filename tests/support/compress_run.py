@@ -1,6 +1,7 @@
 """`compress` in several processes: ``torchrun compress_run.py FOLDER``; see test_compress_ranks."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from pbcompress import (
     CompressConfig,
@@ -27,14 +29,16 @@ ROOT = Path(__file__).parents[2]
 FIGURES = ("before", "after", "budget", "note", "seed", "left_alone", "config")
 BATCH, ROUNDS = 6, 4
 Result = tuple[dict[str, Tensor], list[Any], dict[str, Any]]
-CASES = ("dendrites", "auto", "fitted", "deployed")
+CASES = ("dendrites", "auto", "fitted", "deployed", "loader")
 
 
-def network() -> nn.Module:
+def network(norm: Callable[[int], nn.Module] | None = None) -> nn.Module:
     torch.manual_seed(0)
+    norms = [nn.Identity() if norm is None else norm(width) for width in (24, 16)]
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3)
-    ).double()
+        nn.Flatten(), nn.Linear(16, 24), norms[0], nn.ReLU(),
+        nn.Linear(24, 16), norms[1], nn.ReLU(), nn.Linear(16, 3),
+    ).double()  # fmt: skip
 
 
 def batches(size: int, shift: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -42,6 +46,11 @@ def batches(size: int, shift: int = 0) -> list[tuple[Tensor, Tensor]]:
     x = torch.randn(2 * BATCH * ROUNDS, 1, 4, 4, generator=generator, dtype=torch.float64)
     y = (x.mean((1, 2, 3)) * 9).long() % 3
     return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def loader(size: int) -> DataLoader[Any]:
+    x, y = (torch.cat(part) for part in zip(*batches(size), strict=True))
+    return DataLoader(TensorDataset(x, y), batch_size=size, shuffle=True)
 
 
 def config(name: str) -> CompressConfig:
@@ -56,16 +65,18 @@ def config(name: str) -> CompressConfig:
         optimizer=optimizer,
         compensation_batches=64 if name == "fitted" else 0,
     )
-    share = 0.3 if name == "dendrites" else 0.0
+    share = 0.3 if name in ("dendrites", "loader") else 0.0
     dendrites = DendriteConfig(max_sets=1, share=share)
     return CompressConfig(dendrites=dendrites, recovery=recovery, deploy=name == "deployed")
 
 
-def run(name: str, size: int, **others: Any) -> Result:
+def run(name: str, size: int, *, share: float = 0.5, **others: Any) -> Result:
     """Compress, and return weights, history and facts."""
-    data = Data(train=batches(size), val=batches(2 * BATCH), test=batches(2 * BATCH, 1))
+    is_loader = name == "loader"
+    train, norm = (loader(size), nn.BatchNorm1d) if is_loader else (batches(size), None)
+    data = Data(train=train, val=batches(2 * BATCH), test=batches(2 * BATCH, 1))
     choices = {"data": data, "config": config(name), "progress": False, "device": "cpu", **others}
-    result = compress(network(), 0.5, **choices)
+    result = compress(network(norm), share, **choices)
     return result.model.state_dict(), result.history.records, to_data(result.facts())
 
 
@@ -101,25 +112,27 @@ def with_other_data(rank: int) -> list[str]:
 
 
 class Stop:
-    """Stops the run after some epochs, as Ctrl-C in the first process does."""
+    """Stops the first process after some epochs, as Ctrl-C does, or a kill."""
 
-    def __init__(self, epochs: int) -> None:
-        self.left = epochs
+    def __init__(self, epochs: int, *, kills: bool = False) -> None:
+        self.left, self.kills = epochs, kills
 
     def on_stage(self, stage: str, epochs: int) -> None: ...
 
     def on_epoch(self, record: dict[str, Any]) -> None:
         self.left -= 1
+        if not self.left and self.kills:
+            os.kill(os.getpid(), signal.SIGKILL)
         if not self.left:
             raise KeyboardInterrupt
 
     def on_end(self) -> None: ...
 
 
-def stopped(folder: Path) -> tuple[list[str], Result]:
+def stopped(folder: Path) -> tuple[str, Result]:
     """Return what is said when a run is stopped, and what it ends with when it goes on."""
-    said = said_of(lambda: run("dendrites", BATCH, run_dir=folder, callbacks=[Stop(4)]))
-    return said, run("dendrites", BATCH, run_dir=folder)
+    said = said_of(lambda: run("loader", BATCH, run_dir=folder, callbacks=[Stop(4)]))
+    return said, run("loader", BATCH, run_dir=folder)
 
 
 def assert_close(found: Any, wanted: Any) -> None:
@@ -145,16 +158,21 @@ def assert_equal(one: Any, other: Any) -> None:
     assert drop[0] == drop[1]
 
 
-def in_two_processes(folder: Path, script: str) -> list[Any]:
-    """Return what each of two gloo processes that run a script saved in a folder."""
+def torchrun(folder: Path, script: str) -> "subprocess.CompletedProcess[str]":
+    """Run a script in two gloo processes, which get a folder."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", script, str(folder)),
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    return subprocess.run(
         command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240
     )
+
+
+def in_two_processes(folder: Path, script: str) -> list[Any]:
+    """Return what each of the processes saved in the folder."""
+    done = torchrun(folder, script)
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
@@ -166,15 +184,20 @@ def first_findings(rank: int, folder: Path) -> dict[str, Any]:
         "kept": run("width", BATCH, run_dir=folder / "run"),
         "error": failing(rank, ROUNDS + 2),
         "other data": with_other_data(rank),
+        "unreachable": said_of(lambda: run("width", BATCH, config=CompressConfig(), share=1e-9)),
         "frontier": said_of(lambda: frontier(network(), [0.5], example_inputs=batches(1)[0][0])),
     }
 
 
 def main() -> None:
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    if not (folder / "killed").exists():
+        run("loader", BATCH, run_dir=folder / "killed", callbacks=[Stop(2, kills=True)])
+    assert list((folder / "killed" / "checkpoints").glob("*.safetensors"))
     found = {
         **{name: run(name, BATCH) for name in CASES},
         "stopped": stopped(folder / "stopped"),
+        "killed": run("loader", BATCH, run_dir=folder / "killed"),
         "error": failing(rank, 1),
     }
     torch.save(found, folder / f"{rank}.pt")
