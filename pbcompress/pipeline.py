@@ -127,7 +127,9 @@ def compress(
         watching = (*callbacks, ProgressBar()) if progress else tuple(callbacks)
         training = ContenderTraining(job, job.experiment, watching)
         before = training.score(job.original)
-        return _finished(job, _with_fit(_trained(training, control=control)), before)
+        return _finished(
+            job, _with_fit(_trained(training, control=processes.agreed(control))), before
+        )
 
 
 def _shrunk(job: Job) -> Outcome:

@@ -61,9 +61,13 @@ class Processes:
         """Return what the first process gave."""
         return value
 
+    def numbers(self, value: float) -> list[float]:
+        """Return the number that each process gave; faster than `gathered`."""
+        return [value]
+
     def mean(self, value: float) -> float:
         """Return the mean of a number over processes."""
-        return value
+        return sum(self.numbers(value)) / self.world
 
     @contextmanager
     def held_by_first(self, context: AbstractContextManager[Any]) -> Iterator[None]:
@@ -128,10 +132,10 @@ class _Joined(Processes):
         dist.broadcast_object_list(result, 0, self._group)
         return result[0]
 
-    def mean(self, value: float) -> float:
-        whole = torch.tensor(value, dtype=torch.float64)
-        dist.all_reduce(whole, group=self._group)
-        return float(whole) / self.world
+    def numbers(self, value: float) -> list[float]:
+        found = [torch.zeros((), dtype=torch.float64) for _ in range(self.world)]
+        dist.all_gather(found, torch.tensor(value, dtype=torch.float64), group=self._group)
+        return [float(number) for number in found]
 
     def share(self, model: nn.Module, *, weights: bool = False) -> None:
         for tensor in [*model.buffers(), *(model.parameters() if weights else ())]:

@@ -111,16 +111,21 @@ def find_lr(
     return max(sweep.rate(least) / BELOW, min(sweep.rate(borne) / BELOW, usual))
 
 
-def range_test_steps(batches: Batches, config: CompressConfig, epochs: int | None = None) -> int:
+def range_test_steps(
+    batches: Batches, config: CompressConfig, epochs: int | None = None, *, processes: int = 1
+) -> int:
     """Return the steps of a range test: 5 % of those of the recovery, from 24 to 200.
 
     Args:
         batches: The train split.
         config: Its phases.
         epochs: Of the recovery, where they are given.
+        processes: That share the batches.
     """
     epochs = epochs or planned_epochs(config.recovery, config.dendrites)
-    whole = epochs * math.ceil(batch_count(batches) / config.recovery.engine.accumulate)
+    whole = epochs * math.ceil(
+        batch_count(batches) // processes / config.recovery.engine.accumulate
+    )
     return min(max(int(SHARE * whole), LEAST), MOST)
 
 

@@ -108,7 +108,8 @@ def recover_(
     saved = None if checkpoint is None else checkpoint.read(device_of(model), engine.processes)
     if optimizer is None:
         known = None if saved is None else saved[1]["lr"]
-        choices = _with_rate(choices, known, model, checked, task, seed, lengths, teacher)
+        world = engine.processes.world
+        choices = _with_rate(choices, known, model, checked, task, seed, lengths, teacher, world)
         r = choices.recovery
     growth = Cycles(model, choices, layers=layers, lengths=lengths, seed=seed)
     shared = SharedTraining(
@@ -157,13 +158,14 @@ def _with_rate(
     seed: int,
     lengths: Sequence[int] | None,
     teacher: nn.Module | None,
+    processes: int,
 ) -> CompressConfig:
     """Return a configuration with the rate of its neuron phases: as given, known, or found."""
     if config.recovery.optimizer.lr != "auto":
         return config
     if known is None:
         epochs = None if lengths is None else sum(lengths)
-        steps = range_test_steps(data.train, config, epochs)
+        steps = range_test_steps(data.train, config, epochs, processes=processes)
         known = find_lr(model, data, task, config=config, seed=seed, steps=steps, teacher=teacher)
     return with_lr(config, known)
 

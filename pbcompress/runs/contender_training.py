@@ -235,7 +235,7 @@ class ContenderTraining:
         if (rate := processes.first(known)) is not None:
             return replace(spec, config=with_lr(spec.config, rate))
         of, config = self.experiment, self.job.config
-        steps = range_test_steps(of.data.train, config)
+        steps = range_test_steps(of.data.train, config, processes=processes.world)
         lr = find_lr(
             network,
             of.data,

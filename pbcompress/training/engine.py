@@ -184,7 +184,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     Raises:
         CompressionError: It is not usable here.
     """
-    if world_size() > 1 and torch.cuda.is_available() and device in (None, "cuda"):
+    if world_size() > 1 and torch.cuda.is_available() and str(device) in ("None", "cuda"):
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if device is None:
         if torch.cuda.is_available():

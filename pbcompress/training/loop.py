@@ -211,13 +211,12 @@ def _together(groups: Iterator[list[Any]], processes: Processes) -> Iterator[lis
     """
     while True:
         group = processes.each(lambda: next(groups, []))
-        if processes.world > 1:
-            sizes = processes.gathered(len(group))
-            if len(set(sizes)) > 1:
-                raise CompressionError(
-                    "Processes take equally many batches of Data.train for each step; in one step "
-                    f"they had {sizes}. Give all of them the same data, of one length."
-                )
+        sizes = [int(size) for size in processes.numbers(len(group))]
+        if len(set(sizes)) > 1:
+            raise CompressionError(
+                "Processes take equally many batches of Data.train for each step; in one step they "
+                f"had {sizes}. Give all of them the same data, of one length."
+            )
         if not group:
             return
         yield group

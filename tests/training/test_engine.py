@@ -24,7 +24,7 @@ from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.recovery.policy import PhaseKind
 from pbcompress.training.distillation import make_objective
-from pbcompress.training.engine import Engine, make_engine
+from pbcompress.training.engine import Engine, choose_device, make_engine
 from pbcompress.training.loop import Stepper, train_epoch
 from tests.support.configs import recovery_of
 
@@ -316,6 +316,15 @@ def test_without_lightning_mixed_precision_is_refused_with_what_to_install(monke
     with pytest.raises(CompressionError, match=r"pbcompress\[engine\]"):
         make_engine(network(), EngineConfig(precision="bf16"))
     assert type(make_engine(network(), EngineConfig())) is Engine
+
+
+@pytest.mark.parametrize("asked", [None, "cuda", torch.device("cuda")])
+def test_each_of_several_processes_has_the_gpu_of_its_number(asked, monkeypatch) -> None:
+    for name, value in (("TORCHELASTIC_RUN_ID", "1"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
+    assert choose_device(asked) == torch.device("cuda", 3)
 
 
 def test_the_layers_of_the_network_have_dendrites_to_train() -> None:
