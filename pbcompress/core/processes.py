@@ -10,6 +10,7 @@ that fails would leave the others in the middle of that talk.
 
 import atexit
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
@@ -88,13 +89,13 @@ class _Joined(Processes):
         self._group = _group_for_words(dist.group.WORLD)
 
     def first(self, function: Callable[[], T]) -> T:
-        result: list[Any] = [None]
+        result: Any = None, b""
         error = None
         if self.rank == 0:
-            result[0], error = _tried(function)
+            result, error = _tried(lambda: _with_message(function()))
         self._raise_any(error)
-        dist.broadcast_object_list(result, 0, self._group)
-        found: T = result[0]
+        message = self.agreed(result[1])
+        found: T = result[0] if self.rank == 0 else pickle.loads(message)
         return found
 
     def each(self, function: Callable[[], T]) -> T:
@@ -144,6 +145,11 @@ class _Joined(Processes):
             dist.broadcast(dense, 0)
             if dense is not values:
                 values.copy_(dense)
+
+
+def _with_message(value: T) -> tuple[T, bytes]:
+    """Return a value and what is sent of it; what cannot be sent fails before the others wait."""
+    return value, pickle.dumps(value)
 
 
 def _tried(function: Callable[[], T]) -> tuple[T | None, BaseException | None]:

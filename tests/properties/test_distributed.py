@@ -109,6 +109,12 @@ def test_a_target_that_the_plan_cannot_reach_is_told_by_all(compressed):
     assert first.startswith("TargetUnreachableError")
 
 
+def test_what_cannot_be_sent_is_told_by_all_and_nobody_waits(compressed):
+    first, second = (found["unsendable"] for found in compressed)
+    assert "lambda" in first
+    assert second.startswith("OtherProcessError: Process 0 of this call stopped")
+
+
 def test_other_data_in_one_process_is_refused_before_training(compressed):
     for rank in compressed:
         order, length = rank["other data"]

@@ -23,6 +23,7 @@ from pbcompress import (
     compress,
     frontier,
 )
+from pbcompress.core.processes import join_processes
 from pbcompress.core.records import to_data
 
 ROOT = Path(__file__).parents[2]
@@ -184,6 +185,7 @@ def first_findings(rank: int, folder: Path) -> dict[str, Any]:
         "kept": run("width", BATCH, run_dir=folder / "run"),
         "error": failing(rank, ROUNDS + 2),
         "other data": with_other_data(rank),
+        "unsendable": said_of(lambda: join_processes().first(lambda: lambda: 0)),
         "unreachable": said_of(lambda: run("width", BATCH, config=CompressConfig(), share=1e-9)),
         "frontier": said_of(lambda: frontier(network(), [0.5], example_inputs=batches(1)[0][0])),
     }
