@@ -1,6 +1,7 @@
 """The processes that work on one call: what one of them does for all, and what they agree on.
 
-The only module that knows torch's groups of processes. What is told travels through a group of its
+The only module that knows torch's groups of processes, beside `dendrites.correlation`, which sums
+scores over them. What is told travels through a group of its
 own, on the CPU, that waits for days: one process may plan or export while the others wait. An error
 in one process is raised by all, so that none waits for a process that has gone.
 
@@ -25,7 +26,7 @@ from pbcompress.errors import CompressionError, first_line
 
 __all__ = ["OtherProcessError", "Processes", "join_processes", "world_size"]
 
-PATIENCE = timedelta(days=7)  # of who waits for the others; a process that died is noticed at once
+PATIENCE = timedelta(days=7)  # of who waits for the others; the connection to one that died closes
 
 T = TypeVar("T")
 

@@ -3,6 +3,7 @@
 What is fast to see of it stands in test_distributed.
 """
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,14 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder, script = tmp_path_factory.mktemp("ranks"), compress_run.__file__
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, Any]]:
+    """What each of two gloo processes found, after the first attempt was killed."""
+    script = compress_run.__file__
     killed = compress_run.torchrun(folder, script)
     assert killed.returncode != 0
     assert "SIGKILL" in killed.stderr
@@ -37,7 +44,8 @@ def test_all_processes_have_the_same_result(ranks, name) -> None:
     assert (first[2]["deployment"] is not None) == (name == "deployed")
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_weights(ranks) -> None:
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(ranks, folder) -> None:
+    assert list((folder / "disk-1").iterdir()) == []  # the first process reads for all
     said = [rank["stopped"][0].partition(":")[0] for rank in ranks]
     assert said == ["KeyboardInterrupt", "OtherProcessError"]
     for rank in ranks:

@@ -87,14 +87,15 @@ def test_a_folder_changes_nothing_and_is_whole(compressed, folder):
     for rank in compressed:
         assert_equal(rank["kept"], compressed[0]["width"])
         assert rank["kept"][2] == compressed[0]["width"][2]
-    files = {path.name for path in (folder / "run").iterdir()}
+    files = {path.name for path in (folder / "disk-0" / "run").iterdir()}
     assert {"state.json", "weights.safetensors", "report.html", "identity.json"} <= files
     assert ".lock" not in files
+    assert list((folder / "disk-1").iterdir()) == []
 
 
 def test_another_number_of_processes_is_refused_with_the_number(compressed, folder):
     with pytest.raises(StateMismatchError, match=r"in 2 process.* in 1: .*Start 2"):
-        compress_run.run("width", compress_run.BATCH, run_dir=folder / "run")
+        compress_run.run("width", compress_run.BATCH, run_dir=folder / "disk-0" / "run")
 
 
 def test_an_error_in_one_process_is_raised_by_all(compressed):

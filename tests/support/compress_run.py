@@ -5,8 +5,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from pbcompress.core.records import to_data
 ROOT = Path(__file__).parents[2]
 FIGURES = ("before", "after", "budget", "note", "seed", "left_alone", "config")
 BATCH, ROUNDS = 6, 4
+T = TypeVar("T")
 Result = tuple[dict[str, Tensor], list[Any], dict[str, Any]]
 CASES = ("dendrites", "auto", "fitted", "deployed", "loader")
 
@@ -130,6 +132,14 @@ class Stop:
     def on_end(self) -> None: ...
 
 
+def on_a_disk_of_its_own(rank: int, folder: Path, function: Callable[[], T]) -> T:
+    """Call a function where a relative path is another one in each process."""
+    disk = folder / f"disk-{rank}"
+    disk.mkdir(exist_ok=True)
+    with chdir(disk):
+        return function()
+
+
 def stopped(folder: Path) -> tuple[str, Result]:
     """Return what is said when a run is stopped, and what it ends with when it goes on."""
     said = said_of(lambda: run("loader", BATCH, run_dir=folder, callbacks=[Stop(4)]))
@@ -182,7 +192,7 @@ def first_findings(rank: int, folder: Path) -> dict[str, Any]:
     """Return what the fast tests look at, in test_distributed."""
     return {
         "width": run("width", BATCH),
-        "kept": run("width", BATCH, run_dir=folder / "run"),
+        "kept": on_a_disk_of_its_own(rank, folder, lambda: run("width", BATCH, run_dir="run")),
         "error": failing(rank, ROUNDS + 2),
         "other data": with_other_data(rank),
         "unsendable": said_of(lambda: join_processes().first(lambda: lambda: 0)),
@@ -198,7 +208,7 @@ def main() -> None:
     assert list((folder / "killed" / "checkpoints").glob("*.safetensors"))
     found = {
         **{name: run(name, BATCH) for name in CASES},
-        "stopped": stopped(folder / "stopped"),
+        "stopped": on_a_disk_of_its_own(rank, folder, lambda: stopped(Path("stopped"))),
         "killed": run("loader", BATCH, run_dir=folder / "killed"),
         "error": failing(rank, 1),
     }
