@@ -114,6 +114,7 @@ class _FabricEngine(Engine):
             )
 
     def setup(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Any]:
+        self.processes.share(model)  # before torch 2.13 the strategy would leave them as they are
         network, wrapped = self._fabric.setup(
             self._run_form(model), optimizer, _reapply_compile=False
         )
