@@ -12,7 +12,7 @@ Networks are plain functions, registered under their own names:
 Data sets live in :mod:`model_zoo.datasets`, which is not imported from here.
 """
 
-from model_zoo.cnn import cnn1d, lenet, small_cnn
+from model_zoo.cnn import cnn1d, lenet, lenet5, small_cnn
 from model_zoo.minilm import minilm
 from model_zoo.mlp import mlp
 from model_zoo.mobilenet import mobilenet_small
@@ -24,6 +24,7 @@ __all__ = [
     "cnn1d",
     "create_model",
     "lenet",
+    "lenet5",
     "list_models",
     "minilm",
     "mlp",

@@ -10,7 +10,7 @@ from torch import nn
 from model_zoo.layers import conv_bn, he_init_
 from model_zoo.registry import register_model
 
-__all__ = ["cnn1d", "lenet", "small_cnn"]
+__all__ = ["cnn1d", "lenet", "lenet5", "small_cnn"]
 
 
 @register_model
@@ -109,6 +109,36 @@ def lenet(
     head = nn.Sequential(
         nn.Linear(widths[-1] * positions, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
     )
+    return _classifier(blocks, nn.Identity(), head)
+
+
+@register_model
+def lenet5(num_classes: int = 10) -> nn.Sequential:
+    """Build the LeNet-5 that results on pruning are told of: 20, 50 and 500 units, 5x5 kernels.
+
+    It has no BatchNorm, a ReLU behind every layer but the last, and pads nothing.
+
+    Args:
+        num_classes: Number of outputs.
+
+    Returns:
+        Network from ``(N, 1, 28, 28)`` to logits ``(N, num_classes)``; 431,080 parameters with the
+        default.
+
+    Source:
+        The LeNet of the examples of Caffe, after LeCun et al., 1998.
+
+    Example:
+        >>> import torch
+        >>> lenet5()(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+    blocks = [
+        nn.Sequential(OrderedDict(conv=nn.Conv2d(width_in, width_out, 5), act=nn.ReLU()))
+        for width_in, width_out in ((1, 20), (20, 50))
+    ]
+    _add_pools_(blocks)
+    head = nn.Sequential(nn.Linear(50 * 4 * 4, 500), nn.ReLU(), nn.Linear(500, num_classes))
     return _classifier(blocks, nn.Identity(), head)
 
 

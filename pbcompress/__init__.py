@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from pbcompress.pruning.shrinking import shrink_ as shrink_
     from pbcompress.quantization.precisions import Fp16 as Fp16
     from pbcompress.quantization.precisions import Int8 as Int8
+    from pbcompress.recovery.checkpoint import Checkpoint as Checkpoint
     from pbcompress.recovery.initialization import initialize_candidates_ as initialize_candidates_
     from pbcompress.recovery.learning_rate import find_lr as find_lr
     from pbcompress.recovery.phase_cycles import Phase as Phase
@@ -121,6 +122,7 @@ _NAMES = {  # by module
     "pruning.cuts": "LayerCut",
     "pruning.shrinking": "shrink shrink_",
     "quantization.precisions": "Fp16 Int8",
+    "recovery.checkpoint": "Checkpoint",
     "recovery.initialization": "initialize_candidates_",
     "recovery.learning_rate": "find_lr",
     "recovery.phase_cycles": "Phase cycles",

@@ -8,14 +8,15 @@ __all__ = ["Gap", "LayerCost", "by_kind", "explain", "gaps", "side_by_side"]
 
 SMALL = 0.02  # two counts that differ by less are not explained
 KINDS = {
-    "convolution": ("conv", "convolution", "_convolution"),
+    "convolution": ("conv", "convolution", "_convolution", "_convolution_mode"),
     "matrix product": (
         *("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "einsum"),
         *("lstm", "gru", "rnn_tanh", "rnn_relu", "bilinear", "scaled_dot_product_attention"),
         *("mv", "dot", "vdot", "addbmm", "addmv", "tensordot", "inner"),
+        *("linalg_multi_dot", "chain_matmul", "linalg_matrix_power"),
     ),
 }
-HIDDEN_PRODUCTS = ("linalg_multi_dot", "linalg_matrix_power", "multi_head_attention_forward")
+HIDDEN_PRODUCTS = ("multi_head_attention_forward", "cov", "corrcoef", "linalg_matrix_exp")
 KIND_OF = {operation: kind for kind, names in KINDS.items() for operation in names}
 
 

@@ -36,7 +36,8 @@ class ModelCost:
 
     Attributes:
         params: Parameter elements, shared ones counted once.
-        flops: Multiply-adds: one multiply-add is one FLOP, as fvcore counts.
+        flops: Multiply-adds: one multiply-add is one FLOP, as fvcore counts. Work that no output
+            depends on is left out, as exported files leave it out.
         uncounted_ops: Operations that are not in ``flops``, with their number of calls.
         input_shapes: Shape of every input tensor, by position or name.
         by_layer: Cost of each layer by its dotted name, in the order of registration.

@@ -16,6 +16,11 @@ from pbcompress.export.translation import fixed_line, output_of, translate
 from pbcompress.onnx_files.contents import FileFacts, facts_of, write_metadata
 from pbcompress.onnx_files.store import AXES, MAKER
 
+OTHER_AXES = (
+    " Where the batch is another axis of an input (a state of nn.GRU has it second), say so: "
+    "pb.Example(inputs, batch_axes={...})."
+)
+
 __all__ = ["FileWriter"]
 
 
@@ -119,6 +124,7 @@ def _fixed(inputs: Inputs, axis: FreeAxis, line: str) -> CompressionError:
         f"{axis.name!r}, {where}, was to be free in the file, and the network fixes it at "
         f"{axis.size}, at {line}. {what}, or let that line follow the shape of its input (no int() "
         "or numbers in views; adaptive pooling)."
+        + (OTHER_AXES if axis.is_batch and len(inputs.tensors) > 1 else "")
     )
 
 

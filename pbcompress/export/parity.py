@@ -24,6 +24,7 @@ from pbcompress.core.source_lines import line_of
 from pbcompress.errors import CompressionError, ExportMismatchError, first_line
 from pbcompress.export.first_difference import first_difference
 from pbcompress.export.free_axes import FreeAxis, Inputs, other_sizes, resized
+from pbcompress.export.translation import output_of
 from pbcompress.onnx_files.session import CPU, Session
 
 __all__ = ["Parity", "prove"]
@@ -292,6 +293,11 @@ def _mismatch(
             "leaves padded positions zero. Make nn.TransformerEncoder with "
             "enable_nested_tensor=False, or set its use_nested_tensor to False."
         )
+    elif _differs_from_itself(network, worst.call):
+        advice = (
+            "the network itself returns other values each time it runs: it draws random numbers "
+            "in eval mode, or writes to its buffers. Let it do so in training alone."
+        )
     else:
         with suppress(Exception):  # whatever it meets: the difference is what has to be said
             search = draft.with_name("traced.onnx")
@@ -301,6 +307,18 @@ def _mismatch(
         f"{worst.output!r} {worst.problem}. No file was kept; {advice}"
         f"{f' The first layer that differs is {place}.' if place else ''}",
         max_difference=worst.difference,
+    )
+
+
+def _differs_from_itself(network: nn.Module, call: Call) -> bool:
+    """Tell whether two runs of a network on the same inputs differ by more than rounding."""
+    found = []
+    for run in range(2):
+        with seeded("parity", "again", run):
+            found.append([t.clone() for t in tensors_of(output_of(network, call))])
+    return not all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+        for a, b in zip(*found, strict=True)
     )
 
 

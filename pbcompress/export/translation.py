@@ -119,7 +119,8 @@ def _refusal(asked: str, err: Exception, *, is_batch_free: bool) -> CompressionE
     parts = [f"{asked}{f' at {line}' if line else ''}: {first_line(err)}."]
     parts += [hint] if hint else []
     parts += ["Change that line."] if line and not hint else []
-    parts += ["Pass dynamic=None if its batch size is fixed."] if is_batch_free else []
+    if is_batch_free and not hint:
+        parts += ["Pass dynamic=None if its batch size is fixed."]
     return CompressionError(" ".join(parts))
 
 

@@ -344,5 +344,8 @@ def _difference(
             scale = a.abs().max().item() if a.numel() else 0.0
             is_same = torch.allclose(a, b, rtol=0, atol=tolerance * max(scale, 1e-12))
         if not is_same:
-            return "the network mixes its channels in a way that slicing does not follow"
+            return (
+                "the network mixes its channels, or computes with their number, in a way that "
+                "slicing does not follow"
+            )
     return None

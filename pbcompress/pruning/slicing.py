@@ -22,7 +22,7 @@ __all__ = ["Owners", "cut_", "keep_in_step", "owners_of"]
 
 _STATING = (
     *(nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm),
-    *(nn.Embedding, nn.RNNBase, nn.RNNCellBase),
+    *(nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase),
 )
 _AFFINE, _STATISTICS = ("weight", "bias"), ("running_mean", "running_var")  # of BatchNorm
 Owners = dict[
@@ -154,7 +154,7 @@ def keep_in_step(module: nn.Module) -> None:
         if state.num_groups == state.num_channels:
             state.num_groups = len(weight)  # type: ignore[arg-type]
         state.num_channels = len(weight)  # type: ignore[arg-type]
-    elif isinstance(module, nn.Embedding):
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
         state.num_embeddings, state.embedding_dim = weight.shape  # type: ignore[union-attr]
     elif isinstance(module, nn.RNNBase):
         state.input_size = module.weight_ih_l0.shape[1]  # type: ignore[index]

@@ -17,17 +17,27 @@ __all__ = ["CHECKPOINT_FORMAT", "Checkpoint"]
 CHECKPOINT_FORMAT = 7
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Checkpoint:
-    """Where a recovery keeps its state, and which run that state must be of.
+    """Where `recover_` keeps its state, and which run that state must be of.
 
     Attributes:
         path: The file, replaced after every epoch.
-        fingerprint: Identifies the call, the plan included; a file with another is refused.
+        fingerprint: Identifies the call; a file with another is refused. `compress` has one of
+            network, plan, data, task and choices; in a call of your own any name of the run will
+            do, because the state of another network is refused in any case.
+
+    Example:
+        >>> Checkpoint("state.safetensors", "small network, seed 0").path.name
+        'state.safetensors'
     """
 
     path: Path
     fingerprint: str
+
+    def __init__(self, path: str | Path, fingerprint: str = "") -> None:
+        object.__setattr__(self, "path", Path(path))
+        object.__setattr__(self, "fingerprint", fingerprint)
 
     def read(
         self, device: torch.device, processes: Processes | None = None
@@ -39,10 +49,18 @@ class Checkpoint:
         Raises:
             StateMismatchError: The file is not whole, of another kind, version or call.
         """
-        saved = (processes or Processes()).first(self._read)
+        processes = processes or Processes()
+        saved = processes.first(self._read)
         if saved is None:
             return None
         tensors, state = saved
+        world = state.get("processes", processes.world)
+        if world != processes.world:
+            raise StateMismatchError(
+                f"{self.path} is a checkpoint of {world} process(es), and this training has "
+                f"{processes.world}: the batches of a step would be others. Start {world}, or "
+                "move the file away to start anew."
+            )
         return {name: tensor.to(device) for name, tensor in tensors.items()}, state
 
     def _read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

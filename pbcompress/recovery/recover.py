@@ -76,7 +76,7 @@ def recover_(
             the seed of every epoch.
         layers: Exactly these layers grow, with whether each dendrite has its own BatchNorm.
         lengths: Grow nothing, and train phases of these epochs: the control by width alone.
-        checkpoint: Where to keep the state after every epoch, and to resume from.
+        checkpoint: Where to keep the state after every epoch, and to go on from.
         teacher: The network to learn from, for ``RecoveryConfig.distillation``; left as it is.
         optimizer: Makes the optimizer of each phase from the list of its parameters, in place of
             the one that ``config.recovery`` describes; its rates are scheduled all the same.
@@ -331,6 +331,7 @@ class _Run:
                 "optimizer": {"phase": self._trainer.index, "state": optimizer},
                 "history": self.history.records,
                 "engine": self.engine.state(),
+                "processes": self.processes.world,
                 "retried": self._retried,
                 "lr": self.shared.config.optimizer.lr,
             },

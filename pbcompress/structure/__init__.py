@@ -2,5 +2,5 @@
 
 It says what may be narrowed, and never how far or which channel goes.
 Start at `channel_groups`; `rules` has a rule for each operation, from `compute_rules`,
-`attention_rules`, `shape_rules`, `spectral_rules` and `weight_rules`.
+`attention_rules`, `constant_rules`, `shape_rules`, `spectral_rules` and `weight_rules`.
 """

@@ -74,6 +74,8 @@ def attention_layer(
     labels = t.coupling.fresh(heads)
     rows: Labels = labels.repeat_interleave(width // heads)
     keys, values = t.labels(key)[-1], t.labels(value)[-1]
+    if heads == 1:
+        t.coupling.pin(rows, f"the attention {t.where!r} has one head, and scales by its size")
     t.couple(t.labels(query)[-1], rows)
     if in_weight is not None:
         keys, values = t.couple(keys, rows), t.couple(values, rows)

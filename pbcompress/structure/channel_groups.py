@@ -28,7 +28,7 @@ __all__ = [
     "reasons",
 ]
 
-_PRODUCERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
+_PRODUCERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,12 +178,16 @@ class _Reader:
             for family, positions in self.families.positions(labels):
                 reached[family][attribute.module, f"@{attribute.name}{suffix}"] = positions
         groups = []
-        small = {}
+        small: dict[str, str] = {}
+        narrowed: set[str] = set()
         for family, members in reached.items():
             group = self._group(members)
             if group.width < 2:
-                small[group.name] = "it has one channel (one per group, or one head), which stays"
+                produced = [key for key in members if self._produces(*key)]
+                for layer in [group.name, *(layer for layer, _ in produced)]:
+                    small[layer] = _together(group.channels_per_unit)
                 continue
+            narrowed.update(layer for layer, dim in members if self._produces(layer, dim))
             if group.name in self.names.values():  # another part of the same layer
                 first = int(group.members[0].positions[0, 0])
                 group = replace(group, name=f"{group.name}[{first}]")
@@ -191,7 +195,10 @@ class _Reader:
             groups.append(group)
         return Grouping(
             groups=tuple(groups),
-            left_alone={**self._left_alone(), **small},
+            left_alone={
+                **self._left_alone(),
+                **{layer: why for layer, why in small.items() if layer not in narrowed},
+            },
             shapes=self._shapes(),
             works=tuple(
                 Work(w.module, w.coefficient, tuple(a for v in w.dims for a in self._factors(v)))
@@ -267,11 +274,20 @@ class _Reader:
         return reasons
 
 
+def _together(channels: int) -> str:
+    if channels == 1:
+        return "it has one channel, which stays"
+    return (
+        f"its {channels} channels can only go all together (one head, one per group, or parts that "
+        "are mixed), so they stay"
+    )
+
+
 def _out_axis(layer: nn.Module) -> int:
     """Return the axis of a layer's weight that its output channels go along."""
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
         return 0 if has_own_groups(layer) else 1
-    return int(isinstance(layer, nn.Embedding))
+    return int(isinstance(layer, nn.Embedding | nn.EmbeddingBag))
 
 
 def output_axes(model: nn.Module, grouping: Grouping) -> dict[str, Axis]:

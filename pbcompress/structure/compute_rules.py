@@ -49,6 +49,12 @@ def elementwise(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     return labels if isinstance(out, Tensor) else [labels] * len(out)
 
 
+@rule("rrelu_with_noise", "rrelu_with_noise_")
+def random_relu(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
+    """In eval mode the noise has no elements."""
+    return t.labels(args[0])
+
+
 @rule("_prelu_kernel")
 def prelu(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     return broadcast(t, [args[0], args[1]], tuple(out.shape))
@@ -216,6 +222,14 @@ def embedding(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes
     return [None] * (out.dim() - 1) + [table[1]]
 
 
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
+    """Sums, means or maxima of rows; what else it returns is for a backward pass."""
+    table = t.labels(args[0])
+    t.coupling.pin(table[0], f"{t.where!r} looks its rows up")
+    return [[None, table[1]], *([None] * o.dim() for o in out[1:])]
+
+
 # ---------------------------------------------------------------- norms and reductions
 
 
@@ -232,9 +246,10 @@ def batch_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
         x[1] = t.couple(x[1], t.labels(tensor, {0: x[1]})[0])
     axes = [(0, dim, v) for dim, v in enumerate(x) if dim != 1]  # of weights: standardised ones
     t.event(name, axes, axes)
-    by_sample = t.call is not None and t.call.name == "instance_norm"
+    takes_statistics = any(a is True for a in args[1:6])
+    takes_statistics |= t.call is not None and t.call.name == "instance_norm"
     t.work(
-        int(isinstance(args[1], Tensor)) + (4 if by_sample else 1),
+        int(isinstance(args[1], Tensor)) + (4 if takes_statistics else 1),
         *zip(image.shape, x, strict=True),
     )
     rest = [[None] * o.dim() for o in out[1:]]
@@ -282,12 +297,27 @@ def group_norm(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
 
 
 _SUMS = ("sum", "nansum", "prod", "logsumexp", "linalg_vector_norm", "norm")
-_OF_WHAT_IS_LEFT = ("mean", "sum", "amax", "amin", "var", "var_mean", "linalg_vector_norm")
+_OF_WHAT_IS_LEFT = (
+    *("mean", "sum", "amax", "amin", "linalg_vector_norm"),
+    *("var", "var_mean", "std", "std_mean"),
+)
 
 
 @rule(
-    *("mean", "sum", "amax", "amin", "var", "std", "var_mean", "linalg_vector_norm", "norm"),
-    *("prod", "any", "all", "logsumexp", "argmax", "argmin", "nansum", "max", "min"),
+    *("mean", "sum", "amax", "amin", "var", "var_mean", "std", "std_mean"),
+    *(
+        "linalg_vector_norm",
+        "norm",
+        "prod",
+        "any",
+        "all",
+        "logsumexp",
+        "argmax",
+        "argmin",
+        "nansum",
+        "max",
+        "min",
+    ),
 )
 def reduction(t: Tracer, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     """Reduce axes; if a channel axis is reduced, the proof reduces the surviving channels only."""

@@ -28,7 +28,7 @@ __all__ = [
 _MIXING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BY_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.PReLU)
 _STATES = (
-    *(nn.Linear, nn.modules.conv._ConvNd, nn.Embedding),
+    *(nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag),
     *(nn.modules.batchnorm._NormBase, nn.GroupNorm),
 )
 # Sizes that these layers of torch, and attention, state of their weights
@@ -99,7 +99,7 @@ def stated_sizes(layer: nn.Module, axes: Sequence[Tensor]) -> dict[str, Tensor]:
     groups = getattr(layer, "groups", 1)
     if isinstance(layer, nn.Linear):
         return {"in_features": axes[1], "out_features": axes[0]}
-    if isinstance(layer, nn.Embedding):
+    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
         return {"num_embeddings": axes[0], "embedding_dim": axes[1]}
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
         return {"in_channels": axes[0], "out_channels": axes[1].repeat(groups)}

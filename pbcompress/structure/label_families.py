@@ -11,6 +11,8 @@ from pbcompress.structure.tracer import Check, Trace
 
 __all__ = ["Families", "settle"]
 
+_SQUARE = "the rows and the columns of a matrix of outputs are the same channels, which stay"
+
 
 class Families:
     """Free labels by what they reach: labels of the same dimensions are units of one group.
@@ -146,6 +148,8 @@ def _counted(origin: Any, traced: Trace) -> Tensor | None:
 def _does_not_follow(check: Check) -> str:
     size = "" if isinstance(check.size, Size) else f": the plain number {check.size}"
     where = check.where or "the model itself"
+    if check.labels is None:
+        return f"the code of {where!r} computes a value from its size"
     return f"the code of {where!r} needs a size that does not follow{size}"
 
 
@@ -194,11 +198,13 @@ def _choose_sides(traced: Trace, families: Families, attention: str) -> bool:
         parts = traced.coupling.parts(labels)  # after what was chosen for others
         pairs = (parts[0] > 0) & (sum(parts[1:], torch.zeros_like(labels)) > 0)
         if pairs.any():
-            heads = parts[0][pairs]
-            if attention == "dimensions" or len(heads.unique()) < 2:
+            heads, inner = parts[0][pairs], torch.cat([part[pairs] for part in parts[1:]])
+            both = heads[torch.isin(heads, inner)]
+            if len(both):
+                traced.coupling.pin(both, _SQUARE)
+            elif attention == "dimensions" or len(heads.unique()) < 2:
                 traced.coupling.pin(heads, "channels of its heads go, and the heads stay")
             else:
-                inner = torch.cat([part[pairs] for part in parts[1:]])
                 traced.coupling.pin(inner, "whole heads go, and their channels stay")
             found = True
     return found

@@ -94,6 +94,11 @@ def trace(network: nn.Module, call: Call, deadline: Deadline | None = None) -> T
         tracer.pin(tensor, "its width is the network's output")
     for labels, reason in list(tracer.weights.kept(tracer.coupling)):
         tracer.coupling.pin(labels, reason)
+    if outputs:
+        kept = [*outputs, *network.parameters(), *network.buffers(), *tensors_of(call)]
+        used = tracer.used.used(kept)  # writes to a buffer, or an input, are results too
+        works = enumerate(tracer.result.works)
+        tracer.result.works = [work for number, work in works if number in used]
     _keep_alternatives(network, tracer.result)
     _bind_stated_sizes(network, tracer)
     return tracer.result
@@ -209,7 +214,8 @@ class _Functions(TorchFunctionMode):
         if func is nn.functional.instance_norm:
             tracer.expect_attribute("num_features", (*args, *kwargs.values())[0], 1)
         if func is _SCALED and kwargs.get("scale") is None and len(args) < 7:
-            reason = f"the attention {tracer.where!r} scales by the size of its heads"
+            where = f"the attention {tracer.where!r}" if tracer.where else "the attention"
+            reason = f"{where} scales by the size of its heads, where it is given no scale="
             tracer.coupling.pin(tracer.labels((*args, *kwargs.values())[0])[-1], reason)
         if func is _ATTENTION:
             for tensor in tensors_of((args, kwargs, result)):
@@ -237,9 +243,11 @@ class _Operations(OperationMode):
             tracer.labels(args[0])  # before its shape may change
         result = func(*args, **kwargs)
         with _disable_current_modes():  # one around the trace has nothing to do with labels
-            are_weights = args in tracer.weights
+            are_weights, counted = args in tracer.weights, len(tracer.result.works)
             self._follow(name, func, args, kwargs, result)
             tracer.weights.follow(args, result, are_weights=are_weights)
+            work = range(counted, len(tracer.result.works))
+            tracer.used.follow(func, args, kwargs, result, work)
         return result
 
     def _follow(

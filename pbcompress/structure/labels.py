@@ -117,10 +117,13 @@ class Coupling:
         outer: Labels = None
         inner: Labels = None
         rest: list[Tensor] = []
-        for part in self.parts(labels):
+        parts = self.parts(labels)
+        for part in parts:
             grid = part.view(rows, columns)
             if not part.any():
                 continue
+            if not _is_grid(grid):  # of a square, a place where both axes have one label is no pair
+                grid = torch.where(grid == 0, parts[0].view(rows, columns), grid)
             if torch.equal(grid, grid[:, :1].expand_as(grid)):
                 outer = self._both(outer, grid[:, 0])
             elif torch.equal(grid, grid[:1].expand_as(grid)):
@@ -131,6 +134,12 @@ class Coupling:
             outer, inner = self.fresh(rows), self.fresh(columns)
             self.couple(rest[0], self.merge(outer, rows, inner, columns), reason)
             return outer, inner
+        if len(rest) > 1 and outer is None and inner is None:  # the finest of them may still go
+            finest = max(rest, key=lambda part: len(part.unique()))
+            for part in rest:
+                if part is not finest:
+                    self.pin(part, reason)
+            return self.split(labels, rows, columns, reason)
         for part in rest:
             self.pin(part, reason)
         return outer, inner
@@ -286,3 +295,8 @@ class Coupling:
 
     def _join(self, a: Array, b: Array) -> None:
         self._parent[np.maximum(a, b)] = np.minimum(a, b)
+
+
+def _is_grid(grid: Tensor) -> bool:
+    """Tell whether all rows are alike, or all columns."""
+    return bool((grid == grid[:, :1]).all() or (grid == grid[:1]).all())

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pbcompress.structure import (
     attention_rules,
     compute_rules,
+    constant_rules,
     index_rules,
     shape_rules,
     spectral_rules,
@@ -19,6 +20,7 @@ RULES: Mapping[str, Rule] = {
     **attention_rules.RULES,
     **index_rules.RULES,
     **shape_rules.RULES,
+    **constant_rules.RULES,
     **spectral_rules.RULES,
     **weight_rules.RULES,
 }

@@ -273,7 +273,15 @@ def _given_parts(t: Tracer, counts: Sequence[int], total: int) -> list[int | Non
     return [None] * len(counts)
 
 
-@rule("index_select", "index_fill", "index_fill_", "flip", "roll", "unfold", "constant_pad_nd")
+@rule("flip")
+def flip(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
+    """What is left of a dimension is turned as the whole is."""
+    x = t.labels(args[0])
+    turned = {d % len(x) for d in args[1]}
+    return [v.flip(0) if v is not None and d in turned else v for d, v in enumerate(x)]
+
+
+@rule("index_select", "index_fill", "index_fill_", "roll", "unfold", "constant_pad_nd")
 def by_dimension(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Any:
     """Operations that touch some dimensions and leave the others as they are."""
     x = t.labels(args[0])
@@ -290,8 +298,8 @@ def by_dimension(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> A
                 zeros = [torch.zeros(max(n, 0), dtype=torch.long) for n in (before, after)]
                 x[dim] = torch.cat([zeros[0], own, zeros[1]])
         return x
-    if name in ("flip", "roll"):
-        dims = args[1] if name == "flip" else (args[2] if len(args) > 2 else [])
+    if name == "roll":
+        dims = args[2] if len(args) > 2 else []
         dims = [d % rank for d in dims] or list(range(rank))  # a roll of the flattened tensor
     else:
         dims = [args[1] % rank]
@@ -354,34 +362,6 @@ def _keep_image(t: Tracer, x: Axes) -> None:
     for labels in x[-2:]:
         t.coupling.pin(labels, f"it is a spatial dimension in {t.where!r}")
     x[-2:] = [None, None]
-
-
-@rule("zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full")
-def factory(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
-    """A new constant; a size that was read from channels gives it these channels."""
-    call = t.call
-    if t.trusts:  # zeros that a layer of torch attends to, for as many heads as there are
-        return [t.coupling.fresh(size) for size in out.shape]
-    if call is None:
-        return [None] * out.dim()
-    if call.name == "_pad_packed_sequence" and out.dim() > 1:  # steps are written into it
-        return [None, None, *t.labels(call.args[0])[1:]]
-    given = call.args[int(call.name.startswith("new_")) :]
-    sizes = [s for s in tree_leaves((given, dict(call.kwargs))) if _is_size(s)]
-    labels: Axes = [None] * out.dim()
-    for dim, size in enumerate(sizes[: out.dim()]):
-        labels[dim] = t.labels_of_size(size)
-    return labels
-
-
-def _is_size(value: Any) -> bool:
-    """Tell whether a value may be a size: also a tensor of one number, as packed sequences have."""
-    return isinstance(value, int) or (isinstance(value, Tensor) and not value.dim())
-
-
-@rule("arange", "linspace", "scalar_tensor", "rand", "randn", "eye", "empty_strided", "randint")
-def constant(t: Tracer, name: str, args: Any, kwargs: Any, out: Tensor) -> Axes:
-    return [None] * out.dim()
 
 
 @rule("_local_scalar_dense", "equal")

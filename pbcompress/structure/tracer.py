@@ -13,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from pbcompress.structure.computed_weights import ComputedWeights
 from pbcompress.structure.labels import Coupling, Labels
 from pbcompress.structure.sizes import Attribute, Size, evaluate, values_of
+from pbcompress.structure.used_work import UsedWork
 
 __all__ = ["Check", "Event", "Trace", "Tracer", "UserCall", "Work"]
 
@@ -84,7 +85,7 @@ class Trace:
     Attributes:
         coupling: The forest of labels.
         tensors: Labels of every dimension of every parameter and buffer that takes part, by name.
-        works: Counted operations.
+        works: Counted operations that the outputs depend on.
         events: Operations for the proof, in the order in which they ran.
         bindings: Attributes that are rewritten when channels go, and the labels that they count.
         checks: Sizes that operations were given, and what they must go on to be the size of.
@@ -123,6 +124,7 @@ class Tracer:
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             self.names.setdefault(id(tensor), name)
         self.weights = ComputedWeights(self.names)
+        self.used = UsedWork()
 
     @property
     def where(self) -> str:

@@ -21,13 +21,14 @@ from pbcompress.training.first_mistakes import (
     ONE_VALUE,
     called,
     described,
-    forward_error,
     refuse_broadcast,
     refuse_classes,
     single_sample_error,
 )
+from pbcompress.training.forward_mistakes import forward_error
 from pbcompress.training.joining import sample_count
 from pbcompress.training.loop import predict
+from pbcompress.training.score_forms import refuse_probabilities
 from pbcompress.training.task import (
     Batches,
     CheckedData,
@@ -76,6 +77,8 @@ def check_data(
         if split is None and name == "test":
             continue
         where = f"the first batch of Data.{name}"
+        if task.forward is None:
+            _refuse_one_batch(split, name)
         batch = first_batch(split, name)
         check_finite(batch, where)
         _check_passes(split, name, batch)
@@ -90,6 +93,17 @@ def check_data(
             _try_whole(task, network, split, name, undefined)
     _try_one_sample(task, network, data.train, first)
     return CheckedData(data.train, data.val, data.test, first)
+
+
+def _refuse_one_batch(split: Any, name: str) -> None:
+    """Raise where a split is inputs and targets, and not batches of them."""
+    is_pair = isinstance(split, tuple | list) and len(split) == 2
+    if is_pair and all(isinstance(one, Tensor) and one.dim() for one in split):
+        raise CompressionError(
+            f"Data.{name} must be batches of (inputs, target); found {described(split)}, which is "
+            "one batch. Write DataLoader(TensorDataset(inputs, target), batch_size=64), or "
+            "[(inputs, target)]."
+        )
 
 
 def check_calibration(batches: Batches, task: Task, model: nn.Module, device: torch.device) -> None:
@@ -135,6 +149,7 @@ def _try_loss(task: Task, network: nn.Module, batch: Any, where: str) -> None:
         with forward_error(network, batch, where):
             output, target = task.run(network, batch)
         refuse_classes(task.loss, output, target, where)
+        refuse_probabilities(task, network, batch, (output, target), where)
         loss = called(task.loss, "Task.loss", output, target, where)
         check_loss(loss, where)
     refuse_broadcast(task.loss, "Task.loss", (output, target), where, float)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
@@ -21,18 +20,19 @@ from pbcompress.training.class_targets import (
     IGNORED,
     Problem,
     class_problem,
-    score_problem,
 )
 
 __all__ = [
+    "NUMPY",
     "ONE_VALUE",
     "called",
     "described",
     "explained",
-    "forward_error",
     "in_batch",
+    "is_numpy",
     "refuse_broadcast",
     "refuse_classes",
+    "refused",
     "single_sample_error",
 ]
 
@@ -48,6 +48,10 @@ UNKNOWN = Problem(
     "outputs and targets that fit together",
     "Task(loss=..., metric=...) that take these, or Task(forward=...) that gives others",
 )
+UNDEFINED = Problem(
+    UNKNOWN.expected,
+    f"{UNKNOWN.write}, or samples on which the metric is defined (of every class, say)",
+)
 ONE_VALUE = "Expected more than 1 value per channel"
 NUMPY = "torch.as_tensor(...) of every array, or wrap the data set in a DataLoader, which does so"
 
@@ -56,16 +60,20 @@ def described(value: Any) -> str:
     """Return what a value is, in a few words: types and shapes.
 
     Example:
+        >>> import torch
         >>> described((torch.zeros(2, 3), {"a": torch.zeros(2, dtype=torch.long)}))
         'a tuple of float32 (2, 3) and a dict of a: int64 (2,)'
     """
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    if _is_numpy(value):
+    if is_numpy(value):
         return f"numpy {value.dtype} {value.shape}"
     if isinstance(value, Mapping):
         return f"a dict of {_enumerated([f'{k}: {described(v)}' for k, v in value.items()])}"
     if isinstance(value, tuple | list):
+        kinds = {type(v) for v in value}
+        if len(value) > 1 and len(kinds) == 1 and kinds & {int, float, bool, str}:
+            return f"a {type(value).__name__} of {len(value)} {kinds.pop().__name__}"
         return f"a {type(value).__name__} of {_enumerated([described(v) for v in value])}"
     return f"a {type(value).__name__}"
 
@@ -75,52 +83,9 @@ def _enumerated(parts: list[str]) -> str:
     return " and ".join(parts) if len(parts) < 3 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _is_numpy(value: Any) -> bool:
+def is_numpy(value: Any) -> bool:
+    """Tell whether a value is an array of numpy."""
     return type(value).__module__ == "numpy" and hasattr(value, "dtype")
-
-
-@contextmanager
-def forward_error(network: nn.Module, batch: Any, where: str) -> Iterator[None]:
-    """Say of an error of a forward pass which batch it was, and what to write.
-
-    Args:
-        network: What runs.
-        batch: What went in.
-        where: Names the batch, such as "the first batch of Data.train".
-    """
-    try:
-        yield
-    except CompressionError as err:
-        raise CompressionError(f"This was {where}. {err}") from err
-    except Exception as err:
-        raise CompressionError(
-            f"The network was to run on {where}, which is {described(batch)}, and failed "
-            f"({type(err).__name__}: {first_line(err)}). {_forward_advice(network, batch, err)}"
-        ) from err
-
-
-def _forward_advice(network: nn.Module, batch: Any, err: Exception) -> str:
-    text = str(err)
-    leaves = tree_leaves(batch)
-    if any(map(_is_numpy, leaves)):
-        return f"It takes tensors: write {NUMPY}."
-    if "dtype" in text or "type (" in text or "scalar type" in text:
-        short = {p.dtype for p in network.parameters()} & {torch.float16, torch.bfloat16}
-        if short and torch.float32 in {t.dtype for t in leaves if isinstance(t, Tensor)}:
-            name = str(short.pop()).removeprefix("torch.")
-            return (
-                f"The weights are {name}: write model.float(). "
-                'EngineConfig(precision="bf16") then trains in mixed precision.'
-            )
-        doubles = [t for t in leaves if isinstance(t, Tensor) and t.dtype == torch.float64]
-        what = "x.float()" if doubles else "x.float() for values, x.long() for indices"
-        return f"Inputs must have the type of the weights: write {what}."
-    if "channels" in text:
-        return "Images must be (N, channels, height, width): write x.permute(0, 3, 1, 2)."
-    return (
-        "Give inputs of the shape that it takes, the batch on the first axis, or "
-        "Task(forward=...) that takes (model, batch) and returns (output, target)."
-    )
 
 
 def called(call: Callable[[Any, Any], Any], name: str, output: Any, target: Any, where: str) -> Any:
@@ -140,15 +105,16 @@ def called(call: Callable[[Any, Any], Any], name: str, output: Any, target: Any,
     except Exception as err:
         if isinstance(err, CompressionError):
             raise CompressionError(f"{name} was called on {where}. {err}") from err
-        problem = _problem(output, target, first_line(err)) or UNKNOWN
+        unknown = UNDEFINED if name == "Task.metric" else UNKNOWN
+        problem = _problem(output, target, first_line(err)) or unknown
         if isinstance(call, type):
             own = call.__name__
             problem = Problem(f"a function of outputs and targets, not the class {own}", f"{own}()")
-        raise _refused(name, call, (output, target), where, problem, err) from err
+        raise refused(name, call, (output, target), where, problem, err) from err
     for warning in seen:
         if "target size" in str(warning.message):
             problem = _shape_problem(output, target)
-            raise _refused(name, call, (output, target), where, problem, None)
+            raise refused(name, call, (output, target), where, problem, None)
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return value
 
@@ -186,10 +152,10 @@ def explained(call: Callable[[Any, Any], Tensor], output: Any, target: Any) -> T
         problem = _problem(output, target, first_line(err))
         if problem is None or isinstance(err, CompressionError):
             raise
-        raise _refused("Task.loss", call, (output, target), "a batch", problem, err) from err
+        raise refused("Task.loss", call, (output, target), "a batch", problem, err) from err
 
 
-def _refused(
+def refused(
     name: str,
     call: Any,
     both: tuple[Any, Any],
@@ -197,6 +163,16 @@ def _refused(
     problem: Problem,
     err: Exception | None,
 ) -> CompressionError:
+    """Return the error of a call of a loss or a metric.
+
+    Args:
+        name: As messages put it, such as "Task.loss".
+        call: The function.
+        both: The output and the target that it was given.
+        where: Names the batch.
+        problem: What was expected, and what to write.
+        err: What it raised, if it did.
+    """
     failed = "" if err is None else f" and raised {type(err).__name__}: {first_line(err)}"
     own = getattr(call, "__name__", type(call).__name__)
     return CompressionError(
@@ -211,12 +187,12 @@ def _problem(output: Any, target: Any, text: str) -> Problem | None:
         return Problem("one tensor of the network", "a forward with a return")
     if not isinstance(output, Tensor):
         return Problem("one tensor of the network", _forward_of(output))
-    if any(map(_is_numpy, tree_leaves(target))):
+    if any(map(is_numpy, tree_leaves(target))):
         return Problem("targets that are tensors", NUMPY)
     if isinstance(target, int | float):
         return Problem("a batch", BATCHES)
     if not isinstance(target, Tensor):
-        return Problem("targets that are one tensor", "Task(forward=...) that returns it")
+        return Problem("targets that are one tensor", _tensor_of(target))
     if any(part in text for part in OF_CLASSES):
         is_last = target.shape == output.shape[:-1] and "out of bounds" in text
         found = class_problem(output.movedim(-1, 1) if is_last else output, target)
@@ -230,6 +206,16 @@ def _problem(output: Any, target: Any, text: str) -> Problem | None:
     if output.shape == target.shape and not target.is_floating_point():
         return Problem("targets of the outputs' type", "target.float()")
     return None
+
+
+def _tensor_of(target: Any) -> str:
+    """Return what makes a tensor of targets."""
+    kinds = {type(value) for value in target} if isinstance(target, list | tuple) else set()
+    if kinds and kinds <= {int, float, bool}:
+        return "torch.tensor(target), or a DataLoader over a data set, which makes tensors"
+    if kinds == {str}:
+        return "numbers for names: torch.tensor([names.index(name) for name in target])"
+    return "Task(forward=...) that returns it"
 
 
 def _forward_of(output: Any) -> str:
@@ -255,11 +241,7 @@ def _shape_problem(output: Any, target: Any) -> Problem:
 
 
 def refuse_classes(task_loss: Any, output: Any, target: Any, where: str) -> None:
-    """Raise where a cross entropy would not take the targets: on a GPU it would abort.
-
-    Raise also where it takes outputs for what they are not: probabilities for scores, or scores for
-    logarithms of probabilities.
-    """
+    """Raise where a cross entropy would not take the targets: on a GPU it would abort."""
     is_module = isinstance(task_loss, nn.CrossEntropyLoss | nn.NLLLoss)
     if not is_module and task_loss not in (functional.cross_entropy, functional.nll_loss):
         return
@@ -267,11 +249,8 @@ def refuse_classes(task_loss: Any, output: Any, target: Any, where: str) -> None
         return
     ignored = task_loss.ignore_index if is_module else IGNORED
     problem = class_problem(output, target, ignored=ignored)
-    if problem is None:
-        of_scores = isinstance(task_loss, nn.CrossEntropyLoss)
-        problem = score_problem(output, of_scores or task_loss is functional.cross_entropy)
     if problem is not None:
-        raise _refused("Task.loss", task_loss, (output, target), where, problem, None)
+        raise refused("Task.loss", task_loss, (output, target), where, problem, None)
 
 
 def refuse_broadcast(
@@ -307,4 +286,4 @@ def refuse_broadcast(
     except Exception:
         return  # it wants the shapes that it got
     if abs(found - alike) > 1e-4 * max(abs(found), abs(alike)):
-        raise _refused(name, call, both, where, _shape_problem(output, target), None)
+        raise refused(name, call, both, where, _shape_problem(output, target), None)

@@ -333,6 +333,8 @@ def batch_count(batches: Batches) -> int:
 def to_number(value: Any, name: str) -> float:
     """Return what a user's function gave as a number."""
     try:
+        if isinstance(value, str):
+            raise TypeError("a text is no number")
         return float(value)
     except (TypeError, ValueError, RuntimeError) as err:
         found = described(value) if isinstance(value, Tensor) else repr(value)

@@ -48,7 +48,11 @@ class Page:
         if any(cell.arm != self.control for cell in cells):
             out += [*_summary(cells, self.control), ""]
         timed = read_lines(self.speeds) if self.speeds else []
-        speeds = {(line["task"], line["target"], line["arm"]): line["speed"] for line in timed}
+        speeds = {
+            (line["task"], line["target"], line["arm"]): line["speed"]
+            for line in timed
+            if "speed" in line
+        }
         for task in dict.fromkeys(cell.task for cell in cells):
             own = [cell for cell in cells if cell.task == task]
             out += [f"## {task}", "", _original(own[0]), ""]
@@ -65,7 +69,7 @@ def _page(
     return Page(title, packed, HERE / "intros" / f"{name}.md", control, speeds)
 
 
-PEERS = HERE.parent / "peers"
+PEERS, CONTEXT = HERE.parent / "peers", HERE.parent / "context"
 PAGES = {
     "accuracy": _page("accuracy", "Do dendrites pay?"),
     "equal_flops": _page("equal_flops", "Do dendrites pay?"),
@@ -85,6 +89,12 @@ PAGES = {
     "default": _page("default", "A quarter of the size", control="default"),
     "absorbed": _page(
         "absorbed", "Dendrites that fold away, and averaged weights", control="default"
+    ),
+    "context": Page(
+        "Dendrites that multiply",
+        CONTEXT / "lines.jsonl.gz",
+        CONTEXT / "intro.md",
+        speeds=CONTEXT / "speeds.jsonl.gz",
     ),
     "peers": Page("Beside other toolkits", PEERS / "lines.jsonl.gz", PEERS / "intro.md"),
 }

@@ -52,6 +52,17 @@ COUNTED = {
     "Bilinear": (lambda: nn.Bilinear(5, 6, 7), [(2, 3, 5), (2, 3, 6)], 3 * 5 * 6 * 7),
     "Conv1d": (lambda: nn.Conv1d(8, 12, 3), [(2, 8, 10)], 8 * (12 * 8 * 3)),
     "Conv2d": (lambda: nn.Conv2d(8, 12, 3, groups=4), [(2, 8, 6, 6)], 16 * (12 * 2 * 9)),
+    "Conv1d, same": (lambda: nn.Conv1d(8, 12, 4, padding="same"), [(2, 8, 10)], 10 * (12 * 8 * 4)),
+    "Conv2d, same": (
+        lambda: nn.Conv2d(8, 12, 3, padding="same", dilation=2, groups=4),
+        [(2, 8, 6, 6)],
+        36 * (12 * 2 * 9),
+    ),
+    "Conv2d, valid": (
+        lambda: nn.Conv2d(8, 12, 3, padding="valid"),
+        [(2, 8, 6, 6)],
+        16 * (12 * 8 * 9),
+    ),
     "Conv3d": (lambda: nn.Conv3d(8, 12, 2), [(2, 8, 4, 4, 4)], 27 * (12 * 8 * 8)),
     "ConvTranspose1d": (lambda: nn.ConvTranspose1d(8, 12, 3, 2), [(2, 8, 10)], 10 * 288),
     "ConvTranspose2d": (lambda: nn.ConvTranspose2d(8, 12, 3, 2), [(2, 8, 6, 6)], 36 * 864),
@@ -130,7 +141,7 @@ def test_every_layer_of_torch_is_here():
     products = ("Conv", "Linear")
     named = {n for n in kinds if n.startswith(products) and not n.endswith("Loss")}
     assert named - set(COUNTED) == set()
-    assert len(COUNTED) == 26
+    assert len(COUNTED) == 29
 
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor:UserWarning")
@@ -166,6 +177,21 @@ FUNCTIONS = {
     "addbmm": (lambda x, w: torch.addbmm(x[0], x, w[None]), 4 * 64),
     "addmv": (lambda x, w: torch.addmv(w[0, :4], x[0], w[0]), 4 * 8),
     "einsum": (lambda x, w: torch.einsum("bij,jk->bik", x, w), 4 * 64),
+    "einsum, batches": (lambda x, w: torch.einsum("...j,jk", x, w), 4 * 64),
+    "einsum, no sum": (lambda x, w: torch.einsum("bij,j->bij", x, w[0]), 0),
+    "einsum, a sum of one": (lambda x, w: torch.einsum("bij,jk->bi", x, w), 4 * 8),
+    "einsum, from left to right": (
+        lambda x, w: torch.einsum("bij,jk,kl,lm->bim", x, w[:, :2], w[:2, :3], w[:3]),
+        4 * (8 * 2 + 2 * 3 + 3 * 8),
+    ),
+    "einsum, by numbers": (lambda x, w: torch.einsum(x, [0, 1, 2], w, [2, 3], [0, 1, 3]), 4 * 64),
+    "chain": (lambda x, w: torch.linalg.multi_dot([x[0], w, w[:, :2]]), 8 * 8 * 2 + 4 * 8 * 2),
+    "chain that starts with a vector": (
+        lambda x, w: torch.linalg.multi_dot([x[0, 0], w, w]),
+        2 * 64,
+    ),
+    "power": (lambda x, w: torch.linalg.matrix_power(w, 3), 2 * 512),
+    "power of two bits": (lambda x, w: torch.linalg.matrix_power(w, 5), 3 * 512),
     "attention": (
         lambda x, w: nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True),
         2 * 4 * 4 * 8,
@@ -182,7 +208,10 @@ FUNCTIONS = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_are_counted_as_by_hand(name):
     function, expected = FUNCTIONS[name]
-    assert measure(Function(function), torch.ones(1, 4, 8)).flops == expected
+    cost = measure(Function(function), torch.ones(1, 4, 8))
+    assert cost.flops == expected
+    if "vector" not in name and name not in ("mv", "dot", "addmv", "addbmm"):  # no matrix products
+        assert sum(cost.dispatched.values()) == expected
 
 
 class Stream(nn.Module):

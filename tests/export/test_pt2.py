@@ -71,7 +71,7 @@ def test_operations_in_place_stay(tmp_path):
 
 @pytest.mark.slow
 def test_every_network_of_the_zoo_and_every_form_loads_without_pbcompress(tmp_path):
-    assert len(INPUTS) + len(FORMS) == 14
+    assert len(INPUTS) + len(FORMS) == 15
     check_programs(networks(INPUTS, FORMS), tmp_path)
 
 

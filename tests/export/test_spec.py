@@ -73,7 +73,7 @@ def test_some_networks_are_bit_equal_in_a_new_process(tmp_path):
 
 @pytest.mark.slow
 def test_every_network_of_the_zoo_and_every_form_is_bit_equal_in_a_new_process(tmp_path):
-    assert len(INPUTS) + len(FORMS) == 14
+    assert len(INPUTS) + len(FORMS) == 15
     check_specs(networks(INPUTS, FORMS), tmp_path)
 
 

@@ -65,6 +65,11 @@ def test_a_loader_goes_on_with_the_order_of_samples_that_it_had(ranks):
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
 
 
+def test_a_checkpoint_of_two_processes_is_refused_in_one(ranks, folder):
+    with pytest.raises(StateMismatchError, match=r"of 2 process.*has 1: .*Start 2"):
+        distributed_run.train_from_a_loader(folder)
+
+
 def test_processes_share_the_validation_and_score_the_whole_of_it(ranks):
     value, samples, ran = distributed_run.evaluation()
     assert (samples, ran) == (5 * distributed_run.BATCH, 5)

@@ -13,6 +13,7 @@ from scripts.dendrites import tables as dendrites
 from scripts.front import glance, reference
 from scripts.importance import tables as importance
 from scripts.int8 import tables as int8
+from scripts.lenet import tables as lenet
 from scripts.lines import DOCS, read_lines
 from scripts.paired import paired
 from scripts.planner import tables as planner
@@ -111,7 +112,7 @@ def test_the_table_of_results_is_that_of_the_cells(cells):
 # --- where a line is a cell -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tables", [dendrites, importance, int8, planner, recovery, speed])
+@pytest.mark.parametrize("tables", [dendrites, importance, int8, lenet, planner, recovery, speed])
 def test_a_page_is_made_from_its_lines(tables):
     packed = Path(tables.__file__).with_name("lines.jsonl.gz")
     name = packed.parent.name
@@ -126,7 +127,7 @@ def test_the_page_of_dendrites_has_a_row_for_each_line():
 
 def test_every_line_tells_its_commit():
     files = sorted((ROOT / "scripts").rglob("*.jsonl.gz"))
-    assert len(files) == 20
+    assert len(files) == 23
     for path in files:
         assert all(re.fullmatch("[0-9a-f]{7,}", line["commit"]) for line in read_lines(path)), path
 

@@ -310,6 +310,8 @@ SAMPLES = {
     "one in place without a rule": Sample(lambda a: a.sqrt_().square_(), SHAPE),
     "assertion": Sample(lambda a: (torch._assert_async((a > 0).all()), a)[1], SHAPE, ("",)),
     "prelu": Sample(functional.prelu, ((2, 3, 4), (3,))),
+    "rrelu": Sample(functional.rrelu, SHAPE),
+    "rrelu in place": Sample(lambda x: functional.rrelu(x, inplace=True), SHAPE),
     "prelu of one weight": Sample(functional.prelu, ((2, 3, 4), (1,))),
 }
 
@@ -376,6 +378,16 @@ SAMPLES |= {
     ),
     "conv of one channel": conv((2, 1, 5, 5), (3, 1, 2, 2), ("0", "0", "0")),
     "conv to one channel": conv((2, 4, 5, 5), (1, 4, 2, 2), ("01", "1", "")),
+    "embedding bag": Sample(
+        lambda w: functional.embedding_bag(torch.tensor([[0, 2, 1], [3, 3, 1]]), w, mode="max"),
+        ((4, 3),),
+        ("1",),
+    ),
+    "embedding bag of a training": Sample(
+        lambda w: aten._embedding_bag(w, torch.tensor([0, 2]), torch.tensor([0]))[0],
+        ((4, 3),),
+        ("1",),
+    ),
     "embedding": Sample(
         lambda w: functional.embedding(torch.tensor([[0, 2, 1]]), w), ((4, 3),), ("1",)
     ),
@@ -487,7 +499,8 @@ SAMPLES |= {
     "amax": reduced("amax", 1),
     "amin": reduced("amin", (1, 2)),
     "var": Sample(lambda x: torch.var(x, 1, correction=0), SHAPE, how="counts"),
-    "std": Sample(lambda x: torch.std(x, 1, correction=0), SHAPE, ("02",)),
+    "std": Sample(lambda x: torch.std(x, 1, correction=0), SHAPE, how="counts"),
+    "std and mean": Sample(lambda x: torch.std_mean(x, (1, 2), correction=0), SHAPE, how="counts"),
     "var and mean": Sample(lambda x: torch.var_mean(x, (1, 2), correction=0), SHAPE, how="counts"),
     "vector norm": Sample(lambda x: torch.linalg.vector_norm(x, 2, 1), SHAPE, how="counts"),
     "vector norm of all": Sample(torch.linalg.vector_norm, SHAPE, how="counts"),
@@ -586,7 +599,7 @@ SAMPLES |= {
         lambda x, y: x.view(x.shape[0], y.shape[0], y.shape[1], -1) * y[:, :, None],
         ((2, 12), (3, 2)),
     ),
-    "view that regroups": Sample(lambda x: x.view(4, 6), ((6, 4),), ("",)),
+    "view that regroups": Sample(lambda x: x.view(-1, 6), ((6, 4),), ("0",)),
     "distances": Sample(torch.cdist, ((2, 4, 3), (2, 5, 3)), how="sums"),
     "distances by products": Sample(
         lambda x, y: torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist"),
@@ -751,7 +764,8 @@ SAMPLES |= {
     "scatter to a part": Sample(
         lambda x: x.scatter(0, torch.zeros(1, 2, dtype=torch.long), 0.5), ((4, 3),), ("",)
     ),
-    "flip": Sample(lambda x: x.flip(1), SHAPE, ("02",)),
+    "flip": Sample(lambda x: x.flip(1), SHAPE),
+    "flip of two": Sample(lambda x: x.flip((0, -1)), SHAPE),
     "roll": Sample(lambda x: x.roll(1, 1), SHAPE, ("02",)),
     "roll of two": Sample(lambda x: x.roll((1, 2), (0, -1)), SHAPE, ("1",)),
     "roll of all": Sample(lambda x: x.roll(1), SHAPE, ("",)),

@@ -11,6 +11,7 @@ from tests.support.configs import dendrites_of
 INPUTS = {
     "cnn1d": (1, 6, 40),
     "lenet": (1, 1, 28, 28),
+    "lenet5": (1, 1, 28, 28),
     "minilm": (1, 16),
     "mlp": (1, 1, 28, 28),
     "mobilenet_small": (1, 3, 32, 32),

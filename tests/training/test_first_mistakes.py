@@ -41,6 +41,16 @@ class Net(nn.Module):
         return self.form(self.fc(x))
 
 
+class InTraining(Net):
+    """Returns scores in training, and what a function makes of them elsewhere."""
+
+    def __init__(self, form: Callable[[Tensor], Tensor], outputs: int) -> None:
+        super().__init__(outputs, form)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(x) if self.training else self.form(self.fc(x))
+
+
 def tokens(y: Tensor) -> Tensor:
     """Scores of five tokens, classes last."""
     return y[:, None] + torch.zeros(1, 5, 1)
@@ -97,6 +107,31 @@ MISTAKES: dict[str, tuple[nn.Module, Any, Any, Task, tuple[str, ...]]] = {
     ),
     "probabilities": (
         Net(C, lambda y: y.softmax(1)), X, Y, Task(), ("before a softmax", "o.clamp_min(1e-7)"),
+    ),
+    "probabilities, in a loss of one's own": (
+        Net(C, lambda y: y[:, None].softmax(-1)), X, Y[:, None],
+        Task(loss=flat_loss, metric=flat_loss),
+        ("before a softmax", "these went through one", "F.nll_loss(o.clamp_min(1e-7).log(), t)"),
+    ),
+    "a softmax along another axis": (
+        Net(C, lambda y: y.softmax(0)), X, Y, Task(), ("before a softmax", "without softmax"),
+    ),
+    "a sigmoid before a loss of scores": (
+        Net(1, torch.sigmoid), X, HITS[:, None].float(), Task(loss=BCE, metric=BCE),
+        ("before a sigmoid", "without sigmoid", "F.binary_cross_entropy(o, t)", "float32 (12, 1)"),
+    ),
+    "a sigmoid before the layer of that loss": (
+        Net(1, lambda y: nn.Sigmoid()(y).squeeze(1)), X, HITS.float(),
+        Task(loss=nn.BCEWithLogitsLoss(), metric=BCE), ("before a sigmoid",),
+    ),
+    "a sigmoid before that loss in one's own": (
+        Net(C, torch.sigmoid), X, HITS,
+        Task(loss=lambda o, t: BCE(o[:, 0].clamp(0.01, 0.99), t.float()), metric=flat_loss),
+        ("before a sigmoid",),
+    ),
+    "a softmax before a loss of labels": (
+        Net(C, lambda y: y.softmax(1)), X, torch.ones(N, C),
+        Task(loss=nn.MultiLabelSoftMarginLoss(), metric=BCE), ("before a softmax",),
     ),
     "scores for logarithms": (
         Net(), X, Y, Task(loss=F.nll_loss), ("logarithms of", "F.cross_entropy"),
@@ -160,6 +195,24 @@ MISTAKES: dict[str, tuple[nn.Module, Any, Any, Task, tuple[str, ...]]] = {
     "numpy labels": (Net(), X, Y.numpy(), Task(), ("numpy int64 (12,)", "torch.as_tensor")),
     "float64": (Net(), X.double(), Y, Task(), ("float64 (12, 4)", "x.float()")),
     "bytes": (Net(), X.byte(), Y, Task(), ("uint8 (12, 4)", "x.float()")),
+    "a list of numbers": (
+        Net(), X, Y.tolist(), Task(), ("a list of 12 int", "torch.tensor(target)"),
+    ),
+    "a list of names": (
+        Net(), X, ["a"] * N, Task(), ("a list of 12 str", "names.index(name)"),
+    ),
+    "images without an axis of channels": (
+        nn.Sequential(nn.Conv2d(1, C, 8), nn.Flatten()), EIGHT[..., 0], Y, Task(),
+        ("(12, 8, 8)", "x.unsqueeze(1)"),
+    ),
+    "images of other channels": (
+        nn.Sequential(nn.Conv2d(1, C, 8), nn.Flatten()), EIGHT.permute(0, 3, 1, 2), Y, Task(),
+        ("(12, 3, 8, 8)", "1 channels on axis 1"),
+    ),
+    "indices that are too large": (
+        nn.Sequential(nn.Embedding(3, C), nn.Flatten(), nn.Linear(C, C)), Y[:, None] + 2, Y, Task(),
+        ("from 2 to 4", "has 3 rows", "from 0 to 2"),
+    ),
     "channels last": (
         nn.Sequential(nn.Conv2d(3, C, 8), nn.Flatten()), EIGHT, Y, Task(),
         ("(12, 8, 8, 3)", "x.permute(0, 3, 1, 2)"),
@@ -180,7 +233,7 @@ MISTAKES: dict[str, tuple[nn.Module, Any, Any, Task, tuple[str, ...]]] = {
 
 
 def test_the_table_is_whole() -> None:
-    assert len(MISTAKES) == 48
+    assert len(MISTAKES) == 59
 
 
 @pytest.mark.parametrize("samples", [None, 8], ids=["whole", "few"])
@@ -211,6 +264,18 @@ FINE: dict[str, tuple[nn.Module, Any, Any, Task]] = {
         Net(C, lambda y: y.log_softmax(1)), X, Y, Task(loss=nn.NLLLoss()),
     ),
     "logarithms with a cross entropy": (Net(C, lambda y: y.log_softmax(1)), X, Y, Task()),
+    "probabilities in eval mode alone": (InTraining(torch.sigmoid, 1), X, HITS[:, None].float(),
+        Task(loss=BCE, metric=F.binary_cross_entropy)),
+    "probabilities of classes in eval mode alone": (
+        InTraining(lambda y: y.softmax(1), C), X, Y, Task(),
+    ),
+    "probabilities with their loss": (
+        Net(1, torch.sigmoid), X, HITS[:, None].float(),
+        Task(loss=F.binary_cross_entropy, metric=F.binary_cross_entropy),
+    ),
+    "a gate that is scaled": (
+        Net(1, lambda y: 8 * y.sigmoid() - 4), X, HITS[:, None].float(), Task(loss=BCE, metric=BCE),
+    ),
     "left out": (Net(), X, torch.where(Y == 1, -100, Y), Task()),
     "left out by another number": (
         Net(), X, torch.where(Y == 1, 255, Y),
@@ -366,6 +431,15 @@ def test_a_later_batch_is_named_by_its_own_number(bad: Any, message: str) -> Non
     with pytest.raises(CompressionError, match=message) as caught:
         recover_(Net(), Data(later(bad), [(X, Y)]), config=SMALL)
     assert not isinstance(caught.value, DivergedError)
+
+
+def test_inputs_and_targets_that_are_no_batches_are_named() -> None:
+    with pytest.raises(CompressionError, match=r"Data\.train must be batches.*TensorDataset"):
+        check_data(Data((X, Y), (X, Y)), Task(), Net(), CPU)
+    inputs = Task(
+        forward=lambda m, b: (m(b), Y)
+    )  # two batches of inputs, for a forward of one's own
+    check_data(Data([X, X], [X, X]), inputs, Net(), CPU)
 
 
 @pytest.mark.parametrize("metric", [accuracy, lambda o, t: o.sum()], ids=["accuracy", "sum"])

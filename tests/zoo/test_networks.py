@@ -20,7 +20,7 @@ from model_zoo.mobilenet import InvertedResidual
 from model_zoo.names import natural_sorted, unknown_name_error
 from model_zoo.resnet import BasicBlock
 
-NUM_MODELS = 9
+NUM_MODELS = 10
 
 
 class Cost(NamedTuple):
@@ -41,6 +41,7 @@ class Case(NamedTuple):
 CASES = {
     "cnn1d": Case((6, 100), 7, Cost(53_511, 1_652_096)),
     "lenet": Case((1, 28, 28), 10, Cost(26_722, 326_464)),
+    "lenet5": Case((1, 28, 28), 10, Cost(431_080, 2_293_000)),
     "minilm": Case((16,), 8, Cost(3_657_224, 57_172_992)),
     "mlp": Case((1, 28, 28), 10, Cost(235_146, 234_752)),
     "mobilenet_small": Case((3, 32, 32), 10, Cost(274_378, 10_379_776)),
@@ -90,6 +91,15 @@ def hand_lenet() -> Cost:
         conv_bn_cost(8, 16, 9, 14 * 14),
         linear_cost(16 * 7 * 7, 32),
         linear_cost(32, 10),
+    )
+
+
+def hand_lenet5() -> Cost:
+    return total(
+        Cost(25 * 20 + 20, 25 * 20 * 24 * 24),
+        Cost(25 * 20 * 50 + 50, 25 * 20 * 50 * 8 * 8),
+        linear_cost(50 * 4 * 4, 500),
+        linear_cost(500, 10),
     )
 
 
@@ -169,6 +179,7 @@ def hand_minilm() -> Cost:
 HAND_COSTS = {
     "cnn1d": hand_cnn1d,
     "lenet": hand_lenet,
+    "lenet5": hand_lenet5,
     "minilm": hand_minilm,
     "mlp": hand_mlp,
     "mobilenet_small": hand_mobilenet_small,
