@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,12 +11,12 @@ from torch import nn
 
 from pbcompress.comparison.intervals import Estimate
 from pbcompress.comparison.scoring import paired_change, split_of
-from pbcompress.compensation.compensate import compensate_
 from pbcompress.config.budget import Budget
 from pbcompress.config.dendrites import DendriteConfig
 from pbcompress.config.recovery import RecoveryConfig
 from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.config.widths import WidthConfig
+from pbcompress.core.processes import join_processes
 from pbcompress.core.turns import in_turn
 from pbcompress.pruning.shrinking import shrink
 from pbcompress.result import CompressionResult
@@ -26,9 +27,9 @@ from pbcompress.runs.contender_training import (
 )
 from pbcompress.runs.contenders import Contender, Score
 from pbcompress.runs.deployment import MODEL_FILE, Deployment, deploy, file_notes
-from pbcompress.runs.fitted_network import CALIBRATION_BATCHES
+from pbcompress.runs.fitted_network import CALIBRATION_BATCHES, compensated_by_all_
 from pbcompress.runs.held_folder import held
-from pbcompress.runs.job import Job, check_job
+from pbcompress.runs.job import Job, agreed_job, check_job
 from pbcompress.runs.race import Outcome, race
 from pbcompress.training.callbacks import Callback
 from pbcompress.training.history import Stage
@@ -63,6 +64,9 @@ def compress(
     With ``DendriteConfig(share="auto")`` a network with dendrites and one without have a trial, and
     validation decides which of them trains on; dendrites that are absorbed need none.
 
+    Under torchrun all processes call this alike. They train and score together, the first one plans
+    and writes, and all get the same result.
+
     Args:
         model: A trained network of Linear and convolution layers; never modified.
         target_params: At most this many parameters, dendrites included: a count, a share in (0, 1)
@@ -89,8 +93,9 @@ def compress(
 
     Raises:
         TargetUnreachableError: The target is not below the original or below what is reachable.
-        CompressionError: The model, inputs, data or folder cannot be used, or another call works
-            in the folder; nothing was trained.
+        CompressionError: The model, inputs, data or folder cannot be used, another call works in
+            the folder, or processes were called with different things; nothing was trained.
+            Another process of this call failed; its message is told.
         StateMismatchError: ``run_dir`` holds a run of another model, task, data or choice: all that
             decides it counts, as far as it can be seen.
         DivergedError: Training produced a loss that is not finite.
@@ -102,24 +107,29 @@ def compress(
         >>> result.cost_after.params <= 353
         True
     """
-    with held(None if run_dir is None else Path(run_dir)):
-        job = check_job(
-            model,
-            target_params,
-            example_inputs=example_inputs,
-            data=data,
-            task=task or Task(),
-            config=whole_config(config, WidthConfig, DendriteConfig, RecoveryConfig),
-            device=device,
-            seed=seed,
-            run_dir=run_dir,
-        )
+    check = partial(
+        check_job,
+        model,
+        target_params,
+        example_inputs=example_inputs,
+        data=data,
+        task=task or Task(),
+        config=whole_config(config, WidthConfig, DendriteConfig, RecoveryConfig),
+        device=device,
+        seed=seed,
+        run_dir=run_dir,
+    )
+    processes = join_processes()
+    with processes.held_by_first(held(None if run_dir is None else Path(run_dir))):
+        job = agreed_job(processes, check)
         if job.experiment is None:
             return _finished(job, _shrunk(job), None)
         watching = (*callbacks, ProgressBar()) if progress else tuple(callbacks)
         training = ContenderTraining(job, job.experiment, watching)
         before = training.score(job.original)
-        return _finished(job, _with_fit(_trained(training, control=control)), before)
+        return _finished(
+            job, _with_fit(_trained(training, control=processes.agreed(control))), before
+        )
 
 
 def _shrunk(job: Job) -> Outcome:
@@ -133,8 +143,11 @@ def _shrunk(job: Job) -> Outcome:
         return Outcome(contender, None, note)
     asked = job.config.recovery.compensation_batches
     batches = asked if isinstance(asked, int) and asked else CALIBRATION_BATCHES
-    report = compensate_(
-        network, job.original, plan, job.calibration, job.task, batches=batches, seed=job.seed
+    report = compensated_by_all_(
+        job.processes,
+        *(network, job.original, plan, job.calibration, job.task),
+        batches=batches,
+        seed=job.seed,
     )
     note = f"Nothing was trained: data had inputs alone. {report.summary}"
     return Outcome(replace(contender, compensation=report), None, note)
@@ -192,7 +205,7 @@ def _why_width_alone(config: CompressConfig) -> str:
 
 def _finished(job: Job, outcome: Outcome, before: Score | None) -> CompressionResult:
     """Measure the result as it ships, and write it into the folder of the run."""
-    chosen = outcome.chosen
+    chosen, processes = outcome.chosen, job.processes
     if chosen.cost.params > job.bound:
         raise AssertionError(f"result has {chosen.cost.params} parameters of {job.bound}")
     result = CompressionResult(
@@ -201,7 +214,7 @@ def _finished(job: Job, outcome: Outcome, before: Score | None) -> CompressionRe
         score_before=before,
         chosen=chosen,
         other=outcome.other,
-        deployment=_deployed(job, chosen) if job.config.deploy else None,
+        deployment=processes.first(lambda: _deployed(job, chosen)),
         history=outcome.history,
         config=job.config,
         task=job.task,
@@ -209,15 +222,21 @@ def _finished(job: Job, outcome: Outcome, before: Score | None) -> CompressionRe
         note=outcome.note,
         example_inputs=job.inputs.example_inputs,
         fingerprint=job.fingerprint,
-        over_control=_over_control(job, chosen, outcome.other),
+        over_control=processes.first(lambda: _over_control(job, chosen, outcome.other)),
     )
-    if job.run_dir is not None:
-        result.save(job.run_dir)
-        result.write_reports(job.run_dir)
+    processes.first(lambda: _write(result, job.run_dir))
     return result
 
 
-def _deployed(job: Job, chosen: Contender) -> Deployment | str:
+def _write(result: CompressionResult, folder: Path | None) -> None:
+    if folder is not None:
+        result.save(folder)
+        result.write_reports(folder)
+
+
+def _deployed(job: Job, chosen: Contender) -> Deployment | str | None:
+    if not job.config.deploy:
+        return None
     path = job.run_dir / MODEL_FILE if job.run_dir else None
     notes = file_notes(chosen.cost, chosen.plan, job.fingerprint, job.task, chosen.score)
     return deploy(job.original, chosen.network, job.inputs, path, job.data, job.task, notes)

@@ -6,6 +6,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_complet
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
+from pbcompress.core.processes import world_size
 from pbcompress.errors import CompressionError, first_line
 from pbcompress.frontiers.ray_cluster import RayExecutor, ray_module
 from pbcompress.frontiers.targets import Shared, Target, run
@@ -20,7 +21,7 @@ class _Submits(Protocol):
 
 
 def check_executor(executor: object, shared: Shared, *, has_folder: bool) -> None:
-    """Raise unless targets can be sent to an executor.
+    """Raise unless targets can be run, here or on an executor.
 
     Args:
         executor: As `frontier` takes it.
@@ -30,6 +31,11 @@ def check_executor(executor: object, shared: Shared, *, has_folder: bool) -> Non
     Raises:
         CompressionError: They cannot.
     """
+    if world_size() > 1:
+        raise CompressionError(
+            f"frontier was called in one of {world_size()} processes. Call compress in them, once "
+            "for each target, or frontier in one process with an executor."
+        )
     if executor is None:
         return
     if executor != "ray" and not callable(getattr(executor, "submit", None)):

@@ -13,13 +13,14 @@ from pbcompress.config.dendrites import DendriteConfig
 from pbcompress.config.recovery import RecoveryConfig
 from pbcompress.config.whole import CompressConfig, whole_config
 from pbcompress.config.widths import WidthConfig
+from pbcompress.core.processes import Processes
 from pbcompress.core.turns import in_turn
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.pipeline import compress
 from pbcompress.report.writing import REPORT_FILES
 from pbcompress.runs.contender_training import plan_with_dendrites, plan_without_dendrites
 from pbcompress.runs.held_folder import held
-from pbcompress.runs.job import check_job
+from pbcompress.runs.job import Job, agreed_job, check_job
 from pbcompress.runs.saved_network import STATE_FILE
 from pbcompress.training.callbacks import Callback
 from pbcompress.training.task import Batches, Data, Task
@@ -100,19 +101,23 @@ def prepare(shared: Shared, target: Target) -> None:
         CompressionError: As from `compress`, before a training.
     """
     with held(target.folder):
-        job = check_job(
-            shared.model,
-            target.budget,
-            example_inputs=shared.example_inputs,
-            data=shared.data,
-            task=shared.task or Task(),
-            config=whole_config(shared.config, WidthConfig, DendriteConfig, RecoveryConfig),
-            device=shared.device,
-            seed=shared.seed,
-            run_dir=target.folder,
-        )
+        job = agreed_job(Processes(), lambda: _checked(shared, target))
         if not is_over(target) and plan_with_dendrites(job) is None:
             plan_without_dendrites(job)
+
+
+def _checked(shared: Shared, target: Target) -> Job:
+    return check_job(
+        shared.model,
+        target.budget,
+        example_inputs=shared.example_inputs,
+        data=shared.data,
+        task=shared.task or Task(),
+        config=whole_config(shared.config, WidthConfig, DendriteConfig, RecoveryConfig),
+        device=shared.device,
+        seed=shared.seed,
+        run_dir=target.folder,
+    )
 
 
 def is_over(target: Target) -> bool:

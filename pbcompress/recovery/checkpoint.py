@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pbcompress.core.bounded_files import is_file
+from pbcompress.core.processes import Processes
 from pbcompress.core.tensor_files import read_tensors
 from pbcompress.errors import StateMismatchError
 
@@ -38,16 +39,35 @@ class Checkpoint:
         object.__setattr__(self, "path", Path(path))
         object.__setattr__(self, "fingerprint", fingerprint)
 
-    def read(self, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def read(
+        self, device: torch.device, processes: Processes | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return the tensors and the state of a former run of this call; None without a file.
+
+        The first process reads, and tells the others, who may not see its disk.
 
         Raises:
             StateMismatchError: The file is not whole, of another kind, version or call.
         """
+        processes = processes or Processes()
+        saved = processes.first(self._read)
+        if saved is None:
+            return None
+        tensors, state = saved
+        world = state.get("processes", processes.world)
+        if world != processes.world:
+            raise StateMismatchError(
+                f"{self.path} is a checkpoint of {world} process(es), and this training has "
+                f"{processes.world}: the batches of a step would be others. Start {world}, or "
+                "move the file away to start anew."
+            )
+        return {name: tensor.to(device) for name, tensor in tensors.items()}, state
+
+    def _read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         path = self.path
         if not is_file(path):
             return None
-        tensors, state = read_tensors(path, str(device))
+        tensors, state = read_tensors(path)
         if "growth" not in state:
             raise StateMismatchError(
                 f"{path} was to be a checkpoint and is another file of pbcompress. Choose another "

@@ -98,7 +98,7 @@ def find_lr(
     count = steps or range_test_steps(batches, choices)
     sweep = _Sweep(engine, network, r, count)
     objective = make_objective(task, r.distillation, teacher, network)
-    chance = engine.mean(_chance(network, batches, objective))
+    chance = engine.processes.mean(_chance(network, batches, objective))
     losses = sweep.losses(batches, objective, partial(task.samples, network), seed)
     smooth = _smoothed(losses)
     if not smooth:
@@ -111,16 +111,21 @@ def find_lr(
     return max(sweep.rate(least) / BELOW, min(sweep.rate(borne) / BELOW, usual))
 
 
-def range_test_steps(batches: Batches, config: CompressConfig, epochs: int | None = None) -> int:
+def range_test_steps(
+    batches: Batches, config: CompressConfig, epochs: int | None = None, *, processes: int = 1
+) -> int:
     """Return the steps of a range test: 5 % of those of the recovery, from 24 to 200.
 
     Args:
         batches: The train split.
         config: Its phases.
         epochs: Of the recovery, where they are given.
+        processes: That share the batches.
     """
     epochs = epochs or planned_epochs(config.recovery, config.dendrites)
-    whole = epochs * math.ceil(batch_count(batches) / config.recovery.engine.accumulate)
+    whole = epochs * math.ceil(
+        batch_count(batches) // processes / config.recovery.engine.accumulate
+    )
     return min(max(int(SHARE * whole), LEAST), MOST)
 
 
@@ -173,7 +178,7 @@ class _Sweep(Stepper):
             suppress(DivergedError),  # that is where the test ends
         ):
             train_epoch(self, first, noted, seed=("range", seed), count=count)
-        own = [self.engine.mean(loss.item()) for loss in found]
+        own = [self.engine.processes.mean(loss.item()) for loss in found]
         return [sum(part) / len(part) for part in grouped(own, self.accumulate)]
 
 

@@ -111,13 +111,13 @@ class PhaseTrainer:
             steps = self._steps(self._replay.batches)
             return self._replay.epoch(self._stepper, steps=steps, seed=seed)
         # processes drop out other neurons, and look at the same positions in a dendrite phase
-        engine = self._shared.engine
-        is_apart = engine.world > 1 and not self._is_dendrite
+        processes = self._shared.engine.processes
+        is_apart = processes.world > 1 and not self._is_dendrite
         return train_epoch(
             self._stepper,
             self._shared.batches,
             self._objective,
-            seed=(*seed, engine.rank) if is_apart else seed,
+            seed=(*seed, processes.rank) if is_apart else seed,
             count=partial(self._shared.experiment.task.samples, self._shared.model),
         )
 

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,15 +102,15 @@ def recover_(
     choices = whole_config(config, DendriteConfig, RecoveryConfig)
     r, task = choices.recovery, task or Task()
     check_whole(model)
-    checked = _checked(data, task, model)
-    check_distillation(task, r.distillation, teacher, checked.first)
+    engine = make_engine(model, r.engine)
+    checked = engine.processes.each(lambda: _checked(data, task, model, teacher, r))
     images = _with_images(model, teacher, r, checked.first, task)
-    saved = None if checkpoint is None else checkpoint.read(device_of(model))
+    saved = None if checkpoint is None else checkpoint.read(device_of(model), engine.processes)
     if optimizer is None:
         known = None if saved is None else saved[1]["lr"]
-        choices = _with_rate(choices, known, model, checked, task, seed, lengths, teacher)
+        world = engine.processes.world
+        choices = _with_rate(choices, known, model, checked, task, seed, lengths, teacher, world)
         r = choices.recovery
-    engine = make_engine(model, r.engine)
     growth = Cycles(model, choices, layers=layers, lengths=lengths, seed=seed)
     shared = SharedTraining(
         model=model,
@@ -133,17 +134,19 @@ def recover_(
             raise
         if growth.absorbed:
             run.history.records[-1]["absorbed"] = growth.absorbed
-        for callback in run.own(callbacks):
-            callback.on_end()
+        run.tell(callbacks, lambda callback: callback.on_end())
     model.eval()
     return run.history
 
 
-def _checked(data: Data, task: Task, model: nn.Module) -> CheckedData:
+def _checked(
+    data: Data, task: Task, model: nn.Module, teacher: nn.Module | None, config: RecoveryConfig
+) -> CheckedData:
     """Return data that were checked; `compress` did so before it cut the model."""
-    if isinstance(data, CheckedData):
-        return data
-    return check_data(data, task, model, device_of(model), samples=8)
+    if not isinstance(data, CheckedData):
+        data = check_data(data, task, model, device_of(model), samples=8)
+    check_distillation(task, config.distillation, teacher, data.first)
+    return data
 
 
 def _with_rate(
@@ -155,13 +158,14 @@ def _with_rate(
     seed: int,
     lengths: Sequence[int] | None,
     teacher: nn.Module | None,
+    processes: int,
 ) -> CompressConfig:
     """Return a configuration with the rate of its neuron phases: as given, known, or found."""
     if config.recovery.optimizer.lr != "auto":
         return config
     if known is None:
         epochs = None if lengths is None else sum(lengths)
-        steps = range_test_steps(data.train, config, epochs)
+        steps = range_test_steps(data.train, config, epochs, processes=processes)
         known = find_lr(model, data, task, config=config, seed=seed, steps=steps, teacher=teacher)
     return with_lr(config, known)
 
@@ -179,11 +183,14 @@ def _with_images(
 
 
 def _train(run: "_Run", callbacks: Sequence[Callback]) -> None:
-    most, callbacks = _most_epochs(run.growth), run.own(callbacks)
-    for callback in callbacks:
+    most = _most_epochs(run.growth)
+
+    def begin(callback: Callback) -> None:
         callback.on_stage(run.shared.stage, most)
         for record in run.history:
             callback.on_epoch(record)
+
+    run.tell(callbacks, begin)
     for phase in run.growth:
         while not phase.done:
             try:
@@ -191,9 +198,12 @@ def _train(run: "_Run", callbacks: Sequence[Callback]) -> None:
             except DivergedError as err:
                 run.retry(phase, err)
                 continue
-            for callback in callbacks:
-                callback.on_epoch(record)
+            run.tell(callbacks, partial(_on_epoch, record))
         run.leave()
+
+
+def _on_epoch(record: dict[str, Any], callback: Callback) -> None:
+    callback.on_epoch(record)
 
 
 def _most_epochs(growth: Cycles) -> int:
@@ -213,22 +223,27 @@ class _Run:
         self, shared: SharedTraining, growth: Cycles, checkpoint: Checkpoint | None
     ) -> None:
         self.shared, self.growth, self.checkpoint = shared, growth, checkpoint
-        self.engine = engine = shared.engine
+        self.engine, self.processes = shared.engine, shared.engine.processes
         self.history = History()
-        growth.keep_time(lambda: engine.agreed(time.monotonic()))
+        growth.keep_time(lambda: self.processes.agreed(time.monotonic()))
         self._retried: int | None = None
         self._trainer: PhaseTrainer | None = None
 
-    def own(self, callbacks: Sequence[Callback]) -> Sequence[Callback]:
-        """Return the callbacks of this process: all of them in the first one."""
-        return callbacks if self.engine.rank == 0 else ()
+    def tell(self, callbacks: Sequence[Callback], what: Callable[[Callback], None]) -> None:
+        """Call the callbacks of the first process."""
+
+        def told() -> None:
+            for callback in callbacks:
+                what(callback)
+
+        self.processes.first(told)
 
     def epoch(self, phase: Phase) -> dict[str, Any]:
         """Train and score one epoch, record it, and keep the state."""
         started, epoch = time.monotonic(), phase.epoch
         trainer = self._trainer_of(phase)
         loss, steps = trainer.epoch()
-        self.engine.share(self.shared.model)
+        self.processes.share(self.shared.model)
         is_at_rest = phase.kind is PhaseKind.DENDRITE and epoch > 0  # candidates add nothing
         with trainer.averaged():
             metric = self.history.records[-1]["metric"] if is_at_rest else self._metric()
@@ -252,13 +267,13 @@ class _Run:
             record["nodes"] = self.growth.newest_nodes
         record["seconds"] = round(time.monotonic() - started, 3)
         self.history.records.append(record)
-        self._save()
+        self.processes.first(self._save)
         return record
 
     def _metric(self) -> float:
-        self.engine.share(self.shared.model)
+        self.processes.share(self.shared.model)
         data, task = self.shared.experiment.data, self.shared.experiment.task
-        return scored(self.shared.model, data.val, "val", task, self.engine)[0]
+        return scored(self.shared.model, data.val, "val", task, self.processes)[0]
 
     def retry(self, phase: Phase, error: DivergedError) -> None:
         """Go on from good weights at a lower learning rate; raise ``error`` the second time."""
@@ -292,7 +307,7 @@ class _Run:
             self.shared.model,
             experiment.data.train,  # the same batches in every process
             experiment.task,
-            batches_used=16 * self.engine.world,
+            batches_used=16 * self.processes.world,
             seed=experiment.seed + 1000 * phase.index,
         )
 
@@ -301,7 +316,7 @@ class _Run:
         self._trainer = None
 
     def _save(self) -> None:
-        if self.checkpoint is None or self._trainer is None or self.engine.rank > 0:
+        if self.checkpoint is None or self._trainer is None:
             return
         tensors, state = self.growth.state()
         slots, optimizer = self._trainer.state()
@@ -316,6 +331,7 @@ class _Run:
                 "optimizer": {"phase": self._trainer.index, "state": optimizer},
                 "history": self.history.records,
                 "engine": self.engine.state(),
+                "processes": self.processes.world,
                 "retried": self._retried,
                 "lr": self.shared.config.optimizer.lr,
             },

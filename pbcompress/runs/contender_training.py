@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from pbcompress.compensation.compensate import compensate_
 from pbcompress.compensation.report import CompensationReport
 from pbcompress.config.dendrites import ScoredRule
 from pbcompress.config.whole import CompressConfig
@@ -21,7 +20,7 @@ from pbcompress.recovery.checkpoint import Checkpoint
 from pbcompress.recovery.learning_rate import LEAST, find_lr, range_test_steps, with_lr
 from pbcompress.recovery.recover import recover_
 from pbcompress.runs.contenders import Contender, Score
-from pbcompress.runs.fitted_network import fitted_network
+from pbcompress.runs.fitted_network import compensated_by_all_, fitted_network
 from pbcompress.runs.job import Job
 from pbcompress.runs.resumption import (
     mark_of,
@@ -83,12 +82,16 @@ def _planned(job: Job, name: Stage, config: CompressConfig) -> ContenderSpec:
     """Plan a network; a resumed run takes the plan that it began with."""
     path = job.checkpoint_path(f"{name}-{job.fingerprint[:16]}.plan.json")
     owner = owner_of(name, job.fingerprint)
-    if path is not None and is_file(path):
-        return ContenderSpec(name, config, read_plan(path, owner))
-    plan = make_plan(job.original, job.inputs, job.budget, config, job.experiment)
-    if path is not None:
-        write_plan(path, owner, plan)
-    return ContenderSpec(name, config, plan)
+
+    def plan() -> WidthPlan:
+        if path is not None and is_file(path):
+            return read_plan(path, owner)
+        made = make_plan(job.original, job.inputs, job.budget, config, job.experiment)
+        if path is not None:
+            write_plan(path, owner, made)
+        return made
+
+    return ContenderSpec(name, config, job.processes.first(plan))
 
 
 def _check_room(network: nn.Module, spec: ContenderSpec, bound: int) -> None:
@@ -137,7 +140,7 @@ class ContenderTraining:
         network = shrink(self.job.original, spec.plan)
         _check_room(network, spec, self.job.bound)
         compensation = self._compensated_(network, spec)
-        reestimate_batchnorm_(network, of.data, of.task, seed=of.seed)
+        self._measure_batchnorm_(network)
         spec = self._rated(network, spec, is_trial=is_trial)
         file = f"{spec.name}-trial" if is_trial else spec.name
         history = self._recovered(network, spec, file, of.seed, lengths)
@@ -161,11 +164,16 @@ class ContenderTraining:
         contender = replace(contender, trial=trial.score.val, compensation=trial.compensation)
         return self._better(contender, spec)
 
+    def _measure_batchnorm_(self, network: nn.Module) -> None:
+        of, processes = self.experiment, self.job.processes
+        processes.each(lambda: reestimate_batchnorm_(network, of.data, of.task, seed=of.seed))
+        processes.share(network)
+
     def _better(self, trained: Contender, spec: ContenderSpec) -> Contender:
         """Return a trained network, or one that was only fitted, if it is better on validation."""
         if spec.config.recovery.compensation_batches != "auto" or trained.sets:
             return trained
-        fitted = fitted_network(self.job.original, spec.plan, self.experiment)
+        fitted = fitted_network(self.job.original, spec.plan, self.experiment, self.job.processes)
         assert trained.score is not None
         reached = self.experiment.task.score(trained.score.val)
         if fitted is None or not fitted.score > reached:
@@ -185,9 +193,11 @@ class ContenderTraining:
         of, batches = self.experiment, spec.config.recovery.compensation_batches
         if not batches or batches == "auto":
             return None
-        original = self.job.original
-        return compensate_(
-            network, original, spec.plan, of.data, of.task, batches=batches, seed=of.seed
+        return compensated_by_all_(
+            self.job.processes,
+            *(network, self.job.original, spec.plan, of.data, of.task),
+            batches=batches,
+            seed=of.seed,
         )
 
     def score(self, network: nn.Module) -> Score:
@@ -196,18 +206,18 @@ class ContenderTraining:
         Raises:
             CompressionError: It is not defined there.
         """
-        data, task = self.experiment.data, self.experiment.task
-        value, samples = scored(network, data.val, "val", task)
+        data, task, processes = self.experiment.data, self.experiment.task, self.job.processes
+        value, samples = scored(network, data.val, "val", task, processes)
         if data.test is None:
             return Score(value, samples)
-        return Score(value, samples, *scored(network, data.test, "test", task))
+        return Score(value, samples, *scored(network, data.test, "test", task, processes))
 
     def _score(self, network: nn.Module, data: Data) -> Score:
-        task = self.experiment.task
-        value, samples = evaluate(network, data.val, task)
+        task, processes = self.experiment.task, self.job.processes
+        value, samples = evaluate(network, data.val, task, processes)
         if data.test is None:
             return Score(value, samples)
-        return Score(value, samples, *evaluate(network, data.test, task))
+        return Score(value, samples, *evaluate(network, data.test, task, processes))
 
     def _rated(self, network: nn.Module, spec: ContenderSpec, *, is_trial: bool) -> ContenderSpec:
         """Return a network's training with its learning rate, which a resumed run began with.
@@ -217,11 +227,15 @@ class ContenderTraining:
         if spec.config.recovery.optimizer.lr != "auto":
             return spec
         path = self.job.checkpoint_path(f"{spec.name}-{self.job.fingerprint[:16]}.lr.json")
-        owner = owner_of(spec.name, self.job.fingerprint)
-        if path is not None and is_file(path):
-            return replace(spec, config=with_lr(spec.config, read_rate(path, owner)))
+        owner, processes = owner_of(spec.name, self.job.fingerprint), self.job.processes
+
+        def known() -> float | None:
+            return read_rate(path, owner) if path is not None and is_file(path) else None
+
+        if (rate := processes.first(known)) is not None:
+            return replace(spec, config=with_lr(spec.config, rate))
         of, config = self.experiment, self.job.config
-        steps = range_test_steps(of.data.train, config)
+        steps = range_test_steps(of.data.train, config, processes=processes.world)
         lr = find_lr(
             network,
             of.data,
@@ -232,7 +246,7 @@ class ContenderTraining:
             teacher=self.job.original,
         )
         if path is not None:
-            write_rate(path, owner, lr)
+            processes.first(lambda: write_rate(path, owner, lr))
         return replace(spec, config=with_lr(spec.config, lr))
 
     def _recovered(

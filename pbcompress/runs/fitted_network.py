@@ -9,14 +9,15 @@ from torch.utils._pytree import tree_leaves
 
 from pbcompress.compensation.compensate import compensate_
 from pbcompress.compensation.report import CompensationReport
+from pbcompress.core.processes import Processes
 from pbcompress.errors import first_line
 from pbcompress.planning.width_plan import WidthPlan
 from pbcompress.pruning.shrinking import shrink
 from pbcompress.training.experiment import Experiment
 from pbcompress.training.loop import evaluate
-from pbcompress.training.task import CheckedData
+from pbcompress.training.task import Batches, CheckedData, Data, Task
 
-__all__ = ["CALIBRATION_BATCHES", "FittedNetwork", "fitted_network"]
+__all__ = ["CALIBRATION_BATCHES", "FittedNetwork", "compensated_by_all_", "fitted_network"]
 
 CALIBRATION_BATCHES = 32
 HELD_BYTES = 2**28  # of batches in memory
@@ -39,20 +40,45 @@ class FittedNetwork:
     score: float
 
 
-def fitted_network(original: nn.Module, plan: WidthPlan, of: Experiment) -> FittedNetwork | None:
+def compensated_by_all_(
+    processes: Processes,
+    network: nn.Module,
+    original: nn.Module,
+    plan: WidthPlan,
+    data: Data | Batches,
+    task: Task,
+    *,
+    batches: int,
+    seed: int,
+) -> CompensationReport:
+    """Call `compensate_` in every process, and give all what it made in the first."""
+    report = processes.each(
+        lambda: compensate_(network, original, plan, data, task, batches=batches, seed=seed)
+    )
+    processes.share(network, weights=True)
+    return processes.agreed(report)
+
+
+def fitted_network(
+    original: nn.Module, plan: WidthPlan, of: Experiment, processes: Processes
+) -> FittedNetwork | None:
     """Cut a network and fit it to the original; None where that is not possible.
 
     Args:
         original: The original.
         plan: Its plan.
         of: Data, task and seed.
+        processes: They fit and score it.
     """
     network = shrink(original, plan).eval()
     try:
-        report = compensate_(
-            network, original, plan, of.data, of.task, batches=_batches(of), seed=of.seed
+        report = compensated_by_all_(
+            processes,
+            *(network, original, plan, of.data, of.task),
+            batches=_batches(of),
+            seed=of.seed,
         )
-        score = of.task.score(evaluate(network, of.data.val, of.task)[0])
+        score = of.task.score(evaluate(network, of.data.val, of.task, processes)[0])
     except Exception as err:  # a training can do without it
         logger.warning(
             "No layer of the cut network was fitted to the original: %s", first_line(err)

@@ -1,6 +1,7 @@
 """A call of `compress` as a job: checked as a whole before anything changes."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,21 +12,28 @@ from pbcompress.config.whole import CompressConfig
 from pbcompress.core.accepted_models import check_model
 from pbcompress.core.inputs import Call, as_call, to_device
 from pbcompress.core.modules import copy_model
+from pbcompress.core.processes import Processes
 from pbcompress.core.randomness import whole_seed
 from pbcompress.costs.measured import ModelCost, measure
 from pbcompress.errors import CompressionError
 from pbcompress.planning.importance import sample_for
 from pbcompress.planning.planner import resolve_target
 from pbcompress.runs.run_folder import read_facts
-from pbcompress.runs.run_identity import RunIdentity, check_identity, identity_of, task_identity
+from pbcompress.runs.run_identity import (
+    RunIdentity,
+    check_identity,
+    check_same,
+    identity_of,
+    task_identity,
+)
 from pbcompress.runs.saved_network import STATE_FILE
 from pbcompress.training.data_checks import check_calibration, check_data
 from pbcompress.training.distillation import check_distillation
-from pbcompress.training.engine import choose_device, world_size
+from pbcompress.training.engine import choose_device
 from pbcompress.training.experiment import Experiment
 from pbcompress.training.task import Batches, Data, Task, inputs_of
 
-__all__ = ["Job", "check_job"]
+__all__ = ["Job", "agreed_job", "check_job"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,8 @@ class Job:
         run_dir: Folder of the run; None: nothing is kept.
         cost_before: Cost of the original.
         bound: Parameters at most, dendrites included.
-        fingerprint: Identifies what decides the outcome; see `run_identity`.
+        identity: What decides the outcome.
+        processes: Those that work on it; the first of them alone plans, reads and writes.
     """
 
     original: nn.Module
@@ -58,7 +67,13 @@ class Job:
     run_dir: Path | None
     cost_before: ModelCost
     bound: int
-    fingerprint: str
+    identity: RunIdentity
+    processes: Processes
+
+    @property
+    def fingerprint(self) -> str:
+        """One digest of what decides the outcome."""
+        return self.identity.fingerprint
 
     @property
     def experiment(self) -> Experiment | None:
@@ -86,8 +101,7 @@ def check_job(
 
     Raises:
         TargetUnreachableError: The target is not below the original.
-        CompressionError: The model, inputs, data or folder cannot be used.
-        StateMismatchError: ``run_dir`` holds another run.
+        CompressionError: The model, inputs or data cannot be used.
     """
     seed = whole_seed(seed)
     _check_circumstances(example_inputs, data)
@@ -122,7 +136,6 @@ def check_job(
         task=task,
         task_before=task_before,
     )
-    folder = _checked_folder(run_dir, identity)
     return Job(
         original=original,
         inputs=inputs,
@@ -132,11 +145,32 @@ def check_job(
         calibration=calibration,
         task=task,
         seed=seed,
-        run_dir=folder,
+        run_dir=None if run_dir is None else Path(run_dir),
         cost_before=cost,
         bound=bound,
-        fingerprint=identity.fingerprint,
+        identity=identity,
+        processes=Processes(),
     )
+
+
+def agreed_job(processes: Processes, check: Callable[[], Job]) -> Job:
+    """Return the job that processes agree on, after its folder was checked too.
+
+    Args:
+        processes: They work on it.
+        check: Calls `check_job`, in each of them.
+
+    Raises:
+        CompressionError: As from `check_job` in one of them, or they differ in what decides.
+        StateMismatchError: The folder holds another run.
+    """
+    own = processes.each(check)
+    check_same(processes, own.identity)
+    identity = replace(processes.agreed(own.identity), processes=processes.world)
+    run_dir = processes.agreed(own.run_dir)
+    job = replace(own, identity=identity, run_dir=run_dir, processes=processes)
+    processes.first(lambda: _check_folder(job))
+    return job
 
 
 def _check_circumstances(example_inputs: object, data: object) -> None:
@@ -146,21 +180,14 @@ def _check_circumstances(example_inputs: object, data: object) -> None:
             "compress(model, target, example_inputs=torch.zeros(1, 3, 32, 32)) with inputs of "
             "your model, or pass data=pb.Data(train=..., val=...), or batches of inputs alone."
         )
-    if world_size() > 1:
-        raise CompressionError(
-            f"compress was called in one of {world_size()} processes; it plans, compares and "
-            "writes files in one. Call shrink before torchrun, and recover_ in its processes."
-        )
 
 
 def _experiment(data: Data | None, task: Task, seed: int) -> Experiment | None:
     return None if data is None else Experiment(data, task, seed)
 
 
-def _checked_folder(run_dir: str | Path | None, identity: RunIdentity) -> Path | None:
-    if run_dir is None:
-        return None
-    folder = Path(run_dir)
+def _check_folder(job: Job) -> None:
+    if (folder := job.run_dir) is None:
+        return
     known = read_facts(folder).fingerprint if (folder / STATE_FILE).is_file() else None
-    check_identity(folder, identity, known)
-    return folder
+    check_identity(folder, job.identity, known)

@@ -27,12 +27,20 @@ from pbcompress.core.object_identity import (
     identify,
     identify_all,
 )
+from pbcompress.core.processes import Processes
 from pbcompress.core.randomness import seeded
 from pbcompress.core.tensor_files import write_bytes
-from pbcompress.errors import StateMismatchError, a_few
+from pbcompress.errors import CompressionError, StateMismatchError, a_few
 from pbcompress.training.task import Data, Task, batch_count, seeded_generators
 
-__all__ = ["IDENTITY_FILE", "RunIdentity", "check_identity", "identity_of", "task_identity"]
+__all__ = [
+    "IDENTITY_FILE",
+    "RunIdentity",
+    "check_identity",
+    "check_same",
+    "identity_of",
+    "task_identity",
+]
 
 KIND, VERSION = "pbcompress run identity", 1
 IDENTITY_FILE = "identity.json"
@@ -50,10 +58,13 @@ class RunIdentity:
     Attributes:
         places: Digests by the place of what they are of: "model", "Data.val", "Task.loss.weight".
         unseen: Places of which nothing is known but their class, with the reason.
+        processes: How many train together. It decides how large the batches of all are, and is no
+            part of the fingerprint.
     """
 
     places: Mapping[str, str]
     unseen: Mapping[str, str]
+    processes: int = 1
 
     @property
     def fingerprint(self) -> str:
@@ -190,6 +201,26 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
+def check_same(processes: Processes, identity: RunIdentity) -> None:
+    """Raise if processes of one call were given different things.
+
+    The functions of the task are left out: they may know in which process they are.
+
+    Args:
+        processes: Of the call.
+        identity: Of this process.
+    """
+    own = {name: mark for name, mark in identity.places.items() if not name.startswith("Task.")}
+    first, *others = (Identity(places, {}) for places in processes.gathered(own))
+    for number, other in enumerate(others, start=1):
+        if changed := changed_places(first, other):
+            raise CompressionError(
+                f"compress was called in {processes.world} processes, and process {number} has "
+                f"another {a_few(sorted(changed))} than process 0. Give all of them the same "
+                "model, data, target, configuration and seed: each takes its part of every batch."
+            )
+
+
 def check_identity(folder: Path, identity: RunIdentity, known: str | None) -> None:
     """Raise if a folder is that of another run, else note in it what decides this one.
 
@@ -204,6 +235,12 @@ def check_identity(folder: Path, identity: RunIdentity, known: str | None) -> No
     path = folder / IDENTITY_FILE
     former = _read(path)
     noted = former.fingerprint if former is not None else None
+    if former is not None and former.processes != identity.processes:
+        raise StateMismatchError(
+            f"{folder} holds a run in {former.processes} process(es), and this call is one in "
+            f"{identity.processes}: the batches of all would have another size. Start "
+            f"{former.processes}, or choose another run_dir."
+        )
     if any(mark not in (None, identity.fingerprint) for mark in (known, noted)):
         raise StateMismatchError(f"{_difference(folder, former, identity)} {ADVICE}")
     if former is None:

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from pbcompress.core.inputs import few_samples
 from pbcompress.core.modules import copy_model
+from pbcompress.core.processes import Processes
 from pbcompress.core.randomness import seeded
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.training.batch_tensors import check_finite, moved
-from pbcompress.training.engine import Engine
 from pbcompress.training.first_mistakes import (
     ONE_VALUE,
     called,
@@ -283,7 +283,7 @@ def _ends(name: str) -> CompressionError:
 
 
 def scored(
-    model: nn.Module, batches: Any, name: str, task: Task, engine: Engine | None = None
+    model: nn.Module, batches: Any, name: str, task: Task, processes: Processes | None = None
 ) -> tuple[float, int]:
     """Return the metric of a split and its number of samples, as `evaluate` does; it is finite.
 
@@ -292,18 +292,21 @@ def scored(
         batches: The split.
         name: Of the split: "val".
         task: Metric and forward.
-        engine: See `evaluate`.
+        processes: See `evaluate`.
 
     Raises:
         CompressionError: There is a NaN in the split, or the metric is not defined on its targets
             and finite outputs.
         DivergedError: The outputs are not finite.
     """
-    engine = engine or Engine()
-    output, target, samples = predict(model, batches, task, engine, f"Data.{name}")
+    processes = processes or Processes()
+    output, target, samples = predict(model, batches, task, processes, f"Data.{name}")
     where = f"all {samples:,} samples of Data.{name}"
-    found = called(task.metric, "Task.metric", output, target, where)
-    value = engine.agreed(to_number(found, "Task.metric"))
+
+    def metric() -> float:
+        return to_number(called(task.metric, "Task.metric", output, target, where), "Task.metric")
+
+    value = processes.agreed(processes.each(metric))
     if math.isfinite(value):
         return value, samples
     raise _undefined(task, value, output, target, where)

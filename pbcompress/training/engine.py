@@ -4,9 +4,10 @@ The only module that imports Lightning, and only where it is needed.
 
 Fabric keeps no state outside its object, so two trainings of a process may differ in precision, and
 it sets a network up anew for each phase, as growth needs: DistributedDataParallel fixes the list of
-parameters when it wraps. Processes agree in everything that decides: clock, statistics, scores.
+parameters when it wraps. What decides (clock, statistics, scores) its `Processes` agree on.
 """
 
+import inspect
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -18,9 +19,10 @@ from torch.utils.data import DataLoader
 
 from pbcompress.config.recovery import EngineConfig
 from pbcompress.core.modules import device_of
+from pbcompress.core.processes import Processes, join_processes, world_size
 from pbcompress.errors import CompressionError, first_line
 
-__all__ = ["Engine", "choose_device", "make_engine", "world_size"]
+__all__ = ["Engine", "choose_device", "make_engine"]
 
 Optimizer = torch.optim.Optimizer
 
@@ -29,15 +31,12 @@ class Engine:
     """One process on one device, in full precision.
 
     Attributes:
-        rank: Number of this process.
-        world: Number of processes.
+        processes: Those that train together.
     """
 
-    rank = 0
-    world = 1
-
-    def __init__(self, compiled: bool = False) -> None:
+    def __init__(self, compiled: bool = False, processes: Processes | None = None) -> None:
         self._compiled = compiled
+        self.processes = processes or Processes()
 
     def setup(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Any]:
         """Return what runs ``model`` in one phase, and what steps its optimizer."""
@@ -74,21 +73,6 @@ class Engine:
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(trained, max_norm)
 
-    def agreed(self, value: float) -> float:
-        """Return the number that the first process has."""
-        return value
-
-    def mean(self, value: float) -> float:
-        """Return the mean of a number over processes."""
-        return value
-
-    def gathered(self, parts: dict[int, Any]) -> dict[int, Any]:
-        """Return the numbered parts of all processes."""
-        return parts
-
-    def share(self, model: nn.Module) -> None:
-        """Give all processes the buffers of the first one: statistics are of its own batches."""
-
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs, as JSON."""
         return {}
@@ -101,8 +85,9 @@ class _FabricEngine(Engine):
     """Mixed precision and several processes, by Lightning Fabric."""
 
     def __init__(self, device: torch.device, config: EngineConfig) -> None:
-        super().__init__(config.compile)
         fabric = _import_fabric()
+        super().__init__(config.compile, join_processes())
+        world = self.processes.world
         self._scaler: Any = None
         self._loader: Any = None
         plugins = []
@@ -111,37 +96,38 @@ class _FabricEngine(Engine):
             self._scaler = torch.amp.GradScaler(device.type) if is_half else None
             kind = "16-mixed" if is_half else "bf16-mixed"
             plugins.append(fabric.plugins.MixedPrecision(kind, device.type, self._scaler))
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world > 1 else 1
         index = device.index or 0
         self._fabric = fabric.Fabric(
             accelerator=device.type,
             devices=local if local > 1 or device.type == "cpu" else [index],
-            num_nodes=world_size() // local,
-            strategy="ddp" if world_size() > 1 else "auto",
+            num_nodes=world // local,
+            strategy=_strategy(fabric) if world > 1 else "auto",
             plugins=plugins,
         )
         self._fabric.launch()
-        self.rank, self.world = self._fabric.global_rank, self._fabric.world_size
-        if self.world > 1 and self.rank != torch.distributed.get_rank():
+        if self._fabric.global_rank != self.processes.rank:
             raise CompressionError(
-                f"Process {torch.distributed.get_rank()} of torch.distributed would train as "
-                f"number {self.rank}. Start the processes with torchrun, which numbers them."
+                f"Process {self.processes.rank} of torch.distributed would train as number "
+                f"{self._fabric.global_rank}. Start the processes with torchrun, which numbers "
+                "them."
             )
 
     def setup(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Any]:
+        self.processes.share(model)  # before torch 2.13 the strategy would leave them as they are
         network, wrapped = self._fabric.setup(
             self._run_form(model), optimizer, _reapply_compile=False
         )
         return network, wrapped
 
     def batches(self, batches: Iterable[Any]) -> Iterable[Any]:
-        if self.world == 1:
+        if self.processes.world == 1:
             return batches
         if isinstance(batches, DataLoader):
             self._loader = self._fabric.setup_dataloaders(batches, move_to_device=False)
             loader: Iterable[Any] = self._loader
             return loader
-        return _Sharded(batches, self.rank, self.world)
+        return _Sharded(batches, self.processes.rank, self.processes.world)
 
     @property
     def loss_scale(self) -> float:
@@ -151,7 +137,7 @@ class _FabricEngine(Engine):
         self._fabric.backward(loss)
 
     def accumulating(self, network: nn.Module, enabled: bool) -> AbstractContextManager[Any]:
-        if self.world == 1:
+        if self.processes.world == 1:
             return nullcontext()
         context: AbstractContextManager[Any] = self._fabric.no_backward_sync(network, enabled)
         return context
@@ -159,25 +145,6 @@ class _FabricEngine(Engine):
     def clip(self, network: nn.Module, optimizer: Any, max_norm: float) -> None:
         # A step with an overflow is skipped by the scaler, so its norm does not matter.
         self._fabric.clip_gradients(network, optimizer, max_norm=max_norm, error_if_nonfinite=False)
-
-    def agreed(self, value: float) -> float:
-        return float(self._fabric.broadcast(value))
-
-    def mean(self, value: float) -> float:
-        whole = self._fabric.all_reduce(torch.tensor(value, dtype=torch.float64), reduce_op="mean")
-        return float(whole)
-
-    def gathered(self, parts: dict[int, Any]) -> dict[int, Any]:
-        if self.world == 1:
-            return parts
-        found: list[Any] = [None] * self.world
-        torch.distributed.all_gather_object(found, parts)
-        return {number: part for own in found for number, part in own.items()}
-
-    def share(self, model: nn.Module) -> None:
-        if self.world > 1:
-            for buffer in model.buffers():
-                torch.distributed.broadcast(buffer, 0)
 
     def state(self) -> dict[str, Any]:
         state = {} if self._scaler is None else {"scaler": self._scaler.state_dict()}
@@ -210,19 +177,16 @@ class _Sharded(Iterable[Any]):
         return len(self._batches) // self._world  # type: ignore[arg-type]
 
 
-def world_size() -> int:
-    """Return the number of processes that train together: of torch.distributed, or torchrun's."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
-    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-
-
 def choose_device(device: str | torch.device | None) -> torch.device:
     """Return the device that was asked for; None: CUDA, then MPS, then the CPU.
+
+    Of several processes each has its own GPU, where none is named by its number.
 
     Raises:
         CompressionError: It is not usable here.
     """
+    if world_size() > 1 and torch.cuda.is_available() and str(device) in ("None", "cuda"):
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -247,6 +211,16 @@ def make_engine(model: nn.Module, config: EngineConfig) -> Engine:
     if config.precision == "32" and world_size() == 1:
         return Engine(config.compile)
     return _FabricEngine(device_of(model), config)
+
+
+def _strategy(fabric: Any) -> Any:
+    """Return how processes share gradients; buffers are shared after an epoch, by `Processes`.
+
+    A forward pass thus talks to nobody, and may fail in one process.
+    """
+    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return fabric.strategies.DDPStrategy(**{buffers: False})  # torch 2.13 has another name for it
 
 
 def _import_fabric() -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from pbcompress.config.recovery import OptimizerConfig, RecoveryConfig
 from pbcompress.core.modules import device_of, preserved_mode
+from pbcompress.core.processes import Processes
 from pbcompress.core.randomness import seeded
 from pbcompress.core.turns import in_turn
 from pbcompress.errors import CompressionError
@@ -163,21 +165,20 @@ def train_epoch(
         DivergedError: A loss is not finite on finite data.
     """
     engine, network = stepper.engine, stepper.network
-    device = device_of(network)
+    device, processes = device_of(network), engine.processes
     expected = math.ceil(batch_count(batches) / stepper.accumulate)
-    losses, seen, steps = LossChecks(engine, device), 0, 0
+    losses, seen, steps = LossChecks(processes, device), 0, 0
     with seeded(*seed), seeded_generators(batches, torch.initial_seed() % 2**63):
-        for group in grouped(batches, stepper.accumulate):
+        for group in _together(grouped(batches, stepper.accumulate), processes):
             stepper.begin_step(min((steps + 0.5) / expected, 1.0) if expected else 0.5)
-            shares = _shares(group, engine, count)
+            shares = _shares(group, processes, count)
             while group:
-                place = _place(seen, engine)
+                place = _place(seen, processes)
                 batch, share = moved(group.pop(0), device), shares.pop(0)
                 losses.take_data(batch, place)
                 with engine.accumulating(network, bool(group)):
                     stepper.begin_batch(share)
-                    with in_batch(place):
-                        loss = objective(network, batch)
+                    loss = processes.each(partial(_loss, objective, network, batch, place))
                     losses.take_loss(loss)
                     engine.backward(loss if share == 1 else loss * share)
                 seen += 1
@@ -192,9 +193,33 @@ def train_epoch(
     return losses.mean(), steps
 
 
-def _place(number: int, engine: Engine) -> str:
-    own = "" if engine.world == 1 else f" that process {engine.rank} takes"
+def _loss(objective: Objective, network: nn.Module, batch: Any, place: str) -> Tensor:
+    with in_batch(place):
+        return objective(network, batch)
+
+
+def _place(number: int, processes: Processes) -> str:
+    own = "" if processes.world == 1 else f" that process {processes.rank} takes"
     return f"batch {number} of Data.train{own}"
+
+
+def _together(groups: Iterator[list[Any]], processes: Processes) -> Iterator[list[Any]]:
+    """Yield the groups of this process while all of them have some.
+
+    Raises:
+        CompressionError: In all of them, where one has none left before the others.
+    """
+    while True:
+        group = processes.each(lambda: next(groups, []))
+        sizes = [int(size) for size in processes.numbers(len(group))]
+        if len(set(sizes)) > 1:
+            raise CompressionError(
+                "Processes take equally many batches of Data.train for each step; in one step they "
+                f"had {sizes}. Give all of them the same data, of one length."
+            )
+        if not group:
+            return
+        yield group
 
 
 def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -205,16 +230,16 @@ def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _shares(
-    group: Sequence[Any], engine: Engine, count: Callable[[Any], int] = sample_count
+    group: Sequence[Any], processes: Processes, count: Callable[[Any], int] = sample_count
 ) -> list[float]:
     """Return by what each batch's loss, a mean over samples, goes into that of all of a step.
 
     Gradients of several processes are averaged, so all of their samples are counted.
     """
-    if len(group) == 1 and engine.world == 1:
+    if len(group) == 1 and processes.world == 1:
         return [1.0]
     counts = [count(batch) for batch in group]
-    whole = engine.mean(sum(counts))
+    whole = processes.mean(sum(counts))
     return [own / max(whole, 1) for own in counts]
 
 
@@ -222,7 +247,7 @@ def predict(
     model: nn.Module,
     batches: Batches,
     task: Task,
-    engine: Engine | None = None,
+    processes: Processes | None = None,
     name: str = "the split",
 ) -> tuple[Any, Any, int]:
     """Return outputs and targets of a split, joined, on the CPU, and its number of samples.
@@ -234,25 +259,12 @@ def predict(
         batches: The split.
         task: Forward and reduce; and the metric, where batches have axes of different lengths (see
             `joined_at_any_length`).
-        engine: See `evaluate`.
+        processes: See `evaluate`.
         name: Of the split, for messages.
     """
-    device, engine = device_of(model), engine or Engine()
-    parts: dict[int, Any] = {}
-    with (
-        preserved_mode(model, training=False),
-        torch.no_grad(),
-        seeded("evaluate"),
-        seeded_generators(batches, 0),
-    ):
-        for number, batch in enumerate(batches):
-            if number % engine.world == engine.rank:
-                place = f"batch {number} of {name}"
-                batch = moved_and_checked(batch, device, place)  # an accuracy would not tell
-                with in_batch(place):
-                    output, target = tree_map(_to_cpu, task.scored(model, batch))
-                parts[number] = (output, target, samples_of(output, target, batch))
-    parts = engine.gathered(parts)
+    processes = processes or Processes()
+    own = processes.each(partial(_own_outputs, model, batches, task, processes, name))
+    parts = {number: part for found in processes.gathered(own) for number, part in found.items()}
     if not parts:
         raise CompressionError(
             f"{name[:1].upper()}{name[1:]} yielded no batch. Give batches that can be gone through "
@@ -261,9 +273,30 @@ def predict(
     return joined_at_any_length([parts[number] for number in sorted(parts)], task.metric)
 
 
+def _own_outputs(
+    model: nn.Module, batches: Batches, task: Task, processes: Processes, name: str
+) -> dict[int, Any]:
+    """Return outputs, targets and samples of the batches that this process takes, by number."""
+    device, parts = device_of(model), dict[int, Any]()
+    with (
+        preserved_mode(model, training=False),
+        torch.no_grad(),
+        seeded("evaluate"),
+        seeded_generators(batches, 0),
+    ):
+        for number, batch in enumerate(batches):
+            if number % processes.world == processes.rank:
+                place = f"batch {number} of {name}"
+                batch = moved_and_checked(batch, device, place)  # an accuracy would not tell
+                with in_batch(place):
+                    output, target = tree_map(_to_cpu, task.scored(model, batch))
+                parts[number] = (output, target, samples_of(output, target, batch))
+    return parts
+
+
 @in_turn
 def evaluate(
-    model: nn.Module, batches: Batches, task: Task, engine: Engine | None = None
+    model: nn.Module, batches: Batches, task: Task, processes: Processes | None = None
 ) -> tuple[float, int]:
     """Return the metric of a split and its number of samples; mode and statistics stay.
 
@@ -271,16 +304,18 @@ def evaluate(
         model: Any network.
         batches: The split.
         task: Metric and forward.
-        engine: Of several processes each runs its part of the batches, and all of them take the
-            metric of the whole split; None: one process.
+        processes: Each runs its part of the batches, and all of them take the metric of the whole
+            split; None: this one alone.
 
     Example:
         >>> net = nn.Linear(2, 2)
         >>> evaluate(net, [(torch.zeros(3, 2), torch.zeros(3, dtype=torch.long))], Task())[1]
         3
     """
-    output, target, samples = predict(model, batches, task, engine)
-    return to_number(task.metric(output, target), "Task.metric"), samples
+    processes = processes or Processes()
+    output, target, samples = predict(model, batches, task, processes)
+    value = processes.each(lambda: to_number(task.metric(output, target), "Task.metric"))
+    return processes.agreed(value), samples
 
 
 def _to_cpu(leaf: Any) -> Any:

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from pbcompress.core.processes import Processes
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.training.batch_tensors import finite_parts, not_finite
-from pbcompress.training.engine import Engine
 
 __all__ = ["BATCHES", "LossChecks"]
 
@@ -22,7 +22,7 @@ class LossChecks:
     in `BATCHES` batches and at the end.
 
     Args:
-        engine: Of several processes, all stop together: at the end.
+        processes: Of several, all stop together: at the end.
         device: Of the losses.
 
     Attributes:
@@ -30,16 +30,16 @@ class LossChecks:
         count: Batches that were taken.
 
     Example:
-        >>> checks = LossChecks(Engine(), torch.device("cpu"))
+        >>> checks = LossChecks(Processes(), torch.device("cpu"))
         >>> checks.take_data([torch.ones(2)], "batch 0")
         >>> checks.take_loss(torch.tensor(0.5))
         >>> checks.total, checks.count
         (0.5, 1)
     """
 
-    def __init__(self, engine: Engine, device: torch.device) -> None:
+    def __init__(self, processes: Processes, device: torch.device) -> None:
         self.total, self.count = 0.0, 0
-        self._engine, self._is_late = engine, device.type != "cpu"
+        self._processes, self._is_late = processes, device.type != "cpu"
         self._places: list[str] = []
         self._are_finite: list[list[Tensor]] = []
         self._losses: list[Tensor] = []
@@ -49,7 +49,7 @@ class LossChecks:
         """Take note of a batch before it is used; ``place`` names it."""
         self._places.append(place)
         self._are_finite.append(list(finite_parts(batch)))
-        if not self._is_late and self._engine.world == 1 and not self._has_finite_data(-1):
+        if not self._is_late and self._processes.world == 1 and not self._has_finite_data(-1):
             raise not_finite(place)
 
     def take_loss(self, loss: Tensor) -> None:
@@ -72,7 +72,7 @@ class LossChecks:
         for index, value in enumerate(values):
             if not math.isfinite(value):
                 self._bad.append(self._reason(index, value))
-                if self._engine.world == 1:
+                if self._processes.world == 1:
                     raise self._bad[0]
             self.total, self.count = self.total + value, self.count + 1
         for held in (self._places, self._are_finite, self._losses):
@@ -84,7 +84,7 @@ class LossChecks:
         Raises:
             CompressionError: In all of them, what `settle` found in one.
         """
-        mean = self._engine.mean(self.total / self.count)
+        mean = self._processes.mean(self.total / self.count)
         if not math.isfinite(mean):
             raise self._first_bad()
         return mean
@@ -103,8 +103,7 @@ class LossChecks:
 
     def _first_bad(self) -> CompressionError:
         """Return, in every process, why the loss of one of them is not finite; data come first."""
-        parts = self._engine.gathered({self._engine.rank: self._bad})
-        found = [err for number in sorted(parts) for err in parts[number]]
+        found = [err for own in self._processes.gathered(self._bad) for err in own]
         found.sort(key=lambda err: isinstance(err, DivergedError))
         lost = DivergedError("The mean loss of an epoch is too large. Lower OptimizerConfig.lr.")
         return found[0] if found else lost

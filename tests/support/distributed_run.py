@@ -28,6 +28,7 @@ from pbcompress.recovery.checkpoint import Checkpoint
 from pbcompress.training.engine import make_engine
 from pbcompress.training.loop import evaluate
 from pbcompress.training.task import accuracy
+from tests.support import compress_run
 
 CASES = {
     "correlation": DendriteConfig(max_sets=2),
@@ -135,7 +136,7 @@ def evaluation() -> tuple[float, int, int]:
         return model(batch[0]), batch[1]
 
     task = Task(metric=median_error, forward=forward)
-    return *evaluate(model, val, task, make_engine(model, EngineConfig())), ran
+    return *evaluate(model, val, task, make_engine(model, EngineConfig()).processes), ran
 
 
 def main() -> None:
@@ -143,9 +144,9 @@ def main() -> None:
     results = {name: train(name, BATCH) for name in CASES}
     loaded = [train_from_a_loader(folder, stop_after) for stop_after in (0, 3)]
     epochs = epochs_in_time()
-    torch.save(
-        (results, loaded, evaluation(), epochs), folder / f"{torch.distributed.get_rank()}.pt"
-    )
+    rank = torch.distributed.get_rank()
+    compressed = compress_run.first_findings(rank, folder)
+    torch.save((results, loaded, evaluation(), epochs, compressed), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 

@@ -16,7 +16,6 @@ from pbcompress import (
     DendriteConfig,
     EngineConfig,
     Task,
-    compress,
     cycles,
     recover_,
 )
@@ -25,7 +24,7 @@ from pbcompress.dendrites.growth import attach_dendrites_
 from pbcompress.dendrites.layer import dendrite_layers
 from pbcompress.recovery.policy import PhaseKind
 from pbcompress.training.distillation import make_objective
-from pbcompress.training.engine import Engine, make_engine
+from pbcompress.training.engine import Engine, choose_device, make_engine
 from pbcompress.training.loop import Stepper, train_epoch
 from tests.support.configs import recovery_of
 
@@ -319,11 +318,13 @@ def test_without_lightning_mixed_precision_is_refused_with_what_to_install(monke
     assert type(make_engine(network(), EngineConfig())) is Engine
 
 
-def test_compress_is_refused_in_one_of_several_processes(monkeypatch) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(CompressionError, match="one of 2 processes"):
-        compress(network(), 0.5, data=data())
+@pytest.mark.parametrize("asked", [None, "cuda", torch.device("cuda")])
+def test_each_of_several_processes_has_the_gpu_of_its_number(asked, monkeypatch) -> None:
+    for name, value in (("TORCHELASTIC_RUN_ID", "1"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
+    assert choose_device(asked) == torch.device("cuda", 3)
 
 
 def test_the_layers_of_the_network_have_dendrites_to_train() -> None:

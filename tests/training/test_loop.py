@@ -23,6 +23,7 @@ from pbcompress import (
     RecoveryConfig,
     recover_,
 )
+from pbcompress.core.processes import Processes
 from pbcompress.errors import CompressionError, DivergedError
 from pbcompress.training.data_checks import check_data
 from pbcompress.training.distillation import make_objective
@@ -621,7 +622,7 @@ def test_steps_follow_the_mean_over_samples(group: int, sizes: tuple[int, ...]) 
     np.testing.assert_allclose(model.weight.detach().numpy().T, weight, rtol=1e-10)
 
 
-class OfTwo(Engine):
+class OfTwo(Processes):
     """One of two processes; the other one has so many samples in a step."""
 
     world = 2
