@@ -6,7 +6,7 @@ The lines are the packed ones beside this script.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pbcompress.core.text_tables import render_markdown
 from scripts.language.run import ARMS, TARGETS
@@ -39,13 +39,20 @@ def page(lines: Sequence[Line]) -> str:
         "paired by seed, with 95 % intervals. Seconds are of one thread, all in one go with "
         "planning, export and its proof. Made by `scripts/language/`.",
         "",
-        render_markdown([HEAD, *(_row(lines, target, arm) for target in TARGETS for arm in ARMS)]),
+        render_markdown([HEAD, *_rows(lines)]),
     ]
     return "\n".join(text) + "\n"
 
 
-def _row(lines: Sequence[Line], target: float, arm: str) -> tuple[str, ...]:
-    own = [line for line in lines if (line["target"], line["arm"]) == (target, arm)]
+def _rows(lines: Sequence[Line]) -> Iterator[tuple[str, ...]]:
+    for target in TARGETS:
+        for arm in ARMS:
+            own = [line for line in lines if (line["target"], line["arm"]) == (target, arm)]
+            if own:
+                yield _row(own, target, arm)
+
+
+def _row(own: Sequence[Line], target: float, arm: str) -> tuple[str, ...]:
     test = statistics.mean(line["test"] for line in own)
     seconds = statistics.median(line["seconds"] for line in own)
     times = [_times(own, split) for split in ("test", "val")]

@@ -6,6 +6,7 @@ Other lines than the packed ones are named as its argument.
 """
 
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ SAID = {
     "meet a tensor of fixed size": "a table of positions, a mask, or the positions themselves",
     "whole heads go": "the width of heads; whole heads go there",
     "one channel": "nothing is left of it otherwise",
+    "go all together": "halves that are shuffled block after block, one head, or one per group",
     "picked one by one": "an axis of queries, keys and values, or of two answers",
     "looks its rows up": "the words of a tied embedding",
     "uneven parts": "uneven parts are cut alike; here heads ask for other channels to go",
@@ -39,6 +41,7 @@ MENDED = (
     "numbers that are written where a mask holds count as element by element",
     "a channel that is picked for its shape alone may go",
     "a stream whose width the code divides by the number of its heads loses whole heads",
+    "standard deviations, flips and circular padding let channels through",
     "`chunk` and `tensor_split` into uneven parts lose as many channels of each part",
 )
 HIT = 0.98  # of the target, from where on a network has landed
@@ -116,8 +119,11 @@ def _reasons(networks: Sequence[Line]) -> list[str]:
     where: Counter[str] = Counter()
     for r in networks:
         found = r.get("reasons") or ({OUTPUT: 1} if r.get("left_alone") == 1 else {})
-        layers.update(found)
-        where.update(dict.fromkeys(found, 1))
+        own: Counter[str] = Counter()
+        for reason, count in found.items():
+            own[re.sub(r"\d+ channels", "… channels", reason)] += count
+        layers.update(own)
+        where.update(dict.fromkeys(own, 1))
     if not any("reasons" in r for r in networks):
         return []
     rows = [

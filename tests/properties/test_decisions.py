@@ -32,7 +32,7 @@ LINK = re.compile(r"(?:\]\(|^\[[^\]]+\]: )([^)\s]+)", re.MULTILINE)
 
 
 def test_decisions_are_numbered_without_gaps():
-    assert len(DECISIONS) == 155
+    assert len(DECISIONS) == 156
     assert [name[:5] for name in DECISIONS] == [f"{n:04d}-" for n in range(1, len(DECISIONS) + 1)]
 
 
