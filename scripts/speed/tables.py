@@ -30,8 +30,7 @@ Rows = dict[str, dict[str, Line]]  # of one target: by network, then by arm
 
 def page(lines: Sequence[Line]) -> str:
     """Return the page."""
-    timed = [line for line in lines if "network" in line and "forms" not in line]
-    later = [line for line in lines if "forms" in line]  # all forms, in runs of their own
+    timed = [line for line in lines if "network" in line]
     parts = ["# How fast is what ships?", "", QUESTION, ""]
     if not lines:
         return "\n".join([*parts, "There are no lines yet."]) + "\n"
@@ -50,11 +49,17 @@ def page(lines: Sequence[Line]) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def rows_of(lines: Iterable[Line], target: float) -> Rows:
-    """Return the lines of a target by network and arm."""
+def rows_of(lines: Iterable[Line], target: float, *, later: bool = False) -> Rows:
+    """Return the lines of a target by network and arm.
+
+    Args:
+        lines: Of networks.
+        target: Share of the parameters.
+        later: Whether to take those of later runs, in all forms.
+    """
     rows: Rows = {}
     for line in lines:
-        if line["target"] == target:
+        if line["target"] == target and ("forms" in line) is later:
             rows.setdefault(line["network"], {})[line["arm"]] = line
     return rows
 
