@@ -39,9 +39,8 @@ def page(lines: Sequence[Line]) -> str:
     parts += ["", "![how fast each network is](speed.svg)", ""] if targets else []
     for target, rows in targets.items():
         parts += [f"## {target:.0%} of the parameters", ""]
-        forms = {
-            name: {**own, **rows_of(later, target).get(name, {})} for name, own in rows.items()
-        }
+        later = rows_of(timed, target, later=True)
+        forms = {name: {**own, **later.get(name, {})} for name, own in rows.items()}
         parts += [*_by_arm(rows), "", *_by_form(forms), "", *_failures(rows)]
     trained = [line for line in lines if "task" in line]
     if trained:
