@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pbcompress.errors import StateMismatchError
 from pbcompress.pruning.slicing import cut_, keep_in_step, owners_of
 from pbcompress.pruning.weight_norms import is_computed, normed_weights, refresh_
-from pbcompress.structure.dimensions import Kept, dimension_size, parameter_axes
+from pbcompress.structure.dimensions import Kept, dimension_size, parameter_axes, what_stays
 
 __all__ = ["LayerCut", "check_cuts", "cut_all_", "kept_of"]
 
@@ -85,9 +85,8 @@ def kept_of(model: nn.Module, steps: Sequence[LayerCut]) -> dict[nn.Parameter, K
     kept: dict[nn.Parameter, dict[int, Tensor]] = defaultdict(dict)
     for step in steps:
         for parameter, axis, size in parameter_axes(model, step.layer, step.dim):
-            stays = torch.ones(size, dtype=torch.bool)
-            stays[torch.tensor(step.removed, dtype=torch.long) % size] = False
-            kept[parameter][axis] = stays.nonzero().squeeze(1)
+            removed = torch.tensor(step.removed, dtype=torch.long) % size
+            kept[parameter][axis] = what_stays(size, removed)
     return dict(kept)
 
 

@@ -12,7 +12,7 @@ from pbcompress.core.sharded_files import Folder, Shard, StoredTensor, shard_wri
 from pbcompress.errors import StateMismatchError, UnwritableError, a_few
 from pbcompress.pruning.cuts import LayerCut
 from pbcompress.pruning.unit_choice import UnitChoice
-from pbcompress.structure.dimensions import Kept, keep
+from pbcompress.structure.dimensions import Kept, keep, what_stays
 
 __all__ = ["check_layers", "energies_of", "kept_in_files", "written"]
 
@@ -53,9 +53,8 @@ def kept_in_files(folder: Folder, steps: Sequence[LayerCut], names: Names) -> di
     for step in steps:
         for tensor, axis in _cut_axes(folder, step.layer, step.dim, step.width, names):
             size = tensor.shape[axis]
-            stays = torch.ones(size, dtype=torch.bool)
-            stays[torch.tensor(step.removed, dtype=torch.long) % size] = False
-            kept[tensor.name][axis] = stays.nonzero().squeeze(1)
+            removed = torch.tensor(step.removed, dtype=torch.long) % size
+            kept[tensor.name][axis] = what_stays(size, removed)
     return dict(kept)
 
 

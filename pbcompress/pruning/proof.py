@@ -24,6 +24,7 @@ from pbcompress.pruning.cuts import LayerCut, kept_of
 from pbcompress.pruning.proof_weights import ProofNetwork, Rows, cut_copy, disturbed_copy, masked
 from pbcompress.pruning.remaining import OtherPathError, Remaining, gone_along
 from pbcompress.pruning.weight_norms import computed_weights, is_computed, normed_weights
+from pbcompress.structure.dimensions import what_stays
 from pbcompress.structure.layer_geometry import LayerGeometry
 from pbcompress.structure.tracer import Trace
 
@@ -322,9 +323,7 @@ def _others(layer: nn.Module, gone: Sequence[int] | None) -> Tensor | None:
     """Return the outputs of a layer that remain, None if all do."""
     if gone is None:
         return None
-    stays = torch.ones(LayerGeometry.of(layer).out_width, dtype=torch.bool)
-    stays[torch.tensor(gone)] = False
-    return stays.nonzero().squeeze(1)
+    return what_stays(LayerGeometry.of(layer).out_width, gone)
 
 
 def _difference(

@@ -15,7 +15,7 @@ from torch_pruning import ops
 from torch_pruning.pruner.function import PrunerBox
 
 from pbcompress.pruning.weight_norms import is_computed
-from pbcompress.structure.dimensions import ATTRIBUTE
+from pbcompress.structure.dimensions import ATTRIBUTE, what_stays
 from pbcompress.structure.layer_geometry import has_own_groups, is_depthwise
 
 __all__ = ["Owners", "cut_", "keep_in_step", "owners_of"]
@@ -70,7 +70,7 @@ def _cut_tensor(
     module: nn.Module, name: str, axis: int, removed: Sequence[int], owners: Owners
 ) -> None:
     old: Tensor = getattr(module, name)
-    new = _selected(old, axis, _what_stays(old.shape[axis], removed))
+    new = _selected(old, axis, what_stays(old.shape[axis], removed))
     known = dict.fromkeys([*owners.get(id(old), []), (module, name)])  # some may hold others now
     held = [(o, own) for o, own in known if o._parameters.get(own, o._buffers.get(own)) is old]
     owners[id(new)] = held
@@ -78,12 +78,6 @@ def _cut_tensor(
         setattr(owner, own, new)
         if not is_computed(owner):  # else its weight is not ready
             keep_in_step(owner)
-
-
-def _what_stays(size: int, removed: Sequence[int]) -> Tensor:
-    stays = torch.ones(size, dtype=torch.bool)
-    stays[torch.tensor(removed, dtype=torch.long)] = False
-    return stays.nonzero().squeeze(1)
 
 
 def _selected(tensor: Tensor, axis: int, kept: Tensor) -> Tensor:
@@ -102,7 +96,7 @@ def _selected(tensor: Tensor, axis: int, kept: Tensor) -> Tensor:
 
 def _cut_plain(layer: nn.Module, dim: str, removed: Sequence[int]) -> None:
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-        kept = _what_stays(layer.num_features, removed)
+        kept = what_stays(layer.num_features, removed)
         for held, names in ((layer._parameters, _AFFINE), (layer._buffers, _STATISTICS)):
             for name in names:
                 if (tensor := held.get(name)) is not None:

@@ -23,6 +23,7 @@ __all__ = [
     "parameter_axes",
     "stated_sizes",
     "weight_name",
+    "what_stays",
 ]
 
 _MIXING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -179,6 +180,13 @@ def parameter_axes(
         found = module._parameters.get(name)
         if found is not None:
             yield found, int(axis), found.shape[int(axis)]
+
+
+def what_stays(size: int, removed: Sequence[int] | Tensor) -> Tensor:
+    """Return the indices of a dimension that are not removed."""
+    stays = torch.ones(size, dtype=torch.bool)
+    stays[torch.as_tensor(removed, dtype=torch.long)] = False
+    return stays.nonzero().squeeze(1)
 
 
 def keep(tensor: Tensor, kept: Kept) -> Tensor:
